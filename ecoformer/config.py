@@ -1,0 +1,155 @@
+"""The typed schema of every run. YAML is merged into it once, in train.py and eval.py; nothing else reads YAML."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+
+@dataclass
+class ModelConfig:
+    """A timm model. `patch_stride` overrides the stride of the first patch embedding, for small images."""
+
+    name: str = MISSING
+    drop_path_rate: float = 0.0
+    patch_stride: int | None = None
+    kwargs: dict[str, Any] = field(default_factory=dict)  # further arguments of timm.create_model
+
+
+@dataclass
+class DataConfig:
+    name: str = MISSING  # digits, cifar10, cifar100, imagenet, folder
+    root: str | None = None
+    img_size: int = 224
+    in_memory: bool | None = None  # None: in memory where images are small and fit
+    download: bool = False
+    num_workers: int = 2
+    crop_pct: float = 0.875
+    interpolation: str = "bicubic"
+    mean: list[float] | None = None  # None: the data set's own, else ImageNet's
+    std: list[float] | None = None
+    max_train_samples: int | None = None
+    max_val_samples: int | None = None
+
+
+@dataclass
+class AugmentConfig:
+    """Augmentation. Keys marked "file loader" work on single images and are refused for data held in memory."""
+
+    hflip: float = 0.5
+    crop_padding: int = 0  # in memory: pad by this many pixels, then crop at random
+    scale: list[float] | None = None  # file loader: random resized crop, area range
+    ratio: list[float] | None = None
+    color_jitter: float = 0.0  # file loader
+    auto_augment: str | None = None  # file loader: timm policy string
+    random_erase: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    mix_prob: float = 1.0
+    mix_switch_prob: float = 0.5
+    repeats: int = 0  # repeated augmentation (file loader); 0 or 1: off
+
+
+@dataclass
+class OptimConfig:
+    name: str = "adamw"
+    lr: float = 5e-4
+    lr_base_batch: int = 0  # 0: lr as it stands; else lr is multiplied by global_batch / lr_base_batch
+    weight_decay: float = 0.05
+    momentum: float = 0.9
+    betas: list[float] | None = None
+    clip_grad: float | None = None
+
+
+@dataclass
+class ScheduleConfig:
+    name: str = "cosine"
+    warmup_epochs: int = 0
+    warmup_lr: float = 1e-6
+    min_lr: float = 1e-6
+
+
+@dataclass
+class TrainConfig:
+    epochs: int = 100
+    batch_size: int = 128  # per process
+    eval_batch_size: int | None = None  # None: the same
+    grad_accum: int = 1
+    amp: str = "off"  # off, bf16, fp16
+    smoothing: float = 0.0
+    ema_decay: float = 0.0  # 0: off
+    channels_last: bool = False
+    compile: bool = False
+    log_every: int = 50  # steps between lines in metrics.jsonl
+    max_steps: int | None = None  # per epoch; for smoke runs
+    progress: bool = True
+
+
+@dataclass
+class InitConfig:
+    pretrained: bool = False
+    checkpoint: str | None = None  # a run's best.pt or last.pt; attention weights are converted as needed
+
+
+@dataclass
+class HashUpdateConfig:
+    """When and on what the hash functions are fitted. Epochs count from 0; a fit comes before the epoch's steps."""
+
+    enabled: bool = True
+    at_epochs: list[int] = field(default_factory=lambda: [0])
+    every: int = 0  # also every n epochs; 0: never
+    num_images: int = 32
+
+
+@dataclass
+class EnergyLogConfig:
+    enabled: bool = True
+
+
+@dataclass
+class CallbacksConfig:
+    hash_update: HashUpdateConfig = field(default_factory=HashUpdateConfig)
+    energy_log: EnergyLogConfig = field(default_factory=EnergyLogConfig)
+
+
+@dataclass
+class WandbConfig:
+    enabled: bool = False
+    project: str = "ecoformer"
+    name: str | None = None
+    tags: list[str] = field(default_factory=list)
+
+
+@dataclass
+class LoggerConfig:
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+
+
+@dataclass
+class EnergyConfig:
+    convention: str = "paper"
+    profile: str = "45nm_fp32"
+
+
+@dataclass
+class Config:
+    model: ModelConfig = field(default_factory=ModelConfig)
+    attention: dict[str, Any] = field(default_factory=lambda: {"name": "stock"})
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    init: InitConfig = field(default_factory=InitConfig)
+    callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    energy: EnergyConfig = field(default_factory=EnergyConfig)
+    seed: int = 0
+    device: str = "auto"  # auto, cpu, cuda, cuda:N
+    threads: int | None = None  # CPU threads; None: torch's choice
+    deterministic: bool = True
+    output_dir: str = MISSING
+    resume: str = "off"  # off, auto, or a checkpoint file
+    dry_run: bool = False
