@@ -1,0 +1,248 @@
+"""Fit the hash functions of kernelised binary codes, with no N x N matrix.
+
+Source: Liu et al., "EcoFormer: Energy-Saving Attention with Linear Complexity", NeurIPS 2022, section 4.2. The
+naive form is `hash_fit_reference`; both give the same bits.
+
+Shapes: B batch, H heads, N tokens, C head channels, K code bits, M anchors, T steps; P = H * B (head, sample)
+pairs in that order; r bits already fitted.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ecoformer.errors import InputError
+from ecoformer.ops.kernel_hash import kernel_features, sign
+
+SIMILARITIES_PER_CHUNK = 1 << 20  # 4 MiB of float32: a block that the last-level cache holds
+
+
+@dataclass(frozen=True)
+class HashFit:
+    """A fitted hash and how the fit went. Everything is on the input's device; no field needs a gradient.
+
+    A_HKM, mean_HM: the hash functions and the mean kernel features, float32 (float64 for float64 input).
+    accepted_K: True where the hard-code loss fell; elsewhere A_HKM keeps its old row.
+    objective_before_K, objective_after_K: the hard-code loss of each bit with the old and with the kept row,
+        float64; the smaller the better.
+    finite_K: False where optimising the bit met NaN or infinity, which also means "not accepted".
+    usable_B: False for samples left out because a token or a kernel feature was NaN or infinite. If it is
+        False everywhere nothing could be fitted: finite_K is False, mean_HM zero, and A_HKM the old one.
+    candidate_HKM, objective_candidate_K: the optimised rows, kept or not, and their hard-code loss.
+    trace_KT: the soft loss before each step.
+    """
+
+    A_HKM: Tensor
+    mean_HM: Tensor
+    accepted_K: Tensor
+    objective_before_K: Tensor
+    objective_after_K: Tensor
+    finite_K: Tensor
+    usable_B: Tensor
+    candidate_HKM: Tensor
+    objective_candidate_K: Tensor
+    trace_KT: Tensor
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """float64 stays; everything else is fitted in float32."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def check_fit_inputs(x_BHNC: Tensor, anchors_HMC: Tensor, A_HKM: Tensor, *, top_k: int, steps: int) -> None:
+    """Raise InputError for values a user can set wrong; assert the shapes that only code can get wrong."""
+    assert x_BHNC.dim() == 4 and anchors_HMC.dim() == 3 and A_HKM.dim() == 3
+    _, num_heads, num_tokens, channels = x_BHNC.shape
+    assert anchors_HMC.shape == (num_heads, A_HKM.shape[2], channels) and A_HKM.shape[0] == num_heads
+    if x_BHNC.shape[0] < 1 or A_HKM.shape[1] < 1 or A_HKM.shape[2] < 1:
+        raise InputError(
+            f"hash fit got {x_BHNC.shape[0]} samples, {A_HKM.shape[1]} bits and {A_HKM.shape[2]} anchors: "
+            "it needs at least one of each"
+        )
+    if not 1 <= top_k <= num_tokens // 2:
+        raise InputError(
+            f"top_k={top_k} must lie in [1, {num_tokens // 2}], half of the {num_tokens} tokens: "
+            "more would count a token as similar and dissimilar at once; change top_k or raise the image size"
+        )
+    if steps < 1:
+        raise InputError(f"steps={steps} must be at least 1")
+
+
+def nearest_and_farthest(x_PNC: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    """The top_k most and the top_k least similar tokens of every token, by dot product, itself included.
+
+    Returns the token indices (P, N, 2 * top_k), most similar ones first, and their signs in x's dtype: +1 or
+    -1, or 0 for a token whose top_k-th largest similarity does not exceed its top_k-th smallest (a zero token,
+    identical tokens), which tells no token from another.
+    """
+    pairs, num_tokens, _ = x_PNC.shape
+    index_PNk = torch.empty(pairs, num_tokens, 2 * top_k, dtype=torch.int64, device=x_PNC.device)
+    sign_PNk = torch.empty(pairs, num_tokens, 2 * top_k, dtype=x_PNC.dtype, device=x_PNC.device)
+    rows = max(1, min(num_tokens, SIMILARITIES_PER_CHUNK // num_tokens))
+    for pair in range(pairs):
+        x_CN = x_PNC[pair].t()
+        for start in range(0, num_tokens, rows):
+            chunk = slice(start, min(start + rows, num_tokens))
+            similarity = x_PNC[pair, chunk] @ x_CN
+            top = similarity.topk(top_k, dim=1, sorted=False)
+            bottom = similarity.topk(top_k, dim=1, largest=False, sorted=False)
+            informative = (top.values.amin(dim=1) > bottom.values.amax(dim=1)).to(x_PNC.dtype)
+            index_PNk[pair, chunk, :top_k] = top.indices
+            index_PNk[pair, chunk, top_k:] = bottom.indices
+            sign_PNk[pair, chunk, :top_k] = informative[:, None]
+            sign_PNk[pair, chunk, top_k:] = -informative[:, None]
+    return index_PNk, sign_PNk
+
+
+def symmetric_targets(x_PNC: Tensor, top_k: int, scale: float) -> Tensor:
+    """scale * (S0 + S0^T) over all P * N tokens as one block-diagonal CSR matrix with 32-bit indices."""
+    pairs, num_tokens, _ = x_PNC.shape
+    index_PNk, sign_PNk = nearest_and_farthest(x_PNC, top_k)
+    size = pairs * num_tokens
+    offset_P = torch.arange(pairs, device=x_PNC.device) * num_tokens
+    column = (index_PNk + offset_P[:, None, None]).flatten()
+    row = torch.arange(size, device=x_PNC.device).repeat_interleave(2 * top_k)
+    value = sign_PNk.flatten() * scale
+    indices = torch.stack([torch.cat([row, column]), torch.cat([column, row])])
+    values = torch.cat([value, value])
+    coo = torch.sparse_coo_tensor(indices, values, (size, size), check_invariants=False).coalesce()
+    row_start = torch.zeros(size + 1, dtype=torch.int32, device=x_PNC.device)
+    row_start[1:] = torch.bincount(coo.indices()[0], minlength=size).cumsum(0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+        return torch.sparse_csr_tensor(
+            row_start, coo.indices()[1].int(), coo.values(), (size, size), check_invariants=False
+        )
+
+
+class HashObjective:
+    """The loss of the next bit, -y^T S y / (N K) averaged over samples and heads, and its gradient.
+
+    S = K S0 - sum over earlier bits of y_r y_r^T is never formed: y^T S y = K y^T S0 y - sum (y^T y_r)^2, with
+    S0 sparse (2 * top_k entries per row). S is not symmetric but only its symmetric part counts.
+    """
+
+    def __init__(self, x_BHNC: Tensor, features_BHNM: Tensor, usable_B: Tensor, *, num_bits: int, top_k: int) -> None:
+        num_samples, self.num_heads, num_tokens, num_anchors = features_BHNM.shape
+        self.features_HMR = features_BHNM.permute(1, 3, 0, 2).reshape(self.num_heads, num_anchors, -1)
+        x_PNC = x_BHNC.transpose(0, 1).flatten(0, 1)
+        self.targets = symmetric_targets(x_PNC, top_k, 0.5 * num_bits)
+        self.pairs, self.num_tokens = self.num_heads * num_samples, num_tokens
+        self.usable_R = usable_B.repeat(self.num_heads).repeat_interleave(num_tokens).to(x_BHNC.dtype)
+        self.codes_PKN = x_BHNC.new_zeros(self.pairs, num_bits, num_tokens)
+        self.num_fitted = 0
+        self.scale = -1 / (usable_B.sum(dtype=torch.float64) * (self.num_heads * num_tokens * num_bits))
+
+    def project(self, a_HM: Tensor) -> Tensor:
+        return torch.bmm(a_HM.unsqueeze(1), self.features_HMR).flatten()
+
+    def residual_product(self, y_R: Tensor) -> tuple[Tensor, Tensor]:
+        """(S + S^T)/2 y as (R,), and y^T y_r of the earlier bits as (P, 1, r)."""
+        product_R = torch.mv(self.targets, y_R)
+        earlier_PrN = self.codes_PKN[:, : self.num_fitted]
+        overlap_P1r = torch.bmm(y_R.view(self.pairs, 1, -1), earlier_PrN.transpose(1, 2))
+        product_R.view(self.pairs, 1, -1).baddbmm_(overlap_P1r, earlier_PrN, alpha=-1)
+        return product_R, overlap_P1r
+
+    def soft(self, a_HM: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss with y = 2 sigmoid(k a) - 1 = tanh(k a / 2), and its gradient (H, M)."""
+        y_R = self.project(a_HM * 0.5).tanh_()
+        product_R, _ = self.residual_product(y_R)
+        weighted_R = y_R * product_R
+        loss = weighted_R.sum() * self.scale
+        slope_R = torch.addcmul(product_R, weighted_R, y_R, value=-1)
+        gradient_H1M = torch.bmm(slope_R.view(self.num_heads, 1, -1), self.features_HMR.transpose(1, 2))
+        return loss, gradient_H1M.squeeze(1) * self.scale
+
+    def codes(self, a_HM: Tensor) -> Tensor:
+        """Codes (R,) in {-1, +1}; 0 in samples that were left out."""
+        return sign(self.project(a_HM)) * self.usable_R
+
+    def hard(self, code_R: Tensor) -> Tensor:
+        """The loss of codes. Every product is a small integer (or half one), so float64 sums are exact."""
+        product_R, _ = self.residual_product(code_R)
+        return (code_R * product_R).sum(dtype=torch.float64) * self.scale
+
+    def append(self, code_R: Tensor) -> None:
+        """Take the codes of a bit that is fitted out of the residual S."""
+        self.codes_PKN[:, self.num_fitted] = code_R.view(self.pairs, -1)
+        self.num_fitted += 1
+
+
+@torch.no_grad()
+def fit_hash(
+    x_BHNC: Tensor, anchors_HMC: Tensor, A_HKM: Tensor, *, top_k: int, lr: float, momentum: float, steps: int
+) -> HashFit:
+    """Fit K hash functions per head, one after the other, by SGD with Nesterov momentum.
+
+    Args:
+        x_BHNC: L2-normalised tokens (zero tokens stay zero). Half precision is computed in float32.
+        anchors_HMC: kernel anchors.
+        A_HKM: hash functions to start from.
+        top_k: tokens that count as similar, and as dissimilar, to each token; at most N / 2.
+        lr, momentum, steps: SGD, per bit.
+
+    Memory grows with B H N (top_k + K + M). No result is read by the host inside the loop, and equal inputs
+    give equal results. A bit that meets NaN or infinity keeps its old value (see HashFit.finite_K).
+
+    Raises:
+        InputError: top_k outside [1, N / 2], steps < 1, or no sample, bit or anchor.
+    """
+    check_fit_inputs(x_BHNC, anchors_HMC, A_HKM, top_k=top_k, steps=steps)
+    dtype = compute_dtype(x_BHNC)
+    x_BHNC, anchors_HMC, A_HKM = (t.detach().to(dtype) for t in (x_BHNC, anchors_HMC, A_HKM))
+    with torch.autocast(x_BHNC.device.type, enabled=False):
+        return _fit(x_BHNC, anchors_HMC, A_HKM, top_k, lr, momentum, steps)
+
+
+def _fit(
+    x_BHNC: Tensor, anchors_HMC: Tensor, A_HKM: Tensor, top_k: int, lr: float, momentum: float, steps: int
+) -> HashFit:
+    num_bits = A_HKM.shape[1]
+    features_BHNM = kernel_features(x_BHNC, anchors_HMC)
+    usable_B = x_BHNC.isfinite().flatten(1).all(dim=1) & features_BHNM.isfinite().flatten(1).all(dim=1)
+    usable_B111 = usable_B[:, None, None, None]
+    num_usable = usable_B.sum()
+    x_BHNC = x_BHNC.masked_fill(~usable_B111, 0)
+    features_BHNM = features_BHNM.masked_fill(~usable_B111, 0)
+    mean_HM = features_BHNM.sum(dim=(0, 2)) / (num_usable.clamp_min(1) * x_BHNC.shape[2])
+    features_BHNM = (features_BHNM - mean_HM[None, :, None, :]).masked_fill(~usable_B111, 0)
+    objective = HashObjective(x_BHNC, features_BHNM, usable_B, num_bits=num_bits, top_k=top_k)
+
+    fitted_HKM, candidate_HKM = A_HKM.clone(), A_HKM.clone()
+    trace_KT = A_HKM.new_empty(num_bits, steps)
+    columns: list[tuple[Tensor, ...]] = []
+    for bit in range(num_bits):
+        old_HM = A_HKM[:, bit]
+        old_code_R = objective.codes(old_HM)
+        before = objective.hard(old_code_R)
+        a_HM, velocity_HM = old_HM.clone(), torch.zeros_like(old_HM)
+        for step in range(steps):
+            trace_KT[bit, step], gradient_HM = objective.soft(a_HM)
+            velocity_HM = velocity_HM * momentum + gradient_HM
+            a_HM = a_HM - lr * (gradient_HM + momentum * velocity_HM)
+        candidate_HKM[:, bit] = a_HM
+        code_R = objective.codes(a_HM)
+        after = objective.hard(code_R)
+        is_finite = a_HM.isfinite().all() & before.isfinite() & after.isfinite()
+        is_better = is_finite & (after < before)
+        fitted_HKM[:, bit] = torch.where(is_better, a_HM, old_HM)
+        objective.append(torch.where(is_better, code_R, old_code_R))
+        columns.append((is_better, before, torch.where(is_better, after, before), is_finite, after))
+    accepted_K, before_K, after_K, finite_K, candidate_K = (torch.stack(c) for c in zip(*columns, strict=True))
+    return HashFit(
+        A_HKM=fitted_HKM,
+        mean_HM=mean_HM,
+        accepted_K=accepted_K,
+        objective_before_K=before_K,
+        objective_after_K=after_K,
+        finite_K=finite_K,
+        usable_B=usable_B,
+        candidate_HKM=candidate_HKM,
+        objective_candidate_K=candidate_K,
+        trace_KT=trace_KT,
+    )
