@@ -1,0 +1,20 @@
+"""Attention modules with state, their specs, and the fitting of hash functions."""
+
+from ecoformer.nn.ecoformer import EcoFormerAttention, EcoFormerSpec
+from ecoformer.nn.hashing import HashFitReport, KernelHash, fit_hashes, has_hashes, hash_layers
+from ecoformer.nn.msa import MSASpec, MultiHeadSelfAttention
+from ecoformer.nn.specs import AttentionSpec, make_spec
+
+__all__ = [
+    "AttentionSpec",
+    "EcoFormerAttention",
+    "EcoFormerSpec",
+    "HashFitReport",
+    "KernelHash",
+    "MSASpec",
+    "MultiHeadSelfAttention",
+    "fit_hashes",
+    "has_hashes",
+    "hash_layers",
+    "make_spec",
+]

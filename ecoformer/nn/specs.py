@@ -1,16 +1,27 @@
-"""Attention specs: one frozen dataclass per attention kind, registered under the name that configs use."""
+"""Attention specs: one frozen dataclass per attention kind, registered under the name that configs use.
+
+A kind is one file in this package: a spec with `@register_spec`, a module with `@builds(Spec)`, and a reader with
+`@register_reader` (see `projections`) where the module can be converted further.
+"""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from torch import nn
 
 from ecoformer.errors import InputError
 
+if TYPE_CHECKING:
+    from ecoformer.nn.base import ReplacementAttention
+
 SPECS: dict[str, type[AttentionSpec]] = {}
+BUILDERS: dict[type[AttentionSpec], type[ReplacementAttention]] = {}
 SpecT = TypeVar("SpecT", bound="type[AttentionSpec]")
+ModuleT = TypeVar("ModuleT", bound="type[ReplacementAttention]")
 
 
 def register_spec(name: str) -> Callable[[SpecT], SpecT]:
@@ -19,6 +30,16 @@ def register_spec(name: str) -> Callable[[SpecT], SpecT]:
     def decorate(cls: SpecT) -> SpecT:
         cls.name = name
         SPECS[name] = cls
+        return cls
+
+    return decorate
+
+
+def builds(spec: type[AttentionSpec]) -> Callable[[ModuleT], ModuleT]:
+    """Make a module class the one that `spec` asks for."""
+
+    def decorate(cls: ModuleT) -> ModuleT:
+        BUILDERS[spec] = cls
         return cls
 
     return decorate
@@ -37,69 +58,9 @@ class AttentionSpec:
         """
         return self
 
-
-@register_spec("msa")
-@dataclass(frozen=True)
-class MSASpec(AttentionSpec):
-    """Plain multi-head softmax attention over all tokens (Vaswani et al., 2017)."""
-
-
-@register_spec("ecoformer")
-@dataclass(frozen=True)
-class EcoFormerSpec(AttentionSpec):
-    """Kernelised hash attention (Liu et al., EcoFormer, NeurIPS 2022). Defaults are the published setting.
-
-    Args:
-        num_bits: code length K per head.
-        num_anchors: kernel anchors M per head, drawn from the tokens of one image.
-        top_k: tokens counted as similar, and as dissimilar, when the hash is fitted; 2 * top_k <= tokens.
-        numerator: "own_token" adds (K+1) * v_i as the official code does; "kernel" adds (K+1) * sum_j v_j,
-            the normalised kernel attention that the denominator implies.
-        fit_lr, fit_momentum, fit_steps: SGD of the hash fit, per bit.
-        clamp: lower num_anchors and top_k to what the token count allows (and say so) instead of refusing.
-    """
-
-    num_bits: int = 16
-    num_anchors: int = 25
-    top_k: int = 10
-    numerator: Literal["own_token", "kernel"] = "own_token"
-    fit_lr: float = 5e-4
-    fit_momentum: float = 0.9
-    fit_steps: int = 100
-    clamp: bool = False
-
-    def __post_init__(self) -> None:
-        for key in ("num_bits", "num_anchors", "top_k", "fit_steps"):
-            value = getattr(self, key)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise InputError(f"attention.{key}={value!r} must be a whole number of at least 1")
-        if self.numerator not in ("own_token", "kernel"):
-            raise InputError(f"attention.numerator={self.numerator!r} must be own_token or kernel")
-        if not self.fit_lr > 0:
-            raise InputError(f"attention.fit_lr={self.fit_lr!r} must be above 0")
-        if not 0 <= self.fit_momentum < 1:
-            raise InputError(f"attention.fit_momentum={self.fit_momentum!r} must lie in [0, 1)")
-
-    def fit_to_tokens(self, num_tokens: int, where: str) -> EcoFormerSpec:
-        from dataclasses import replace
-
-        limits = {"num_anchors": num_tokens, "top_k": num_tokens // 2}
-        too_large = {key: limit for key, limit in limits.items() if getattr(self, key) > limit}
-        if not too_large:
-            return self
-        if self.clamp and num_tokens >= 2:
-            return replace(self, **too_large)
-        faults = " and ".join(
-            f"num_anchors={self.num_anchors} > {num_tokens} tokens"
-            if key == "num_anchors"
-            else f"top_k={self.top_k} > half of {num_tokens} tokens"
-            for key in too_large
-        )
-        remedies = " and ".join(f"attention.{key} to at most {limit}" for key, limit in too_large.items())
-        raise InputError(
-            f"{where} has {num_tokens} tokens: {faults}; raise data.img_size, lower {remedies}, "
-            "or set attention.clamp=true"
-        )
+    def is_met_by(self, module: nn.Module) -> bool:
+        """Whether a layer already is what this spec asks for."""
+        return type(module) is BUILDERS[type(self)] and getattr(module, "spec", None) == self
 
 
 def make_spec(name: str, options: Mapping[str, Any] | None = None) -> AttentionSpec | None:

@@ -1,0 +1,81 @@
+"""Where a model's attention layers are: their names, stages, and how many tokens enter each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.models.pvt_v2 import PyramidVisionTransformerStage
+from timm.models.twins import Twins
+from torch import nn
+
+from ecoformer.errors import InputError
+from ecoformer.nn.projections import READERS
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """An attention layer of a model: its name, the module, and its stage, counted from 1."""
+
+    name: str
+    module: nn.Module
+    stage: int
+    num_stages: int
+
+    @property
+    def where(self) -> str:
+        """How messages name the layer."""
+        return f"stage {self.stage} ({self.name})" if self.num_stages > 1 else self.name
+
+
+def attention_layers(model: nn.Module) -> list[LayerInfo]:
+    """Every attention layer that can be converted, stock or ours, in forward order; empty if there is none.
+
+    Stages are those of PVTv2 and Twins; any other model, a plain ViT say, is one stage.
+    """
+    stages = list(_stages(model))
+    layers = []
+    for name, module in model.named_modules():
+        if type(module) in READERS:
+            inside = [number for number, members in enumerate(stages, start=1) if module in members]
+            layers.append(LayerInfo(name, module, inside[0] if inside else 1, max(len(stages), 1)))
+    return layers
+
+
+def _stages(model: nn.Module) -> Iterator[set[nn.Module]]:
+    for module in model.modules():
+        if isinstance(module, PyramidVisionTransformerStage):
+            yield set(module.modules())
+        elif isinstance(module, Twins):
+            for blocks in module.blocks:
+                yield set(blocks.modules())
+
+
+def token_counts(model: nn.Module, img_size: int | tuple[int, int]) -> dict[str, int]:
+    """Tokens that enter each attention layer at an image size, found by a forward pass on the meta device.
+
+    Nothing is computed or allocated, and the model is left as it was. Raises InputError if it refuses the size.
+    """
+    height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+    counts: dict[str, int] = {}
+
+    def count(name: str) -> Any:
+        return lambda module, args: counts.update({name: args[0].shape[1]})
+
+    hooks = [layer.module.register_forward_pre_hook(count(layer.name)) for layer in attention_layers(model)]
+    state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    meta_state = {name: torch.empty_like(value, device="meta") for name, value in state.items()}
+    stem = next(p for p in model.parameters() if p.ndim == 4)
+    images = torch.empty(1, stem.shape[1], height, width, device="meta", dtype=stem.dtype)
+    try:
+        with torch.no_grad():
+            torch.func.functional_call(model, meta_state, (images,))
+    except (AssertionError, RuntimeError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise InputError(f"{type(model).__name__} does not accept {height}x{width} images: {reason}") from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return counts

@@ -1,0 +1,52 @@
+"""What every attention that replaces a stock one has in common."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Self
+
+from torch import Tensor, nn
+
+from ecoformer.nn.projections import Projections
+from ecoformer.nn.specs import AttentionSpec
+
+
+class ReplacementAttention(nn.Module):
+    """Base of the attention kinds: (B, N, D) to (B, N, D), called by timm's PVTv2, Twins and ViT blocks alike.
+
+    Class attributes:
+        carries: which of query, key, value and proj are taken over from the layer that is replaced.
+        new_parts: what the kind adds without trained weights.
+    """
+
+    carries: ClassVar[tuple[str, ...]] = ("query", "key", "value", "proj")
+    new_parts: ClassVar[tuple[str, ...]] = ()
+    spec: AttentionSpec
+
+    def __init__(self, dim: int, num_heads: int, spec: AttentionSpec) -> None:
+        super().__init__()
+        assert dim % num_heads == 0, f"{dim} channels do not divide into {num_heads} heads"
+        self.dim = dim
+        self.num_heads = num_heads
+        self.head_dim = dim // num_heads
+        self.spec = spec
+
+    @classmethod
+    def from_projections(cls, source: Projections, spec: Any) -> Self:
+        """A layer of this kind with the weights of `source`, on its device and in its dtype."""
+        raise TypeError(f"{cls.__name__} does not say how it is built from another attention")
+
+    def forward(
+        self, x_BND: Tensor, feat_size: Any = None, attn_mask: Tensor | None = None, is_causal: bool = False
+    ) -> Tensor:
+        """`feat_size` is what timm's hierarchical blocks pass; a mask is refused (see `heads.refuse_mask`)."""
+        raise TypeError(f"{type(self).__name__} has no forward")
+
+    def paper_core_ops(self, num_tokens: int) -> tuple[int, int]:
+        """(multiplications, additions) of one image's attention core in the paper's accounting.
+
+        The core is what lies between the projections; the Linears are counted by the ledger like any other.
+        """
+        raise TypeError(f"{type(self).__name__} has no accounting in the paper's convention")
+
+    def extra_repr(self) -> str:
+        return f"dim={self.dim}, num_heads={self.num_heads}, {self.spec}"

@@ -1,0 +1,207 @@
+"""EcoFormer's attention: one shared projection for queries and keys, binary codes, linear in the tokens.
+
+Shapes: B batch, H heads, N tokens, C head channels, D model channels, K code bits, M anchors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ecoformer.errors import InputError
+from ecoformer.nn.base import ReplacementAttention
+from ecoformer.nn.hashing import FittableAttention, HashFitReport, KernelHash
+from ecoformer.nn.heads import join_heads, refuse_mask, split_heads
+from ecoformer.nn.projections import Projections, linear_from, register_reader
+from ecoformer.nn.specs import AttentionSpec, builds, register_spec
+from ecoformer.ops.hash_attention import hash_attention
+from ecoformer.ops.kernel_hash import normalize
+
+
+@register_spec("ecoformer")
+@dataclass(frozen=True)
+class EcoFormerSpec(AttentionSpec):
+    """Kernelised hash attention (Liu et al., EcoFormer, NeurIPS 2022). Defaults are the published setting.
+
+    Args:
+        num_bits: code length K per head.
+        num_anchors: kernel anchors M per head, drawn from the tokens of one image.
+        top_k: tokens counted as similar, and as dissimilar, when the hash is fitted; 2 * top_k <= tokens.
+        numerator: "own_token" adds (K+1) * v_i as the official code does; "kernel" adds (K+1) * sum_j v_j,
+            the normalised kernel attention that the denominator implies.
+        fit_lr, fit_momentum, fit_steps: SGD of the hash fit, per bit.
+        clamp: lower num_anchors and top_k to what the token count allows (and say so) instead of refusing.
+    """
+
+    num_bits: int = 16
+    num_anchors: int = 25
+    top_k: int = 10
+    numerator: Literal["own_token", "kernel"] = "own_token"
+    fit_lr: float = 5e-4
+    fit_momentum: float = 0.9
+    fit_steps: int = 100
+    clamp: bool = False
+
+    def __post_init__(self) -> None:
+        for key in ("num_bits", "num_anchors", "top_k", "fit_steps"):
+            value = getattr(self, key)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise InputError(f"attention.{key}={value!r} must be a whole number of at least 1")
+        if self.numerator not in ("own_token", "kernel"):
+            raise InputError(f"attention.numerator={self.numerator!r} must be own_token or kernel")
+        if not self.fit_lr > 0:
+            raise InputError(f"attention.fit_lr={self.fit_lr!r} must be above 0")
+        if not 0 <= self.fit_momentum < 1:
+            raise InputError(f"attention.fit_momentum={self.fit_momentum!r} must lie in [0, 1)")
+
+    def fit_to_tokens(self, num_tokens: int, where: str) -> EcoFormerSpec:
+        anchors, top_k = min(self.num_anchors, num_tokens), min(self.top_k, num_tokens // 2)
+        if (anchors, top_k) == (self.num_anchors, self.top_k):
+            return self
+        if self.clamp and num_tokens >= 2:
+            return replace(self, num_anchors=anchors, top_k=top_k)
+        faults, remedies = [], []
+        if anchors < self.num_anchors:
+            faults.append(f"num_anchors={self.num_anchors} > {num_tokens} tokens")
+            remedies.append(f"attention.num_anchors to at most {anchors}")
+        if top_k < self.top_k:
+            faults.append(f"top_k={self.top_k} > half of {num_tokens} tokens")
+            remedies.append(f"attention.top_k to at most {top_k}")
+        raise InputError(
+            f"{where} has {num_tokens} tokens: {' and '.join(faults)}; raise data.img_size, "
+            f"lower {' and '.join(remedies)}, "
+            "or set attention.clamp=true"
+        )
+
+
+@builds(EcoFormerSpec)
+class EcoFormerAttention(ReplacementAttention, FittableAttention):
+    """Kernelised hash attention (Liu et al., EcoFormer, NeurIPS 2022).
+
+    `to_qk` and `to_v` keep the names of the published checkpoints. Hash arithmetic is float32 whatever the
+    autocast: a code is a sign, and sums of codes need exact integers.
+
+    Args:
+        dim: model channels D; divisible by num_heads.
+        num_heads: heads H.
+        spec: code length, anchors, numerator and fit settings.
+    """
+
+    carries = ("query", "value", "proj")
+    new_parts = ("hash",)
+    spec: EcoFormerSpec
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        spec: EcoFormerSpec,
+        qkv_bias: bool = True,
+        proj_bias: bool = True,
+        proj_drop: float = 0.0,
+        **factory: Any,
+    ) -> None:
+        super().__init__(dim, num_heads, spec)
+        self.to_qk = nn.Linear(dim, dim, bias=qkv_bias, **factory)
+        self.to_v = nn.Linear(dim, dim, bias=qkv_bias, **factory)
+        self.proj = nn.Linear(dim, dim, bias=proj_bias, **factory)
+        self.proj_drop = nn.Dropout(proj_drop)
+        self.hash = KernelHash(num_heads, self.head_dim, spec.num_bits, spec.num_anchors, device=factory.get("device"))
+
+    @classmethod
+    def from_projections(cls, source: Projections, spec: EcoFormerSpec) -> EcoFormerAttention:
+        """Query rows become the shared projection, key rows are dropped, as the paper initialises it."""
+        module = cls(
+            source.dim,
+            source.num_heads,
+            spec,
+            qkv_bias=source.query.bias is not None,
+            proj_bias=source.proj.bias is not None,
+            proj_drop=source.proj_drop,
+            device="meta",
+        )
+        module.to_qk = linear_from(source.query)
+        module.to_v = linear_from(source.value)
+        module.proj = linear_from(source.proj)
+        module.hash = KernelHash(
+            source.num_heads,
+            module.head_dim,
+            spec.num_bits,
+            spec.num_anchors,
+            device=source.proj.weight.device,
+        )
+        return module
+
+    @property
+    def num_bits(self) -> int:
+        return self.spec.num_bits
+
+    @property
+    def num_anchors(self) -> int:
+        return self.spec.num_anchors
+
+    def hash_input(self, x_BND: Tensor) -> Tensor:
+        """The normalised shared queries and keys (B, H, N, C) in float32 (or float64): what the hash sees."""
+        with torch.autocast(x_BND.device.type, enabled=False):
+            return normalize(_full_precision(split_heads(self.to_qk(x_BND), self.num_heads)))
+
+    def forward(
+        self, x_BND: Tensor, feat_size: Any = None, attn_mask: Tensor | None = None, is_causal: bool = False
+    ) -> Tensor:
+        """(B, N, D) to (B, N, D). `feat_size` is what timm's blocks pass; masks are refused.
+
+        Raises InputError if the hash was never fitted.
+        """
+        refuse_mask(self, attn_mask, is_causal)
+        qk_BND, v_BND = self.to_qk(x_BND), self.to_v(x_BND)
+        with torch.autocast(x_BND.device.type, enabled=False):
+            qk_BHNC = normalize(_full_precision(split_heads(qk_BND, self.num_heads)))
+            v_BHNC = _full_precision(split_heads(v_BND, self.num_heads))
+            code_BHNK = self.hash(qk_BHNC)
+            out_BHNC = hash_attention(code_BHNK, code_BHNK, v_BHNC, self.spec.numerator)
+        return self.proj_drop(self.proj(join_heads(out_BHNC).to(v_BND.dtype)))
+
+    def fit_hash(self, x_BND: Tensor, generator: torch.Generator) -> HashFitReport:
+        """Fit the hash to the tokens of a batch of this layer's inputs; the block name is left to the caller."""
+        return self.hash.fit(
+            self.hash_input(x_BND),
+            generator,
+            top_k=self.spec.top_k,
+            lr=self.spec.fit_lr,
+            momentum=self.spec.fit_momentum,
+            steps=self.spec.fit_steps,
+        )
+
+    def paper_core_ops(self, num_tokens: int) -> tuple[int, int]:
+        """(multiplications, additions) of one image's attention core in the paper's accounting.
+
+        It leaves out the squares inside the distance, the normalisation of qk, v * (K + 1), the mean, exp and
+        sign, as the published table does; the audited convention of `ecoformer.energy` counts them.
+        """
+        heads, channels, bits, anchors = self.num_heads, self.head_dim, self.num_bits, self.num_anchors
+        per_token_muls = 2 * anchors + anchors * bits + bits + 1 + channels
+        per_token_adds = 2 * anchors * channels + anchors * bits + 2 * bits + 2 * bits * channels + channels
+        return heads * num_tokens * per_token_muls, heads * num_tokens * per_token_adds
+
+
+def _full_precision(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+@register_reader(EcoFormerAttention)
+def _read(module: EcoFormerAttention, where: str) -> Projections:
+    return Projections(
+        where=where,
+        dim=module.dim,
+        num_heads=module.num_heads,
+        query=module.to_qk,
+        key=None,
+        value=module.to_v,
+        proj=module.proj,
+        proj_drop=module.proj_drop.p,
+        copied=("to_qk", "to_v", "proj"),
+        dropped=("hash",),
+    )

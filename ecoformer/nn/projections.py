@@ -1,0 +1,80 @@
+"""The common form that every attention is read into and built from: one Linear for each of q, k, v and the output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ecoformer.errors import InputError
+
+
+@dataclass(frozen=True)
+class Projections:
+    """What an attention layer leaves behind when it is replaced.
+
+    `where` names the layer in messages; `key` is None where queries and keys share one projection, held as `query`;
+    `copied` and `dropped` name the parts of the source that carry over and that do not.
+    """
+
+    where: str
+    dim: int
+    num_heads: int
+    query: nn.Linear
+    key: nn.Linear | None
+    value: nn.Linear
+    proj: nn.Linear
+    proj_drop: float
+    copied: tuple[str, ...]
+    dropped: tuple[str, ...] = ()
+
+
+Reader = Callable[..., Projections]
+READERS: dict[type[nn.Module], Reader] = {}
+
+
+def register_reader(cls: type[nn.Module]) -> Callable[[Reader], Reader]:
+    """Teach the conversion a source class: the function takes (module, where) and returns its `Projections`."""
+
+    def decorate(reader: Reader) -> Reader:
+        READERS[cls] = reader
+        return reader
+
+    return decorate
+
+
+def read_projections(module: nn.Module, where: str) -> Projections:
+    """The projections of an attention layer. Raises InputError naming what cannot be carried over."""
+    attn_drop = getattr(getattr(module, "attn_drop", None), "p", 0.0)
+    if attn_drop > 0:
+        raise refusal(where, f"attn_drop={attn_drop}", "create the model with attn_drop_rate=0")
+    return READERS[type(module)](module, where)
+
+
+def refusal(where: str, what: str, remedy: str) -> InputError:
+    """The error for a layer that the common form cannot hold."""
+    return InputError(f"{where}: {what} cannot be carried into another attention: {remedy}, or filter this layer out")
+
+
+def linear_rows(source: nn.Linear, start: int, stop: int) -> nn.Linear:
+    """Rows start:stop of a Linear, as a Linear of its own."""
+    return _linear(source.weight[start:stop], None if source.bias is None else source.bias[start:stop])
+
+
+def linear_from(*sources: nn.Linear) -> nn.Linear:
+    """A new Linear with the rows of all sources stacked, on their device, in their dtype, trainable as they are."""
+    weight = torch.cat([s.weight.detach() for s in sources])
+    biases = [s.bias.detach() for s in sources if s.bias is not None]
+    assert len(biases) in (0, len(sources)), "biases in some sources only"
+    return _linear(weight, torch.cat(biases) if biases else None)
+
+
+def _linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
+    out_features, in_features = weight.shape
+    linear = nn.Linear(in_features, out_features, bias=bias is not None, device="meta")
+    linear.weight = nn.Parameter(weight.detach().clone())
+    if bias is not None:
+        linear.bias = nn.Parameter(bias.detach().clone())
+    return linear

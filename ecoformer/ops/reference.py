@@ -1,0 +1,48 @@
+"""Naive, readable forms of the hash attention; the tests hold the fast forms against them.
+
+Source: Liu et al., "EcoFormer: Energy-Saving Attention with Linear Complexity", NeurIPS 2022, and the behaviour
+of its published code. Shapes: B batch, H heads, N tokens, C head channels, K code bits, M anchors.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def kernel_features_reference(x_BHNC: Tensor, anchors_HMC: Tensor) -> Tensor:
+    """Gaussian kernel of every token against every anchor, (B, H, N, M), with the five-dimensional difference.
+
+    The bandwidth sigma is the mean squared distance over the tokens and anchors of one sample and head.
+    """
+    difference_BHNMC = x_BHNC[:, :, :, None, :] - anchors_HMC[None, :, None, :, :]
+    distance_BHNM = difference_BHNMC.square().sum(dim=-1)
+    sigma_BH11 = distance_BHNM.mean(dim=(2, 3), keepdim=True)
+    return torch.exp(-distance_BHNM / (2 * sigma_BH11))
+
+
+def pre_codes_reference(x_BHNC: Tensor, anchors_HMC: Tensor, A_HKM: Tensor, mean_HM: Tensor) -> Tensor:
+    """The values whose signs are the codes, (B, H, N, K): centred kernel features times A^T."""
+    centred_BHNM = kernel_features_reference(x_BHNC, anchors_HMC) - mean_HM[None, :, None, :]
+    return torch.einsum("bhnm,hkm->bhnk", centred_BHNM, A_HKM)
+
+
+def hash_attention_reference(code_q_BHNK: Tensor, code_k_BHNK: Tensor, v_BHNC: Tensor, numerator: str) -> Tensor:
+    """Attention whose weights are code similarities raised by K + 1, with the full N x N matrix.
+
+    "kernel":    out_i = sum_j (h_i . h_j + K + 1) v_j / sum_j (h_i . h_j + K + 1)
+    "own_token": out_i = (sum_j (h_i . h_j) v_j + (K + 1) v_i) / sum_j (h_i . h_j + K + 1)
+    """
+    num_bits = code_q_BHNK.shape[-1]
+    similarity_BHNN = code_q_BHNK @ code_k_BHNK.transpose(-2, -1)
+    offset = num_bits + 1
+    denominator_BHN1 = (similarity_BHNN + offset).sum(dim=-1, keepdim=True)
+    if numerator == "kernel":
+        return (similarity_BHNN + offset) @ v_BHNC / denominator_BHN1
+    return (similarity_BHNN @ v_BHNC + offset * v_BHNC) / denominator_BHN1
+
+
+def softmax_attention_reference(q_BHNC: Tensor, k_BHNC: Tensor, v_BHNC: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(C)) v with the full N x N matrix (Vaswani et al., 2017, eq. 1)."""
+    scores_BHNN = q_BHNC @ k_BHNC.transpose(-2, -1) * q_BHNC.shape[-1] ** -0.5
+    return scores_BHNN.softmax(dim=-1) @ v_BHNC
