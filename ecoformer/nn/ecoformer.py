@@ -15,6 +15,7 @@ from ecoformer.errors import InputError
 from ecoformer.nn.base import ReplacementAttention
 from ecoformer.nn.hashing import FittableAttention, HashFitReport, KernelHash
 from ecoformer.nn.heads import join_heads, refuse_mask, split_heads
+from ecoformer.nn.precision import full_precision, without_autocast
 from ecoformer.nn.projections import Projections, linear_from, register_reader
 from ecoformer.nn.specs import AttentionSpec, builds, register_spec
 from ecoformer.ops.hash_attention import hash_attention
@@ -145,8 +146,8 @@ class EcoFormerAttention(ReplacementAttention, FittableAttention):
 
     def hash_input(self, x_BND: Tensor) -> Tensor:
         """The normalised shared queries and keys (B, H, N, C) in float32 (or float64): what the hash sees."""
-        with torch.autocast(x_BND.device.type, enabled=False):
-            return normalize(_full_precision(split_heads(self.to_qk(x_BND), self.num_heads)))
+        with without_autocast(x_BND):
+            return normalize(full_precision(split_heads(self.to_qk(x_BND), self.num_heads)))
 
     def forward(
         self, x_BND: Tensor, feat_size: Any = None, attn_mask: Tensor | None = None, is_causal: bool = False
@@ -157,9 +158,9 @@ class EcoFormerAttention(ReplacementAttention, FittableAttention):
         """
         refuse_mask(self, attn_mask, is_causal)
         qk_BND, v_BND = self.to_qk(x_BND), self.to_v(x_BND)
-        with torch.autocast(x_BND.device.type, enabled=False):
-            qk_BHNC = normalize(_full_precision(split_heads(qk_BND, self.num_heads)))
-            v_BHNC = _full_precision(split_heads(v_BND, self.num_heads))
+        with without_autocast(x_BND):
+            qk_BHNC = normalize(full_precision(split_heads(qk_BND, self.num_heads)))
+            v_BHNC = full_precision(split_heads(v_BND, self.num_heads))
             code_BHNK = self.hash(qk_BHNC)
             out_BHNC = hash_attention(code_BHNK, code_BHNK, v_BHNC, self.spec.numerator)
         return self.proj_drop(self.proj(join_heads(out_BHNC).to(v_BND.dtype)))
@@ -185,10 +186,6 @@ class EcoFormerAttention(ReplacementAttention, FittableAttention):
         per_token_muls = 2 * anchors + anchors * bits + bits + 1 + channels
         per_token_adds = 2 * anchors * channels + anchors * bits + 2 * bits + 2 * bits * channels + channels
         return heads * num_tokens * per_token_muls, heads * num_tokens * per_token_adds
-
-
-def _full_precision(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
 
 
 @register_reader(EcoFormerAttention)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ecoformer.errors import InputError
+from ecoformer.nn.precision import without_autocast
 from ecoformer.ops.hash_fit import fit_hash
 from ecoformer.ops.kernel_hash import hash_codes
 
@@ -200,7 +201,7 @@ def fit_hashes(model: nn.Module, images: Tensor, seed: int) -> list[HashFitRepor
 
     hooks = [module.register_forward_pre_hook(fit_before_forward(name)) for name, module in layers.items()]
     try:
-        with _eval_mode(model), torch.autocast(images.device.type, enabled=False):
+        with _eval_mode(model), without_autocast(images):
             model(images)
     finally:
         for hook in hooks:

@@ -1,0 +1,32 @@
+"""The published rows in timm's registry."""
+
+import ecoformer.models
+import timm
+import torch
+
+from ecoformer import EcoFormerSpec, convert, fit_hashes
+from ecoformer.nn import hash_layers
+
+
+def test_every_row_is_registered():
+    assert len(ecoformer.models.MODEL_NAMES) == 18
+    assert timm.list_models("*ecoformer*") == sorted(n for n in ecoformer.models.MODEL_NAMES if "ecoformer" in n)
+    assert timm.is_model("twins_svt_large_msa")
+
+
+def test_create_model_takes_spec_and_timm_options():
+    model = timm.create_model("pvt_v2_b0_ecoformer", num_classes=5, num_bits=8, num_anchors=4, top_k=2).eval()
+    assert {layer.spec.num_bits for layer in hash_layers(model).values()} == {8}
+    images = torch.randn(1, 3, 64, 64)
+    fit_hashes(model, images, seed=0)
+    assert model(images).shape == (1, 5)
+
+
+def test_a_row_is_the_converted_stock_model():
+    torch.manual_seed(0)
+    row = timm.create_model("twins_svt_small_ecoformer", num_classes=5)
+    torch.manual_seed(0)
+    stock = timm.create_model("twins_svt_small", num_classes=5)
+    convert(stock, EcoFormerSpec())
+    assert row.state_dict().keys() == stock.state_dict().keys()
+    assert all(torch.equal(a, b) for a, b in zip(row.parameters(), stock.parameters(), strict=True))
