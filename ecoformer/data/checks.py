@@ -1,0 +1,84 @@
+"""Settings of the data that cannot work, refused before any image is read."""
+
+from __future__ import annotations
+
+import difflib
+
+from ecoformer.config import AugmentConfig, DataConfig, TrainConfig
+from ecoformer.data.decode import INTERPOLATIONS
+from ecoformer.errors import InputError
+
+DATA_NAMES = ("digits", "cifar10", "cifar100", "imagenet", "folder")
+MEMORY_IMG_SIZE = 64  # in pixels; larger images profit from crops at other scales, which need the files
+MEMORY_LIMIT = 2 * 2**30  # bytes of uint8 pixels, training and validation together
+FILE_KEYS = ("scale", "ratio", "color_jitter", "auto_augment", "repeats")
+
+
+def memory_bytes(num_images: int, img_size: int) -> int:
+    return num_images * 3 * img_size**2
+
+
+def check_data(data: DataConfig, train: TrainConfig) -> None:
+    """Raise InputError for values that no data set could work with."""
+    if data.name not in DATA_NAMES:
+        near = difflib.get_close_matches(data.name, DATA_NAMES, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(DATA_NAMES)}"
+        raise InputError(f"data.name={data.name} does not exist: {hint}")
+    at_least_one = {
+        "data.img_size": data.img_size,
+        "data.max_train_samples": data.max_train_samples,
+        "data.max_val_samples": data.max_val_samples,
+        "train.batch_size": train.batch_size,
+        "train.eval_batch_size": train.eval_batch_size,
+    }
+    for key, value in at_least_one.items():
+        if value is not None and value < 1:
+            raise InputError(f"{key}={value} must be at least 1")
+    if data.num_workers < 0:
+        raise InputError(f"data.num_workers={data.num_workers} must be at least 0 (0: decode in the main process)")
+    if data.crop_pct is not None and not 0 < data.crop_pct <= 1:
+        raise InputError(f"data.crop_pct={data.crop_pct} must lie in (0, 1]")
+    if data.interpolation not in INTERPOLATIONS:
+        raise InputError(
+            f"data.interpolation={data.interpolation} does not exist: choose one of {', '.join(INTERPOLATIONS)}"
+        )
+    for key, values in (("mean", data.mean), ("std", data.std)):
+        if values is not None and (len(values) != 3 or (key == "std" and min(values) <= 0)):
+            positive = " positive" if key == "std" else ""
+            raise InputError(f"data.{key}={list(values)} must be three{positive} numbers, one per RGB channel")
+
+
+def check_augment(augment: AugmentConfig, *, in_memory: bool) -> None:
+    """Raise InputError for impossible values, and for settings of the path that the data do not take."""
+    for key in ("hflip", "random_erase", "mix_prob", "mix_switch_prob"):
+        if not 0 <= getattr(augment, key) <= 1:
+            raise InputError(f"augment.{key}={getattr(augment, key)} must lie in [0, 1]")
+    for key in ("crop_padding", "color_jitter", "mixup", "cutmix", "repeats"):
+        if getattr(augment, key) < 0:
+            raise InputError(f"augment.{key}={getattr(augment, key)} must be at least 0")
+    for key in ("scale", "ratio"):
+        bounds = getattr(augment, key)
+        if bounds is not None and (len(bounds) != 2 or not 0 < bounds[0] <= bounds[1]):
+            raise InputError(f"augment.{key}={list(bounds)} must be two numbers above 0, the smaller one first")
+    if in_memory:
+        for key in FILE_KEYS:
+            value = getattr(augment, key)
+            if value and not (key == "repeats" and value == 1):
+                raise InputError(
+                    f"augment.{key}={value} works on image files, but the data are held in memory: "
+                    f"unset it, or set data.in_memory=false"
+                )
+    elif augment.crop_padding > 0:
+        raise InputError(
+            f"augment.crop_padding={augment.crop_padding} works on data held in memory: "
+            "use augment.scale for image files, or set data.in_memory=true"
+        )
+
+
+def check_batch(batch_size: int, world_size: int, num_train: int) -> None:
+    """Raise InputError if not even one batch can be filled (the last, partial one is dropped)."""
+    if batch_size * world_size > num_train:
+        processes = f" x {world_size} processes" if world_size > 1 else ""
+        limit = num_train // world_size
+        remedy = f"lower train.batch_size to at most {limit}" if limit else "use fewer processes"
+        raise InputError(f"train.batch_size={batch_size}{processes} is more than {num_train} training images: {remedy}")

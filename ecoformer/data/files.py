@@ -1,0 +1,173 @@
+"""Batches decoded from files by worker processes, with timm's transforms for single images."""
+
+from __future__ import annotations
+
+import logging
+import random
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import create_transform
+from torch.utils.data import DataLoader, Dataset
+
+from ecoformer.config import AugmentConfig, DataConfig
+from ecoformer.data.augment import derive_seed
+from ecoformer.data.decode import open_rgb
+from ecoformer.data.loader import BatchLoader
+from ecoformer.data.sources import LabelledSource
+from ecoformer.errors import InputError
+
+log = logging.getLogger(__name__)
+Transform = Callable[[Image.Image], torch.Tensor]  # RGB image -> uint8 (3, S, S)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A message that travels from a worker in place of its batch. DataLoader would wrap an exception's message in
+    a traceback of many lines."""
+
+    message: str
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed the global generators that timm's transforms draw from, and put them back afterwards."""
+    states = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
+    try:
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reach for CUDA
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.random.set_rng_state(states[2])
+
+
+def train_transform(data: DataConfig, augment: AugmentConfig, mean: Sequence[float]) -> Transform:
+    """timm's training transform from a PIL image to a uint8 tensor; erasing and mixing follow per batch."""
+    if augment.color_jitter > 0 and augment.auto_augment:
+        log.warning(
+            "augment.color_jitter=%s has no effect: timm turns it off beside augment.auto_augment=%s",
+            augment.color_jitter,
+            augment.auto_augment,
+        )
+    try:
+        return create_transform(
+            data.img_size,
+            is_training=True,
+            use_prefetcher=True,  # leaves normalisation to the batch
+            scale=_pair(augment.scale),
+            ratio=_pair(augment.ratio),
+            hflip=augment.hflip,
+            color_jitter=augment.color_jitter,
+            auto_augment=augment.auto_augment,
+            interpolation=data.interpolation,
+            mean=tuple(mean),
+        )
+    except (AssertionError, KeyError, ValueError) as fault:
+        reason = " ".join(str(fault).split()) or "not a policy that timm knows"
+        raise InputError(
+            f"augment.auto_augment={augment.auto_augment!r} cannot be used ({reason}): "
+            "use a timm policy such as rand-m9-mstd0.5-inc1"
+        ) from fault
+
+
+def _pair(bounds: list[float] | None) -> tuple[float, float] | None:
+    return (bounds[0], bounds[1]) if bounds is not None else None
+
+
+class ImageFiles(Dataset):
+    """Decoded and transformed images by (index, place in the epoch); faults are returned, not raised."""
+
+    def __init__(
+        self,
+        source: LabelledSource,
+        transform: Transform,
+        seed: int | None,
+        epoch: int,
+    ) -> None:
+        self.source = source
+        self.transform = transform
+        self.seed = seed
+        self.epoch = epoch
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, int] | Fault:
+        index, place = key
+        try:
+            image = open_rgb(self.source, index)
+        except InputError as fault:
+            return Fault(str(fault))
+        if self.seed is None:
+            return self.transform(image), int(self.source.targets[index])
+        with seeded(derive_seed(self.seed, "augment", self.epoch, place)):
+            return self.transform(image), int(self.source.targets[index])
+
+
+def collate(samples: list[tuple[torch.Tensor, int] | Fault]) -> tuple[torch.Tensor, torch.Tensor] | Fault:
+    for sample in samples:
+        if isinstance(sample, Fault):
+            return sample
+    images, targets = zip(*samples, strict=True)
+    return torch.stack(images), torch.tensor(targets)
+
+
+class _Batches:
+    """A batch sampler over index and place arrays; tuples are made one batch at a time."""
+
+    def __init__(self, positions: list[tuple[np.ndarray, np.ndarray]]) -> None:
+        self.positions = positions
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for indices, places in self.positions:
+            yield list(zip(indices.tolist(), places.tolist(), strict=True))
+
+
+class FileLoader(BatchLoader):
+    """Batches decoded by `num_workers` processes, started anew for every pass.
+
+    Each image's transforms are seeded by (seed, epoch, place in the epoch), so neither the number of workers
+    nor an interrupted epoch changes what an image looks like, and no global generator moves.
+    """
+
+    def __init__(
+        self,
+        source: LabelledSource,
+        transform: Transform,
+        *,
+        num_workers: int,
+        **kwargs: object,
+    ) -> None:
+        super().__init__(source.targets, **kwargs)  # type: ignore[arg-type]
+        self.source = source
+        self.transform = transform
+        self.num_workers = num_workers
+
+    def _raw_batches(self, epoch: int, first: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        seed = self.plan.seed if self.plan is not None else None
+        loader = DataLoader(
+            ImageFiles(self.source, self.transform, seed, epoch),
+            batch_sampler=_Batches(self._positions(epoch, first)),
+            num_workers=self.num_workers,
+            collate_fn=collate,
+            pin_memory=self.device.type == "cuda",
+            worker_init_fn=_ignore_interrupt,
+            generator=torch.Generator().manual_seed(0),  # else each pass would draw from the global one
+        )
+        for batch in loader:
+            if isinstance(batch, Fault):
+                raise InputError(batch.message)
+            yield batch
+
+
+def _ignore_interrupt(worker: int) -> None:
+    """Ctrl-C is the main process's to handle; it ends the workers itself."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

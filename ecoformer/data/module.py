@@ -1,0 +1,179 @@
+"""From config to loaders: which data, in memory or from files, and what of it cannot work."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from ecoformer.config import AugmentConfig, DataConfig, TrainConfig
+from ecoformer.data.augment import Mix, derive_seed, normalize
+from ecoformer.data.checks import MEMORY_IMG_SIZE, MEMORY_LIMIT, check_augment, check_batch, check_data, memory_bytes
+from ecoformer.data.decode import EvalTransform, decode_images
+from ecoformer.data.files import FileLoader, train_transform
+from ecoformer.data.loader import BatchLoader, MemoryLoader, TrainPlan
+from ecoformer.data.sources import CIFAR, LabelledSource, Splits, load_cifar, load_digits, load_folder
+from ecoformer.data.subset import take
+from ecoformer.errors import InputError
+
+log = logging.getLogger(__name__)
+IMAGENET_CLASSES = 1000
+
+
+@dataclass
+class DataModule:
+    """A data set ready for training. Images are float32 (B, 3, S, S), normalised, on the device.
+
+    `train_loader` is None when built with `with_train=False`; `in_memory` says which path the data take.
+    """
+
+    name: str
+    num_classes: int
+    class_names: list[str]
+    img_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    num_train: int
+    num_val: int
+    in_memory: bool
+    train_loader: BatchLoader | None
+    val_loader: BatchLoader
+    device: torch.device
+    train_source: LabelledSource | None
+    eval_transform: EvalTransform
+
+    def calibration_images(self, num_images: int, seed: int) -> torch.Tensor:
+        """`num_images` training images (B, 3, S, S) under the evaluation transform, e.g. to fit hash functions on.
+
+        Which images depends on `seed` alone; a larger number extends a smaller one's choice. Raises InputError
+        if the training split has fewer images.
+        """
+        assert self.train_source is not None, "calibration images come from the training split: with_train=True"
+        if num_images > self.num_train:
+            raise InputError(
+                f"{num_images} calibration images > {self.num_train} training images of {self.name}: "
+                "lower callbacks.hash_update.num_images"
+            )
+        order = np.random.default_rng(derive_seed(seed, "calibration")).permutation(self.num_train)
+        images = decode_images(self.train_source, order[:num_images], self.eval_transform, threads=_threads())
+        mean, std = (torch.tensor(value, device=self.device).view(3, 1, 1) for value in (self.mean, self.std))
+        return normalize(images.to(self.device), mean, std)
+
+
+def build_data(
+    data: DataConfig,
+    augment: AugmentConfig,
+    train: TrainConfig,
+    *,
+    seed: int,
+    device: torch.device | str,
+    rank: int = 0,
+    world_size: int = 1,
+    with_train: bool = True,
+) -> DataModule:
+    """Find, check and open a data set.
+
+    Args:
+        seed: order and augmentation of the training images; splits, subsets and validation do not depend on it.
+        with_train: False opens the validation split only (evaluation of a finished model).
+
+    Raises:
+        InputError: whatever the user can mend: a missing or unsuitable data set, a setting that does not fit it.
+    """
+    check_data(data, train)
+    splits = _load(data, world_size=world_size, with_train=with_train)
+    val = take(splits.val, data.max_val_samples)
+    train_source = take(splits.train, data.max_train_samples) if splits.train is not None else None
+    sources = [source for source in (train_source, val) if source is not None]
+    in_memory = _in_memory(data, sum(len(source) for source in sources))
+    mean = cast(tuple[float, float, float], tuple(data.mean)) if data.mean is not None else splits.mean
+    std = cast(tuple[float, float, float], tuple(data.std)) if data.std is not None else splits.std
+    eval_transform = EvalTransform(
+        data.img_size, splits.crop_pct if data.crop_pct is None else data.crop_pct, data.interpolation
+    )
+    common: dict[str, Any] = dict(mean=mean, std=std, device=torch.device(device), rank=rank, world_size=world_size)
+
+    def make_loader(label: str, source: LabelledSource, plan: TrainPlan | None, batch_size: int) -> BatchLoader:
+        options = dict(common, batch_size=batch_size, plan=plan)
+        if in_memory:
+            # Training keeps the whole of the shorter side; crop_pct is an evaluation setting.
+            transform = eval_transform if plan is None else EvalTransform(data.img_size, 1.0, data.interpolation)
+            progress = f"{data.name} {label}" if train.progress and rank == 0 else None
+            images = decode_images(source, range(len(source)), transform, threads=_threads(), progress=progress)
+            return MemoryLoader(images, source.targets, **options)
+        file_transform = eval_transform if plan is None else train_transform(data, augment, mean)
+        return FileLoader(source, file_transform, num_workers=data.num_workers, **options)
+
+    train_loader = None
+    if train_source is not None:
+        check_augment(augment, in_memory=in_memory)
+        check_batch(train.batch_size, world_size, len(train_source))
+        plan = _train_plan(augment, seed=seed, num_classes=len(splits.class_names), in_memory=in_memory)
+        train_loader = make_loader("train", train_source, plan, train.batch_size)
+    return DataModule(
+        name=data.name,
+        num_classes=len(splits.class_names),
+        class_names=splits.class_names,
+        img_size=data.img_size,
+        mean=mean,
+        std=std,
+        num_train=len(train_source) if train_source is not None else 0,
+        num_val=len(val),
+        in_memory=in_memory,
+        train_loader=train_loader,
+        val_loader=make_loader("val", val, None, train.eval_batch_size or train.batch_size),
+        device=torch.device(device),
+        train_source=train_source,
+        eval_transform=eval_transform,
+    )
+
+
+def _load(data: DataConfig, *, world_size: int, with_train: bool) -> Splits:
+    if data.name == "digits":
+        return load_digits()
+    if data.name in CIFAR:
+        return load_cifar(data.name, data.root, download=data.download, world_size=world_size, with_train=with_train)
+    splits = load_folder(data.name, data.root, with_train=with_train)
+    if data.name == "imagenet" and len(splits.class_names) != IMAGENET_CLASSES:
+        log.warning(
+            "data.root=%s holds %d of ImageNet's %d classes: the model gets %d outputs",
+            data.root,
+            len(splits.class_names),
+            IMAGENET_CLASSES,
+            len(splits.class_names),
+        )
+    return splits
+
+
+def _in_memory(data: DataConfig, num_images: int) -> bool:
+    needed = memory_bytes(num_images, data.img_size)
+    if data.in_memory is None:
+        return data.img_size <= MEMORY_IMG_SIZE and needed <= MEMORY_LIMIT
+    if data.in_memory and needed > MEMORY_LIMIT:
+        raise InputError(
+            f"data.in_memory=true needs {needed / 2**30:.1f} GiB for {num_images} images of {data.img_size} px, "
+            f"the limit is {MEMORY_LIMIT / 2**30:.0f} GiB: set data.in_memory=false or lower data.img_size"
+        )
+    return data.in_memory
+
+
+def _train_plan(augment: AugmentConfig, *, seed: int, num_classes: int, in_memory: bool) -> TrainPlan:
+    mix = None
+    if augment.mixup > 0 or augment.cutmix > 0:
+        mix = Mix(augment.mixup, augment.cutmix, augment.mix_prob, augment.mix_switch_prob, num_classes)
+    return TrainPlan(
+        seed=seed,
+        hflip=augment.hflip if in_memory else 0.0,  # files are flipped before RandAugment, by timm's transform
+        crop_padding=augment.crop_padding,
+        random_erase=augment.random_erase,
+        mix=mix,
+        repeats=max(1, augment.repeats),
+    )
+
+
+def _threads() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)

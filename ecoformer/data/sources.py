@@ -1,0 +1,177 @@
+"""Where images come from: scikit-learn's digits, CIFAR in either layout, and image folders."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+from ecoformer.data.folders import read_folders
+from ecoformer.errors import InputError
+
+DIGITS_SPLIT_SEED = 0  # constants, so that every run of every seed has the same validation images
+DIGITS_VAL_SHARE = 0.2
+
+
+class LabelledSource(Protocol):
+    """An `ImageSource` with `targets`: one class index per image, int64."""
+
+    targets: np.ndarray
+
+    def __len__(self) -> int: ...
+
+    def open(self, index: int) -> Image.Image: ...
+
+    def name(self, index: int) -> str: ...
+
+
+@dataclass(frozen=True)
+class Splits:
+    """A data set as it was found. `train` is None where only validation was asked for."""
+
+    class_names: list[str]
+    train: LabelledSource | None
+    val: LabelledSource
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    crop_pct: float  # what to evaluate at when the config leaves it open
+
+
+class ArraySource:
+    """Images that are in memory anyway: uint8 (N, H, W) grey or (N, H, W, 3)."""
+
+    def __init__(self, label: str, images: np.ndarray, targets: Sequence[int] | np.ndarray) -> None:
+        self.label = label
+        self.images = images
+        self.targets = np.asarray(targets, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def open(self, index: int) -> Image.Image:
+        return Image.fromarray(self.images[index])
+
+    def name(self, index: int) -> str:
+        return f"{self.label} image {index}"
+
+
+def load_digits() -> Splits:
+    """scikit-learn's 1,797 bundled scans of handwritten digits, 8 x 8 pixels in 17 grey levels; no download.
+
+    A fifth, drawn per class with a constant seed, is the validation split. The grey values are repeated
+    over three channels, so that stock timm models and their pretrained weights take them as they are.
+    """
+    from sklearn.datasets import load_digits as read_digits
+    from sklearn.model_selection import train_test_split
+
+    bunch = read_digits()
+    images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
+    train, val = train_test_split(
+        np.arange(len(images)), test_size=DIGITS_VAL_SHARE, random_state=DIGITS_SPLIT_SEED, stratify=bunch.target
+    )
+    pixels = images[train] / 255.0
+    mean, std = float(pixels.mean()), float(pixels.std())
+    return Splits(
+        class_names=[str(digit) for digit in bunch.target_names],
+        train=ArraySource("digits train", images[train], bunch.target[train]),
+        val=ArraySource("digits val", images[val], bunch.target[val]),
+        mean=(mean, mean, mean),
+        std=(std, std, std),
+        crop_pct=1.0,
+    )
+
+
+@dataclass(frozen=True)
+class CifarFacts:
+    """Fixed properties of a CIFAR data set; mean and std are per channel over the 50,000 training images."""
+
+    name: str
+    archive: str  # the folder that torchvision unpacks to
+    num_classes: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+CIFAR = {
+    "cifar10": CifarFacts("cifar10", "cifar-10-batches-py", 10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": CifarFacts("cifar100", "cifar-100-python", 100, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+}
+
+
+def load_cifar(name: str, root: str | None, *, download: bool, world_size: int, with_train: bool) -> Splits:
+    """CIFAR from torchvision's unpacked archive or from folders ROOT/train/CLASS and ROOT/val (or test)/CLASS."""
+    facts = CIFAR[name]
+    if root is None:
+        raise InputError(
+            f"data={name} needs data.root: set it to a folder with {facts.archive}/ or train/CLASS and test/CLASS, "
+            "or to an empty folder with data.download=true"
+        )
+    path = Path(root).expanduser()
+    unpacked = (path / facts.archive).is_dir()
+    if not unpacked and (path / "train").is_dir():
+        found = read_folders(path, with_train=with_train)
+        if len(found.class_names) != facts.num_classes:
+            raise InputError(
+                f"data.root={root} has {len(found.class_names)} classes, {name} has {facts.num_classes}: "
+                "check data.root, or use data=folder"
+            )
+        return Splits(found.class_names, found.train, found.val, facts.mean, facts.std, crop_pct=1.0)
+    if not unpacked and not download:
+        state = "does not exist" if not path.exists() else f"holds neither {facts.archive}/ nor train/ and test/"
+        raise InputError(f"data.root={root} {state}: correct data.root, or set data.download=true")
+    if not unpacked and world_size > 1:
+        raise InputError(
+            f"data.download=true would have {world_size} processes write {root} at once: "
+            "download with a single process first"
+        )
+    train, val, class_names = _read_torchvision(facts, path, download=not unpacked, with_train=with_train)
+    return Splits(class_names, train, val, facts.mean, facts.std, crop_pct=1.0)
+
+
+def _read_torchvision(
+    facts: CifarFacts, path: Path, *, download: bool, with_train: bool
+) -> tuple[ArraySource | None, ArraySource, list[str]]:
+    # The archive holds pickles. torchvision reads one only after its MD5 sum matched the published file's.
+    from torchvision.datasets import CIFAR10, CIFAR100
+
+    dataset = {"cifar10": CIFAR10, "cifar100": CIFAR100}[facts.name]
+    try:
+        val = dataset(str(path), train=False, download=download)
+        train = dataset(str(path), train=True) if with_train else None
+    except (OSError, RuntimeError) as fault:  # URLError is an OSError; RuntimeError: MD5 sums differ
+        reason = " ".join(str(fault).split())
+        if download:
+            raise InputError(
+                f"{facts.name} could not be downloaded to {path} ({reason}): check the connection, or unpack "
+                f"{facts.archive}/ there yourself"
+            ) from fault
+        raise InputError(
+            f"{path / facts.archive} is damaged ({reason}): remove it and set data.download=true"
+        ) from fault
+    sources = [
+        ArraySource(f"{facts.name} {split}", read.data, read.targets) if read is not None else None
+        for split, read in (("train", train), ("test", val))
+    ]
+    assert sources[1] is not None
+    return sources[0], sources[1], list(val.classes)
+
+
+def load_folder(name: str, root: str | None, *, with_train: bool) -> Splits:
+    """Any image folder, ImageNet among them: ROOT/train/CLASS and ROOT/val/CLASS (or ROOT/test/CLASS)."""
+    if root is None:
+        raise InputError(f"data={name} needs data.root: set it to the folder that holds train/ and val/")
+    found = read_folders(Path(os.path.expanduser(root)), with_train=with_train)
+    return Splits(
+        found.class_names,
+        found.train,
+        found.val,
+        IMAGENET_DEFAULT_MEAN,
+        IMAGENET_DEFAULT_STD,
+        crop_pct=0.875,
+    )
