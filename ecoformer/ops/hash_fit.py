@@ -75,47 +75,64 @@ def check_fit_inputs(x_BHNC: Tensor, anchors_HMC: Tensor, A_HKM: Tensor, *, top_
 def nearest_and_farthest(x_PNC: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     """The top_k most and the top_k least similar tokens of every token, by dot product, itself included.
 
-    Returns the token indices (P, N, 2 * top_k), most similar ones first, and their signs in x's dtype: +1 or
-    -1, or 0 for a token whose top_k-th largest similarity does not exceed its top_k-th smallest (a zero token,
-    identical tokens), which tells no token from another.
+    Returns the token indices (P, N, 2 * top_k), the most similar in the first half, and (P, N) True where they
+    mean something: a row whose top_k-th largest similarity does not exceed its top_k-th smallest (a zero token,
+    identical tokens) tells no token from another.
     """
     pairs, num_tokens, _ = x_PNC.shape
+    x_PCN = x_PNC.transpose(1, 2)
     index_PNk = torch.empty(pairs, num_tokens, 2 * top_k, dtype=torch.int64, device=x_PNC.device)
-    sign_PNk = torch.empty(pairs, num_tokens, 2 * top_k, dtype=x_PNC.dtype, device=x_PNC.device)
-    rows = max(1, min(num_tokens, SIMILARITIES_PER_CHUNK // num_tokens))
-    for pair in range(pairs):
-        x_CN = x_PNC[pair].t()
-        for start in range(0, num_tokens, rows):
-            chunk = slice(start, min(start + rows, num_tokens))
-            similarity = x_PNC[pair, chunk] @ x_CN
-            top = similarity.topk(top_k, dim=1, sorted=False)
-            bottom = similarity.topk(top_k, dim=1, largest=False, sorted=False)
-            informative = (top.values.amin(dim=1) > bottom.values.amax(dim=1)).to(x_PNC.dtype)
-            index_PNk[pair, chunk, :top_k] = top.indices
-            index_PNk[pair, chunk, top_k:] = bottom.indices
-            sign_PNk[pair, chunk, :top_k] = informative[:, None]
-            sign_PNk[pair, chunk, top_k:] = -informative[:, None]
-    return index_PNk, sign_PNk
+    informative_PN = torch.empty(pairs, num_tokens, dtype=torch.bool, device=x_PNC.device)
+    rows = max(1, min(num_tokens, SIMILARITIES_PER_CHUNK // (num_tokens * pairs)))
+    for start in range(0, num_tokens, rows):
+        chunk = slice(start, start + rows)
+        similarity = torch.bmm(x_PNC[:, chunk], x_PCN)
+        top = similarity.topk(top_k, dim=2, sorted=False)
+        bottom = similarity.topk(top_k, dim=2, largest=False, sorted=False)
+        index_PNk[:, chunk, :top_k] = top.indices
+        index_PNk[:, chunk, top_k:] = bottom.indices
+        informative_PN[:, chunk] = top.values.amin(dim=2) > bottom.values.amax(dim=2)
+    return index_PNk, informative_PN
 
 
 def symmetric_targets(x_PNC: Tensor, top_k: int, scale: float) -> Tensor:
-    """scale * (S0 + S0^T) over all P * N tokens as one block-diagonal CSR matrix with 32-bit indices."""
+    """scale * (S0 + S0^T) over all P * N tokens as one block-diagonal CSR matrix with 32-bit indices.
+
+    S0 holds +1 for the nearest and -1 for the farthest tokens of its row. Pairs are worked off in groups, so
+    that sorting the entries stays in cache and takes little memory.
+    """
     pairs, num_tokens, _ = x_PNC.shape
-    index_PNk, sign_PNk = nearest_and_farthest(x_PNC, top_k)
-    size = pairs * num_tokens
-    offset_P = torch.arange(pairs, device=x_PNC.device) * num_tokens
-    column = (index_PNk + offset_P[:, None, None]).flatten()
-    row = torch.arange(size, device=x_PNC.device).repeat_interleave(2 * top_k)
-    value = sign_PNk.flatten() * scale
-    indices = torch.stack([torch.cat([row, column]), torch.cat([column, row])])
-    values = torch.cat([value, value])
-    coo = torch.sparse_coo_tensor(indices, values, (size, size), check_invariants=False).coalesce()
-    row_start = torch.zeros(size + 1, dtype=torch.int32, device=x_PNC.device)
-    row_start[1:] = torch.bincount(coo.indices()[0], minlength=size).cumsum(0)
+    device, dtype = x_PNC.device, x_PNC.dtype
+    group = max(1, SIMILARITIES_PER_CHUNK // num_tokens**2)
+    counts, columns, values = [], [], []
+    for start in range(0, pairs, group):
+        x_GNC = x_PNC[start : start + group]
+        size = x_GNC.shape[0] * num_tokens
+        index_GNk, informative_GN = nearest_and_farthest(x_GNC, top_k)
+        index_GNk += torch.arange(0, size, num_tokens, device=device)[:, None, None]
+        row = torch.arange(size, device=device).repeat_interleave(2 * top_k)
+        column = index_GNk.flatten()
+        value = informative_GN.to(dtype)[..., None] * scale * torch.ones(2 * top_k, dtype=dtype, device=device)
+        value[..., top_k:] *= -1
+        block = torch.sparse_coo_tensor(
+            torch.stack([torch.cat([row, column]), torch.cat([column, row])]),
+            value.flatten().repeat(2),
+            (size, size),
+            check_invariants=False,
+        ).coalesce()  # a mutual neighbour becomes one entry of twice the value
+        counts.append(torch.bincount(block.indices()[0], minlength=size))
+        columns.append((block.indices()[1] + start * num_tokens).int())
+        values.append(block.values())
+    row_start = torch.zeros(pairs * num_tokens + 1, dtype=torch.int32, device=device)
+    row_start[1:] = torch.cat(counts).cumsum(0)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
         return torch.sparse_csr_tensor(
-            row_start, coo.indices()[1].int(), coo.values(), (size, size), check_invariants=False
+            row_start,
+            torch.cat(columns),
+            torch.cat(values),
+            (pairs * num_tokens, pairs * num_tokens),
+            check_invariants=False,
         )
 
 
@@ -124,52 +141,57 @@ class HashObjective:
 
     S = K S0 - sum over earlier bits of y_r y_r^T is never formed: y^T S y = K y^T S0 y - sum (y^T y_r)^2, with
     S0 sparse (2 * top_k entries per row). S is not symmetric but only its symmetric part counts.
+
+    Features and codes are kept with tokens last: every product is then a (1, n) x (n, N) or (1, N) x (N, n)
+    batch over the pairs, the fastest form on CPU.
     """
 
     def __init__(self, x_BHNC: Tensor, features_BHNM: Tensor, usable_B: Tensor, *, num_bits: int, top_k: int) -> None:
-        num_samples, self.num_heads, num_tokens, num_anchors = features_BHNM.shape
-        self.features_HMR = features_BHNM.permute(1, 3, 0, 2).reshape(self.num_heads, num_anchors, -1)
-        x_PNC = x_BHNC.transpose(0, 1).flatten(0, 1)
-        self.targets = symmetric_targets(x_PNC, top_k, 0.5 * num_bits)
-        self.pairs, self.num_tokens = self.num_heads * num_samples, num_tokens
-        self.usable_R = usable_B.repeat(self.num_heads).repeat_interleave(num_tokens).to(x_BHNC.dtype)
-        self.codes_PKN = x_BHNC.new_zeros(self.pairs, num_bits, num_tokens)
+        self.num_samples, self.num_heads, self.num_tokens, _ = features_BHNM.shape
+        self.pairs = self.num_heads * self.num_samples
+        self.features_PMN = features_BHNM.permute(1, 0, 3, 2).contiguous().flatten(0, 1)
+        self.targets = symmetric_targets(x_BHNC.transpose(0, 1).flatten(0, 1), top_k, 0.5 * num_bits)
+        self.usable_P1 = usable_B.repeat(self.num_heads).unsqueeze(1).to(x_BHNC.dtype)
+        self.codes_PKN = x_BHNC.new_zeros(self.pairs, num_bits, self.num_tokens)
         self.num_fitted = 0
-        self.scale = -1 / (usable_B.sum(dtype=torch.float64) * (self.num_heads * num_tokens * num_bits))
+        num_terms = usable_B.sum(dtype=torch.float64) * (self.num_heads * self.num_tokens * num_bits)
+        self.scale = -1 / num_terms
 
     def project(self, a_HM: Tensor) -> Tensor:
-        return torch.bmm(a_HM.unsqueeze(1), self.features_HMR).flatten()
+        """k a, (P, N)."""
+        a_HBM = a_HM.unsqueeze(1).expand(-1, self.num_samples, -1)
+        return torch.bmm(a_HBM.reshape(self.pairs, 1, -1), self.features_PMN).squeeze(1)
 
-    def residual_product(self, y_R: Tensor) -> tuple[Tensor, Tensor]:
-        """(S + S^T)/2 y as (R,), and y^T y_r of the earlier bits as (P, 1, r)."""
-        product_R = torch.mv(self.targets, y_R)
-        earlier_PrN = self.codes_PKN[:, : self.num_fitted]
-        overlap_P1r = torch.bmm(y_R.view(self.pairs, 1, -1), earlier_PrN.transpose(1, 2))
-        product_R.view(self.pairs, 1, -1).baddbmm_(overlap_P1r, earlier_PrN, alpha=-1)
-        return product_R, overlap_P1r
+    def residual_product(self, y_PN: Tensor) -> Tensor:
+        """(S + S^T)/2 y, (P, N)."""
+        product_PN = torch.mv(self.targets, y_PN.flatten()).view_as(y_PN)
+        if self.num_fitted:
+            earlier_PrN = self.codes_PKN[:, : self.num_fitted]
+            overlap_P1r = torch.bmm(y_PN.unsqueeze(1), earlier_PrN.transpose(1, 2))
+            product_PN.unsqueeze(1).baddbmm_(overlap_P1r, earlier_PrN, alpha=-1)
+        return product_PN
 
     def soft(self, a_HM: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss with y = 2 sigmoid(k a) - 1 = tanh(k a / 2), and its gradient (H, M)."""
-        y_R = self.project(a_HM * 0.5).tanh_()
-        product_R, _ = self.residual_product(y_R)
-        weighted_R = y_R * product_R
-        loss = weighted_R.sum() * self.scale
-        slope_R = torch.addcmul(product_R, weighted_R, y_R, value=-1)
-        gradient_H1M = torch.bmm(slope_R.view(self.num_heads, 1, -1), self.features_HMR.transpose(1, 2))
-        return loss, gradient_H1M.squeeze(1) * self.scale
+        """The loss with y = 2 sigmoid(k a) - 1, and its gradient (H, M), both still to be multiplied by `scale`."""
+        y_PN = self.project(a_HM).sigmoid_().mul_(2).sub_(1)
+        product_PN = self.residual_product(y_PN)
+        loss = torch.dot(y_PN.flatten(), product_PN.flatten())
+        # dy/d(k a) = (1 - y^2) / 2, and the 2 of d(y^T S y) cancels the half
+        slope_PN = torch.ops.aten.tanh_backward(product_PN, y_PN)
+        gradient_P1M = torch.bmm(slope_PN.unsqueeze(1), self.features_PMN.transpose(1, 2))
+        return loss, gradient_P1M.view(self.num_heads, self.num_samples, -1).sum(dim=1)
 
     def codes(self, a_HM: Tensor) -> Tensor:
-        """Codes (R,) in {-1, +1}; 0 in samples that were left out."""
-        return sign(self.project(a_HM)) * self.usable_R
+        """Codes (P, N) in {-1, +1}; 0 in samples that were left out."""
+        return sign(self.project(a_HM)) * self.usable_P1
 
-    def hard(self, code_R: Tensor) -> Tensor:
+    def hard(self, code_PN: Tensor) -> Tensor:
         """The loss of codes. Every product is a small integer (or half one), so float64 sums are exact."""
-        product_R, _ = self.residual_product(code_R)
-        return (code_R * product_R).sum(dtype=torch.float64) * self.scale
+        return (code_PN * self.residual_product(code_PN)).sum(dtype=torch.float64) * self.scale
 
-    def append(self, code_R: Tensor) -> None:
+    def append(self, code_PN: Tensor) -> None:
         """Take the codes of a bit that is fitted out of the residual S."""
-        self.codes_PKN[:, self.num_fitted] = code_R.view(self.pairs, -1)
+        self.codes_PKN[:, self.num_fitted] = code_PN
         self.num_fitted += 1
 
 
@@ -218,20 +240,22 @@ def _fit(
     columns: list[tuple[Tensor, ...]] = []
     for bit in range(num_bits):
         old_HM = A_HKM[:, bit]
-        old_code_R = objective.codes(old_HM)
-        before = objective.hard(old_code_R)
+        old_code_PN = objective.codes(old_HM)
+        before = objective.hard(old_code_PN)
         a_HM, velocity_HM = old_HM.clone(), torch.zeros_like(old_HM)
         for step in range(steps):
             trace_KT[bit, step], gradient_HM = objective.soft(a_HM)
-            velocity_HM = velocity_HM * momentum + gradient_HM
-            a_HM = a_HM - lr * (gradient_HM + momentum * velocity_HM)
+            gradient_HM.mul_(objective.scale)
+            velocity_HM.mul_(momentum).add_(gradient_HM)
+            a_HM.sub_(gradient_HM.add_(velocity_HM, alpha=momentum), alpha=lr)
         candidate_HKM[:, bit] = a_HM
-        code_R = objective.codes(a_HM)
-        after = objective.hard(code_R)
-        is_finite = a_HM.isfinite().all() & before.isfinite() & after.isfinite()
+        code_PN = objective.codes(a_HM)
+        after = objective.hard(code_PN)
+        trace_KT[bit] *= objective.scale
+        is_finite = a_HM.isfinite().all() & trace_KT[bit].isfinite().all() & before.isfinite() & after.isfinite()
         is_better = is_finite & (after < before)
         fitted_HKM[:, bit] = torch.where(is_better, a_HM, old_HM)
-        objective.append(torch.where(is_better, code_R, old_code_R))
+        objective.append(torch.where(is_better, code_PN, old_code_PN))
         columns.append((is_better, before, torch.where(is_better, after, before), is_finite, after))
     accepted_K, before_K, after_K, finite_K, candidate_K = (torch.stack(c) for c in zip(*columns, strict=True))
     return HashFit(

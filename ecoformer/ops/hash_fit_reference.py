@@ -85,7 +85,8 @@ def fit_hash_reference(
             trace.append(loss.detach())
         candidate_HKM[:, bit] = a_HM.detach()
         objective_candidate = hard_objective(hard_codes(features_BHNM, a_HM.detach()), S_BHNN, num_bits)
-        is_finite = bool(a_HM.isfinite().all() and objective_before.isfinite() and objective_candidate.isfinite())
+        numbers = (a_HM, torch.stack(trace), objective_before, objective_candidate)
+        is_finite = all(bool(number.isfinite().all()) for number in numbers)
         is_better = is_finite and bool(objective_candidate < objective_before)
         if is_better:
             fitted_HKM[:, bit] = a_HM.detach()

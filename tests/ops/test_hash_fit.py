@@ -89,14 +89,14 @@ def test_gradient_equals_autograd(shape: tuple[int, int, int, int], num_earlier:
     objective = HashObjective(x_BHNC, features_BHNM, usable_B, num_bits=num_bits, top_k=4)
     S_BHNN = num_bits * similarity_targets(x_BHNC, 4)
     for bit in range(num_earlier):
-        code_R = objective.codes(A_HKM[:, bit])
-        objective.append(code_R)
-        code_BHN = code_R.view(shape[1], shape[0], shape[2]).transpose(0, 1)
+        code_PN = objective.codes(A_HKM[:, bit])
+        objective.append(code_PN)
+        code_BHN = code_PN.view(shape[1], shape[0], shape[2]).transpose(0, 1)
         S_BHNN = S_BHNN - code_BHN[..., None] * code_BHN[..., None, :]
     a_HM = A_HKM[:, -1].clone().requires_grad_()
     expected = soft_objective(features_BHNM, S_BHNN, a_HM, num_bits)
     expected.backward()
-    loss, gradient_HM = objective.soft(a_HM.detach())
+    loss, gradient_HM = (value * objective.scale for value in objective.soft(a_HM.detach()))
     torch.testing.assert_close(loss, expected.detach(), atol=1e-12, rtol=1e-12)
     assert a_HM.grad is not None and a_HM.grad.abs().max() > 1e-6
     torch.testing.assert_close(gradient_HM, a_HM.grad, atol=1e-12, rtol=1e-12)
