@@ -1,0 +1,88 @@
+"""Batches in groups, one group per optimiser step, and running figures over them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+from ecoformer.engine import distributed
+from ecoformer.errors import InputError
+
+Batch = tuple[Tensor, Tensor]
+
+
+def num_groups(num_batches: int, group_size: int, max_groups: int | None) -> int:
+    """Optimiser steps in an epoch; the last group may be smaller.
+
+    Raises:
+        InputError: no batch at all, or an option below 1.
+    """
+    if group_size < 1:
+        raise InputError(f"train.grad_accum={group_size} must be at least 1")
+    if max_groups is not None and max_groups < 1:
+        raise InputError(f"train.max_steps={max_groups} must be at least 1, or null for whole epochs")
+    if num_batches < 1:
+        raise InputError("the training set fills not one batch: lower train.batch_size or add images")
+    groups = -(-num_batches // group_size)
+    return groups if max_groups is None else min(groups, max_groups)
+
+
+def grouped(loader: Iterable[Batch], group_size: int, max_groups: int) -> Iterator[list[Batch]]:
+    """Lists of `group_size` batches, the last one perhaps shorter, at most `max_groups` of them."""
+    group: list[Batch] = []
+    groups = 0
+    for batch in loader:
+        group.append(batch)
+        if len(group) == group_size:
+            yield group
+            group, groups = [], groups + 1
+            if groups == max_groups:
+                return
+    if group:
+        yield group
+
+
+def top1_hits(logits: Tensor, targets: Tensor) -> Tensor:
+    """How many of the best guesses are right; against the larger share where targets are mixed (B, classes)."""
+    labels = targets.argmax(dim=1) if targets.is_floating_point() else targets
+    return (logits.argmax(dim=1) == labels).sum().float()
+
+
+class Meter:
+    """Mean loss, accuracy (percent) and images per second of this rank, since it was made."""
+
+    def __init__(self) -> None:
+        self.started = time.perf_counter()
+        self.loss_sum = self.hits = 0.0
+        self.num_images = 0
+
+    def add(self, mean_loss: float, hits: float, num_images: int) -> None:
+        self.loss_sum += mean_loss * num_images
+        self.hits += hits
+        self.num_images += num_images
+
+    @property
+    def loss(self) -> float:
+        return self.loss_sum / self.num_images
+
+    @property
+    def top1(self) -> float:
+        return 100 * self.hits / self.num_images
+
+    @property
+    def images_per_second(self) -> float:
+        return self.num_images / (time.perf_counter() - self.started)
+
+    def over_all_ranks(self, device: torch.device) -> dict[str, float]:
+        """The epoch's training figures over the images of all ranks."""
+        values = [self.loss_sum, self.hits, float(self.num_images), self.images_per_second]
+        totals = distributed.all_reduce_sum(torch.tensor(values, dtype=torch.float64, device=device))
+        loss_sum, hits, num_images, rate = totals.tolist()
+        return {
+            "train_loss": loss_sum / num_images,
+            "train_top1": 100 * hits / num_images,
+            "train_images_per_second": rate,
+        }

@@ -1,0 +1,72 @@
+"""Callbacks: what happens at epoch boundaries and is not the training step."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ecoformer.config import EnergyConfig
+
+if TYPE_CHECKING:
+    from ecoformer.engine.trainer import Trainer
+
+
+class Callback:
+    """Base class. `state_dict` travels in the checkpoint; `summary` is merged into what `Trainer.fit` returns.
+
+    Whether a callback acts in an epoch should be a pure function of its config and the epoch, as in
+    `hash_update.due`: then a resumed run repeats it without any state.
+    """
+
+    name = "callback"
+
+    def on_fit_start(self, trainer: Trainer) -> None:
+        """Once, after a resumed state was loaded, before the first epoch."""
+
+    def on_epoch_start(self, trainer: Trainer, epoch: int) -> None:
+        """Before the epoch's first step; every rank calls it."""
+
+    def on_epoch_end(self, trainer: Trainer, epoch: int, metrics: dict[str, Any]) -> None:
+        """After the evaluation, before the checkpoint is written."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain containers and tensors only."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` returned."""
+
+    def summary(self) -> dict[str, Any]:
+        """Figures for the run's summary."""
+        return {}
+
+
+class EnergyLog(Callback):
+    """Counts the model's operations and energy when training starts, logs them and keeps them for the summary."""
+
+    name = "energy_log"
+
+    def __init__(self, config: EnergyConfig) -> None:
+        self.config = config
+        self.figures: dict[str, Any] = {}
+
+    def on_fit_start(self, trainer: Trainer) -> None:
+        from ecoformer.energy import summarize
+
+        before = self.figures
+        self.figures = summarize(
+            trainer.model,
+            trainer.data.img_size,
+            convention=self.config.convention,
+            profile=self.config.profile,
+        )
+        if self.figures != before:  # a resumed run has the line already
+            trainer.log("energy", **self.figures)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"figures": self.figures}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.figures = state["figures"]
+
+    def summary(self) -> dict[str, Any]:
+        return self.figures

@@ -1,0 +1,111 @@
+"""The process group that torchrun describes, and the few collective operations that the engine needs."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ecoformer.errors import InputError
+
+
+def init_distributed(device: str = "auto") -> torch.device:
+    """Join the process group if torchrun started this process; return the device to compute on.
+
+    Args:
+        device: auto, cpu, cuda or cuda:N. Under torchrun each process takes the GPU of its local rank.
+    Raises:
+        InputError: a GPU is asked for that is not there, or a device name that does not exist.
+    """
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    chosen = _choose_device(device, local_rank)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    return chosen
+
+
+def _choose_device(device: str, local_rank: int) -> torch.device:
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f"device={device} does not exist: use auto, cpu, cuda or cuda:N") from error
+    if chosen.type == "cuda":
+        if not torch.cuda.is_available():
+            raise InputError(f"device={device}, but torch sees no GPU: use device=cpu or device=auto")
+        chosen = torch.device("cuda", local_rank if chosen.index is None else chosen.index)
+        count = torch.cuda.device_count()
+        if chosen.index >= count:
+            raise InputError(f"device={chosen}, but torch sees {count} GPU(s): start fewer processes or lower N")
+        torch.cuda.set_device(chosen)
+    return chosen
+
+
+def close_distributed() -> None:
+    """Leave the process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """This process's rank; 0 without a process group."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Number of processes; 1 without a process group."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this process writes files and talks to the user."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def all_reduce_sum(values: Tensor) -> Tensor:
+    """The sum of `values` over all ranks, in place."""
+    if world_size() > 1:
+        dist.all_reduce(values, op=dist.ReduceOp.SUM)
+    return values
+
+
+def all_reduce_max(values: Tensor) -> Tensor:
+    """The elementwise maximum of `values` over all ranks, in place."""
+    if world_size() > 1:
+        dist.all_reduce(values, op=dist.ReduceOp.MAX)
+    return values
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """One value per rank, in rank order, on every rank. For small values of our own processes only."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def broadcast_object(value: Any) -> Any:
+    """Rank 0's value, on every rank."""
+    if world_size() == 1:
+        return value
+    holder = [value]
+    dist.broadcast_object_list(holder, src=0)
+    return holder[0]
+
+
+def broadcast_buffers(model: nn.Module) -> None:
+    """Give every rank rank 0's buffers, in place: DDP, EMA and compiled graphs hold on to the tensors."""
+    if world_size() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)

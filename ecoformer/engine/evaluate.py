@@ -1,0 +1,121 @@
+"""Accuracy, loss and throughput of a model on a validation set. Shape legend: B batch, K number of top guesses."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ecoformer.engine import distributed
+from ecoformer.engine.optim import amp_dtype
+from ecoformer.errors import InputError
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """Figures over `num_images` images of all ranks: top1 and top5 in percent, loss a mean in nats.
+
+    With fewer than five classes top5 counts a hit among all of them. `images_per_second` is the throughput of all
+    ranks together, loading included, without the first batch.
+    """
+
+    top1: float
+    top5: float
+    loss: float
+    num_images: int
+    images_per_second: float
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module,
+    loader: Batches,
+    device: torch.device,
+    amp: str = "off",
+    *,
+    channels_last: bool = False,
+    on_batch: Callable[[], None] | None = None,
+) -> EvalResult:
+    """Evaluate `model` in eval mode; its mode is restored.
+
+    Args:
+        loader: batches (images (B, 3, S, S) on `device`, labels (B,)); each rank its own share, no image twice.
+        amp: off, bf16 or fp16.
+        on_batch: called after every batch; an exception from it ends the evaluation.
+    Raises:
+        InputError: the loader has no images.
+    """
+    dtype = amp_dtype(amp, device)
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    # Loss sum, top-1 hits, top-5 hits, images. float64 counts images exactly and sums losses without drift.
+    totals = torch.zeros(4, dtype=torch.float64, device=device)
+    clock = _Clock(device)
+
+    def forward(images: Tensor) -> Tensor:
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+            return model(images.contiguous(memory_format=memory_format)).float()
+
+    was_training = model.training
+    model.eval()
+    try:
+        for images, labels in loader:
+            totals += _batch_totals(forward(images), labels)
+            clock.batch_done(len(labels))
+            if on_batch is not None:
+                on_batch()
+        if clock.num_batches == 1:  # nothing was timed yet: run the only batch once more
+            forward(images)
+            clock.batch_done(len(images))
+    finally:
+        model.train(was_training)
+
+    rate = distributed.all_reduce_sum(torch.tensor([clock.rate()], dtype=torch.float64, device=device))
+    loss_sum, hits1, hits5, num_images = distributed.all_reduce_sum(totals).tolist()
+    if num_images == 0:
+        raise InputError("the validation set has no images: check data.root and data.max_val_samples")
+    return EvalResult(
+        top1=100 * hits1 / num_images,
+        top5=100 * hits5 / num_images,
+        loss=loss_sum / num_images,
+        num_images=int(num_images),
+        images_per_second=rate.item(),
+    )
+
+
+def _batch_totals(logits: Tensor, labels: Tensor) -> Tensor:
+    loss_sum = F.cross_entropy(logits.double(), labels, reduction="sum")
+    guesses_BK = logits.topk(min(5, logits.shape[1]), dim=1).indices
+    hits_BK = guesses_BK == labels[:, None]
+    images = torch.tensor(len(labels), dtype=torch.float64, device=logits.device)
+    return torch.stack([loss_sum, hits_BK[:, 0].sum().double(), hits_BK.sum().double(), images])
+
+
+class _Clock:
+    """Images per second after the first batch, which pays for worker start, allocation and compilation."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.num_batches = 0
+        self.timed_images = 0
+        self.started = self.ended = 0.0
+
+    def batch_done(self, num_images: int) -> None:
+        self.num_batches += 1
+        if self.num_batches == 1:
+            self.started = self._now()
+        else:
+            self.timed_images += num_images
+
+    def rate(self) -> float:
+        return self.timed_images / (self._now() - self.started) if self.timed_images else 0.0
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()

@@ -1,0 +1,57 @@
+"""Files that are either wholly there or not at all, whatever happens while they are written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from ecoformer.errors import InputError
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
+    """A binary file that takes the place of `path` only once it is complete and on disk.
+
+    The temporary file lies in the same folder (a rename across file systems is not atomic) under a fixed name,
+    so that what a killed process leaves behind is overwritten by the next write.
+
+    Raises:
+        InputError: the disk is full, the folder cannot be written, ...; the previous file is untouched.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise InputError(unwritable(path, error)) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small text file atomically; raises InputError like `atomic_write`."""
+    with atomic_write(path) as file:
+        file.write(text.encode())
+
+
+def unwritable(path: Path, error: OSError) -> str:
+    """The one line that says why `path` could not be written and what to do."""
+    reason = error.strerror or str(error)
+    return f"cannot write {path}: {reason}; free space or set another output_dir (nothing half-written was left)"
+
+
+def _sync_folder(folder: Path) -> None:
+    # The rename itself must survive a power cut too.
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,150 @@
+"""Metrics files. A resumed run continues them with no epoch missing or twice.
+
+Every record is a dict with "event", "epoch", "step" and "time"; it belongs to its epoch. On a resume at epoch e,
+what was written for epochs >= e, by a run that was stopped in the middle, is cut off before anything is added.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any, TextIO
+
+from ecoformer.engine.files import unwritable, write_text
+from ecoformer.errors import InputError
+
+CSV_COLUMNS = (
+    "epoch",
+    "lr",
+    "train_loss",
+    "train_top1",
+    "val_loss",
+    "val_top1",
+    "val_top5",
+    "images_per_second",
+    "train_images_per_second",
+    "seconds",
+)
+
+
+class Logger:
+    """Where records go. `state_dict` travels in the checkpoint and is handed back before `open` on a resume."""
+
+    name = "logger"
+
+    def open(self, run_dir: Path, start_epoch: int, config: dict[str, Any]) -> None:
+        """Called once, before the first record; `start_epoch` is 0 for a new run."""
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Take one record."""
+
+    def close(self) -> None:
+        """Called once after the last record, also after a failure."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` returned."""
+
+
+class _FileLogger(Logger):
+    filename: str
+
+    def __init__(self) -> None:
+        self.path: Path | None = None
+        self.file: TextIO | None = None
+
+    def open(self, run_dir: Path, start_epoch: int, config: dict[str, Any]) -> None:
+        self.path = run_dir / self.filename
+        kept = self._kept(self.path, start_epoch) if start_epoch > 0 else self._header()
+        write_text(self.path, kept)
+        self.file = open(self.path, "a", encoding="utf-8", newline="")  # noqa: SIM115 - closed in close()
+
+    def _write(self, text: str) -> None:
+        assert self.file is not None and self.path is not None, "open() comes first"
+        try:
+            # To the disk at once: a record must not be younger than the checkpoint that follows it.
+            self.file.write(text)
+            self.file.flush()
+            os.fsync(self.file.fileno())
+        except OSError as error:
+            raise InputError(unwritable(self.path, error)) from error
+
+    def close(self) -> None:
+        if self.file is not None:
+            self.file.close()
+            self.file = None
+
+    def _header(self) -> str:
+        return ""
+
+    def _kept(self, path: Path, start_epoch: int) -> str:
+        raise NotImplementedError
+
+
+class JsonlLogger(_FileLogger):
+    """metrics.jsonl: one JSON object a line. Numbers that JSON does not have (NaN, infinity) become null."""
+
+    name = "jsonl"
+    filename = "metrics.jsonl"
+
+    def log(self, record: dict[str, Any]) -> None:
+        self._write(json.dumps(_finite(record), allow_nan=False) + "\n")
+
+    def _kept(self, path: Path, start_epoch: int) -> str:
+        return "".join(line + "\n" for line, epoch in _jsonl_lines(path) if epoch < start_epoch)
+
+
+class CsvLogger(_FileLogger):
+    """metrics.csv: the "epoch" records, one row each."""
+
+    name = "csv"
+    filename = "metrics.csv"
+
+    def log(self, record: dict[str, Any]) -> None:
+        if record["event"] == "epoch":
+            self._write(_csv_line([record[column] for column in CSV_COLUMNS]))
+
+    def _header(self) -> str:
+        return _csv_line(list(CSV_COLUMNS))
+
+    def _kept(self, path: Path, start_epoch: int) -> str:
+        # Made anew from metrics.jsonl, which is written first, so that the two can never disagree.
+        records = _jsonl_lines(path.with_name(JsonlLogger.filename))
+        rows = [json.loads(line) for line, epoch in records if epoch < start_epoch]
+        return self._header() + "".join(
+            _csv_line([row[column] for column in CSV_COLUMNS]) for row in rows if row["event"] == "epoch"
+        )
+
+
+def _jsonl_lines(path: Path) -> list[tuple[str, int]]:
+    """Each whole line and the epoch it belongs to; a killed process may have left the last one unfinished."""
+    if not path.is_file():
+        raise InputError(f"{path} is missing, so its epochs cannot be continued: restore it, or use resume=off")
+    *lines, _unfinished = path.read_text(encoding="utf-8").split("\n")
+    numbered = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            numbered.append((line, int(json.loads(line)["epoch"])))
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path} line {number} is not a metrics record: repair or remove the line") from error
+    return numbered
+
+
+def _csv_line(values: list[Any]) -> str:
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerow(values)
+    return buffer.getvalue()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

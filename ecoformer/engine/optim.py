@@ -1,0 +1,92 @@
+"""Optimiser, learning rate schedule, loss and precision, from the configs, through timm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from timm.scheduler.scheduler import Scheduler
+from torch import Tensor, nn
+
+from ecoformer.config import OptimConfig, ScheduleConfig
+from ecoformer.errors import InputError
+
+SCHEDULES = ("cosine", "poly", "tanh", "constant", "none")
+AMP_DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def scaled_lr(config: OptimConfig, global_batch: int) -> float:
+    """The learning rate for `global_batch` images per optimiser step: linear scaling, as published."""
+    if config.lr_base_batch <= 0:
+        return config.lr
+    return config.lr * global_batch / config.lr_base_batch
+
+
+def build_optimizer(model: nn.Module, config: OptimConfig, global_batch: int) -> torch.optim.Optimizer:
+    """timm's optimiser of that name; biases, norms and what the model exempts get no weight decay.
+
+    Raises:
+        InputError: an optimiser that timm does not know or that refuses an option.
+    """
+    options: dict[str, Any] = {} if config.betas is None else {"betas": tuple(config.betas)}
+    try:
+        return create_optimizer_v2(
+            model,
+            opt=config.name,
+            lr=scaled_lr(config, global_batch),
+            weight_decay=config.weight_decay,
+            momentum=config.momentum,
+            **options,
+        )
+    except (ValueError, TypeError) as error:
+        raise InputError(f"optim.name={config.name} cannot be built: {' '.join(str(error).split())}") from error
+
+
+def build_schedule(
+    optimizer: torch.optim.Optimizer, config: ScheduleConfig, *, epochs: int, steps_per_epoch: int
+) -> Scheduler | None:
+    """A schedule of the optimiser step: the rate is a pure function of the step count, so it has no state to save.
+
+    Raises:
+        InputError: a schedule that does not exist or cannot be followed per step.
+    """
+    if config.name not in SCHEDULES:
+        raise InputError(f"schedule.name={config.name} does not exist: choose one of {', '.join(SCHEDULES)}")
+    scheduler, _ = create_scheduler_v2(
+        optimizer,
+        sched=config.name,
+        num_epochs=epochs,
+        warmup_epochs=config.warmup_epochs,
+        warmup_lr=config.warmup_lr,
+        min_lr=config.min_lr,
+        step_on_epochs=False,
+        updates_per_epoch=steps_per_epoch,
+    )
+    return scheduler
+
+
+def build_loss(smoothing: float) -> Callable[[Tensor, Tensor], Tensor]:
+    """Mean cross entropy of (B, classes) logits against (B,) labels, smoothed, or (B, classes) soft targets.
+
+    Soft targets (mixup, cutmix) carry their smoothing already.
+    """
+    soft = SoftTargetCrossEntropy()
+    hard = LabelSmoothingCrossEntropy(smoothing) if smoothing > 0 else nn.CrossEntropyLoss()
+
+    def loss(logits: Tensor, targets: Tensor) -> Tensor:
+        return (soft if targets.is_floating_point() else hard)(logits.float(), targets)
+
+    return loss
+
+
+def amp_dtype(amp: str, device: torch.device) -> torch.dtype | None:
+    """The autocast dtype of `train.amp`; None for off. Raises InputError if unknown or not for this device."""
+    if amp not in AMP_DTYPES:
+        raise InputError(f"train.amp={amp} does not exist: choose one of {', '.join(AMP_DTYPES)}")
+    if amp == "fp16" and device.type != "cuda":
+        raise InputError(f"train.amp=fp16 needs a GPU, the device is {device}: use bf16 or off")
+    return AMP_DTYPES[amp]

@@ -1,0 +1,311 @@
+"""The training loop. From top to bottom: a run, an epoch, an optimiser step.
+
+The Trainer takes built objects and knows no kind of attention and no data set.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from rich.table import Table
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ecoformer.config import OptimConfig, ScheduleConfig, TrainConfig
+from ecoformer.engine import distributed, run_state
+from ecoformer.engine.batches import Batch, Meter, grouped, num_groups, top1_hits
+from ecoformer.engine.callbacks import Callback
+from ecoformer.engine.evaluate import evaluate
+from ecoformer.engine.loggers import CsvLogger, JsonlLogger, Logger
+from ecoformer.engine.optim import amp_dtype, build_loss, build_optimizer, build_schedule
+from ecoformer.engine.progress import ProgressDisplay
+from ecoformer.engine.rng import seed_everything
+from ecoformer.engine.signals import Interrupted, StopSignals
+from ecoformer.errors import InputError
+
+
+class Diverged(InputError):
+    """The loss is no longer a number; the last checkpoint is from before."""
+
+
+class TrainingData(Protocol):
+    """What the Trainer asks of a data module; loaders also have `__len__` and `set_epoch(epoch)`."""
+
+    img_size: int
+    train_loader: Any
+    val_loader: Any
+
+    def calibration_images(self, num_images: int, seed: int) -> Tensor: ...
+
+
+class Trainer:
+    """Trains a model, evaluates it every epoch, and keeps a run directory that can be resumed at any moment.
+
+    Args:
+        model: moved to `device`; its hash functions, if any, are fitted by a callback.
+        run_dir: gets metrics.jsonl, metrics.csv, last.pt (to resume) and best.pt (weights of the best top-1).
+        seed: of everything that is drawn while training; each rank adds its number.
+        loggers: beside the two metrics files, which are always written.
+        config: the run's settings as plain containers, stored in the checkpoints.
+
+    With `train.ema_decay` the EMA model is the one evaluated and kept in best.pt.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: TrainingData,
+        *,
+        train: TrainConfig,
+        optim: OptimConfig,
+        schedule: ScheduleConfig,
+        run_dir: Path,
+        device: torch.device,
+        seed: int,
+        callbacks: Sequence[Callback] = (),
+        loggers: Sequence[Logger] = (),
+        config: dict[str, Any] | None = None,
+    ) -> None:
+        self.data, self.train, self.device, self.seed = data, train, device, seed
+        self.run_dir = Path(run_dir)
+        self.callbacks, self.config = list(callbacks), config or {}
+        self.loggers = [JsonlLogger(), CsvLogger(), *loggers]
+        self.memory_format = torch.channels_last if train.channels_last else torch.contiguous_format
+        self.model = model.to(device).to(memory_format=self.memory_format)
+        self.ddp = self._distribute() if distributed.world_size() > 1 else None
+        network = self.ddp or self.model
+        self.network: Any = torch.compile(network) if train.compile else network
+        self.ema = ModelEmaV3(self.model, train.ema_decay, exclude_buffers=True) if train.ema_decay > 0 else None
+
+        self.steps_per_epoch = num_groups(len(data.train_loader), train.grad_accum, train.max_steps)
+        self.global_batch = train.batch_size * train.grad_accum * distributed.world_size()
+        self.optimizer = build_optimizer(self.model, optim, self.global_batch)
+        self.scheduler = build_schedule(
+            self.optimizer, schedule, epochs=train.epochs, steps_per_epoch=self.steps_per_epoch
+        )
+        self.clip_grad = optim.clip_grad
+        self.criterion = build_loss(train.smoothing)
+        self.amp_dtype = amp_dtype(train.amp, device)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=train.amp == "fp16")
+
+        # What a resumed run must share with the one that wrote the checkpoint; the data check is steps_per_epoch.
+        self.settings = {
+            "seed": seed,
+            "steps_per_epoch": self.steps_per_epoch,
+            "global_batch": self.global_batch,
+            "train.ema_decay": train.ema_decay,
+            "train.smoothing": train.smoothing,
+            "train.amp": train.amp,
+            **{f"optim.{key}": value for key, value in asdict(optim).items()},
+            **{f"schedule.{key}": value for key, value in asdict(schedule).items()},
+        }
+
+        self.epoch = self.step = 0  # the epoch in hand; optimiser steps done
+        self.best: dict[str, Any] | None = None  # the "epoch" record of the best and of the latest epoch
+        self.latest: dict[str, Any] | None = None
+        self.elapsed_s = 0.0  # in earlier processes of this run
+        self.signals = StopSignals()
+
+    def fit(self, resume: Path | None = None, stop_after: int | None = None) -> dict[str, Any]:
+        """Train to the last epoch, or until `stop_after` epochs are done in all, and return the run's figures.
+
+        Args:
+            resume: a last.pt to continue from; None starts anew and sets an earlier run's files aside.
+        Returns:
+            top1, top5 (percent) and loss of best.pt, best_epoch (from 1), last_top1, epochs, images_per_second
+            (of evaluation), train_images_per_second, duration_s, and what the callbacks add.
+        Raises:
+            InputError: the checkpoint cannot be resumed or a file cannot be written.
+            Diverged: the loss became infinite or NaN.
+            Interrupted: Ctrl-C or SIGTERM; the run can be resumed from the last whole epoch.
+        """
+        self.started = time.perf_counter()
+        resumed = run_state.restore(self, resume) if resume else None
+        start = self.epoch
+        stop = self.train.epochs if stop_after is None else min(stop_after, self.train.epochs)
+        self.display = ProgressDisplay(
+            self.train.progress and distributed.is_main(),
+            total_steps=stop * self.steps_per_epoch,
+            epochs=self.train.epochs,
+            start_step=self.step,
+        )
+        try:
+            with self.signals:
+                self._open(start)
+                # Nothing that ran before may change what the epochs draw: a resumed run built its objects too.
+                seed_everything(self.seed + distributed.rank())
+                if resumed is not None:
+                    run_state.restore_rng(self, resumed)
+                for epoch in range(start, stop):
+                    self._run_epoch(epoch)
+        except Interrupted as interrupted:
+            raise Interrupted(interrupted.signum, run_state.how_to_go_on(self, interrupted.signum)) from None
+        finally:
+            for logger in self.loggers:
+                logger.close()
+        return self._summary()
+
+    def _run_epoch(self, epoch: int) -> None:
+        """Callbacks, steps, evaluation, metrics, checkpoint: in this order, so that a resume repeats it all."""
+        self.signals.check()
+        self.epoch = epoch
+        started = time.perf_counter()
+        for callback in self.callbacks:
+            callback.on_epoch_start(self, epoch)
+        metrics = self._train_epoch(epoch)
+        metrics |= self._validate()
+        for callback in self.callbacks:
+            callback.on_epoch_end(self, epoch, metrics)
+        metrics["seconds"] = time.perf_counter() - started
+        self.latest = self.log("epoch", **metrics)
+        is_best = self.best is None or self.latest["val_top1"] > self.best["val_top1"]
+        if is_best:
+            self.best = self.latest
+        self.print(_epoch_line(epoch, self.train.epochs, metrics) + ("  (best)" if is_best else ""))
+        run_state.save(self, is_best)
+
+    def _train_epoch(self, epoch: int) -> dict[str, Any]:
+        self.network.train()
+        self.data.train_loader.set_epoch(epoch)
+        meter = Meter()
+        with self.display.epoch(epoch, self.steps_per_epoch):
+            for batches in grouped(self.data.train_loader, self.train.grad_accum, self.steps_per_epoch):
+                self.signals.check()
+                lr = self.optimizer.param_groups[0]["lr"]
+                loss, hits, num_images = self.train_step(batches)
+                meter.add(loss, hits, num_images)
+                self.display.step(self.step, meter.loss, meter.top1, meter.images_per_second)
+                if self.train.log_every > 0 and self.step % self.train.log_every == 0:
+                    self.log("train", loss=loss, lr=lr, images_per_second=meter.images_per_second)
+        return {"lr": lr, **meter.over_all_ranks(self.device)}
+
+    def train_step(self, batches: list[Batch]) -> tuple[float, float, int]:
+        """One optimiser step on a group of batches, equal to a step on all their images at once.
+
+        Each batch's mean loss is weighted by its share of the group's images, so a smaller last batch and a last
+        group with fewer batches count right. Returns the group's mean loss, top-1 hits and number of images.
+        """
+        num_images = sum(len(images) for images, _ in batches)
+        totals = torch.zeros(2, device=self.device)
+        for index, (images, targets) in enumerate(batches):
+            with self._gradient_sync(last=index == len(batches) - 1):
+                with torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
+                    logits = self.network(images.contiguous(memory_format=self.memory_format))
+                loss = self.criterion(logits, targets) * (len(images) / num_images)
+                self.scaler.scale(loss).backward()
+            totals += torch.stack([loss.detach(), top1_hits(logits.detach(), targets)])
+        group_loss, hits = totals.tolist()
+        self._require_finite(group_loss)
+        if self.clip_grad is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        if self.scheduler is not None:
+            self.scheduler.step_update(self.step)
+        if self.ema is not None:
+            self.ema.update(self.model)
+        return group_loss, hits, num_images
+
+    def sync_buffers(self) -> None:
+        """Make every rank's and the EMA model's buffers equal to rank 0's; call it after changing any."""
+        distributed.broadcast_buffers(self.model)
+        if self.ema is not None:
+            for ema_buffer, buffer in zip(self.ema.module.buffers(), self.model.buffers(), strict=True):
+                ema_buffer.copy_(buffer)
+
+    def log(self, event: str, **values: Any) -> dict[str, Any]:
+        """Write one record to all loggers (rank 0 alone writes) and return it."""
+        record = {"event": event, "epoch": self.epoch, "step": self.step, "time": time.time(), **values}
+        if distributed.is_main():
+            for logger in self.loggers:
+                logger.log(record)
+        return record
+
+    def print(self, content: str | Table) -> None:
+        """Show the user a line or a table; rank 0 alone does, unless `train.progress` is off."""
+        self.display.print(content)
+
+    def duration_s(self) -> float:
+        """Seconds spent on this run, in this process and in those it was resumed from."""
+        return self.elapsed_s + time.perf_counter() - self.started
+
+    def _open(self, start_epoch: int) -> None:
+        if distributed.is_main():
+            if start_epoch == 0:
+                run_state.set_earlier_run_aside(self)
+            for logger in self.loggers:
+                logger.open(self.run_dir, start_epoch, self.config)
+        if self.scheduler is not None:
+            self.scheduler.step_update(self.step)
+        for callback in self.callbacks:
+            callback.on_fit_start(self)
+
+    def _validate(self) -> dict[str, Any]:
+        result = evaluate(
+            self.model if self.ema is None else self.ema.module,
+            self.data.val_loader,
+            self.device,
+            self.train.amp,
+            channels_last=self.train.channels_last,
+            on_batch=self.signals.check,
+        )
+        return {
+            "val_loss": result.loss,
+            "val_top1": result.top1,
+            "val_top5": result.top5,
+            "images_per_second": result.images_per_second,
+        }
+
+    def _require_finite(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise Diverged(
+                f"loss is {loss} at step {self.step} of epoch {self.epoch + 1} on rank {distributed.rank()}, learning "
+                f"rate {self.optimizer.param_groups[0]['lr']:.3g}: lower optim.lr, set optim.clip_grad, or use "
+                f"train.amp=off; {run_state.what_is_saved(self)}"
+            )
+
+    def _distribute(self) -> DistributedDataParallel:
+        # Buffers follow rank 0 before each forward pass, so hash functions cannot drift apart.
+        devices = [self.device] if self.device.type == "cuda" else None
+        return DistributedDataParallel(self.model, device_ids=devices, broadcast_buffers=True)
+
+    def _gradient_sync(self, last: bool) -> AbstractContextManager[None]:
+        # Ranks exchange gradients once per optimiser step, with the last batch of the group.
+        return nullcontext() if self.ddp is None or last else self.ddp.no_sync()
+
+    def _summary(self) -> dict[str, Any]:
+        if self.best is None or self.latest is None:
+            raise InputError("nothing was trained: train.epochs must be at least 1")
+        summary = {
+            "top1": self.best["val_top1"],
+            "top5": self.best["val_top5"],
+            "loss": self.best["val_loss"],
+            "best_epoch": self.best["epoch"] + 1,
+            "last_top1": self.latest["val_top1"],
+            "epochs": self.latest["epoch"] + 1,
+            "images_per_second": self.latest["images_per_second"],
+            "train_images_per_second": self.latest["train_images_per_second"],
+            "duration_s": self.duration_s(),
+        }
+        for callback in self.callbacks:
+            summary |= callback.summary()
+        return summary
+
+
+def _epoch_line(epoch: int, epochs: int, metrics: dict[str, Any]) -> str:
+    return (
+        f"epoch {epoch + 1}/{epochs}  loss {metrics['train_loss']:.3f}  val loss {metrics['val_loss']:.3f}  "
+        f"top-1 {metrics['val_top1']:.2f} %  top-5 {metrics['val_top5']:.2f} %  "
+        f"{metrics['train_images_per_second']:.0f} images/s  {metrics['seconds']:.1f} s"
+    )

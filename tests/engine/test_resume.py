@@ -1,0 +1,168 @@
+"""One plus one epochs equal two, bit for bit, also after a kill in the middle of an epoch."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from fakes import SignalData, make_trainer
+
+from ecoformer.config import OptimConfig
+from ecoformer.engine import Interrupted, load_checkpoint
+from ecoformer.engine.signals import StopSignals
+from ecoformer.errors import InputError
+
+EPOCHS = 4
+
+
+def assert_same(one: object, two: object, where: str = "") -> None:
+    assert type(one) is type(two), where
+    if isinstance(one, dict):
+        assert one.keys() == two.keys(), where
+        for key in one:
+            assert_same(one[key], two[key], f"{where}/{key}")
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(two), where
+        for index, items in enumerate(zip(one, two, strict=True)):
+            assert_same(*items, f"{where}/{index}")
+    elif isinstance(one, torch.Tensor):
+        assert torch.equal(one, two), where
+    else:
+        assert one == two, where
+
+
+def assert_same_run(one: Path, two: Path) -> None:
+    """Same weights, EMA, buffers, optimiser and random states; same metrics but for the clock."""
+    first, second = load_checkpoint(one / "last.pt"), load_checkpoint(two / "last.pt")
+    for key in ("model", "ema", "step", "epoch"):
+        assert_same(first[key], second[key], key)
+    for key in ("optimizer", "rng", "callbacks", "scaler"):
+        assert_same(first["training"][key], second["training"][key], key)
+    assert_same(load_checkpoint(one / "best.pt")["model"], load_checkpoint(two / "best.pt")["model"], "best")
+    assert metrics(one) == metrics(two)
+
+
+def metrics(run_dir: Path) -> list[dict]:
+    clock = ("time", "seconds", "images_per_second", "train_images_per_second")
+    records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in record.items() if key not in clock} for record in records]
+
+
+def csv_epochs(run_dir: Path) -> list[str]:
+    return [line.split(",")[0] for line in (run_dir / "metrics.csv").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("cut", [1, 2])
+def test_two_epochs_equal_one_plus_one(tmp_path: Path, cut: int) -> None:
+    straight, parts = tmp_path / "straight", tmp_path / "parts"
+    make_trainer(straight, epochs=3).fit()
+    make_trainer(parts, epochs=3).fit(stop_after=cut)
+    torch.rand(7)  # whatever happens before a resume must not matter
+    summary = make_trainer(parts, epochs=3).fit(resume=parts / "last.pt")
+    assert_same_run(straight, parts)
+    assert csv_epochs(parts) == ["epoch", "0", "1", "2"]
+    assert summary["epochs"] == 3
+
+
+def test_epochs_can_be_added_and_a_finished_run_is_left_alone(tmp_path: Path) -> None:
+    done = make_trainer(tmp_path, epochs=1).fit()
+    again = make_trainer(tmp_path, epochs=1).fit(resume=tmp_path / "last.pt")
+    assert {**again, "duration_s": 0} == {**done, "duration_s": 0}
+    assert make_trainer(tmp_path, epochs=2).fit(resume=tmp_path / "last.pt")["epochs"] == 2
+
+
+CHILD = """
+import signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import fakes
+data = fakes.SignalData(signal.SIGKILL, epoch=2, batch=3)
+trainer = fakes.make_trainer(Path(sys.argv[2]), data=data, epochs=4, log_every=1)
+trainer.fit()
+"""
+
+
+def run_child(run_dir: Path) -> subprocess.CompletedProcess[str]:
+    here = str(Path(__file__).parent)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", CHILD, here, str(run_dir)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+
+
+def test_killed_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    make_trainer(straight, epochs=EPOCHS, log_every=1).fit()
+    assert run_child(stopped).returncode == -signal.SIGKILL
+    assert load_checkpoint(stopped / "last.pt")["epoch"] == 2
+    assert any(record["epoch"] == 2 for record in metrics(stopped))  # the cut epoch left lines behind
+    with open(stopped / "metrics.jsonl", "a") as file:
+        file.write('{"event": "train", "epo')  # as a kill in the middle of a write would
+    make_trainer(stopped, epochs=EPOCHS, log_every=1).fit(resume=stopped / "last.pt")
+    assert_same_run(straight, stopped)
+    assert csv_epochs(stopped) == ["epoch", "0", "1", "2", "3"]
+
+
+@pytest.mark.parametrize(("signum", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_asked_to_stop_in_the_middle_of_an_epoch(tmp_path: Path, signum: int, exit_code: int) -> None:
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    make_trainer(straight).fit()
+    trainer = make_trainer(stopped, data=SignalData(signum, epoch=1, batch=3))
+    with pytest.raises(Interrupted, match=r"in epoch 2: 1 of 2 epochs are saved in .*resume=auto") as caught:
+        trainer.fit()
+    assert caught.value.exit_code == exit_code
+    assert trainer.step == 6 + 3  # the 3 steps begun in the 2nd epoch are finished, the 4th is not begun
+    make_trainer(stopped).fit(resume=stopped / "last.pt")
+    assert_same_run(straight, stopped)
+
+
+def test_stopped_before_anything_is_saved(tmp_path: Path) -> None:
+    with pytest.raises(Interrupted, match="nothing is saved yet; start again with the same command"):
+        make_trainer(tmp_path, data=SignalData(signal.SIGINT, epoch=0, batch=2)).fit()
+    assert not (tmp_path / "last.pt").exists()
+    with pytest.raises(KeyboardInterrupt):  # Python's own handler is back
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+
+
+def test_the_second_signal_does_not_wait() -> None:
+    with pytest.raises(Interrupted, match="SIGTERM"), StopSignals():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": 1}, "2 epochs > train.epochs=1"),
+        ({"grad_accum": 2}, "steps_per_epoch=6, now it is 3: keep the data, train.batch_size"),
+        ({"batch_size": 16}, "global_batch=8, now it is 16: keep train.batch_size"),
+        ({"ema_decay": 0.0}, r"train.ema_decay=0.9, now it is 0.0: keep it, or use resume=off"),
+        ({"optim": OptimConfig(name="sgd", lr=1e-2, clip_grad=1.0)}, "optim.name=adamw, now it is sgd"),
+    ],
+)
+def test_a_run_that_cannot_be_continued_is_refused(tmp_path: Path, changes: dict, message: str) -> None:
+    make_trainer(tmp_path).fit()
+    with pytest.raises(InputError, match=message):
+        make_trainer(tmp_path, **changes).fit(resume=tmp_path / "last.pt")
+
+
+def test_best_cannot_be_resumed(tmp_path: Path) -> None:
+    make_trainer(tmp_path, epochs=1).fit()
+    with pytest.raises(InputError, match=r"holds weights only: resume from last\.pt"):
+        make_trainer(tmp_path, epochs=1).fit(resume=tmp_path / "best.pt")
+
+
+def test_a_new_run_sets_an_earlier_one_aside(tmp_path: Path) -> None:
+    make_trainer(tmp_path, epochs=1).fit()
+    first = (tmp_path / "last.pt").read_bytes()
+    make_trainer(tmp_path, epochs=1).fit()
+    assert (tmp_path / "earlier-1" / "last.pt").read_bytes() == first
+    assert csv_epochs(tmp_path) == ["epoch", "0"]
