@@ -53,7 +53,9 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def check_fit_inputs(x_BHNC: Tensor, anchors_HMC: Tensor, A_HKM: Tensor, *, top_k: int, steps: int) -> None:
+def check_fit_inputs(
+    x_BHNC: Tensor, anchors_HMC: Tensor, A_HKM: Tensor, *, top_k: int, lr: float, momentum: float, steps: int
+) -> None:
     """Raise InputError for values a user can set wrong; assert the shapes that only code can get wrong."""
     assert x_BHNC.dim() == 4 and anchors_HMC.dim() == 3 and A_HKM.dim() == 3
     _, num_heads, num_tokens, channels = x_BHNC.shape
@@ -70,14 +72,24 @@ def check_fit_inputs(x_BHNC: Tensor, anchors_HMC: Tensor, A_HKM: Tensor, *, top_
         )
     if steps < 1:
         raise InputError(f"steps={steps} must be at least 1")
+    if not 0 < lr <= torch.finfo(torch.float32).max:
+        raise InputError(f"lr={lr} must be a finite number above 0")
+    if not 0 <= momentum < 1:
+        raise InputError(f"momentum={momentum} must lie in [0, 1)")
+
+
+def distinguishes(top: Tensor, bottom: Tensor) -> Tensor:
+    """Whether a row of similarities (..., top_k) tells tokens apart: its top_k-th largest exceeds its top_k-th
+    smallest by more than rounding. Zero tokens and identical tokens do not.
+    """
+    return top.amin(dim=-1) > bottom.amax(dim=-1) + 16 * torch.finfo(top.dtype).eps
 
 
 def nearest_and_farthest(x_PNC: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     """The top_k most and the top_k least similar tokens of every token, by dot product, itself included.
 
     Returns the token indices (P, N, 2 * top_k), the most similar in the first half, and (P, N) True where they
-    mean something: a row whose top_k-th largest similarity does not exceed its top_k-th smallest (a zero token,
-    identical tokens) tells no token from another.
+    mean something (see `distinguishes`).
     """
     pairs, num_tokens, _ = x_PNC.shape
     x_PCN = x_PNC.transpose(1, 2)
@@ -91,7 +103,7 @@ def nearest_and_farthest(x_PNC: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
         bottom = similarity.topk(top_k, dim=2, largest=False, sorted=False)
         index_PNk[:, chunk, :top_k] = top.indices
         index_PNk[:, chunk, top_k:] = bottom.indices
-        informative_PN[:, chunk] = top.values.amin(dim=2) > bottom.values.amax(dim=2)
+        informative_PN[:, chunk] = distinguishes(top.values, bottom.values)
     return index_PNk, informative_PN
 
 
@@ -208,13 +220,14 @@ def fit_hash(
         top_k: tokens that count as similar, and as dissimilar, to each token; at most N / 2.
         lr, momentum, steps: SGD, per bit.
 
-    Memory grows with B H N (top_k + K + M). No result is read by the host inside the loop, and equal inputs
-    give equal results. A bit that meets NaN or infinity keeps its old value (see HashFit.finite_K).
+    Memory grows with B H N (top_k + K + M). No result is read by the host inside the loop. Equal inputs give
+    equal results on CPU; on CUDA the sparse product may add in another order. Samples with NaN or infinity are
+    left out (HashFit.usable_B); a bit that meets them while it is optimised keeps its old row (HashFit.finite_K).
 
     Raises:
-        InputError: top_k outside [1, N / 2], steps < 1, or no sample, bit or anchor.
+        InputError: top_k outside [1, N / 2]; steps, lr or momentum out of range; no sample, bit or anchor.
     """
-    check_fit_inputs(x_BHNC, anchors_HMC, A_HKM, top_k=top_k, steps=steps)
+    check_fit_inputs(x_BHNC, anchors_HMC, A_HKM, top_k=top_k, lr=lr, momentum=momentum, steps=steps)
     dtype = compute_dtype(x_BHNC)
     x_BHNC, anchors_HMC, A_HKM = (t.detach().to(dtype) for t in (x_BHNC, anchors_HMC, A_HKM))
     with torch.autocast(x_BHNC.device.type, enabled=False):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ecoformer.ops.hash_fit import HashFit, check_fit_inputs, compute_dtype
+from ecoformer.ops.hash_fit import HashFit, check_fit_inputs, compute_dtype, distinguishes
 from ecoformer.ops.kernel_hash import sign
 from ecoformer.ops.reference import kernel_features_reference
 
@@ -18,16 +18,14 @@ from ecoformer.ops.reference import kernel_features_reference
 def similarity_targets(x_BHNC: Tensor, top_k: int) -> Tensor:
     """S0 (B, H, N, N): in row i, +1 for the top_k tokens most similar to i (i included), -1 for the least.
 
-    A row whose top_k-th largest similarity does not exceed its top_k-th smallest tells no token from another
-    (zero or identical tokens); it is zero.
+    A row of a zero token, or among identical tokens, tells no token from another; it is zero.
     """
     similarity_BHNN = x_BHNC @ x_BHNC.transpose(-2, -1)
     top = similarity_BHNN.topk(top_k, dim=-1)
     bottom = similarity_BHNN.topk(top_k, dim=-1, largest=False)
     target_BHNN = torch.zeros_like(similarity_BHNN).scatter_(-1, top.indices, 1.0)
     target_BHNN.scatter_(-1, bottom.indices, -1.0)
-    informative_BHN1 = top.values.amin(dim=-1, keepdim=True) > bottom.values.amax(dim=-1, keepdim=True)
-    return target_BHNN * informative_BHN1
+    return target_BHNN * distinguishes(top.values, bottom.values).unsqueeze(-1)
 
 
 def soft_objective(features_BHNM: Tensor, S_BHNN: Tensor, a_HM: Tensor, num_bits: int) -> Tensor:
@@ -58,7 +56,7 @@ def fit_hash_reference(
     For each bit in turn: `steps` steps of SGD with Nesterov momentum on the soft objective, kept if the hard
     objective falls, then the residual S <- S - y y^T.
     """
-    check_fit_inputs(x_BHNC, anchors_HMC, A_HKM, top_k=top_k, steps=steps)
+    check_fit_inputs(x_BHNC, anchors_HMC, A_HKM, top_k=top_k, lr=lr, momentum=momentum, steps=steps)
     dtype = compute_dtype(x_BHNC)
     x_BHNC, anchors_HMC, A_HKM = (t.detach().to(dtype) for t in (x_BHNC, anchors_HMC, A_HKM))
     num_bits = A_HKM.shape[1]
