@@ -1,0 +1,91 @@
+"""One operation as it was dispatched: its arguments by name, its results, and what its operands can hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from torch import Tensor
+
+from ecoformer.energy.values import Values, ValueTracker
+
+
+@dataclass
+class Call:
+    """`name` is the operation without namespace, overload and the underscore of in-place variants: "add"."""
+
+    func: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    out: Any
+    tracker: ValueTracker
+
+    @property
+    def full_name(self) -> str:
+        """As the ledger lists it, for example "aten.add.Tensor"."""
+        return str(self.func)
+
+    @property
+    def name(self) -> str:
+        return short_name(self.func)
+
+    def arg(self, name: str, default: Any = None) -> Any:
+        """The argument called `name` in the operation's schema; its schema default, or `default`, if not given."""
+        for position, parameter in enumerate(self.func._schema.arguments):
+            if parameter.name != name:
+                continue
+            if position < len(self.args) and not parameter.kwarg_only:
+                return self.args[position]
+            if name in self.kwargs:
+                return self.kwargs[name]
+            return parameter.default_value if parameter.has_default_value() else default
+        return default
+
+    def values(self, operand: Any) -> Values:
+        return self.tracker.get(operand)
+
+    @property
+    def inputs(self) -> list[Tensor]:
+        return list(_tensors([*self.args, *self.kwargs.values()]))
+
+    @property
+    def outputs(self) -> list[Tensor]:
+        return list(_tensors([self.out]))
+
+    @property
+    def elements(self) -> int:
+        """Elements of the first result."""
+        return self.outputs[0].numel()
+
+    @property
+    def writes_only(self) -> frozenset[int]:
+        """Identities of tensors that are overwritten unread: `out=` arguments."""
+        outs = [p.name for p in self.func._schema.arguments if p.is_out]
+        return frozenset(id(self.kwargs[name]) for name in outs if name in self.kwargs)
+
+
+def short_name(func: Any) -> str:
+    """ "add" for aten.add_.Tensor; a namespace other than aten stays: "mylib::fold"."""
+    namespace, _, name = func._schema.name.partition("::")
+    if name.endswith("_") and not name.endswith("__"):
+        name = name[:-1]
+    return name if namespace == "aten" else f"{namespace}::{name}"
+
+
+def stored_elements(x: Tensor) -> int:
+    """Distinct elements behind a tensor: broadcast dimensions (stride 0) hold one."""
+    return prod(size for size, stride in zip(x.shape, x.stride(), strict=True) if stride != 0 or size == 0)
+
+
+def stored_bytes(x: Tensor) -> int:
+    return stored_elements(x) * x.element_size()
+
+
+def _tensors(tree: Any) -> Iterator[Tensor]:
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, list | tuple):
+        for item in tree:
+            yield from _tensors(item)

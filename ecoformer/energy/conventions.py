@@ -1,0 +1,180 @@
+"""What is written down of a forward pass: everything (`audited`), or what the paper counts (`paper`)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from typing import Any
+
+from torch import Tensor, nn
+
+from ecoformer.energy.call import Call, stored_bytes
+from ecoformer.energy.kinds import Counts, counts
+from ecoformer.energy.ledger import Entry
+from ecoformer.energy.recorder import ModuleStack
+from ecoformer.energy.rules import PRODUCTS, RULES, SOFTMAX, UNREAD
+
+CONVENTIONS = ("paper", "audited")
+WEIGHTED = (nn.Linear, nn.modules.conv._ConvNd)
+
+
+class CountingDefect(Exception):
+    """A rule failed on an operation that it should know: a defect of the ledger, not of its user."""
+
+
+def is_attention(module: nn.Module) -> bool:
+    """Whether a module is an attention layer: it states its paper cost, or its class is called so."""
+    name = type(module).__name__.lower()
+    return hasattr(module, "paper_core_ops") or "attention" in name or name.endswith("attn")
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return "norm" in type(module).__name__.lower() and not list(module.children())
+
+
+class Book(ABC):
+    """Collects entries while a model runs. One class per convention."""
+
+    def __init__(self, stack: ModuleStack) -> None:
+        self.stack = stack
+        self._counts: dict[tuple[str, str, str, str, bool, int], Counts] = {}
+        self._calls: Counter[tuple[str, str, str, str, bool, int]] = Counter()
+
+    @abstractmethod
+    def on_call(self, call: Call) -> None:
+        """Note an operation whose rule is known."""
+
+    def on_enter(self, name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Note that a module starts; nothing by default."""
+        return
+
+    def on_exit(self, name: str, module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
+        """Note that a module ended; nothing by default."""
+        return
+
+    def write(self, op: str, amount: Counts, bits: int, core: bool | None = None) -> None:
+        """Add to the entry of the running module."""
+        running = self.stack.running
+        attention = next((name for name, module in running if is_attention(module)), "")
+        module = self.stack.module
+        if core is None:
+            core = bool(attention) and module is not None and not isinstance(module, WEIGHTED) and not _is_norm(module)
+        module_class = type(module).__name__ if module is not None else ""
+        key = (self.stack.name, module_class, op, attention, core, bits)
+        self._counts.setdefault(key, Counter()).update(amount)
+        self._calls[key] += 1
+
+    def entries(self) -> list[Entry]:
+        return [
+            Entry(*key, calls=self._calls[key], counts=Counter({k: n for k, n in found.items() if n}))
+            for key, found in self._counts.items()
+        ]
+
+
+class AuditedBook(Book):
+    """Every operation by its rule, and the bytes that it reads and writes."""
+
+    def on_call(self, call: Call) -> None:
+        amount = cost(call) + memory(call)
+        if amount:
+            self.write(call.full_name, amount, _bits(call))
+
+
+class PaperBook(Book):
+    """The published accounting, generalised to any model.
+
+    Conv2d, Linear and LayerNorm modules by their formulas, in full to multiplications and additions. An attention
+    layer with `paper_core_ops` states its core; elsewhere every product outside those modules counts its length as
+    multiplications and additions, and every softmax weight one multiplication, which is the paper's formula for
+    softmax attention. All else is zero.
+    """
+
+    def on_call(self, call: Call) -> None:
+        running = [module for _, module in self.stack.running]
+        if isinstance(self.stack.module, nn.Linear | nn.Conv2d) or any(map(_states_its_core, running)):
+            return
+        if call.name in PRODUCTS:
+            found = cost(call)
+            self.write(call.full_name, counts(mul=found["fma"] + found["mul"], add=found["fma"]), _bits(call))
+        elif call.name in SOFTMAX and any(map(is_attention, running)):
+            self.write(call.full_name, counts(mul=call.elements), _bits(call))
+
+    def on_enter(self, name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if _states_its_core(module):
+            batch, num_tokens, _ = _first(args).shape
+            muls, adds = module.paper_core_ops(num_tokens)  # type: ignore[operator]
+            self.write("attention core", counts(mul=batch * muls, add=batch * adds), _width(_first(args)), core=True)
+
+    def on_exit(self, name: str, module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
+        # The module itself has left the stack: put it back for the entry's name.
+        base = _paper_base(module, args, out)
+        if base is not None:
+            self.stack.running.append((name, module))
+            self.write(type(module).__name__, counts(mul=base, add=base), _width(out), core=False)
+            self.stack.running.pop()
+
+
+def _states_its_core(module: nn.Module) -> bool:
+    return hasattr(module, "paper_core_ops")
+
+
+def _paper_base(module: nn.Module, args: tuple[Any, ...], out: Any) -> int | None:
+    """The paper's count of one module call, or None if the paper does not count such modules."""
+    if isinstance(module, nn.Conv2d):
+        kernel_height, kernel_width = module.kernel_size
+        per_position = kernel_height * kernel_width * module.in_channels * (module.out_channels // module.groups)
+        if module.bias is not None:
+            per_position += module.out_channels
+        return per_position * out.numel() // module.out_channels
+    if isinstance(module, nn.Linear):
+        return _first(args).numel() * module.out_features
+    if isinstance(module, nn.LayerNorm):
+        return 2 * _first(args).numel()
+    return None
+
+
+def _first(args: tuple[Any, ...]) -> Tensor:
+    return next(arg for arg in args if isinstance(arg, Tensor))
+
+
+def cost(call: Call) -> Counts:
+    """Arithmetic of a call by its rule."""
+    try:
+        return RULES[call.name](call)
+    except Exception as error:
+        shapes = [tuple(x.shape) for x in call.inputs]
+        raise CountingDefect(f"the rule of {call.full_name} failed on {shapes}: {error}") from error
+
+
+def memory(call: Call) -> Counts:
+    """Bytes read and written: every input once, every result once; views and uninitialised memory are free."""
+    if call.name in UNREAD:
+        return counts()
+    written = sum(stored_bytes(x) for x in call.outputs)
+    overwritten = call.writes_only
+    read = sum(_bytes_read(call, x) for x in call.inputs if id(x) not in overwritten)
+    return counts(read_bytes=read, written_bytes=written)
+
+
+GATHERING = frozenset({"index", "index_select", "gather", "embedding"})
+FILLING = frozenset(
+    {"fill", "zero", "copy", "full_like", "ones_like", "zeros_like", "new_full", "new_ones", "new_zeros"}
+)
+
+
+def _bytes_read(call: Call, x: Tensor) -> int:
+    source = call.args[0] if call.args else None
+    if x is source and call.name in FILLING:
+        return 0
+    if x is source and call.name in GATHERING:
+        return stored_bytes(call.outputs[0])
+    return stored_bytes(x)
+
+
+def _width(x: Tensor) -> int:
+    return x.element_size() * 8
+
+
+def _bits(call: Call) -> int:
+    """Width of the floating-point numbers at work, 0 if there are none."""
+    return max((_width(x) for x in [*call.outputs, *call.inputs] if x.is_floating_point()), default=0)

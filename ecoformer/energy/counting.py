@@ -1,0 +1,187 @@
+"""count(model, input): run a model once on meta tensors and write down what it does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._pytree import tree_map_only
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from ecoformer.energy.call import Call
+from ecoformer.energy.conventions import CONVENTIONS, AuditedBook, Book, PaperBook
+from ecoformer.energy.ledger import Ledger
+from ecoformer.energy.recorder import ModuleStack, OpRecorder, plain_inference
+from ecoformer.energy.values import ValueTracker
+from ecoformer.errors import InputError
+
+Size = int | tuple[int, ...] | list[int]
+
+
+class UncountedOperationError(InputError):
+    """An operation without a rule, in strict mode. `operation` is its name."""
+
+    def __init__(self, operation: str, module: str) -> None:
+        self.operation = operation
+        place = f"module {module!r}" if module else "the model itself"
+        super().__init__(
+            f"operation {operation} in {place} has no counting rule: add one with ecoformer.energy.rule, "
+            "or count with strict=False to have it listed as uncounted"
+        )
+
+
+def count(
+    model: nn.Module,
+    input: Size | Tensor | tuple[Any, ...] | Mapping[str, Any],
+    *,
+    convention: str = "audited",
+    strict: bool = True,
+    in_chans: int = 3,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "meta",
+) -> Ledger:
+    """Count one forward pass of any model in evaluation mode.
+
+    By default nothing is allocated: parameters, buffers and input are replaced by meta tensors for the pass. The
+    model's tensors, mode and hooks are as before when it returns.
+
+    Args:
+        model: any module; a compiled model is counted as the module that was compiled.
+        input: an image size S, (H, W), (C, H, W) or (B, C, H, W); or an example: a tensor, a tuple of positional
+            arguments that holds tensors, or a mapping of keyword arguments. Only shapes and dtypes of examples
+            matter on meta tensors.
+        convention: "audited" counts every operation by kind, "paper" follows the published accounting.
+        strict: raise at the first operation without a rule; otherwise it is listed in `Ledger.uncounted`.
+        in_chans: channels of an image given by size alone.
+        dtype: precision of parameters and floating-point inputs; None keeps the model's own.
+        device: "meta", or a real device for models whose control flow reads tensor values.
+    Raises:
+        InputError: unknown convention, an input that the model refuses, or (strict) an unknown operation.
+    """
+    if convention not in CONVENTIONS:
+        raise InputError(f"convention={convention!r} does not exist: choose one of {', '.join(CONVENTIONS)}")
+    model = getattr(model, "_orig_mod", model)
+    device = torch.device(device)
+    dtype = dtype or _float_dtype(model)
+    stack = ModuleStack()
+    book: Book = PaperBook(stack) if convention == "paper" else AuditedBook(stack)
+    uncounted: dict[str, None] = {}
+
+    def on_unknown(call: Call) -> None:
+        if strict:
+            raise UncountedOperationError(call.full_name, stack.name)
+        uncounted[call.full_name] = None
+
+    with ExitStack() as scope:
+        scope.enter_context(_evaluation_mode(model))
+        scope.enter_context(plain_inference())
+        substitutes, originals = _substitutes(model, device, dtype)
+        args, kwargs = _arguments(input, in_chans, device, dtype)
+        shape = _shape(args, kwargs)
+        scope.enter_context(torch.device(device))
+        scope.enter_context(stack.watch(model))
+        stack.on_enter, stack.on_exit = book.on_enter, book.on_exit
+        tracker = ValueTracker(enabled=convention == "audited")
+        scope.enter_context(OpRecorder(book.on_call, on_unknown, tracker, originals))
+        try:
+            functional_call(model, substitutes, args, kwargs, strict=False)
+        except InputError:
+            raise
+        except (AssertionError, RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:
+            place = f" in {stack.failed_in!r}" if stack.failed_in else ""
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise InputError(
+                f"{type(model).__name__} does not run on an input of shape {shape}{place}: {reason}"
+            ) from error
+    return Ledger(
+        convention=convention,
+        params=sum(p.numel() for p in model.parameters()),
+        input_shape=shape,
+        dtype=str(dtype).removeprefix("torch."),
+        entries=book.entries(),
+        uncounted=list(uncounted),
+    )
+
+
+def _float_dtype(model: nn.Module) -> torch.dtype:
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.get_default_dtype())
+
+
+def _substitutes(
+    model: nn.Module, device: torch.device, dtype: torch.dtype
+) -> tuple[dict[str, Tensor], WeakTensorKeyDictionary]:
+    """Copies of all parameters and buffers on `device`, and the originals behind them.
+
+    Buffers keep their precision unless the whole model changes it, as `model.to(dtype)` would do.
+    """
+    recast = dtype != _float_dtype(model)
+    originals = WeakTensorKeyDictionary()
+    substitutes = {}
+    for name, x in [*model.named_parameters(), *model.named_buffers()]:
+        target = dtype if recast and x.is_floating_point() else x.dtype
+        if device.type == "meta":
+            copy = torch.empty_like(x, device=device, dtype=target)
+        else:
+            copy = x.detach().to(device=device, dtype=target, copy=True)
+        originals[copy] = x
+        substitutes[name] = copy
+    return substitutes, originals
+
+
+def _arguments(
+    given: Any, in_chans: int, device: torch.device, dtype: torch.dtype
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(given, Mapping):
+        return (), {key: _example(x, device, dtype) for key, x in given.items()}
+    if isinstance(given, Tensor):
+        return (_example(given, device, dtype),), {}
+    if isinstance(given, tuple | list) and not all(_is_whole(x) for x in given):
+        return tuple(_example(x, device, dtype) for x in given), {}
+    shape = _image_shape(given, in_chans)
+    return (torch.zeros(shape, device=device, dtype=dtype),), {}
+
+
+def _is_whole(x: Any) -> bool:
+    return isinstance(x, int) and not isinstance(x, bool)
+
+
+def _image_shape(size: Any, in_chans: int) -> tuple[int, ...]:
+    sizes = [size] if _is_whole(size) else list(size) if isinstance(size, tuple | list) else []
+    if not 1 <= len(sizes) <= 4 or any(n < 1 for n in sizes):
+        raise InputError(
+            f"input={size!r} is no image size: give S, (H, W), (C, H, W) or (B, C, H, W), "
+            "each at least 1, or an example"
+        )
+    sizes = sizes * 2 if len(sizes) == 1 else sizes
+    return tuple([1, in_chans, *sizes] if len(sizes) == 2 else [1, *sizes] if len(sizes) == 3 else sizes)
+
+
+def _example(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    def move(x: Tensor) -> Tensor:
+        target = dtype if x.is_floating_point() else x.dtype
+        if device.type == "meta":
+            return torch.empty_like(x, device=device, dtype=target)
+        return x.detach().to(device=device, dtype=target)
+
+    return tree_map_only(Tensor, move, value)
+
+
+def _shape(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, ...]:
+    tensors = [x for x in [*args, *kwargs.values()] if isinstance(x, Tensor)]
+    return tuple(tensors[0].shape) if tensors else ()
+
+
+@contextmanager
+def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in model.modules()}
+    for module in modes:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training

@@ -1,0 +1,57 @@
+"""The kinds of work that a ledger tells apart, and the arithmetic on their counts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+ARITHMETIC = ("mul", "add", "fma", "compare", "exp", "div", "sqrt", "binary_mul", "popcount")
+MEMORY = ("read_bytes", "written_bytes")
+KINDS = ARITHMETIC + MEMORY
+
+KIND_MEANINGS = {
+    "mul": "a multiplication",
+    "add": "an addition or subtraction, also one term of a sum whose other factor is a 1-bit or ternary code",
+    "fma": "a multiplication whose product is added to a running sum",
+    "compare": "a comparison, minimum or maximum",
+    "exp": "one evaluation of a transcendental function: exp, log, erf, tanh, sin, cos",
+    "div": "a division",
+    "sqrt": "a square root",
+    "binary_mul": "a product with a 1-bit factor alone (XNOR, AND, sign flip), or a 1-bit logic gate",
+    "popcount": "one 1-bit term accumulated into an integer",
+    "read_bytes": "bytes of operands read, every operation reading its inputs once",
+    "written_bytes": "bytes of results written",
+}
+
+Counts = Counter[str]
+
+
+def counts(values: Mapping[str, int] | None = None, **kinds: int) -> Counts:
+    """Counts per kind; zero entries are left out, unknown kinds are a defect of the caller."""
+    merged = {**(values or {}), **kinds}
+    assert set(merged) <= set(KINDS), f"unknown kinds {sorted(set(merged) - set(KINDS))}"
+    assert all(n >= 0 for n in merged.values()), f"negative count in {merged}"
+    return Counter({kind: int(n) for kind, n in merged.items() if n})
+
+
+def total(parts: Iterable[Mapping[str, int]]) -> Counts:
+    """The sum of many counts."""
+    result: Counts = Counter()
+    for part in parts:
+        result.update(part)
+    return result
+
+
+def scaled(part: Mapping[str, int], factor: int) -> Counts:
+    """Every kind times `factor`."""
+    return Counter({kind: n * factor for kind, n in part.items() if n * factor})
+
+
+def muls(part: Mapping[str, int]) -> int:
+    """Full multiplications: those alone and those inside fused multiply-adds."""
+    return part.get("mul", 0) + part.get("fma", 0)
+
+
+def adds(part: Mapping[str, int]) -> int:
+    """Full additions: those alone and those inside fused multiply-adds."""
+    return part.get("add", 0) + part.get("fma", 0)

@@ -1,0 +1,145 @@
+"""The dispatch mode that sees every operation, and the hooks that tell which module it belongs to.
+
+It runs under inference mode, where composite operations reach a dispatch mode whole. Fused attention is therefore one
+call on every device and build, whatever kernel would serve it; composites without a rule are decomposed and their
+parts counted. Nothing is counted twice, because a counted operation runs with the mode off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from ecoformer.energy.call import Call, short_name
+from ecoformer.energy.rules import RULES
+from ecoformer.energy.values import ValueTracker, output_values
+from ecoformer.errors import InputError
+
+OnCall = Callable[[Call], None]
+
+
+class OpRecorder(TorchDispatchMode):
+    """Runs every operation and hands it to `on_call`, or to `on_unknown` if no rule knows it.
+
+    Args:
+        tracker: learns what values each result can hold.
+        originals: the real tensors behind meta parameters and buffers, for models that read a scalar of theirs.
+    """
+
+    def __init__(
+        self, on_call: OnCall, on_unknown: OnCall, tracker: ValueTracker, originals: WeakTensorKeyDictionary
+    ) -> None:
+        super().__init__()
+        self.on_call, self.on_unknown, self.tracker = on_call, on_unknown, tracker
+        self.originals = originals
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func.namespace == "prim":
+            return func(*args, **kwargs)
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
+            return self._read_scalar(args[0])
+        if short_name(func) not in RULES:
+            with self:
+                out = func.decompose(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
+        out = func(*args, **kwargs)
+        call = Call(func, args, kwargs, out, self.tracker)
+        if call.name in RULES:
+            self.on_call(call)
+        else:
+            self.on_unknown(call)
+        self._track_values(call)
+        return out
+
+    def _read_scalar(self, x: Tensor) -> Any:
+        original = self.originals.get(x)
+        if original is None or original.is_meta:
+            raise InputError(
+                "the model reads the value of a tensor, and a meta tensor has none: count with device='cpu'"
+            )
+        return original.item()
+
+    def _track_values(self, call: Call) -> None:
+        values = output_values(call)
+        for position, parameter in enumerate(call.func._schema.arguments):
+            if parameter.alias_info is None or not parameter.alias_info.is_write:
+                continue
+            target = call.args[position] if position < len(call.args) else call.kwargs.get(parameter.name)
+            for x in target if isinstance(target, list | tuple) else [target]:
+                if isinstance(x, Tensor):
+                    self.tracker.written(x)
+        for x in call.outputs:
+            self.tracker.set(x, values)
+
+
+class ModuleStack:
+    """Which module runs now, by name; listeners learn of each module's start and end."""
+
+    def __init__(self) -> None:
+        self.running: list[tuple[str, nn.Module]] = []
+        self.failed_in = ""  # the innermost module that an exception left
+        self.on_enter: Callable[[str, nn.Module, tuple[Any, ...]], None] = lambda *_: None
+        self.on_exit: Callable[[str, nn.Module, tuple[Any, ...], Any], None] = lambda *_: None
+
+    @property
+    def name(self) -> str:
+        return self.running[-1][0] if self.running else ""
+
+    @property
+    def module(self) -> nn.Module | None:
+        return self.running[-1][1] if self.running else None
+
+    @contextmanager
+    def watch(self, model: nn.Module) -> Iterator[None]:
+        """Hook every module of `model`; a module that is used under two names keeps its first one."""
+        handles = []
+        try:
+            for name, module in model.named_modules():
+                handles += [
+                    module.register_forward_pre_hook(self._enter(name), with_kwargs=True, prepend=True),
+                    module.register_forward_hook(self._exit(name), with_kwargs=True, always_call=True),
+                ]
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _enter(self, name: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self.running.append((name, module))
+            self.on_enter(name, module, (*args, *kwargs.values()))
+
+        return hook
+
+    def _exit(self, name: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+            popped = self.running.pop()
+            assert popped[0] == name, f"module {name} ended inside {popped[0]}"
+            if out is None:  # always_call: the forward raised
+                self.failed_in = self.failed_in or name
+                return
+            self.on_exit(name, module, (*args, *kwargs.values()), out)
+
+        return hook
+
+
+@contextmanager
+def plain_inference() -> Iterator[None]:
+    """Inference mode, without the fused transformer-encoder path that would hide the operations of its layers."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)

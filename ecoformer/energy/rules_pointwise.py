@@ -1,0 +1,146 @@
+"""Rules of elementwise operations, and of those that only move data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from ecoformer.energy.call import Call
+from ecoformer.energy.kinds import Counts, counts, scaled
+from ecoformer.energy.rules import free, per_element, rule
+from ecoformer.energy.values import is_one_bit, names
+
+free(
+    names("""
+    view _unsafe_view reshape _reshape_alias view_as t transpose permute expand select slice split split_with_sizes
+    unsafe_split unsafe_split_with_sizes unbind unsqueeze squeeze alias detach as_strided unfold diagonal narrow
+    lift_fresh view_as_real view_as_complex empty empty_like empty_strided new_empty new_empty_strided resize
+    is_same_size size stride sym_size sym_stride sym_numel sym_storage_offset _local_scalar_dense _assert_async
+    _assert_tensor_metadata
+    """),
+    memory=False,
+)
+free(
+    names("""
+    clone contiguous _to_copy copy cat stack index index_select gather embedding roll flip repeat repeat_interleave
+    constant_pad_nd reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d tril triu tril_indices
+    triu_indices full full_like ones ones_like zeros zeros_like new_full new_ones new_zeros fill zero scalar_tensor
+    eye masked_fill where index_put scatter index_copy slice_scatter select_scatter channel_shuffle pixel_shuffle
+    pixel_unshuffle im2col upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact2d
+    neg abs sgn sign signbit lift view_copy permute_copy
+    """),
+    memory=True,
+)
+
+for _names, _kinds in {
+    "relu maximum minimum fmax fmin threshold": {"compare": 1},
+    "eq ne lt le gt ge isnan isinf isfinite": {"compare": 1},
+    "hardtanh relu6": {"compare": 2},
+    "logical_not logical_and logical_or logical_xor bitwise_not bitwise_and bitwise_or bitwise_xor": {"binary_mul": 1},
+    "floor ceil round trunc frac": {"compare": 1},
+    "exp exp2 expm1 log log2 log10 log1p erf erfc tanh sin cos tan atan sinh cosh": {"exp": 1},
+    "sqrt": {"sqrt": 1},
+    "rsqrt": {"sqrt": 1, "div": 1},
+    "reciprocal": {"div": 1},
+    "square": {"mul": 1},
+    "rsub": {"add": 1},
+    "remainder fmod floor_divide": {"div": 1, "mul": 1, "add": 1},
+    # 1 / (1 + exp(-x)), and times x
+    "sigmoid": {"exp": 1, "add": 1, "div": 1},
+    "silu": {"exp": 1, "add": 1, "div": 1, "mul": 1},
+    "log_sigmoid_forward": {"exp": 2, "add": 1},
+    # x * clamp(x + 3, 0, 6) / 6, and without x
+    "hardswish": {"add": 1, "compare": 2, "mul": 1, "div": 1},
+    "hardsigmoid": {"add": 1, "compare": 2, "div": 1},
+    "leaky_relu": {"compare": 1, "mul": 1},
+    "elu": {"compare": 1, "exp": 1, "add": 1, "mul": 1},
+    "softplus": {"compare": 1, "exp": 2, "add": 1},
+    "mish": {"compare": 1, "exp": 3, "add": 1, "mul": 1},
+    "arange linspace": {"add": 1, "mul": 1},
+    "lerp": {"add": 2, "mul": 1},
+}.items():
+    rule(*names(_names))(per_element(**_kinds))
+
+
+@rule("prelu", "_prelu_kernel")
+def _prelu(call: Call) -> Counts:
+    return counts(compare=call.elements, mul=call.elements)
+
+
+@rule("add", "sub")
+def _add(call: Call) -> Counts:
+    alpha = call.arg("alpha", 1)
+    return counts(add=call.elements, mul=0 if alpha == 1 else call.elements)
+
+
+@rule("mul")
+def _mul(call: Call) -> Counts:
+    one_bit = is_one_bit(call.values(call.arg("self"))) or is_one_bit(call.values(call.arg("other")))
+    return counts(binary_mul=call.elements) if one_bit else counts(mul=call.elements)
+
+
+@rule("div")
+def _div(call: Call) -> Counts:
+    rounded = call.arg("rounding_mode") is not None
+    return counts(div=call.elements, compare=call.elements if rounded else 0)
+
+
+@rule("addcmul")
+def _addcmul(call: Call) -> Counts:
+    return counts(mul=call.elements * (1 if call.arg("value", 1) == 1 else 2), add=call.elements)
+
+
+@rule("addcdiv")
+def _addcdiv(call: Call) -> Counts:
+    return counts(div=call.elements, mul=0 if call.arg("value", 1) == 1 else call.elements, add=call.elements)
+
+
+@rule("clamp", "clamp_min", "clamp_max")
+def _clamp(call: Call) -> Counts:
+    bounds = (call.arg("min") is not None) + (call.arg("max") is not None)
+    return counts(compare=bounds * call.elements)
+
+
+@rule("gelu")
+def _gelu(call: Call) -> Counts:
+    if call.arg("approximate", "none") == "tanh":
+        # x/2 * (1 + tanh(c * (x + 0.044715 x^3)))
+        return scaled(counts(mul=6, add=2, exp=1), call.elements)
+    # x/2 * (1 + erf(x / sqrt(2)))
+    return scaled(counts(mul=3, add=1, exp=1), call.elements)
+
+
+@rule("pow")
+def _pow(call: Call) -> Counts:
+    exponent = call.arg("exponent")
+    cheap: dict[float, Counts] = {
+        0.0: counts(),
+        1.0: counts(),
+        2.0: counts(mul=1),
+        3.0: counts(mul=2),
+        4.0: counts(mul=2),
+        0.5: counts(sqrt=1),
+        -0.5: counts(sqrt=1, div=1),
+        -1.0: counts(div=1),
+        -2.0: counts(mul=1, div=1),
+    }
+    general = counts(exp=2, mul=1)  # exp(exponent * log(x))
+    known = isinstance(exponent, int | float) and not isinstance(call.arg("self"), int | float)
+    return scaled(cheap.get(float(exponent), general) if known else general, call.elements)
+
+
+def _interpolation(taps: int) -> Callable[[Call], Counts]:
+    """Every output is a weighted sum of `taps` inputs; the weights are tables."""
+    return lambda call: counts(fma=taps * call.elements)
+
+
+rule("upsample_linear1d")(_interpolation(2))
+rule("upsample_bilinear2d")(_interpolation(4))
+rule("upsample_bicubic2d")(_interpolation(16))
+
+
+@rule("native_dropout", "bernoulli")
+def _dropout(call: Call) -> Counts:
+    mask: Tensor = call.outputs[-1]
+    return counts(mul=mask.numel() if call.name == "native_dropout" else 0, compare=mask.numel())

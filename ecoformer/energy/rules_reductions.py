@@ -1,0 +1,187 @@
+"""Rules of reductions, normalisations and pooling."""
+
+from __future__ import annotations
+
+from math import prod
+
+from ecoformer.energy.call import Call
+from ecoformer.energy.kinds import Counts, counts, scaled
+from ecoformer.energy.rules import SOFTMAX, group_size, rule, sum_of
+from ecoformer.energy.rules_products import softmax
+
+
+def _sizes(call: Call) -> tuple[int, int]:
+    return call.arg("self").numel(), call.elements
+
+
+@rule("sum", "nansum")
+def _sum(call: Call) -> Counts:
+    return sum_of(*_sizes(call), call.values(call.arg("self")))
+
+
+@rule("mean")
+def _mean(call: Call) -> Counts:
+    elements, groups = _sizes(call)
+    return sum_of(elements, groups, call.values(call.arg("self"))) + counts(div=groups)
+
+
+@rule("prod")
+def _prod(call: Call) -> Counts:
+    elements, groups = _sizes(call)
+    return counts(mul=elements - groups)
+
+
+@rule("amax", "amin", "max", "min", "argmax", "argmin", "any", "all")
+def _extreme(call: Call) -> Counts:
+    if call.arg("other") is not None:  # max(x, y)
+        return counts(compare=call.elements)
+    elements, groups = _sizes(call)
+    kind = "binary_mul" if call.name in ("any", "all") else "compare"
+    return counts({kind: elements - groups})
+
+
+@rule("cumsum")
+def _cumsum(call: Call) -> Counts:
+    length = call.arg("self").shape[call.arg("dim")]
+    return counts(add=call.elements // length * (length - 1) if length else 0)
+
+
+def _moments(rows: int, length: int) -> Counts:
+    """Mean and biased variance of each row: 2(n - 1) + n additions, n squares, 2 divisions."""
+    if not length:
+        return counts()
+    return scaled(counts(add=3 * length - 2, mul=length, div=2), rows)
+
+
+@rule("var", "std", "var_mean", "std_mean")
+def _variance(call: Call) -> Counts:
+    x, groups = call.arg("self"), call.elements
+    roots = groups if call.name.startswith("std") else 0
+    return _moments(groups, x.numel() // groups) + counts(sqrt=roots)
+
+
+@rule("linalg_vector_norm", "norm")
+def _norm(call: Call) -> Counts:
+    elements, groups = _sizes(call)
+    order = call.arg("ord") if call.name == "linalg_vector_norm" else call.arg("p")
+    terms = elements - groups
+    if order is None or order == 2:
+        return counts(mul=elements, add=terms, sqrt=groups)
+    if order == 1:
+        return counts(add=terms)
+    if order in (float("inf"), float("-inf")):
+        return counts(compare=terms)
+    return counts(exp=2 * (elements + groups), mul=elements + groups, add=terms)
+
+
+@rule(*SOFTMAX)
+def _softmax(call: Call) -> Counts:
+    x = call.arg("self")
+    length = x.shape[call.arg("dim")] if x.dim() else 1
+    return softmax(x.numel() // length, length)
+
+
+@rule("_log_softmax")
+def _log_softmax(call: Call) -> Counts:
+    """x - max - log(sum exp(x - max))"""
+    x = call.arg("self")
+    length = x.shape[call.arg("dim")]
+    each = counts(compare=length - 1, add=3 * length - 1, exp=length + 1)
+    return scaled(each, x.numel() // length)
+
+
+@rule("logsumexp")
+def _logsumexp(call: Call) -> Counts:
+    length = group_size(call, call.arg("dim"))
+    return scaled(counts(compare=length - 1, add=2 * length, exp=length + 1), call.elements)
+
+
+def _normalise(rows: int, length: int, affine: int) -> Counts:
+    """Moments, 1/sqrt(var + eps) per row, one product per element (the differences are at hand), then scale, shift."""
+    return _moments(rows, length) + counts(
+        add=rows + (rows * length if affine > 1 else 0),
+        sqrt=rows,
+        div=rows,
+        mul=rows * length * (2 if affine else 1),
+    )
+
+
+def _affine(call: Call) -> int:
+    return sum(call.arg(name) is not None for name in ("weight", "bias"))
+
+
+@rule("native_layer_norm")
+def _layer_norm(call: Call) -> Counts:
+    length = prod(call.arg("normalized_shape"))
+    return _normalise(call.elements // length, length, _affine(call))
+
+
+@rule("native_group_norm")
+def _group_norm(call: Call) -> Counts:
+    rows = call.arg("N") * call.arg("group")
+    return _normalise(rows, call.elements // rows, _affine(call))
+
+
+@rule("rms_norm", "_fused_rms_norm")
+def _rms_norm(call: Call) -> Counts:
+    length = prod(call.arg("normalized_shape"))
+    rows = call.elements // length
+    scaling = 2 if call.arg("weight") is not None else 1
+    each = counts(mul=length + scaling * length, add=length - 1 + 1, div=2, sqrt=1)
+    return scaled(each, rows)
+
+
+@rule(
+    "_native_batch_norm_legit_no_training",
+    "_native_batch_norm_legit",
+    "_batch_norm_no_update",
+    "native_batch_norm",
+    "cudnn_batch_norm",
+)
+def _batch_norm(call: Call) -> Counts:
+    """Scale and shift folded per channel, then one multiply-add per element; moments first if not given."""
+    channels = call.outputs[0].shape[1]
+    given = call.arg("running_mean") is not None and not call.arg("training", False)
+    moments = counts() if given else _moments(channels, call.elements // channels)
+    return moments + counts(fma=call.elements) + scaled(counts(add=2, sqrt=1, div=1, mul=2), channels)
+
+
+@rule("max_pool2d_with_indices", "max_pool3d_with_indices", "max_pool2d", "max_pool1d")
+def _max_pool(call: Call) -> Counts:
+    kernel = call.arg("kernel_size")
+    rank = call.outputs[0].dim() - 2 if call.outputs[0].dim() > 2 else 1
+    window = prod(kernel) if len(kernel) > 1 else kernel[0] ** rank
+    return counts(compare=call.elements * (window - 1))
+
+
+@rule("avg_pool2d", "avg_pool1d", "avg_pool3d")
+def _avg_pool(call: Call) -> Counts:
+    kernel = call.arg("kernel_size")
+    rank = int(call.name[-2])
+    window = prod(kernel) if len(kernel) > 1 else kernel[0] ** rank
+    return counts(add=call.elements * (window - 1), div=call.elements)
+
+
+def _adaptive_windows(size: int, outputs: int) -> int:
+    """Summed window lengths of adaptive pooling: window i covers floor(i*size/n) to ceil((i+1)*size/n)."""
+    return sum(-(-(i + 1) * size // outputs) - i * size // outputs for i in range(outputs))
+
+
+def _adaptive(call: Call) -> tuple[int, int]:
+    x, out = call.arg("self"), call.outputs[0]
+    rank = int(call.name.removesuffix("_with_indices")[-2])
+    windows = prod(_adaptive_windows(i, o) for i, o in zip(x.shape[-rank:], out.shape[-rank:], strict=True))
+    planes = out.numel() // prod(out.shape[-rank:])
+    return planes * windows, out.numel()
+
+
+@rule("_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_avg_pool1d")
+def _adaptive_avg_pool(call: Call) -> Counts:
+    covered, outputs = _adaptive(call)
+    return counts(add=covered - outputs, div=outputs)
+
+
+@rule("adaptive_max_pool2d", "adaptive_max_pool3d")
+def _adaptive_max_pool(call: Call) -> Counts:
+    covered, outputs = _adaptive(call)
+    return counts(compare=covered - outputs)

@@ -1,0 +1,48 @@
+"""One model in one row: the figures that runs, tables and the demo report."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from ecoformer.energy.counting import Size, count
+from ecoformer.energy.ledger import Ledger
+from ecoformer.energy.profile import Profile, load_profile
+
+
+def figures(ledger: Ledger, profile: Profile) -> dict[str, Any]:
+    """Whole-model and attention-only figures of a ledger under a profile, for its whole batch.
+
+    Attention-only means the attention cores: products, softmax or hashing, without projections and norms.
+    """
+    attention = ledger.attention()
+    return {
+        "params": ledger.params,
+        "muls": ledger.muls,
+        "adds": ledger.adds,
+        "energy_pj": ledger.energy_pj(profile),
+        "area_um2": ledger.area_um2(profile),
+        "attention_muls": attention.muls,
+        "attention_adds": attention.adds,
+        "attention_energy_pj": attention.energy_pj(profile),
+        "uncounted": ledger.uncounted,
+    }
+
+
+def summarize(
+    model: nn.Module,
+    img_size: Size,
+    convention: str = "paper",
+    profile: str = "45nm_fp32",
+    in_chans: int = 3,
+) -> dict[str, Any]:
+    """Figures of one image: params, muls, adds, energy_pj, area_um2, attention_muls, attention_adds,
+    attention_energy_pj, uncounted, energy_convention, energy_profile.
+
+    Operations without a rule are listed in `uncounted`, not refused. Raises InputError as `count` and
+    `load_profile` do.
+    """
+    prices = load_profile(profile)
+    ledger = count(model, img_size, convention=convention, strict=False, in_chans=in_chans)
+    return {**figures(ledger, prices), "energy_convention": convention, "energy_profile": prices.name}

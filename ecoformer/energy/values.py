@@ -1,0 +1,204 @@
+"""Which tensors can only hold a few known values, told by how they were made.
+
+A product with a factor from {-1, 0, +1} is an addition, a subtraction or nothing; a product of two 1-bit factors is
+an XNOR or an AND. Claiming either needs proof, and the proof here is dataflow: each operation maps the sets of values
+that its inputs can hold to the set of its output. Nothing is annotated and no data is looked at. A set that would
+grow beyond MAX_VALUES, or that an operation without a rule here touches, is forgotten, so the claim errs towards
+full multiplications.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+Values = frozenset[float] | None  # None: anything
+
+MAX_VALUES = 4
+BITS = frozenset({0.0, 1.0})
+SIGNS = frozenset({-1.0, 1.0})
+TERNARY = frozenset({-1.0, 0.0, 1.0})
+
+
+def is_one_bit(values: Values) -> bool:
+    """Whether one bit tells the value: {-1, +1} or {0, 1}, or one of these alone."""
+    return values is not None and (values <= SIGNS or values <= BITS)
+
+
+def is_signed_unit(values: Values) -> bool:
+    """Whether multiplying by the value is keeping, negating or dropping the other factor."""
+    return values is not None and values <= TERNARY
+
+
+class ValueTracker:
+    """Value sets of live tensors. An operation that writes into a tensor voids the sets of all its views."""
+
+    def __init__(self, enabled: bool = True) -> None:
+        self.enabled = enabled
+        self._known: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self._writes: dict[int, int] = {}
+
+    def get(self, x: Any) -> Values:
+        """The values that an operand (tensor, number or anything else) can hold; None if disabled."""
+        if not self.enabled:
+            return None
+        if isinstance(x, bool | int | float):
+            return frozenset({float(x)})
+        if not isinstance(x, Tensor):
+            return None
+        known = self._known.get(x)
+        if known is not None and known[1] == self._writes.get(_storage(x), 0):
+            return known[0]
+        return BITS if x.dtype == torch.bool else None
+
+    def set(self, x: Tensor, values: Values) -> None:
+        if values is None or len(values) > MAX_VALUES or x.dtype.is_complex:
+            self._known.pop(x, None)
+        else:
+            self._known[x] = (values, self._writes.get(_storage(x), 0))
+
+    def written(self, x: Tensor) -> None:
+        """Note that the storage of `x` changed."""
+        key = _storage(x)
+        self._writes[key] = self._writes.get(key, 0) + 1
+
+
+def _storage(x: Tensor) -> int:
+    return x.untyped_storage()._cdata
+
+
+def _union(sets: Iterable[Values]) -> Values:
+    result: frozenset[float] = frozenset()
+    for values in sets:
+        if values is None:
+            return None
+        result |= values
+    return result
+
+
+def _map(function: Callable[..., float], *sets: Values) -> Values:
+    if any(values is None for values in sets):
+        return None
+    return frozenset(float(function(*combination)) for combination in product(*(v for v in sets if v)))
+
+
+def _sign(x: float) -> float:
+    return float((x > 0) - (x < 0))
+
+
+def names(text: str) -> frozenset[str]:
+    """The words of a text: operation names, written without quotes."""
+    return frozenset(text.split())
+
+
+KEEPING = names("""
+    view _unsafe_view reshape _reshape_alias t transpose permute expand select slice split split_with_sizes chunk
+    unbind unsqueeze squeeze alias detach as_strided unfold diagonal narrow movedim swapaxes lift_fresh clone
+    contiguous roll flip repeat index index_select gather tile flatten unflatten view_as expand_as broadcast_to
+    repeat_interleave
+""")
+COMPARING = names("eq ne lt le gt ge logical_not logical_and logical_or logical_xor isnan isinf isfinite signbit")
+
+ValueRule = Callable[[Callable[[str], Values], Any], Values]
+"""(values of a named argument, the call) -> values of the output."""
+
+
+def _two(function: Callable[[float, float], float]) -> ValueRule:
+    return lambda values, call: _map(function, values("self"), values("other"))
+
+
+def _add(values: Callable[[str], Values], call: Any) -> Values:
+    alpha = float(call.arg("alpha", 1))
+    return _map(lambda a, b: a + alpha * b, values("self"), values("other"))
+
+
+def _sub(values: Callable[[str], Values], call: Any) -> Values:
+    alpha = float(call.arg("alpha", 1))
+    return _map(lambda a, b: a - alpha * b, values("self"), values("other"))
+
+
+def _rsub(values: Callable[[str], Values], call: Any) -> Values:
+    alpha = float(call.arg("alpha", 1))
+    return _map(lambda a, b: b - alpha * a, values("self"), values("other"))
+
+
+def _div(values: Callable[[str], Values], call: Any) -> Values:
+    divisors = values("other")
+    if call.arg("rounding_mode") is not None or divisors is None or 0.0 in divisors:
+        return None
+    return _map(lambda a, b: a / b, values("self"), divisors)
+
+
+def _cast(values: Callable[[str], Values], call: Any) -> Values:
+    held = values("self")
+    dtype = call.outputs[0].dtype
+    if held is None:
+        return BITS if dtype == torch.bool else None
+    if dtype == torch.bool:
+        return frozenset(float(v != 0) for v in held)
+    if not dtype.is_floating_point and any(v != int(v) or v < 0 for v in held):
+        return None if dtype == torch.uint8 else frozenset(float(int(v)) for v in held)
+    return held
+
+
+def _clamp(values: Callable[[str], Values], call: Any) -> Values:
+    low, high = call.arg("min"), call.arg("max")
+    if isinstance(low, Tensor) or isinstance(high, Tensor):
+        return None
+    lower = -float("inf") if low is None else float(low)
+    upper = float("inf") if high is None else float(high)
+    return _map(lambda a: min(max(a, lower), upper), values("self"))
+
+
+VALUE_RULES: dict[str, ValueRule] = {
+    "mul": _two(lambda a, b: a * b),
+    "add": _add,
+    "sub": _sub,
+    "rsub": _rsub,
+    "div": _div,
+    "maximum": _two(max),
+    "minimum": _two(min),
+    "neg": lambda values, call: _map(lambda a: -a, values("self")),
+    "abs": lambda values, call: _map(abs, values("self")),
+    "relu": lambda values, call: _map(lambda a: max(a, 0.0), values("self")),
+    "sign": lambda values, call: _map(_sign, values("self")) or TERNARY,
+    "sgn": lambda values, call: _map(_sign, values("self")) or TERNARY,
+    "clamp": _clamp,
+    "clamp_min": _clamp,
+    "clamp_max": _clamp,
+    "_to_copy": _cast,
+    "to": _cast,
+    "copy": lambda values, call: _cast(lambda _: values("src"), call),
+    "where": lambda values, call: _union([values("self"), values("other")]),
+    "masked_fill": lambda values, call: _union([values("self"), values("value")]),
+    "constant_pad_nd": lambda values, call: _union([values("self"), call.values(call.arg("value", 0))]),
+    "cat": lambda values, call: _union(call.values(x) for x in call.arg("tensors")),
+    "stack": lambda values, call: _union(call.values(x) for x in call.arg("tensors")),
+    "full": lambda values, call: values("fill_value"),
+    "full_like": lambda values, call: values("fill_value"),
+    "new_full": lambda values, call: values("fill_value"),
+    "fill": lambda values, call: values("value"),
+    "scalar_tensor": lambda values, call: values("s"),
+    "zeros": lambda values, call: frozenset({0.0}),
+    "zeros_like": lambda values, call: frozenset({0.0}),
+    "new_zeros": lambda values, call: frozenset({0.0}),
+    "zero": lambda values, call: frozenset({0.0}),
+    "ones": lambda values, call: frozenset({1.0}),
+    "ones_like": lambda values, call: frozenset({1.0}),
+    "new_ones": lambda values, call: frozenset({1.0}),
+}
+
+
+def output_values(call: Any) -> Values:
+    """The values that every output of a call can hold."""
+    if call.name in KEEPING:
+        return call.values(call.arg("self"))
+    if call.name in COMPARING:
+        return BITS
+    rule = VALUE_RULES.get(call.name)
+    return rule(lambda name: call.values(call.arg(name)), call) if rule else None
