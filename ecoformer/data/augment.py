@@ -103,7 +103,7 @@ class Mix:
     """Mixup (Zhang et al., 2018) and CutMix (Yun et al., 2019) with one lambda per batch, as timm's batch mode.
 
     Image i is mixed with image B - 1 - i. With `probability` a batch is mixed at all; where both are on, it is
-    CutMix with `switch_probability`. Targets are not smoothed: that is the loss's part.
+    CutMix with `switch_probability`. Targets carry the label smoothing, so the loss must not smooth them again.
     """
 
     mixup: float
@@ -111,13 +111,14 @@ class Mix:
     probability: float
     switch_probability: float
     num_classes: int
+    smoothing: float = 0.0
 
     def __call__(
         self, images_B3SS: torch.Tensor, targets_B: torch.Tensor, key: BatchKey
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """In-place mixed images, and targets (B, classes) float32 that sum to one."""
         rng = np.random.default_rng(key.own_seed("mix"))
-        targets = F.one_hot(targets_B, self.num_classes).float()
+        targets = F.one_hot(targets_B, self.num_classes) * (1 - self.smoothing) + self.smoothing / self.num_classes
         if rng.random() >= self.probability:
             return images_B3SS, targets
         cut = self.cutmix > 0 and (self.mixup == 0 or rng.random() < self.switch_probability)
@@ -133,10 +134,10 @@ class Mix:
 def _cut(images_B3SS: torch.Tensor, lam: float, rng: np.random.Generator) -> float:
     """Paste a box of area share 1 - lam around a random centre; returns lambda for the box after clipping."""
     side = images_B3SS.shape[-1]
-    half = round(side * math.sqrt(1 - lam)) / 2
+    cut = int(side * math.sqrt(1 - lam))
     bounds = []
-    for centre in rng.integers(side, size=2):
-        bounds += [max(0, math.floor(centre - half + 0.5)), min(side, math.floor(centre + half + 0.5))]
+    for start in rng.integers(side, size=2) - cut // 2:
+        bounds += [max(0, int(start)), min(side, int(start) + cut)]
     top, bottom, left, right = bounds
     images_B3SS[:, :, top:bottom, left:right] = images_B3SS.flip(0)[:, :, top:bottom, left:right]
     return 1 - (bottom - top) * (right - left) / (side * side)

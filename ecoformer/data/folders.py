@@ -101,7 +101,7 @@ def _scan(split: Path, class_names: list[str]) -> FolderSource:
         raise InputError(f"{split} holds no images ({' '.join(IMAGE_SUFFIXES)}) in {len(class_names)} class folders")
     if empty:
         raise InputError(
-            f"{split} has {len(empty)} class folders without images ({_shorten(empty)}): "
+            f"{split} has class folders without images ({_shorten(empty)}): "
             "add images, or remove the class from every split"
         )
     return FolderSource(split, paths, targets)

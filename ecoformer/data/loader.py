@@ -34,7 +34,7 @@ class BatchLoader:
     images that do not fill a global batch are dropped. Without one, images come in order, each process takes
     every world_size-th, and nothing is dropped or repeated, so the processes' sums give exact totals.
 
-    Targets are (B,) int64, or (B, classes) float32 when the plan mixes images.
+    Targets are (B,) int64, or (B, classes) float32, smoothed already, when the plan mixes images.
     """
 
     def __init__(

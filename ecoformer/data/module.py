@@ -87,7 +87,7 @@ def build_data(
     check_data(data, train)
     splits = _load(data, world_size=world_size, with_train=with_train)
     val = take(splits.val, data.max_val_samples)
-    train_source = take(splits.train, data.max_train_samples) if splits.train is not None else None
+    train_source = take(splits.train, data.max_train_samples) if with_train and splits.train is not None else None
     sources = [source for source in (train_source, val) if source is not None]
     in_memory = _in_memory(data, sum(len(source) for source in sources))
     mean = cast(tuple[float, float, float], tuple(data.mean)) if data.mean is not None else splits.mean
@@ -112,7 +112,9 @@ def build_data(
     if train_source is not None:
         check_augment(augment, in_memory=in_memory)
         check_batch(train.batch_size, world_size, len(train_source))
-        plan = _train_plan(augment, seed=seed, num_classes=len(splits.class_names), in_memory=in_memory)
+        plan = _train_plan(
+            augment, train.smoothing, seed=seed, num_classes=len(splits.class_names), in_memory=in_memory
+        )
         train_loader = make_loader("train", train_source, plan, train.batch_size)
     return DataModule(
         name=data.name,
@@ -161,10 +163,10 @@ def _in_memory(data: DataConfig, num_images: int) -> bool:
     return data.in_memory
 
 
-def _train_plan(augment: AugmentConfig, *, seed: int, num_classes: int, in_memory: bool) -> TrainPlan:
+def _train_plan(augment: AugmentConfig, smoothing: float, *, seed: int, num_classes: int, in_memory: bool) -> TrainPlan:
     mix = None
     if augment.mixup > 0 or augment.cutmix > 0:
-        mix = Mix(augment.mixup, augment.cutmix, augment.mix_prob, augment.mix_switch_prob, num_classes)
+        mix = Mix(augment.mixup, augment.cutmix, augment.mix_prob, augment.mix_switch_prob, num_classes, smoothing)
     return TrainPlan(
         seed=seed,
         hflip=augment.hflip if in_memory else 0.0,  # files are flipped before RandAugment, by timm's transform

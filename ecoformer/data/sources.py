@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from ecoformer.data.folders import read_folders
+from ecoformer.data.folders import VAL_NAMES, read_folders
 from ecoformer.errors import InputError
 
 DIGITS_SPLIT_SEED = 0  # constants, so that every run of every seed has the same validation images
@@ -114,7 +114,7 @@ def load_cifar(name: str, root: str | None, *, download: bool, world_size: int, 
         )
     path = Path(root).expanduser()
     unpacked = (path / facts.archive).is_dir()
-    if not unpacked and (path / "train").is_dir():
+    if not unpacked and any((path / split).is_dir() for split in ("train", *VAL_NAMES)):
         found = read_folders(path, with_train=with_train)
         if len(found.class_names) != facts.num_classes:
             raise InputError(
