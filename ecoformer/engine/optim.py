@@ -34,7 +34,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig, global_batch: int) ->
     """
     options: dict[str, Any] = {} if config.betas is None else {"betas": tuple(config.betas)}
     try:
-        return create_optimizer_v2(
+        optimizer = create_optimizer_v2(
             model,
             opt=config.name,
             lr=scaled_lr(config, global_batch),
@@ -44,6 +44,9 @@ def build_optimizer(model: nn.Module, config: OptimConfig, global_batch: int) ->
         )
     except (ValueError, TypeError) as error:
         raise InputError(f"optim.name={config.name} cannot be built: {' '.join(str(error).split())}") from error
+    if config.betas is not None and "betas" not in optimizer.defaults:  # timm drops what an optimiser does not take
+        raise InputError(f"optim.betas={config.betas} is not an option of optim.name={config.name}: set it to null")
+    return optimizer
 
 
 def build_schedule(

@@ -269,10 +269,13 @@ class Trainer:
 
     def _require_finite(self, loss: float) -> None:
         if not math.isfinite(loss):
+            remedies = ["lower optim.lr"]
+            remedies += ["set optim.clip_grad"] if self.clip_grad is None else []
+            remedies += ["set train.amp=off"] if self.amp_dtype is not None else []
             raise Diverged(
                 f"loss is {loss} at step {self.step} of epoch {self.epoch + 1} on rank {distributed.rank()}, learning "
-                f"rate {self.optimizer.param_groups[0]['lr']:.3g}: lower optim.lr, set optim.clip_grad, or use "
-                f"train.amp=off; {run_state.what_is_saved(self)}"
+                f"rate {self.optimizer.param_groups[0]['lr']:.3g}: {' or '.join(remedies)}; "
+                f"{run_state.what_is_saved(self)}"
             )
 
     def _distribute(self) -> DistributedDataParallel:

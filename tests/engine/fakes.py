@@ -57,6 +57,12 @@ class FakeModel(nn.Module):
         return self.head(self.drop(self.attn(x_BND)).relu().mean(dim=1))
 
 
+def make_model(**options: Any) -> FakeModel:
+    """The same weights at every call."""
+    torch.manual_seed(11)
+    return FakeModel(**options)
+
+
 class FakeLoader:
     """Batches of fixed images in an order that depends on (seed, epoch); a rank takes every n-th image."""
 
@@ -117,8 +123,7 @@ class SignalData(FakeData):
 
 def make_trainer(run_dir: Path, data: Any = None, model: nn.Module | None = None, **changes: Any) -> Trainer:
     """A trainer on the fakes; `changes` go to TrainConfig, and optim, schedule, hash_update replace the configs."""
-    torch.manual_seed(11)
-    model = model or FakeModel()
+    model = model or make_model()
     hash_update = changes.pop("hash_update", HashUpdateConfig(at_epochs=[0, 1], num_images=8))
     optim = changes.pop("optim", OptimConfig(lr=1e-2, clip_grad=1.0))
     schedule = changes.pop("schedule", ScheduleConfig(warmup_epochs=1))

@@ -1,0 +1,189 @@
+"""Metrics files continue without gaps or doubles; wandb may fail, the run may not."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from fakes import make_trainer
+from rich.console import Console
+
+from ecoformer.config import EnergyConfig, WandbConfig
+from ecoformer.engine import EnergyLog, WandbLogger
+from ecoformer.engine.loggers import CSV_COLUMNS, CsvLogger, JsonlLogger
+from ecoformer.engine.progress import ProgressDisplay
+from ecoformer.errors import InputError
+
+
+def record(event: str, epoch: int, **values: object) -> dict:
+    return {"event": event, "epoch": epoch, "step": 10 * epoch, "time": 0.5, **values}
+
+
+def epoch_record(epoch: int) -> dict:
+    return record("epoch", epoch, **{column: float(epoch) for column in CSV_COLUMNS if column != "epoch"})
+
+
+def write(run_dir: Path, start_epoch: int, epochs: range) -> None:
+    loggers = [JsonlLogger(), CsvLogger()]
+    for logger in loggers:
+        logger.open(run_dir, start_epoch, {})
+        for epoch in epochs:
+            logger.log(record("train", epoch, loss=1.0))
+            logger.log(epoch_record(epoch))
+        logger.close()
+
+
+def epochs_in(run_dir: Path) -> tuple[list[tuple[str, int]], list[str]]:
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    rows = (run_dir / "metrics.csv").read_text().splitlines()
+    return [(line["event"], line["epoch"]) for line in lines], [row.split(",")[0] for row in rows]
+
+
+@pytest.mark.parametrize("start", [1, 2, 3])
+def test_resumed_files_have_each_epoch_once(tmp_path: Path, start: int) -> None:
+    write(tmp_path, 0, range(3))
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"event": "train", "ep')
+    write(tmp_path, start, range(start, 4))
+    lines, rows = epochs_in(tmp_path)
+    assert lines == [(event, epoch) for epoch in range(4) for event in ("train", "epoch")]
+    assert rows == ["epoch", "0", "1", "2", "3"]
+    once = (tmp_path / "metrics.jsonl").read_text(), (tmp_path / "metrics.csv").read_text()
+    write(tmp_path, 4, range(0))  # opening again changes nothing
+    assert once == ((tmp_path / "metrics.jsonl").read_text(), (tmp_path / "metrics.csv").read_text())
+
+
+def test_a_row_that_the_kill_kept_from_the_csv_is_restored(tmp_path: Path) -> None:
+    write(tmp_path, 0, range(3))
+    rows = (tmp_path / "metrics.csv").read_text().splitlines()
+    (tmp_path / "metrics.csv").write_text("\n".join(rows[:-1]) + "\n2,0.1")
+    write(tmp_path, 3, range(0))
+    assert (tmp_path / "metrics.csv").read_text().splitlines() == rows
+
+
+def test_damaged_and_missing_metrics_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"metrics\.jsonl is missing"):
+        JsonlLogger().open(tmp_path, 1, {})
+    (tmp_path / "metrics.jsonl").write_text('{"epoch": 0}\nnonsense\n{"epoch": 1}\n')
+    with pytest.raises(InputError, match=r"metrics\.jsonl line 2 is not a metrics record"):
+        JsonlLogger().open(tmp_path, 1, {})
+
+
+def test_not_a_number_is_valid_json(tmp_path: Path) -> None:
+    logger = JsonlLogger()
+    logger.open(tmp_path, 0, {})
+    logger.log(record("train", 0, loss=float("nan"), nested={"a": [float("inf"), 1.0]}))
+    logger.close()
+    line = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=pytest.fail)
+    assert line["loss"] is None and line["nested"] == {"a": [None, 1.0]}
+
+
+def test_full_disk_is_one_line(tmp_path: Path) -> None:
+    logger = JsonlLogger()
+    logger.open(tmp_path, 0, {})
+    assert logger.file is not None
+    logger.file.close()
+    with open("/dev/full", "w") as logger.file, pytest.raises(InputError, match="No space left on device"):
+        try:
+            logger.log(record("train", 0))
+        finally:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), logger.file.fileno())  # so that closing it succeeds
+
+
+def test_energy_is_logged_once_and_summarised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple] = []
+
+    def summarize(model: object, img_size: int, *, convention: str, profile: str) -> dict:
+        asked.append((img_size, convention, profile))
+        return {"muls": 3, "energy_pj": 11.1, "uncounted": []}
+
+    monkeypatch.setattr("ecoformer.energy.summarize", summarize, raising=False)
+    callback = [EnergyLog(EnergyConfig())]
+    make_trainer(tmp_path, callbacks=callback).fit(stop_after=1)
+    summary = make_trainer(tmp_path, callbacks=[EnergyLog(EnergyConfig())]).fit(resume=tmp_path / "last.pt")
+    assert asked == [(8, "paper", "45nm_fp32")] * 2
+    assert summary["muls"] == 3 and summary["energy_pj"] == 11.1
+    lines, _ = epochs_in(tmp_path)
+    assert lines.count(("energy", 0)) == 1 and not [line for line in lines if line == ("energy", 1)]
+
+
+class FakeRun:
+    id = "abc"
+
+    def __init__(self) -> None:
+        self.logged: list[dict] = []
+
+    def log(self, values: dict) -> None:
+        self.logged.append(values)
+        if len(self.logged) > 2:
+            raise ConnectionError("the network\nis gone")
+
+    def finish(self) -> None: ...
+
+
+def test_wandb_gets_the_numbers_and_may_break(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import wandb
+
+    runs: list[dict] = []
+    run = FakeRun()
+
+    def init(**settings: object) -> FakeRun:
+        runs.append(settings)
+        return run
+
+    monkeypatch.setattr(wandb, "init", init)
+    monkeypatch.setattr(wandb, "api", SimpleNamespace(api_key=None))
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    logger = WandbLogger(WandbConfig(enabled=True, project="p"))
+    with pytest.warns(UserWarning, match=r"wandb stopped \(the network is gone\); metrics\.jsonl"):
+        make_trainer(tmp_path / "run", loggers=[logger]).fit(stop_after=1)
+    assert runs[0]["mode"] == "offline" and runs[0]["name"] == "run" and runs[0]["config"] == {"name": "fake"}
+    assert run.logged[0]["hash_fit/attn/accepted_bits"] == 3 and run.logged[0]["step"] == 0
+    assert run.logged[1]["train/loss"] > 0
+
+    run.logged = []
+    monkeypatch.setattr(wandb, "api", SimpleNamespace(api_key="secret"))
+    resumed = WandbLogger(WandbConfig(enabled=True))
+    with pytest.warns(UserWarning, match="wandb stopped"):
+        make_trainer(tmp_path / "run", loggers=[resumed]).fit(resume=tmp_path / "run" / "last.pt")
+    assert runs[1]["id"] == "abc" and runs[1]["resume"] == "allow" and runs[1]["mode"] == "online"
+
+
+def test_wandb_that_does_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import wandb
+
+    def init(**settings: object) -> None:
+        raise RuntimeError("no service")
+
+    monkeypatch.setattr(wandb, "init", init)
+    with pytest.warns(UserWarning, match=r"wandb stopped \(no service\)"):
+        summary = make_trainer(tmp_path, loggers=[WandbLogger(WandbConfig(enabled=True))], epochs=1).fit()
+    assert summary["epochs"] == 1
+
+
+def show(console: Console) -> str:
+    display = ProgressDisplay(True, total_steps=40, epochs=2, start_step=0, console=console)
+    display.last_line -= 60  # long ago
+    with display.epoch(0, 20):
+        display.step(1, loss=1.25, top1=50.0, images_per_second=1234.0)
+        display.step(2, loss=1.25, top1=50.0, images_per_second=1234.0)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_progress_in_a_pipe_is_plain_lines_now_and_then() -> None:
+    import io
+
+    text = show(Console(file=io.StringIO(), force_terminal=False, width=120))
+    assert text.count("\n") == 1
+    assert text.startswith("epoch 1/2  step 1/20  loss 1.250  top-1 50.0 %  1234 images/s  0:0")
+    assert text.endswith(" left\n")
+
+
+def test_progress_on_a_terminal_is_a_bar() -> None:
+    import io
+
+    text = show(Console(file=io.StringIO(), force_terminal=True, width=120))
+    assert "━" in text and "2/20" in text and "loss 1.250  top-1 50.0 %  1234 images/s" in text
