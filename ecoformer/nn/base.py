@@ -41,6 +41,10 @@ class ReplacementAttention(nn.Module):
         """`feat_size` is what timm's hierarchical blocks pass; a mask is refused (see `heads.refuse_mask`)."""
         raise TypeError(f"{type(self).__name__} has no forward")
 
+    def attention_weights(self, x_BND: Tensor) -> Tensor:
+        """The weights (B, H, N, N) with which a token sums the values: for pictures and tests, never for `forward`."""
+        raise TypeError(f"{type(self).__name__} has no attention weights to show")
+
     def paper_core_ops(self, num_tokens: int) -> tuple[int, int]:
         """(multiplications, additions) of one image's attention core in the paper's accounting.
 

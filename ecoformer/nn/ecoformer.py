@@ -176,6 +176,21 @@ class EcoFormerAttention(ReplacementAttention, FittableAttention):
             steps=self.spec.fit_steps,
         )
 
+    def attention_weights(self, x_BND: Tensor) -> Tensor:
+        """Code similarities h_i . h_j, raised and divided as `forward` does implicitly.
+
+        With the own-token numerator the weights of a row do not sum to one.
+        """
+        code_BHNK = self.hash(self.hash_input(x_BND))
+        similarity_BHNN = code_BHNK @ code_BHNK.transpose(-2, -1)
+        offset = self.num_bits + 1
+        raised_BHNN = similarity_BHNN + offset
+        denominator = raised_BHNN.sum(dim=-1, keepdim=True)
+        if self.spec.numerator == "kernel":
+            return raised_BHNN / denominator
+        own = torch.eye(similarity_BHNN.shape[-1], device=x_BND.device, dtype=similarity_BHNN.dtype)
+        return (similarity_BHNN + offset * own) / denominator
+
     def paper_core_ops(self, num_tokens: int) -> tuple[int, int]:
         """(multiplications, additions) of one image's attention core in the paper's accounting.
 

@@ -85,6 +85,11 @@ class MultiHeadSelfAttention(ReplacementAttention):
         out_BHNC = F.scaled_dot_product_attention(q_BHNC, k_BHNC, v_BHNC)
         return self.proj_drop(self.proj(join_heads(out_BHNC)))
 
+    def attention_weights(self, x_BND: Tensor) -> Tensor:
+        query_BND, key_BND, _ = self.qkv(x_BND).chunk(3, dim=-1)
+        q_BHNC, k_BHNC = split_heads(query_BND, self.num_heads), split_heads(key_BND, self.num_heads)
+        return (q_BHNC @ k_BHNC.transpose(-2, -1) * self.head_dim**-0.5).softmax(dim=-1)
+
     def paper_core_ops(self, num_tokens: int) -> tuple[int, int]:
         """(multiplications, additions) of one image's attention core in the paper's accounting."""
         products = 2 * num_tokens**2 * self.dim
