@@ -24,6 +24,11 @@ def check_data(data: DataConfig, train: TrainConfig) -> None:
         near = difflib.get_close_matches(data.name, DATA_NAMES, n=1)
         hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(DATA_NAMES)}"
         raise InputError(f"data.name={data.name} does not exist: {hint}")
+    if data.download and data.name in ("imagenet", "folder"):
+        raise InputError(
+            f"data.download=true works for cifar10 and cifar100, not for {data.name}: "
+            "unset it, and put the images under data.root/train/CLASS and data.root/val/CLASS"
+        )
     at_least_one = {
         "data.img_size": data.img_size,
         "data.max_train_samples": data.max_train_samples,

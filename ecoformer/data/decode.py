@@ -61,7 +61,8 @@ def open_rgb(source: ImageSource, index: int) -> Image.Image:
     """The decoded image. Raises InputError naming the file when it cannot be decoded."""
     try:
         with source.open(index) as image:
-            return to_rgb(image) if image.mode != "RGB" else image.copy()
+            image.load()  # decode before the file is closed
+            return to_rgb(image)
     except DECODE_ERRORS as fault:
         raise InputError(decode_message(source, index, fault)) from fault
 

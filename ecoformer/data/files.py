@@ -6,14 +6,14 @@ import logging
 import random
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from PIL import Image
 from timm.data import create_transform
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from ecoformer.config import AugmentConfig, DataConfig
 from ecoformer.data.augment import derive_seed
@@ -34,14 +34,18 @@ class Fault:
     message: str
 
 
+def seed_globals(seed: int) -> None:
+    """Seed the global generators that timm's transforms draw from."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reach for CUDA
+
+
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed the global generators that timm's transforms draw from, and put them back afterwards."""
+def kept_generators() -> Iterator[None]:
+    """Put the global generators back afterwards."""
     states = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
     try:
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reach for CUDA
         yield
     finally:
         random.setstate(states[0])
@@ -105,7 +109,8 @@ class ImageFiles(Dataset):
             return Fault(str(fault))
         if self.seed is None:
             return self.transform(image), int(self.source.targets[index])
-        with seeded(derive_seed(self.seed, "augment", self.epoch, place)):
+        with nullcontext() if get_worker_info() else kept_generators():  # a worker's generators serve nothing else
+            seed_globals(derive_seed(self.seed, "augment", self.epoch, place))
             return self.transform(image), int(self.source.targets[index])
 
 

@@ -44,7 +44,7 @@ def open_data() -> Callable[..., DataModule]:
     def build(
         *, augment: dict[str, Any] | None = None, train: dict[str, Any] | None = None, seed: int = 0, **keys: Any
     ) -> DataModule:
-        calls = {key: keys.pop(key) for key in ("rank", "world_size", "with_train") if key in keys}
+        calls = {key: keys.pop(key) for key in ("rank", "world_size", "with_train", "device") if key in keys}
         data = {"name": "folder", "img_size": 8, "crop_pct": 1.0, "num_workers": 0, **keys}
         data["root"] = str(data["root"]) if "root" in data else None
         return build_data(
@@ -52,8 +52,7 @@ def open_data() -> Callable[..., DataModule]:
             AugmentConfig(**(augment or {})),
             TrainConfig(**{"batch_size": 4, "progress": False, **(train or {})}),
             seed=seed,
-            device="cpu",
-            **calls,
+            **{"device": "cpu", **calls},
         )
 
     return build

@@ -194,3 +194,19 @@ def test_calibration_images_are_training_images_under_the_evaluation_transform(o
     order = [int((row.abs().amax((1, 2, 3)) < 1e-5).nonzero()) for row in distances]
     assert sorted(order) == list(range(12))
     assert order != list(range(12))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("path", PATHS)
+def test_batches_on_a_gpu_equal_those_on_the_cpu(open_data, image_folder: Path, path: str):
+    augment = {key: value for key, value in AUGMENT[path].items() if key != "random_erase"}  # its noise is the device's
+    cpu, gpu = (
+        open_data(root=image_folder, in_memory=PATHS[path], num_workers=1, augment=augment, device=device)
+        for device in ("cpu", "cuda")
+    )
+    for left, right in zip(epoch(cpu, 0) + list(cpu.val_loader), epoch(gpu, 0) + list(gpu.val_loader), strict=True):
+        assert right[0].device.type == right[1].device.type == "cuda"
+        torch.testing.assert_close(right[0].cpu(), left[0], rtol=0, atol=1e-5)
+        torch.testing.assert_close(right[1].cpu(), left[1])
+    erased = open_data(root=image_folder, augment={"random_erase": 1.0}, device="cuda")
+    assert same(epoch(erased, 0), epoch(erased, 0))

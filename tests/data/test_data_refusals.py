@@ -27,6 +27,11 @@ def refusal(call) -> str:
         ({"name": "cifar11"}, "data.name=cifar11 does not exist: did you mean cifar10?"),
         ({"name": "voc"}, "data.name=voc does not exist: choose one of digits, cifar10, cifar100, imagenet, folder"),
         ({"name": "folder"}, "data=folder needs data.root: set it to the folder that holds train/ and val/"),
+        (
+            {"name": "imagenet", "root": "x", "download": True},
+            "data.download=true works for cifar10 and cifar100, not for imagenet: "
+            "unset it, and put the images under data.root/train/CLASS and data.root/val/CLASS",
+        ),
         ({"name": "digits", "img_size": 0}, "data.img_size=0 must be at least 1"),
         ({"name": "digits", "max_train_samples": 0}, "data.max_train_samples=0 must be at least 1"),
         ({"name": "digits", "train": {"batch_size": -1}}, "train.batch_size=-1 must be at least 1"),
