@@ -1,0 +1,1 @@
+"""Tables and pictures that set runs beside each other."""
