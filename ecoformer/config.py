@@ -5,17 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
 
 @dataclass
 class ModelConfig:
-    """A timm model. `patch_stride` overrides the stride of the first patch embedding, for small images."""
+    """A timm model. `patch_stride` overrides the stride of the first patch embedding, for small images.
+
+    `kwargs` are further arguments of timm.create_model, given as `+model.kwargs.NAME=VALUE`.
+    """
 
     name: str = MISSING
     drop_path_rate: float = 0.0
     patch_stride: int | None = None
-    kwargs: dict[str, Any] = field(default_factory=dict)  # further arguments of timm.create_model
+    kwargs: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -26,7 +30,7 @@ class DataConfig:
     in_memory: bool | None = None  # None: in memory where images are small and fit
     download: bool = False
     num_workers: int = 2
-    crop_pct: float = 0.875
+    crop_pct: float | None = None  # None: what the data set is evaluated at (digits, CIFAR 1.0; else 0.875)
     interpolation: str = "bicubic"
     mean: list[float] | None = None  # None: the data set's own, else ImageNet's
     std: list[float] | None = None
@@ -66,7 +70,7 @@ class OptimConfig:
 @dataclass
 class ScheduleConfig:
     name: str = "cosine"
-    warmup_epochs: int = 0
+    warmup_epochs: int = 0  # at least one epoch follows the warm-up: a shorter run warms up for train.epochs - 1
     warmup_lr: float = 1e-6
     min_lr: float = 1e-6
 
@@ -89,8 +93,9 @@ class TrainConfig:
 
 @dataclass
 class InitConfig:
-    pretrained: bool = False
+    pretrained: bool = False  # timm's weights; a checkpoint goes before them
     checkpoint: str | None = None  # a run's best.pt or last.pt; attention weights are converted as needed
+    reset_head: bool = False  # a checkpoint with another number of classes: start with a new classifier head
 
 
 @dataclass
@@ -135,6 +140,9 @@ class EnergyConfig:
 
 @dataclass
 class Config:
+    """What train.py runs. `attention` holds a kind (`name`), its options, and `layers` (see configs/attention)."""
+
+    name: str = "run"  # names the default output_dir and the wandb run; experiment files set their own
     model: ModelConfig = field(default_factory=ModelConfig)
     attention: dict[str, Any] = field(default_factory=lambda: {"name": "stock"})
     data: DataConfig = field(default_factory=DataConfig)
@@ -150,6 +158,51 @@ class Config:
     device: str = "auto"  # auto, cpu, cuda, cuda:N
     threads: int | None = None  # CPU threads; None: torch's choice
     deterministic: bool = True
-    output_dir: str = MISSING
-    resume: str = "off"  # off, auto, or a checkpoint file
-    dry_run: bool = False
+    output_dir: str | None = None  # None: outputs/<name>/<date and time>
+    overwrite: bool = False  # set the run that output_dir already holds aside, in earlier-N, and start anew
+    resume: str = "off"  # off, auto (from output_dir/last.pt if it exists), or a checkpoint file
+    dry_run: bool = False  # print the launch plan, train nothing
+
+
+@dataclass
+class EvalDataConfig:
+    """What evaluation may change about the checkpoint's data; None: as in training."""
+
+    root: str | None = None
+    img_size: int | None = None
+    num_workers: int | None = None
+    max_val_samples: int | None = None
+
+
+@dataclass
+class EvalEnergyConfig:
+    """What evaluation may change about the energy accounting; None: as in training."""
+
+    convention: str | None = None
+    profile: str | None = None
+
+
+@dataclass
+class EvalConfig:
+    """What eval.py runs; everything else comes from the checkpoint's own config."""
+
+    checkpoint: str = MISSING
+    attention: str | None = None  # refuse a checkpoint of another kind than this
+    batch_size: int | None = None
+    amp: str | None = None
+    data: EvalDataConfig = field(default_factory=EvalDataConfig)
+    energy: EvalEnergyConfig = field(default_factory=EvalEnergyConfig)
+    device: str = "auto"
+    threads: int | None = None
+    progress: bool = True
+    out: str | None = None  # also write the figures to this JSON file
+
+
+SCHEMAS: dict[str, type] = {"train": Config, "eval": EvalConfig}
+
+
+def register_schemas() -> None:
+    """Make the schemas known to Hydra as `train_schema` and `eval_schema`, the first entry of each defaults list."""
+    store = ConfigStore.instance()
+    for name, schema in SCHEMAS.items():
+        store.store(name=f"{name}_schema", node=schema)

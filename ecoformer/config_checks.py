@@ -1,0 +1,130 @@
+"""Checks of a typed config that need no data and no model: ranges, names, and settings that exclude each other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from ecoformer.config import Config
+from ecoformer.config_loading import one_of
+from ecoformer.engine.optim import AMP_DTYPES, SCHEDULES
+from ecoformer.errors import InputError
+from ecoformer.nn.specs import AttentionSpec, make_spec
+
+DATA_SETS = ("digits", "cifar10", "cifar100", "imagenet", "folder")
+CONVENTIONS = ("paper", "audited")
+
+
+def check_config(config: Config) -> list[str]:
+    """Refuse what cannot work, with InputError; return notes on settings that were adapted to each other.
+
+    The one adaptation: a run has at least one epoch after its warm-up, so `schedule.warmup_epochs` is lowered to
+    `train.epochs - 1` where it is larger (short trial runs of the published recipes).
+    """
+    _check_ranges(config)
+    _check_names(config)
+    _check_augment(config)
+    attention_spec(config.attention)
+    if config.model.name.rpartition("_")[2] in ("msa", "ecoformer"):
+        stem, _, kind = config.model.name.rpartition("_")
+        raise InputError(f"model.name={config.model.name} fixes the attention: use model={stem} attention={kind}")
+    if config.resume != "off" and config.overwrite:
+        raise InputError("resume and overwrite=true contradict each other: set one of them")
+    notes = []
+    if config.schedule.warmup_epochs > config.train.epochs - 1:
+        notes.append(
+            f"schedule.warmup_epochs={config.schedule.warmup_epochs} does not fit train.epochs={config.train.epochs}: "
+            f"warming up for {config.train.epochs - 1}"
+        )
+        config.schedule.warmup_epochs = config.train.epochs - 1
+    return notes
+
+
+def attention_spec(attention: dict[str, Any]) -> AttentionSpec | None:
+    """The spec that `config.attention` describes; None for stock. Raises InputError."""
+    options = {key: value for key, value in attention.items() if key not in ("name", "layers")}
+    spec = make_spec(attention.get("name", "stock"), options)
+    layers = attention.get("layers")
+    if layers is None:
+        return spec
+    if spec is None:
+        raise InputError("attention.layers chooses layers to replace, attention=stock replaces none: leave it out")
+    valid = isinstance(layers, list) and layers and all(type(layer) in (int, str) for layer in layers)
+    if not valid:
+        raise InputError(f"attention.layers={layers!r} must be a list of stage numbers and name patterns, e.g. [1,2]")
+    return spec
+
+
+def choose(key: str, value: str, options: Iterable[str]) -> None:
+    """Raise InputError unless `value` is one of `options`."""
+    options = list(options)
+    if value not in options:
+        raise InputError(one_of(key, value, options))
+
+
+def _check_ranges(config: Config) -> None:
+    at_least_one = ("train.epochs", "train.batch_size", "train.grad_accum", "train.log_every", "data.img_size")
+    for key in at_least_one:
+        _require(config, key, lambda value: value >= 1, "at least 1")
+    optional = (
+        "train.eval_batch_size",
+        "train.max_steps",
+        "model.patch_stride",
+        "data.max_train_samples",
+        "data.max_val_samples",
+        "threads",
+    )
+    for key in optional:
+        _require(config, key, lambda value: value is None or value >= 1, "at least 1, or null")
+    for key in ("data.num_workers", "schedule.warmup_epochs", "callbacks.hash_update.every", "augment.repeats"):
+        _require(config, key, lambda value: value >= 0, "at least 0")
+    for key in ("train.smoothing", "train.ema_decay", "model.drop_path_rate", "optim.momentum"):
+        _require(config, key, lambda value: 0 <= value < 1, "at least 0 and below 1")
+    for key in ("augment.hflip", "augment.random_erase", "augment.mix_prob", "augment.mix_switch_prob"):
+        _require(config, key, lambda value: 0 <= value <= 1, "between 0 and 1")
+    for key in ("optim.lr_base_batch", "optim.weight_decay", "augment.mixup", "augment.cutmix"):
+        _require(config, key, lambda value: 0 <= value < math.inf, "at least 0")
+    for key in ("schedule.warmup_lr", "schedule.min_lr", "augment.crop_padding", "augment.color_jitter"):
+        _require(config, key, lambda value: 0 <= value < math.inf, "at least 0")
+    _require(config, "optim.lr", lambda value: 0 < value < math.inf, "above 0")
+    _require(config, "optim.clip_grad", lambda value: value is None or value > 0, "above 0, or null for no clipping")
+    _require(config, "data.crop_pct", lambda value: value is None or 0 < value <= 1, "above 0 and at most 1")
+    _require(config, "optim.betas", lambda value: value is None or len(value) == 2, "a list of two numbers")
+    _require(config, "callbacks.hash_update.num_images", lambda value: value >= 1, "at least 1")
+    _require(config, "seed", lambda value: 0 <= value < 2**32, "between 0 and 4294967295")
+    _require(
+        config, "callbacks.hash_update.at_epochs", lambda epochs: all(e >= 0 for e in epochs), "epochs counted from 0"
+    )
+    for key in ("augment.scale", "augment.ratio"):
+        _require(config, key, _is_range, "a list of two numbers, 0 < low <= high")
+    for key in ("data.mean", "data.std"):
+        _require(config, key, lambda value: value is None or len(value) == 3, "a list of three numbers")
+
+
+def _check_names(config: Config) -> None:
+    choose("data.name", config.data.name, DATA_SETS)
+    choose("train.amp", config.train.amp, AMP_DTYPES)
+    choose("schedule.name", config.schedule.name, SCHEDULES)
+    choose("energy.convention", config.energy.convention, CONVENTIONS)
+
+
+def _check_augment(config: Config) -> None:
+    augment = config.augment
+    if (augment.mixup > 0 or augment.cutmix > 0) and config.train.batch_size % 2:
+        raise InputError(
+            f"augment.mixup and augment.cutmix mix pairs, train.batch_size={config.train.batch_size} is odd: "
+            "use an even batch size, or set both to 0"
+        )
+
+
+def _require(config: Config, key: str, holds: Callable[[Any], bool], limit: str) -> None:
+    value: Any = config
+    for part in key.split("."):
+        value = getattr(value, part)
+    if not holds(value):
+        raise InputError(f"{key}={value} must be {limit}")
+
+
+def _is_range(value: list[float] | None) -> bool:
+    return value is None or (len(value) == 2 and 0 < value[0] <= value[1])

@@ -1,0 +1,181 @@
+"""A model with the weights it starts from: new, timm's, or those of one of our runs, in the attention asked for."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import timm
+from torch import nn
+
+from ecoformer.config import Config, ModelConfig
+from ecoformer.config_checks import attention_spec
+from ecoformer.config_loading import load_config, one_of
+from ecoformer.convert import FilterFn, convert
+from ecoformer.engine.checkpoint import evaluated_weights, load_checkpoint, load_weights
+from ecoformer.errors import InputError
+from ecoformer.layers import attention_layers
+from ecoformer.patch_stride import set_patch_stride
+
+STOCK_STRIDE = 4  # of the first patch embedding, in PVTv2 and Twins alike
+
+
+@dataclass
+class BuiltModel:
+    """A model, in words where its weights come from, and notes on what was adapted on the way."""
+
+    model: nn.Module
+    origin: str
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class SavedRun:
+    """What a checkpoint says about its run: config, classes, weights."""
+
+    path: Path
+    content: dict[str, Any]
+    config: Config
+    class_names: list[str]
+
+
+def read_run(path: Path | str) -> SavedRun:
+    """Read a run's last.pt or best.pt. Raises InputError if it is none, is damaged, or has an unknown config."""
+    path = Path(path).expanduser()
+    content = load_checkpoint(path)
+    saved = content.get("config") or {}
+    if "settings" not in saved:
+        raise InputError(f"checkpoint {path} does not say what it was trained with: give one that train.py wrote")
+    try:
+        config = load_config(Config, saved["settings"])
+    except InputError as error:
+        raise InputError(f"checkpoint {path} was written by another version of this program: {error}") from error
+    return SavedRun(path, content, config, saved["class_names"])
+
+
+def build_model(config: Config, num_classes: int, *, with_weights: bool = True) -> BuiltModel:
+    """The configured model. `with_weights=False`: a resumed run, whose weights come from its own checkpoint.
+
+    Raises InputError: unknown model or argument, weights that cannot be had, attention that does not fit.
+    """
+    if with_weights and config.init.checkpoint is not None:
+        return _from_run(config, read_run(config.init.checkpoint), num_classes)
+    pretrained = config.init.pretrained and with_weights
+    model = _create(config, num_classes, pretrained)
+    built = BuiltModel(model, "timm's pretrained weights" if pretrained else "new")
+    _convert(built, config)
+    return built
+
+
+def model_of_run(run: SavedRun, *, drop_path_rate: float = 0.0) -> nn.Module:
+    """The model of a checkpoint, as its run evaluated it (averaged weights where it kept them)."""
+    config = run.config
+    config.model.drop_path_rate = drop_path_rate
+    model = _create(config, len(run.class_names), pretrained=False)
+    _convert(BuiltModel(model, ""), config)
+    load_weights(model, evaluated_weights(run.content), run.path)
+    return model
+
+
+def _from_run(config: Config, run: SavedRun, num_classes: int) -> BuiltModel:
+    saved, wanted = run.config, config
+    where = f"init.checkpoint={run.path}"
+    if saved.model.name != wanted.model.name:
+        raise InputError(f"{where} holds {saved.model.name}, model.name is {wanted.model.name}: make them the same")
+    if len(run.class_names) != num_classes and not wanted.init.reset_head:
+        raise InputError(
+            f"{where} has {len(run.class_names)} classes, the data have {num_classes}: "
+            "set init.reset_head=true for a new classifier head"
+        )
+    kinds = f"{saved.attention['name']} -> {wanted.attention['name']}"
+    if wanted.attention["name"] == "stock" and saved.attention["name"] != "stock":
+        raise InputError(f"{where} cannot be turned back into stock attention ({kinds}): start from a stock run")
+    model = model_of_run(run, drop_path_rate=wanted.model.drop_path_rate)
+    stride, saved_stride = (side.model.patch_stride or STOCK_STRIDE for side in (wanted, saved))
+    if stride != saved_stride:
+        set_patch_stride(model, stride)
+    built = BuiltModel(model, f"{run.path} ({kinds}), epoch {run.content['epoch']}")
+    if len(run.class_names) != num_classes:
+        model.reset_classifier(num_classes)  # type: ignore[operator]
+        built.notes.append(f"new classifier head: {len(run.class_names)} -> {num_classes} classes")
+    _convert(built, wanted)
+    return built
+
+
+def _create(config: Config, num_classes: int, pretrained: bool) -> nn.Module:
+    name = config.model.name
+    if not timm.is_model(name):
+        raise InputError(one_of("model.name", name, _families(name)))
+    try:
+        model = _timm_model(config.model, config.data.img_size, num_classes, pretrained)
+    except OSError as error:
+        raise InputError(
+            f"init.pretrained=true: timm's weights of {name} are not in the local cache and cannot be downloaded; "
+            "connect once, or use init.pretrained=false or init.checkpoint=RUN/best.pt"
+        ) from error
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise InputError(f"model.name={name} cannot be built with the settings under model: {reason}") from error
+    if config.model.patch_stride is not None:
+        set_patch_stride(model, config.model.patch_stride)
+    return model
+
+
+def _timm_model(model: ModelConfig, img_size: int, num_classes: int, pretrained: bool) -> nn.Module:
+    options: dict[str, Any] = dict(model.kwargs)
+    if model.drop_path_rate > 0:
+        options["drop_path_rate"] = model.drop_path_rate
+    defaults = timm.get_pretrained_cfg(model.name)
+    if defaults is not None and defaults.fixed_input_size:
+        options.setdefault("img_size", img_size)
+    hub_log = logging.getLogger("huggingface_hub")  # it reports every retry of a failed download
+    level = hub_log.level
+    hub_log.setLevel(logging.ERROR)
+    try:
+        return timm.create_model(model.name, pretrained=pretrained, num_classes=num_classes, **options)
+    finally:
+        hub_log.setLevel(level)
+
+
+def _families(name: str) -> list[str]:
+    """The names that a message lists: those of the same family, else those that can be converted."""
+    family = timm.list_models(f"{name.partition('_')[0]}*")
+    return family or timm.list_models(["pvt_v2*", "twins*", "deit*"])
+
+
+def _convert(built: BuiltModel, config: Config) -> None:
+    spec = attention_spec(config.attention)
+    if spec is None:
+        return
+    report = convert(built.model, spec, layer_filter(built.model, config.attention), config.data.img_size)
+    built.notes += report.notes
+
+
+def layer_filter(model: nn.Module, attention: Mapping[str, Any]) -> FilterFn | None:
+    """convert's filter for `attention.layers`: stage numbers and fnmatch patterns of module names; None: default.
+
+    Raises InputError for a number or pattern that matches no attention layer.
+    """
+    chosen = attention.get("layers")
+    if chosen is None:
+        return None
+    layers = attention_layers(model)
+    names: set[str] = set()
+    for item in chosen:
+        found = {
+            layer.name
+            for layer in layers
+            if (layer.stage == item if isinstance(item, int) else fnmatchcase(layer.name, item))
+        }
+        if not found:
+            stages = max((layer.num_stages for layer in layers), default=0)
+            raise InputError(
+                f"attention.layers: {item!r} matches no attention layer; there are stages 1 to {stages} and names "
+                f"such as {layers[0].name if layers else 'none'}"
+            )
+        names |= found
+    return lambda module, name: name in names

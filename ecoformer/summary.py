@@ -1,0 +1,159 @@
+"""What a run tells at its start and its end: the launch plan, summary.json, and the table of figures."""
+
+from __future__ import annotations
+
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+import ecoformer
+from ecoformer.build import Run
+from ecoformer.config import Config
+from ecoformer.energy import summarize
+from ecoformer.engine import distributed
+from ecoformer.engine.files import write_text
+from ecoformer.engine.hash_update import due
+from ecoformer.engine.optim import scaled_lr
+from ecoformer.layers import attention_layers, token_counts
+from ecoformer.nn.hashing import hash_layers
+
+Rows = list[tuple[str, str]]
+
+
+def launch_plan(run: Run) -> Rows:
+    """What the run is about to do, in numbers: data, tokens, steps, learning rate, hash fits, size and energy."""
+    config, data, trainer = run.config, run.data, run.trainer
+    train = config.train
+    figures = summarize(
+        run.built.model, data.img_size, convention=config.energy.convention, profile=config.energy.profile
+    )
+    processes, batch = distributed.world_size(), trainer.global_batch
+    lr = scaled_lr(config.optim, batch)
+    scaling = f" ({config.optim.lr:g} x {batch} / {config.optim.lr_base_batch})" if config.optim.lr_base_batch else ""
+    return [
+        ("model", f"{config.model.name}, {config.attention['name']} attention{_options(config)}"),
+        ("weights from", "the resumed run" if run.folder.resume else run.built.origin),
+        ("data", f"{data.name}, {data.num_train} train / {data.num_val} val images, {data.num_classes} classes"),
+        ("images", f"{data.img_size} px, {'in memory' if data.in_memory else 'decoded from files'}"),
+        ("tokens", _tokens(run.built.model, data.img_size)),
+        ("global batch", f"{batch} = {train.batch_size} x {train.grad_accum} accumulated x {processes} processes"),
+        ("learning rate", f"{lr:.3g}{scaling}, {config.schedule.name}, warm-up {config.schedule.warmup_epochs} epochs"),
+        ("steps", f"{trainer.steps_per_epoch} x {train.epochs} epochs = {trainer.steps_per_epoch * train.epochs}"),
+        ("hash fits", _hash_fits(run)),
+        ("parameters", f"{figures['params']:,}"),
+        ("energy", f"{figures['energy_pj']:.4g} pJ an image, {_energy_name(figures)}"),
+        ("device", f"{trainer.device}, {torch.get_num_threads()} CPU threads, amp {train.amp}"),
+        ("output_dir", str(run.folder.path)),
+    ]
+
+
+def run_summary(config: Config, model: nn.Module, figures: dict[str, Any]) -> dict[str, Any]:
+    """The content of summary.json: settings, the trainer's figures, size and energy, versions."""
+    if "energy_pj" not in figures:
+        figures = figures | summarize(
+            model, config.data.img_size, convention=config.energy.convention, profile=config.energy.profile
+        )
+    options = {key: value for key, value in config.attention.items() if key != "name"}
+    return {
+        "name": config.name,
+        "model": config.model.name,
+        "attention": config.attention["name"],
+        "attention_options": options,
+        "dataset": config.data.name,
+        "img_size": config.data.img_size,
+        "patch_stride": config.model.patch_stride,
+        **figures,
+        "init": config.init.checkpoint or ("pretrained" if config.init.pretrained else "new"),
+        "seed": config.seed,
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of this package and of what the figures depend on."""
+    return {
+        "ecoformer": ecoformer.__version__,
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write figures atomically. Raises InputError if the file cannot be written."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def show_plan(rows: Rows, notes: list[str]) -> None:
+    """Print the launch plan and the notes; rank 0 alone does."""
+    _show("launch plan", rows, notes)
+
+
+def show_figures(title: str, figures: dict[str, Any]) -> None:
+    """Print the table that a run ends with; rank 0 alone does."""
+    rows = [
+        ("top-1", f"{figures['top1']:.2f} %"),
+        ("top-5", f"{figures['top5']:.2f} %"),
+        ("loss", f"{figures['loss']:.4f}"),
+        ("parameters", f"{figures['params']:,}"),
+        ("multiplications", f"{figures['muls']:,}"),
+        ("additions", f"{figures['adds']:,}"),
+        ("energy an image", f"{figures['energy_pj']:.4g} pJ, {_energy_name(figures)}"),
+        ("in attention", f"{figures['attention_energy_pj']:.4g} pJ"),
+        ("evaluation", f"{figures['images_per_second']:.0f} images/s"),
+    ]
+    if "train_images_per_second" in figures:
+        rows.append(("training", f"{figures['train_images_per_second']:.0f} images/s"))
+        rows.append(("time", f"{figures['duration_s']:.1f} s"))
+    notes = [f"not counted: {', '.join(map(str, figures['uncounted']))}"] if figures.get("uncounted") else []
+    _show(title, rows, notes)
+
+
+def _show(title: str, rows: Rows, notes: list[str]) -> None:
+    if not distributed.is_main():
+        return
+    table = Table(title=title, title_justify="left", show_header=False)
+    for row in rows:
+        table.add_row(*row)
+    console = Console()
+    console.print(table, highlight=False)
+    for note in notes:
+        console.print(f"note: {note}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _options(config: Config) -> str:
+    options = [f"{key}={value}" for key, value in config.attention.items() if key != "name" and value is not None]
+    return f" ({', '.join(options)})" if options else ""
+
+
+def _tokens(model: nn.Module, img_size: int) -> str:
+    counts = token_counts(model, img_size)
+    stages: dict[int, list[str]] = {}
+    for layer in attention_layers(model):
+        stages.setdefault(layer.stage, []).append(f"{counts[layer.name]}")
+    if not stages:
+        return "no attention layer that we know"
+    return "; ".join(
+        f"stage {stage}: {len(tokens)} layers of {', '.join(dict.fromkeys(tokens))}" for stage, tokens in stages.items()
+    )
+
+
+def _hash_fits(run: Run) -> str:
+    layers = len(hash_layers(run.built.model))
+    update = run.config.callbacks.hash_update
+    epochs = [epoch + 1 for epoch in range(run.config.train.epochs) if due(update, epoch)]
+    if not layers:
+        return "none: no hash functions"
+    when = f"before epoch {', '.join(map(str, epochs[:5]))}{', ...' if len(epochs) > 5 else ''}" if epochs else "never"
+    return f"{layers} layers, {when}, on {update.num_images} images"
+
+
+def _energy_name(figures: dict[str, Any]) -> str:
+    return f"{figures['energy_convention']} convention, {figures['energy_profile']}"

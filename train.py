@@ -1,0 +1,40 @@
+"""Train a model: python train.py experiment=NAME [key=value ...]; --help lists experiments, groups and keys."""
+
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from ecoformer import cli, summary
+from ecoformer.build import build_run, session
+from ecoformer.config import Config
+from ecoformer.config_checks import check_config
+from ecoformer.config_loading import load_config
+from ecoformer.engine import distributed
+from ecoformer.run_dir import SUMMARY, choose_run_dir, open_run_dir
+
+
+def main(cfg: DictConfig) -> float | None:
+    """One run, from the composed config to summary.json; returns top-1 for sweeps that optimise it."""
+    config = load_config(Config, cfg)
+    notes = check_config(config)
+    folder = choose_run_dir(config)
+    config.output_dir = str(folder.path)
+    with session(config.device, threads=config.threads, deterministic=config.deterministic) as device:
+        run = build_run(config, folder, device)
+        notes += folder.notes + run.built.notes
+        if config.dry_run:
+            summary.show_plan(summary.launch_plan(run), notes)
+            return None
+        if distributed.is_main():
+            notes += open_run_dir(folder, config)
+        if config.train.progress:
+            summary.show_plan(summary.launch_plan(run), notes)
+        figures = summary.run_summary(config, run.built.model, run.trainer.fit(folder.resume))
+        if distributed.is_main():
+            summary.write_json(folder.path / SUMMARY, figures)
+        summary.show_figures(f"{config.name}: {folder.path}", figures)
+        return figures["top1"]
+
+
+if __name__ == "__main__":
+    cli.run(main, config_name="train", config_dir=Path(__file__).resolve().parent / "configs")
