@@ -34,6 +34,10 @@ def _choose_device(device: str, local_rank: int) -> torch.device:
         chosen = torch.device(device)
     except RuntimeError as error:
         raise InputError(f"device={device} does not exist: use auto, cpu, cuda or cuda:N") from error
+    if chosen.type not in ("cpu", "cuda"):
+        raise InputError(f"device={device} is not supported: use auto, cpu, cuda or cuda:N")
+    if chosen.type == "cuda" and chosen.index is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError(f"device={device} is one GPU for all processes: use device=cuda, one GPU for each")
     if chosen.type == "cuda":
         if not torch.cuda.is_available():
             raise InputError(f"device={device}, but torch sees no GPU: use device=cpu or device=auto")

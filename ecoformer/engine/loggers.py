@@ -124,8 +124,8 @@ class CsvLogger(_FileLogger):
 
 def _jsonl_lines(path: Path) -> list[tuple[str, int]]:
     """Each whole line and the epoch it belongs to; a killed process may have left the last one unfinished."""
-    if not path.is_file():
-        raise InputError(f"{path} is missing, so its epochs cannot be continued: restore it, or use resume=off")
+    if not path.is_file():  # `prepare_run_dir` has told the user
+        return []
     *lines, _unfinished = path.read_text(encoding="utf-8").split("\n")
     numbered = []
     for number, line in enumerate(lines, start=1):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ecoformer.engine import distributed
 from ecoformer.engine.checkpoint import load_checkpoint, load_weights, save_checkpoint
-from ecoformer.engine.files import unwritable
+from ecoformer.engine.files import atomic_write, unwritable
 from ecoformer.engine.rng import rng_state, set_rng_state
 from ecoformer.errors import InputError
 
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from ecoformer.engine.trainer import Trainer
 
 LAST, BEST = "last.pt", "best.pt"
-RUN_FILES = (LAST, BEST, "metrics.jsonl", "metrics.csv", "summary.json")
+METRICS = "metrics.jsonl"
+RUN_FILES = (LAST, BEST, METRICS, "metrics.csv", "summary.json")
 _MADE_OF = {
     "steps_per_epoch": "the data, train.batch_size, train.grad_accum and train.max_steps",
     "global_batch": "train.batch_size, train.grad_accum and the number of processes",
@@ -58,6 +59,7 @@ def save(trainer: Trainer, is_best: bool) -> None:
     }
     content = {"kind": "run", **common, "model": model, "ema": ema, "training": training}
     save_checkpoint(trainer.run_dir / LAST, content)
+    trainer.saved_epochs = content["epoch"]
 
 
 def restore(trainer: Trainer, path: Path) -> dict[str, Any]:
@@ -82,6 +84,7 @@ def restore(trainer: Trainer, path: Path) -> dict[str, Any]:
         if logger.name in training["loggers"]:
             logger.load_state_dict(training["loggers"][logger.name])
     trainer.epoch, trainer.step = checkpoint["epoch"], checkpoint["step"]
+    trainer.saved_epochs = checkpoint["epoch"]
     trainer.best, trainer.latest = training["best"], checkpoint["metrics"]
     trainer.elapsed_s = training["elapsed_s"]
     return checkpoint
@@ -94,7 +97,7 @@ def _require_same_run(trainer: Trainer, checkpoint: dict[str, Any], path: Path) 
     if epoch > trainer.train.epochs:
         raise InputError(f"{path} has {epoch} epochs > train.epochs={trainer.train.epochs}: raise train.epochs")
     for name, now in trainer.settings.items():
-        then = training["settings"][name]
+        then = training["settings"].get(name, now)  # a setting that came later had its default
         if then != now:
             remedy = _MADE_OF.get(name, "it")
             raise InputError(
@@ -114,7 +117,27 @@ def restore_rng(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
         )
 
 
-def set_earlier_run_aside(trainer: Trainer) -> None:
+def prepare_run_dir(trainer: Trainer, resume: Path | None) -> None:
+    """Make run_dir hold what was written before the first epoch to come, and nothing of another run.
+
+    A run that is resumed from another folder's last.pt takes that folder's metrics and best.pt along.
+    """
+    run_dir = trainer.run_dir
+    if resume is None:
+        _set_earlier_run_aside(trainer)
+    elif resume.parent.resolve() != run_dir.resolve():
+        _set_earlier_run_aside(trainer)
+        for name in (BEST, METRICS):
+            if (resume.parent / name).exists():
+                with atomic_write(run_dir / name) as file:
+                    file.write((resume.parent / name).read_bytes())
+    if trainer.epoch > 0 and not (run_dir / METRICS).exists():
+        trainer.print(f"{run_dir} has no {METRICS} to go on with: it starts at epoch {trainer.epoch + 1}")
+    if not (run_dir / BEST).exists() and trainer.epoch < trainer.train.epochs:
+        trainer.best = None  # the next epoch writes one
+
+
+def _set_earlier_run_aside(trainer: Trainer) -> None:
     """Move the files of a run that is in the way into run_dir/earlier-N: a new run must not destroy checkpoints."""
     run_dir = trainer.run_dir
     if not any((run_dir / name).exists() for name in (LAST, BEST)):
@@ -135,14 +158,13 @@ def set_earlier_run_aside(trainer: Trainer) -> None:
 
 def what_is_saved(trainer: Trainer) -> str:
     """Half a sentence: what a resume would continue from."""
-    done = 0 if trainer.latest is None else trainer.latest["epoch"] + 1
-    if done == 0:
+    if trainer.saved_epochs == 0:
         return "no epoch was complete, so nothing is saved yet"
-    return f"{done} of {trainer.train.epochs} epochs are saved in {trainer.run_dir / LAST}"
+    return f"{trainer.saved_epochs} of {trainer.train.epochs} epochs are saved in {trainer.run_dir / LAST}"
 
 
 def how_to_go_on(trainer: Trainer, signum: int) -> str:
     """The one line for a user who stopped the run."""
     saved = what_is_saved(trainer)
-    remedy = "start again with the same command" if trainer.latest is None else "go on with resume=auto"
+    remedy = "start again with the same command" if trainer.saved_epochs == 0 else "go on with resume=auto"
     return f"stopped by {signal.Signals(signum).name} in epoch {trainer.epoch + 1}: {saved}; {remedy}"

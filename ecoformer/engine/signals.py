@@ -31,6 +31,7 @@ class StopSignals:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
+        self.received = None
         # Python runs signal handlers in the main thread alone; elsewhere they cannot even be set.
         if threading.current_thread() is threading.main_thread():
             for signum in (signal.SIGINT, signal.SIGTERM):

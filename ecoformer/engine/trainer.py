@@ -27,6 +27,7 @@ from ecoformer.engine.evaluate import evaluate
 from ecoformer.engine.loggers import CsvLogger, JsonlLogger, Logger
 from ecoformer.engine.optim import amp_dtype, build_loss, build_optimizer, build_schedule
 from ecoformer.engine.progress import ProgressDisplay
+from ecoformer.engine.report import epoch_line, run_summary
 from ecoformer.engine.rng import seed_everything
 from ecoformer.engine.signals import Interrupted, StopSignals
 from ecoformer.errors import InputError
@@ -111,6 +112,7 @@ class Trainer:
         self.epoch = self.step = 0  # the epoch in hand; optimiser steps done
         self.best: dict[str, Any] | None = None  # the "epoch" record of the best and of the latest epoch
         self.latest: dict[str, Any] | None = None
+        self.saved_epochs = 0
         self.elapsed_s = 0.0  # in earlier processes of this run
         self.signals = StopSignals()
 
@@ -139,7 +141,7 @@ class Trainer:
         )
         try:
             with self.signals:
-                self._open(start)
+                self._open(start, resume)
                 # Nothing that ran before may change what the epochs draw: a resumed run built its objects too.
                 seed_everything(self.seed + distributed.rank())
                 if resumed is not None:
@@ -151,7 +153,7 @@ class Trainer:
         finally:
             for logger in self.loggers:
                 logger.close()
-        return self._summary()
+        return run_summary(self)
 
     def _run_epoch(self, epoch: int) -> None:
         """Callbacks, steps, evaluation, metrics, checkpoint: in this order, so that a resume repeats it all."""
@@ -169,7 +171,7 @@ class Trainer:
         is_best = self.best is None or self.latest["val_top1"] > self.best["val_top1"]
         if is_best:
             self.best = self.latest
-        self.print(_epoch_line(epoch, self.train.epochs, metrics) + ("  (best)" if is_best else ""))
+        self.print(epoch_line(self.latest, self.train.epochs, is_best))
         run_state.save(self, is_best)
 
     def _train_epoch(self, epoch: int) -> dict[str, Any]:
@@ -240,10 +242,9 @@ class Trainer:
         """Seconds spent on this run, in this process and in those it was resumed from."""
         return self.elapsed_s + time.perf_counter() - self.started
 
-    def _open(self, start_epoch: int) -> None:
+    def _open(self, start_epoch: int, resume: Path | None) -> None:
         if distributed.is_main():
-            if start_epoch == 0:
-                run_state.set_earlier_run_aside(self)
+            run_state.prepare_run_dir(self, resume)
             for logger in self.loggers:
                 logger.open(self.run_dir, start_epoch, self.config)
         if self.scheduler is not None:
@@ -286,29 +287,3 @@ class Trainer:
     def _gradient_sync(self, last: bool) -> AbstractContextManager[None]:
         # Ranks exchange gradients once per optimiser step, with the last batch of the group.
         return nullcontext() if self.ddp is None or last else self.ddp.no_sync()
-
-    def _summary(self) -> dict[str, Any]:
-        if self.best is None or self.latest is None:
-            raise InputError("nothing was trained: train.epochs must be at least 1")
-        summary = {
-            "top1": self.best["val_top1"],
-            "top5": self.best["val_top5"],
-            "loss": self.best["val_loss"],
-            "best_epoch": self.best["epoch"] + 1,
-            "last_top1": self.latest["val_top1"],
-            "epochs": self.latest["epoch"] + 1,
-            "images_per_second": self.latest["images_per_second"],
-            "train_images_per_second": self.latest["train_images_per_second"],
-            "duration_s": self.duration_s(),
-        }
-        for callback in self.callbacks:
-            summary |= callback.summary()
-        return summary
-
-
-def _epoch_line(epoch: int, epochs: int, metrics: dict[str, Any]) -> str:
-    return (
-        f"epoch {epoch + 1}/{epochs}  loss {metrics['train_loss']:.3f}  val loss {metrics['val_loss']:.3f}  "
-        f"top-1 {metrics['val_top1']:.2f} %  top-5 {metrics['val_top5']:.2f} %  "
-        f"{metrics['train_images_per_second']:.0f} images/s  {metrics['seconds']:.1f} s"
-    )

@@ -67,12 +67,21 @@ class FakeLoader:
     """Batches of fixed images in an order that depends on (seed, epoch); a rank takes every n-th image."""
 
     def __init__(
-        self, num_images: int, batch_size: int, seed: int, *, shuffle: bool, rank: int = 0, world_size: int = 1
+        self,
+        num_images: int,
+        batch_size: int,
+        seed: int,
+        *,
+        shuffle: bool,
+        rank: int = 0,
+        world_size: int = 1,
+        device: Any,
     ) -> None:
         generator = torch.Generator().manual_seed(seed)
         self.labels = torch.randint(NUM_CLASSES, (num_images,), generator=generator)
         noise = torch.randn(num_images, 3, IMG_SIZE, IMG_SIZE, generator=generator)
-        self.images = noise + self.labels[:, None, None, None]
+        self.images = (noise + self.labels[:, None, None, None]).to(device)
+        self.labels = self.labels.to(device)
         self.batch_size, self.seed, self.shuffle = batch_size, seed, shuffle
         self.rank, self.world_size, self.epoch = rank, world_size, 0
 
@@ -94,8 +103,10 @@ class FakeLoader:
 class FakeData:
     img_size = IMG_SIZE
 
-    def __init__(self, num_train: int = 44, batch_size: int = 8, rank: int = 0, world_size: int = 1) -> None:
-        ranks = {"rank": rank, "world_size": world_size}
+    def __init__(
+        self, num_train: int = 44, batch_size: int = 8, rank: int = 0, world_size: int = 1, device: Any = "cpu"
+    ) -> None:
+        ranks = {"rank": rank, "world_size": world_size, "device": device}
         self.train_loader = FakeLoader(num_train, batch_size, seed=1, shuffle=True, **ranks)
         self.val_loader = FakeLoader(20, 8, seed=2, shuffle=False, **ranks)
 
@@ -127,17 +138,18 @@ def make_trainer(run_dir: Path, data: Any = None, model: nn.Module | None = None
     hash_update = changes.pop("hash_update", HashUpdateConfig(at_epochs=[0, 1], num_images=8))
     optim = changes.pop("optim", OptimConfig(lr=1e-2, clip_grad=1.0))
     schedule = changes.pop("schedule", ScheduleConfig(warmup_epochs=1))
+    device = changes.pop("device", torch.device("cpu"))
     callbacks = [HashUpdate(hash_update), *changes.pop("callbacks", [])]
     loggers = changes.pop("loggers", [])
     settings = {"epochs": 2, "batch_size": 8, "ema_decay": 0.9, "log_every": 2, "progress": False, **changes}
     return Trainer(
         model,
-        data or FakeData(),
+        data or FakeData(device=device),
         train=TrainConfig(**settings),
         optim=optim,
         schedule=schedule,
         run_dir=run_dir,
-        device=torch.device("cpu"),
+        device=device,
         seed=5,
         callbacks=callbacks,
         loggers=loggers,

@@ -111,6 +111,14 @@ def test_device_names(device: str) -> None:
         init_distributed(device)
 
 
+def test_one_gpu_for_many_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="device=cuda:0 is one GPU for all processes: use device=cuda"):
+        init_distributed("cuda:0")
+    with pytest.raises(InputError, match="device=meta is not supported"):
+        init_distributed("meta")
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_no_gpu() -> None:
     with pytest.raises(InputError, match="device=cuda, but torch sees no GPU"):

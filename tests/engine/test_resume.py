@@ -166,3 +166,24 @@ def test_a_new_run_sets_an_earlier_one_aside(tmp_path: Path) -> None:
     make_trainer(tmp_path, epochs=1).fit()
     assert (tmp_path / "earlier-1" / "last.pt").read_bytes() == first
     assert csv_epochs(tmp_path) == ["epoch", "0"]
+
+
+def test_resuming_into_another_folder_takes_metrics_and_best_along(tmp_path: Path) -> None:
+    straight, old, new = (tmp_path / name for name in ("straight", "old", "new"))
+    make_trainer(straight, epochs=3).fit()
+    make_trainer(old, epochs=3).fit(stop_after=2)
+    before = {path.name: path.read_bytes() for path in old.iterdir()}
+    make_trainer(new, epochs=3).fit(resume=old / "last.pt")
+    assert_same_run(straight, new)
+    assert before == {path.name: path.read_bytes() for path in old.iterdir()}
+
+
+def test_a_lone_checkpoint_can_be_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_trainer(tmp_path / "old", epochs=2).fit(stop_after=1)
+    (tmp_path / "lone").mkdir()
+    (tmp_path / "old" / "last.pt").rename(tmp_path / "lone" / "last.pt")
+    trainer = make_trainer(tmp_path / "new", epochs=2, progress=True)
+    summary = trainer.fit(resume=tmp_path / "lone" / "last.pt")
+    assert "has no metrics.jsonl to go on with: it starts at epoch 2" in capsys.readouterr().out.replace("\n", " ")
+    assert csv_epochs(tmp_path / "new") == ["epoch", "1"]
+    assert summary["best_epoch"] == 2 and load_checkpoint(tmp_path / "new" / "best.pt")["epoch"] == 2

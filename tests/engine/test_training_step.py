@@ -165,3 +165,27 @@ def test_schedule_is_a_pure_function_of_the_step() -> None:
 def test_bad_names_are_refused(tmp_path: Path, optim: OptimConfig, schedule: ScheduleConfig, message: str) -> None:
     with pytest.raises(InputError, match=message):
         make_trainer(tmp_path, optim=optim, schedule=schedule)
+
+
+@pytest.mark.gpu
+def test_fp16_on_a_gpu_scales_gradients_and_saves_the_scale(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, amp="fp16", device=torch.device("cuda"), grad_accum=2)
+    assert trainer.fit()["epochs"] == 2
+    saved = load_checkpoint(tmp_path / "last.pt")["training"]
+    assert saved["scaler"]["scale"] > 1 and saved["rng"][0]["cuda"] is not None
+    assert (
+        make_trainer(tmp_path, amp="fp16", device=torch.device("cuda"), grad_accum=2, epochs=3).fit(
+            resume=tmp_path / "last.pt"
+        )["epochs"]
+        == 3
+    )
+
+
+@pytest.mark.slow
+def test_compiled_training_is_the_same(tmp_path: Path) -> None:
+    plain, compiled = (make_trainer(tmp_path / str(switch), compile=switch) for switch in (False, True))
+    plain.fit()
+    compiled.fit()
+    assert compiled.network is not compiled.model
+    for key, value in plain.model.state_dict().items():
+        torch.testing.assert_close(compiled.model.state_dict()[key], value, rtol=1e-3, atol=1e-4, msg=key)
