@@ -1,0 +1,37 @@
+"""The example in CONTRIBUTING.md works as printed."""
+
+import re
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+from ecoformer import convert
+from ecoformer.nn.specs import BUILDERS, SPECS, make_spec
+
+
+@pytest.fixture
+def example():
+    text = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    specs, builders = dict(SPECS), dict(BUILDERS)
+    exec(compile(code, "CONTRIBUTING.md", "exec"), {"__name__": "example"})
+    yield
+    for registry, before in ((SPECS, specs), (BUILDERS, builders)):
+        registry.clear()
+        registry.update(before)
+
+
+@pytest.mark.usefixtures("example")
+def test_the_example_attention_converts_and_runs():
+    model = timm.models.vision_transformer.VisionTransformer(
+        img_size=16, patch_size=4, embed_dim=24, num_heads=3, depth=1, num_classes=4
+    ).eval()
+    qkv = model.blocks[0].attn.qkv
+    report = convert(model, make_spec("uniform"))
+    assert "UniformAttention" in str(report)
+    attention, x = model.blocks[0].attn, torch.randn(2, 17, 24)
+    mean = torch.nn.functional.linear(x, qkv.weight[48:], qkv.bias[48:]).mean(1, keepdim=True)
+    torch.testing.assert_close(attention(x), attention.proj(mean.expand_as(x)))
+    assert attention.paper_core_ops(17) == (24, 17 * 24)
