@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -42,6 +42,28 @@ def write_text(path: Path, text: str) -> None:
     """Write a small text file atomically; raises InputError like `atomic_write`."""
     with atomic_write(path) as file:
         file.write(text.encode())
+
+
+def set_aside(folder: Path, names: Iterable[str]) -> Path | None:
+    """Move those of the named files that exist into folder/earlier-N and return it; None if there are none.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    present = [name for name in names if (folder / name).exists()]
+    if not present:
+        return None
+    number = 1
+    while (folder / f"earlier-{number}").exists():
+        number += 1
+    aside = folder / f"earlier-{number}"
+    try:
+        aside.mkdir()
+        for name in present:
+            os.replace(folder / name, aside / name)
+    except OSError as error:
+        raise InputError(unwritable(aside, error)) from error
+    return aside
 
 
 def unwritable(path: Path, error: OSError) -> str:

@@ -6,14 +6,13 @@ start (weights, optimiser, step, random states, callbacks), so an epoch that was
 
 from __future__ import annotations
 
-import os
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ecoformer.engine import distributed
 from ecoformer.engine.checkpoint import load_checkpoint, load_weights, save_checkpoint
-from ecoformer.engine.files import atomic_write, unwritable
+from ecoformer.engine.files import atomic_write, set_aside
 from ecoformer.engine.rng import rng_state, set_rng_state
 from ecoformer.errors import InputError
 
@@ -57,7 +56,7 @@ def save(trainer: Trainer, is_best: bool) -> None:
         "best": trainer.best,
         "elapsed_s": trainer.duration_s(),
     }
-    content = {"kind": "run", **common, "model": model, "ema": ema, "training": training}
+    content: dict[str, Any] = {"kind": "run", **common, "model": model, "ema": ema, "training": training}
     save_checkpoint(trainer.run_dir / LAST, content)
     trainer.saved_epochs = content["epoch"]
 
@@ -123,37 +122,19 @@ def prepare_run_dir(trainer: Trainer, resume: Path | None) -> None:
     A run that is resumed from another folder's last.pt takes that folder's metrics and best.pt along.
     """
     run_dir = trainer.run_dir
-    if resume is None:
-        _set_earlier_run_aside(trainer)
-    elif resume.parent.resolve() != run_dir.resolve():
-        _set_earlier_run_aside(trainer)
-        for name in (BEST, METRICS):
-            if (resume.parent / name).exists():
-                with atomic_write(run_dir / name) as file:
-                    file.write((resume.parent / name).read_bytes())
+    continued = resume is not None and resume.parent.resolve() == run_dir.resolve()
+    if not continued and any((run_dir / name).exists() for name in (LAST, BEST)):
+        # A new run must not destroy an earlier one's checkpoints.
+        trainer.print(f"{run_dir} held an earlier run: its files are now in {set_aside(run_dir, RUN_FILES)}")
+    if resume is not None and not continued:
+        for source in (resume.with_name(BEST), resume.with_name(METRICS)):
+            if source.exists():
+                with atomic_write(run_dir / source.name) as file:
+                    file.write(source.read_bytes())
     if trainer.epoch > 0 and not (run_dir / METRICS).exists():
         trainer.print(f"{run_dir} has no {METRICS} to go on with: it starts at epoch {trainer.epoch + 1}")
     if not (run_dir / BEST).exists() and trainer.epoch < trainer.train.epochs:
         trainer.best = None  # the next epoch writes one
-
-
-def _set_earlier_run_aside(trainer: Trainer) -> None:
-    """Move the files of a run that is in the way into run_dir/earlier-N: a new run must not destroy checkpoints."""
-    run_dir = trainer.run_dir
-    if not any((run_dir / name).exists() for name in (LAST, BEST)):
-        return
-    number = 1
-    while (run_dir / f"earlier-{number}").exists():
-        number += 1
-    aside = run_dir / f"earlier-{number}"
-    try:
-        aside.mkdir()
-        for name in RUN_FILES:
-            if (run_dir / name).exists():
-                os.replace(run_dir / name, aside / name)
-    except OSError as error:
-        raise InputError(unwritable(aside, error)) from error
-    trainer.print(f"{run_dir} held an earlier run: its files are now in {aside}")
 
 
 def what_is_saved(trainer: Trainer) -> str:

@@ -98,7 +98,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(device.type, enabled=train.amp == "fp16")
 
         # What a resumed run must share with the one that wrote the checkpoint; the data check is steps_per_epoch.
-        self.settings = {
+        self.settings: dict[str, Any] = {
             "seed": seed,
             "steps_per_epoch": self.steps_per_epoch,
             "global_batch": self.global_batch,
