@@ -53,7 +53,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     elif image.mode == "F":
         raise ValueError("floating-point pixels have no known range")
     elif image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
+        image = image.convert("RGBA")  # the same colours; PIL warns of the direct way
     return image.convert("RGB")
 
 

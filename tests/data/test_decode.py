@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,9 @@ def test_palette_images_are_looked_up(tmp_path: Path, transparency: bytes | None
     expected = np.asarray(image.convert("RGB"))
     if transparency is not None:
         image.info["transparency"] = transparency
-    assert np.array_equal(reopen(image, tmp_path / "p.png"), expected)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.array_equal(reopen(image, tmp_path / "p.png"), expected)
 
 
 def test_16_bit_grey_keeps_its_upper_byte(tmp_path: Path):
