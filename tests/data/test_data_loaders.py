@@ -53,6 +53,7 @@ def test_an_epoch_depends_on_seed_and_number_alone(open_data, image_folder: Path
     assert same(epoch(fresh(num_workers=2), 1), epochs[1])
     assert same(epoch(fresh(), 1, first_batch=1), epochs[1][1:])
     assert same(epoch(data, 1, first_batch=1), epochs[1][1:])
+    assert data.train_loader is not None
     assert same(list(data.train_loader), epochs[1])  # skipping holds for one pass only
     assert not same(epochs[0], epochs[1])
     assert not same(epoch(fresh(seed=1), 1), epochs[1])
