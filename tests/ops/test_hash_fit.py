@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ecoformer.errors import InputError
-from ecoformer.ops.hash_fit import HashFit, HashObjective, fit_hash
+from ecoformer.ops import hash_fit
+from ecoformer.ops.hash_fit import HashFit, HashObjective, fit_hash, symmetric_targets
 from ecoformer.ops.hash_fit_reference import fit_hash_reference, similarity_targets, soft_objective
 from ecoformer.ops.kernel_hash import hash_codes, kernel_features, normalize
 
@@ -108,3 +109,14 @@ def test_top_k_outside_half_the_tokens_is_refused(implementation: str, top_k: in
     inputs = make_inputs((1, 1, 20, 4))
     with pytest.raises(InputError, match=rf"top_k={top_k} must lie in \[1, 10\]"):
         FITS[implementation](*inputs, top_k=top_k, lr=1e-3, momentum=0.9, steps=2)
+
+
+@pytest.mark.parametrize("chunk", [1, 300, 2000])
+def test_chunks_of_rows_and_of_samples_change_nothing(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    x_BHNC, _, _ = make_inputs((3, 2, 25, 8))
+    x_PNC = x_BHNC.transpose(0, 1).flatten(0, 1)
+    whole = symmetric_targets(x_PNC, 4, 1.5).to_dense()
+    monkeypatch.setattr(hash_fit, "SIMILARITIES_PER_CHUNK", chunk)
+    assert torch.equal(symmetric_targets(x_PNC, 4, 1.5).to_dense(), whole)
+    S0_PNN = similarity_targets(x_BHNC, 4).transpose(0, 1).flatten(0, 1)
+    assert torch.equal(whole, torch.block_diag(*(1.5 * (S0_PNN + S0_PNN.transpose(1, 2)))))
