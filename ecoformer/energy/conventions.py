@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections import Counter
 from typing import Any
@@ -15,7 +16,6 @@ from ecoformer.energy.recorder import ModuleStack
 from ecoformer.energy.rules import PRODUCTS, RULES, SOFTMAX, UNREAD
 
 CONVENTIONS = ("paper", "audited")
-WEIGHTED = (nn.Linear, nn.modules.conv._ConvNd)
 
 
 class CountingDefect(Exception):
@@ -28,8 +28,21 @@ def is_attention(module: nn.Module) -> bool:
     return hasattr(module, "paper_core_ops") or "attention" in name or name.endswith("attn")
 
 
+def part_of(module: nn.Module | None, in_attention: bool) -> str:
+    """`Entry.part` of the work that a module does itself."""
+    for known in (nn.Conv2d, nn.Linear, nn.LayerNorm):
+        if isinstance(module, known):
+            return known.__name__
+    if isinstance(module, nn.modules.conv._ConvNd) or (module is not None and _is_norm(module)):
+        return type(module).__name__
+    return "core" if in_attention else ""
+
+
 def _is_norm(module: nn.Module) -> bool:
     return "norm" in type(module).__name__.lower() and not list(module.children())
+
+
+Key = tuple[str, str, str, str, str, str, int]
 
 
 class Book(ABC):
@@ -37,8 +50,8 @@ class Book(ABC):
 
     def __init__(self, stack: ModuleStack) -> None:
         self.stack = stack
-        self._counts: dict[tuple[str, str, str, str, bool, int], Counts] = {}
-        self._calls: Counter[tuple[str, str, str, str, bool, int]] = Counter()
+        self._counts: dict[Key, Counts] = {}
+        self._calls: Counter[Key] = Counter()
 
     @abstractmethod
     def on_call(self, call: Call) -> None:
@@ -52,15 +65,19 @@ class Book(ABC):
         """Note that a module ended; nothing by default."""
         return
 
-    def write(self, op: str, amount: Counts, bits: int, core: bool | None = None) -> None:
+    def write(self, op: str, amount: Counts, bits: int, function: str = "", part: str | None = None) -> None:
         """Add to the entry of the running module."""
-        running = self.stack.running
-        attention = next((name for name, module in running if is_attention(module)), "")
         module = self.stack.module
-        if core is None:
-            core = bool(attention) and module is not None and not isinstance(module, WEIGHTED) and not _is_norm(module)
-        module_class = type(module).__name__ if module is not None else ""
-        key = (self.stack.name, module_class, op, attention, core, bits)
+        attention = next((name for name, outer in self.stack.running if is_attention(outer)), "")
+        key = (
+            self.stack.name,
+            type(module).__name__ if module is not None else "",
+            function,
+            op,
+            attention,
+            part_of(module, bool(attention)) if part is None else part,
+            bits,
+        )
         self._counts.setdefault(key, Counter()).update(amount)
         self._calls[key] += 1
 
@@ -77,7 +94,7 @@ class AuditedBook(Book):
     def on_call(self, call: Call) -> None:
         amount = cost(call) + memory(call)
         if amount:
-            self.write(call.full_name, amount, _bits(call))
+            self.write(call.full_name, amount, _bits(call), function=_calling_function())
 
 
 class PaperBook(Book):
@@ -103,15 +120,26 @@ class PaperBook(Book):
         if _states_its_core(module):
             batch, num_tokens, _ = _first(args).shape
             muls, adds = module.paper_core_ops(num_tokens)  # type: ignore[operator]
-            self.write("attention core", counts(mul=batch * muls, add=batch * adds), _width(_first(args)), core=True)
+            self.write("attention core", counts(mul=batch * muls, add=batch * adds), _width(_first(args)), part="core")
 
     def on_exit(self, name: str, module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
         # The module itself has left the stack: put it back for the entry's name.
         base = _paper_base(module, args, out)
         if base is not None:
             self.stack.running.append((name, module))
-            self.write(type(module).__name__, counts(mul=base, add=base), _width(out), core=False)
+            self.write(part_of(module, False), counts(mul=base, add=base), _width(out))
             self.stack.running.pop()
+
+
+def _calling_function() -> str:
+    """Name of the innermost running function that is neither torch's nor ours."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None:
+        package = str(frame.f_globals.get("__name__", ""))
+        if not (package == "torch" or package.startswith(("torch.", "ecoformer.energy."))):
+            return frame.f_code.co_qualname
+        frame = frame.f_back
+    return ""
 
 
 def _states_its_core(module: nn.Module) -> bool:

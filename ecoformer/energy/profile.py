@@ -27,7 +27,10 @@ FOLDER_VARIABLE = "ECOFORMER_PROFILES"
 
 @dataclass(frozen=True)
 class Price:
-    """Picojoules, and square micrometres of one unit (None: no figure), with where the figures come from."""
+    """Picojoules, and square micrometres of one unit (None: no figure), with where the figures come from.
+
+    An empty origin means that the profile does not price the kind: memory, in profiles of arithmetic alone.
+    """
 
     pj: float
     um2: float | None
@@ -217,7 +220,7 @@ class _Reader:
         bits = part.get("bits")
         if isinstance(bits, bool) or not isinstance(bits, int) or bits < 1:
             raise self.fault(f"{where}.bits must be a whole number of at least 1, got {bits!r}")
-        prices = {kind: Price(0.0, None, "not priced by this profile", False) for kind in MEMORY}
+        prices = {kind: Price(0.0, None, "", False) for kind in MEMORY}
         composed = {}
         for kind, figure in part.items():
             if kind == "bits":

@@ -1,0 +1,108 @@
+"""From the paper's figure to the audited one, line by line.
+
+The lines of a model add up to the whole difference, in counts and in energy, because every entry of both ledgers is in
+exactly one of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ecoformer.energy import kinds
+from ecoformer.energy.kinds import Counts
+from ecoformer.energy.ledger import Entry, Ledger
+from ecoformer.energy.profile import Profile
+
+PAPER_CORE = "attention core, paper formula"
+
+REASONS = {
+    "Conv2d": "same products; a bias is one addition, the paper also charges a multiplication",
+    "Linear": "same products; the paper leaves the bias out",
+    "LayerNorm": "the paper charges 2 per element to both; run are mean, variance, 1/sqrt, scale and shift",
+    PAPER_CORE: "the formula, replaced by the lines that name functions and operations",
+    "scaled_dot_product_attention": "both products and the scale as in the formula; softmax is not in it",
+    "normalize": "L2 norm of queries and keys: not in the formula",
+    "squared_distances": "the formula takes two additions a term, no product; run are a matrix product and two norms",
+    "kernel_features": "sigma and the Gaussian: exp and the mean of the distances are not in the formula",
+    "hash_codes": "projection on the hash functions; the mean is folded into one threshold a bit",
+    "hash_attention": "code products are additions, as in the formula; (K + 1) v and the ones column are not in it",
+    "sign": "comparison with zero: not in the formula",
+    "gelu": "activations are not in the paper's accounting",
+    "relu": "activations are not in the paper's accounting",
+    "silu": "activations are not in the paper's accounting",
+    "sigmoid": "activations are not in the paper's accounting",
+    "hardswish": "activations are not in the paper's accounting",
+    "hardsigmoid": "activations are not in the paper's accounting",
+    "softmax": "only its length enters the formula, as the multiplications of the scale",
+    "add": "residual connections and other sums are not in the paper's accounting",
+    "mul": "elementwise products are not in the paper's accounting",
+    "mean": "pooling is not in the paper's accounting",
+}
+OTHERWISE = "not in the paper's accounting"
+
+
+@dataclass(frozen=True)
+class DifferenceLine:
+    """One item with its entries under both conventions. Differences are audited minus paper."""
+
+    item: str
+    paper: tuple[Entry, ...]
+    audited: tuple[Entry, ...]
+    why: str
+
+    @property
+    def muls(self) -> int:
+        return kinds.muls(_counts(self.audited)) - kinds.muls(_counts(self.paper))
+
+    @property
+    def adds(self) -> int:
+        return kinds.adds(_counts(self.audited)) - kinds.adds(_counts(self.paper))
+
+    @property
+    def other(self) -> Counts:
+        """Audited arithmetic that is neither multiplication nor addition."""
+        found = _counts(self.audited)
+        return kinds.counts({kind: found[kind] for kind in kinds.ARITHMETIC if kind not in ("mul", "add", "fma")})
+
+    def energy_pj(self, profile: Profile) -> float:
+        """Picojoules of arithmetic; memory is left out, because the paper convention counts no bytes."""
+        sides = [profile.kind_energies(entries) for entries in (self.audited, self.paper)]
+        after, before = (sum(energies[kind] for kind in kinds.ARITHMETIC) for energies in sides)
+        return after - before
+
+
+def difference(paper: Ledger, audited: Ledger) -> list[DifferenceLine]:
+    """The lines between two ledgers of one model and input. Items without arithmetic are left out."""
+    assert (paper.convention, audited.convention) == ("paper", "audited")
+    assert paper.input_shape == audited.input_shape, "ledgers of different inputs"
+    sides = [ledger.group(_item) for ledger in (paper, audited)]
+    lines = []
+    for item in dict.fromkeys([*sides[0], *sides[1]]):
+        before, after = (tuple(side[item].entries) if item in side else () for side in sides)
+        if _counts(before) or _counts(after):
+            lines.append(DifferenceLine(item, before, after, _reason(item)))
+    return lines
+
+
+def _counts(entries: tuple[Entry, ...]) -> Counts:
+    found = kinds.total(entry.counts for entry in entries)
+    return kinds.counts({kind: found[kind] for kind in kinds.ARITHMETIC})
+
+
+def _item(entry: Entry) -> str:
+    if not entry.core:
+        return entry.part or _short(entry.op)
+    return f"{entry.function}: {_short(entry.op)}" if entry.function else PAPER_CORE
+
+
+def _short(op: str) -> str:
+    name = op.split(".")[1] if "." in op else op
+    return name.strip("_")
+
+
+def _reason(item: str) -> str:
+    function, _, op = item.partition(": ")
+    for key in (op, function, item, function.rsplit(".", 1)[-1]):
+        if key in REASONS and not (key == op and function in REASONS):
+            return REASONS[key]
+    return OTHERWISE

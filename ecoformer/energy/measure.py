@@ -1,0 +1,108 @@
+"""Measured joules per image, idle power subtracted, or the word "unavailable" and why."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ecoformer.energy.meters import Meter, MeterUnavailable, meter_for
+from ecoformer.nn.hashing import fit_hashes, has_hashes
+
+UNAVAILABLE = "unavailable"
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One measurement, or why there is none. It covers the device alone: a GPU without its host, or the packages."""
+
+    joules_per_image: float | None
+    source: str = UNAVAILABLE
+    images: int = 0
+    seconds: float = 0.0
+    idle_watts: float | None = None
+    reason: str = ""
+
+    def __str__(self) -> str:
+        if self.joules_per_image is None:
+            return UNAVAILABLE
+        return f"{self.joules_per_image:.4g} J ({self.source}, {self.images} images)"
+
+
+def measure(
+    run: Callable[[], None],
+    images_per_run: int,
+    meter: Meter,
+    *,
+    seconds: float = 5.0,
+    idle_seconds: float = 3.0,
+    synchronize: Callable[[], None] = lambda: None,
+    clock: Callable[[], float] = time.perf_counter,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Measurement:
+    """Repeat `run` for at least `seconds` and charge what it took above idle power.
+
+    Args:
+        run: one batch; called once untimed to warm up.
+        synchronize: waits until the device has finished.
+        clock, sleep: replaceable for tests.
+    Returns:
+        No figure, but a reason, if a counter fails or the work does not rise above idle power.
+    """
+    try:
+        run()
+        synchronize()
+        start, before = clock(), meter.joules()
+        sleep(idle_seconds)
+        idle_watts = (meter.joules() - before) / (clock() - start)
+        runs, start, before = 0, clock(), meter.joules()
+        while clock() - start < seconds:
+            run()
+            runs += 1
+        synchronize()
+        joules, elapsed = meter.joules() - before, clock() - start
+    except MeterUnavailable as error:
+        return Measurement(None, reason=str(error))
+    images = runs * images_per_run
+    net = joules - idle_watts * elapsed
+    if net <= 0:
+        reason = f"{joules:.3g} J in {elapsed:.3g} s is not above idle power of {idle_watts:.3g} W"
+        return Measurement(None, reason=reason)
+    return Measurement(net / images, meter.source, images, elapsed, idle_watts)
+
+
+def measure_model(
+    model: nn.Module,
+    img_size: int,
+    device: str | torch.device = "cpu",
+    *,
+    batch_size: int = 32,
+    in_chans: int = 3,
+    seconds: float = 5.0,
+    seed: int = 0,
+) -> Measurement:
+    """Joules per image of a forward pass on random images, on the device's counter.
+
+    The model moves to `device` and its unfitted hash functions are fitted on random images; its weights do not
+    matter to the energy of dense arithmetic, so random ones serve.
+    """
+    device = torch.device(device)
+    try:
+        meter = meter_for(device)
+    except MeterUnavailable as error:
+        return Measurement(None, reason=str(error))
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(batch_size, in_chans, img_size, img_size, generator=generator).to(device)
+    model = model.to(device).eval()
+    if has_hashes(model):
+        fit_hashes(model, images[: min(batch_size, 2)], seed)
+
+    def run() -> None:
+        with torch.inference_mode():
+            model(images)
+
+    wait = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
+    return measure(run, batch_size, meter, seconds=seconds, synchronize=wait)

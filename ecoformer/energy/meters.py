@@ -1,0 +1,98 @@
+"""Energy counters of the machine: NVML for NVIDIA GPUs, RAPL through powercap for processor packages.
+
+Both count joules since some start in hardware; nothing here samples or estimates power.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+POWERCAP = Path("/sys/class/powercap")
+
+
+class MeterUnavailable(Exception):
+    """The machine has no readable energy counter for the device; the message says why."""
+
+
+class Meter(Protocol):
+    """A cumulative energy counter."""
+
+    source: str
+
+    def joules(self) -> float:
+        """Joules since an arbitrary start. Raises MeterUnavailable if the counter cannot be read."""
+        ...
+
+
+class RaplMeter:
+    """Sum over processor packages of powercap's energy_uj, with wrap-around undone.
+
+    A counter wraps after minutes to hours of load: read it at least that often.
+    """
+
+    source = "RAPL"
+
+    def __init__(self, root: Path = POWERCAP) -> None:
+        # Packages are intel-rapl:N (AMD's too); intel-rapl:N:M are parts of them and would count twice.
+        self._zones = [zone for zone in sorted(root.glob("intel-rapl:*")) if zone.name.count(":") == 1]
+        if not self._zones:
+            raise MeterUnavailable(f"no RAPL package under {root}")
+        self._ranges = [self._read(zone / "max_energy_range_uj") for zone in self._zones]
+        self._last = [self._read(zone / "energy_uj") for zone in self._zones]
+        self._total_uj = 0
+
+    def joules(self) -> float:
+        now = [self._read(zone / "energy_uj") for zone in self._zones]
+        for before, after, limit in zip(self._last, now, self._ranges, strict=True):
+            self._total_uj += after - before if after >= before else after - before + limit
+        self._last = now
+        return self._total_uj / 1e6
+
+    @staticmethod
+    def _read(file: Path) -> int:
+        try:
+            return int(file.read_text())
+        except (OSError, ValueError) as error:
+            raise MeterUnavailable(f"{file} cannot be read: {error}") from error
+
+
+class NvmlMeter:
+    """Total energy of one GPU since the driver was loaded (Volta and later), from the driver's own library."""
+
+    source = "NVML"
+
+    def __init__(self, uuid: str, library: str = "libnvidia-ml.so.1") -> None:
+        try:
+            self._nvml = ctypes.CDLL(library)
+        except OSError as error:
+            raise MeterUnavailable(f"{library} cannot be loaded") from error
+        self._handle = ctypes.c_void_p()
+        self._call("nvmlInit_v2")
+        self._call("nvmlDeviceGetHandleByUUID", uuid.encode(), ctypes.byref(self._handle))
+        self.joules()
+
+    def joules(self) -> float:
+        millijoules = ctypes.c_ulonglong()
+        self._call("nvmlDeviceGetTotalEnergyConsumption", self._handle, ctypes.byref(millijoules))
+        return millijoules.value / 1e3
+
+    def _call(self, function: str, *args: object) -> None:
+        status = getattr(self._nvml, function)(*args)
+        if status != 0:
+            raise MeterUnavailable(f"{function} failed with NVML status {status}")
+
+
+def meter_for(device: torch.device) -> Meter:
+    """The counter of a device. Raises MeterUnavailable where there is none."""
+    if device.type == "cpu":
+        return RaplMeter()
+    if device.type == "cuda":
+        if torch.version.hip:
+            raise MeterUnavailable("no counter is read for AMD GPUs")
+        uuid = str(torch.cuda.get_device_properties(device).uuid)
+        return NvmlMeter(uuid if uuid.startswith("GPU-") else f"GPU-{uuid}")
+    raise MeterUnavailable(f"no counter is read for {device.type} devices")
