@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from rich import box
 from rich.table import Table
 
 from ecoformer.config import HashUpdateConfig
@@ -58,19 +60,19 @@ class HashUpdate(Callback):
 
 def _table(epoch: int, num_images: int, reports: list[HashFitReport]) -> Table:
     title = f"hash fit before epoch {epoch + 1}: {num_images} images, {sum(r.seconds for r in reports):.1f} s"
-    table = Table(title=title, title_justify="left")
-    columns: dict[str, Any] = {
+    table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False, collapse_padding=True)
+    columns: dict[str, Callable[[HashFitReport], str]] = {
         "block": lambda r: r.block,
-        "loss before": lambda r: f"{r.objective_before:.4g}",
-        "after": lambda r: f"{r.objective_after:.4g}",
-        "bits kept": lambda r: f"{r.accepted_bits}/{r.num_bits}",
-        "flipped": lambda r: f"{r.flipped_bits:.2%}",
+        "loss": lambda r: f"{r.objective_before:.4g}",
+        "fitted": lambda r: f"{r.objective_after:.4g}",
+        "kept": lambda r: f"{r.accepted_bits}/{r.num_bits}",
+        "flipped": lambda r: f"{r.flipped_bits:.1%}",
         "balance": lambda r: f"{r.bit_balance:.2f}",
         "corr.": lambda r: f"{r.bit_correlation:.2f}",
         "s": lambda r: f"{r.seconds:.2f}",
     }
     for name in columns:
-        table.add_column(name, justify="left" if name == "block" else "right")
+        table.add_column(name, justify="left" if name == "block" else "right", no_wrap=True)
     for report in reports:
         table.add_row(*(cell(report) for cell in columns.values()))
     return table

@@ -19,16 +19,14 @@ class ProgressDisplay:
     Args:
         enabled: False prints nothing at all (other ranks, `train.progress=false`).
         total_steps, epochs: of the whole run, also if it starts in the middle.
-        start_step: steps done before this process started, which tell nothing about its speed.
     """
 
-    def __init__(
-        self, enabled: bool, total_steps: int, epochs: int, start_step: int, console: Console | None = None
-    ) -> None:
+    def __init__(self, enabled: bool, total_steps: int, epochs: int, console: Console | None = None) -> None:
         self.enabled = enabled
         self.console = console or Console(quiet=not enabled)
-        self.total_steps, self.epochs, self.start_step = total_steps, epochs, start_step
-        self.started = self.last_line = time.perf_counter()
+        self.total_steps, self.epochs = total_steps, epochs
+        self.last_line = time.perf_counter()
+        self.clock = RemainingTime()
         self.bar: Progress | None = None
         self.task: Any = None
         self.title, self.steps_in_epoch, self.step_in_epoch = "", 0, 0
@@ -37,6 +35,7 @@ class ProgressDisplay:
     def epoch(self, epoch: int, steps: int) -> Iterator[None]:
         """Show one epoch's steps while the context lasts."""
         self.title, self.steps_in_epoch, self.step_in_epoch = f"epoch {epoch + 1}/{self.epochs}", steps, 0
+        self.clock.epoch_starts(time.perf_counter())
         if not (self.enabled and self.console.is_terminal):
             yield
             return
@@ -57,10 +56,9 @@ class ProgressDisplay:
         if not self.enabled:
             return
         self.step_in_epoch += 1
-        figures = (
-            f"loss {loss:.3f}  top-1 {top1:.1f} %  {images_per_second:.0f} images/s  "
-            f"{_duration(self._seconds_left(step))} left"
-        )
+        self.clock.step_done(time.perf_counter())
+        left = self.clock.seconds(self.total_steps - step, (self.total_steps - step) // self.steps_in_epoch)
+        figures = f"loss {loss:.3f}  top-1 {top1:.1f} %  {images_per_second:.0f} images/s  {_duration(left)} left"
         if self.bar is not None:
             self.bar.update(self.task, advance=1, figures=figures)
         elif time.perf_counter() - self.last_line >= PLAIN_INTERVAL_S:
@@ -72,10 +70,34 @@ class ProgressDisplay:
         if self.enabled:
             self.console.print(content, highlight=False, soft_wrap=isinstance(content, str))
 
-    def _seconds_left(self, step: int) -> float:
-        # Everything since the start counts, so evaluation and hash fits are spread over the steps.
-        done = max(step - self.start_step, 1)
-        return (time.perf_counter() - self.started) / done * (self.total_steps - step)
+
+class RemainingTime:
+    """Estimates what is left from this process's own steps and from the pauses between its epochs.
+
+    What comes before the first epoch (loading, the first hash fit) happens once and does not count.
+    """
+
+    def __init__(self) -> None:
+        self.last: float | None = None  # when the latest step was done
+        self.step_seconds = self.pause_seconds = 0.0
+        self.steps = self.pauses = 0
+
+    def epoch_starts(self, now: float) -> None:
+        if self.last is not None:
+            self.pause_seconds += now - self.last
+            self.pauses += 1
+        self.last = now
+
+    def step_done(self, now: float) -> None:
+        assert self.last is not None, "epoch_starts() comes first"
+        self.step_seconds += now - self.last
+        self.steps += 1
+        self.last = now
+
+    def seconds(self, steps_left: int, pauses_left: int) -> float:
+        """Seconds for that many more steps and pauses, at the means so far."""
+        pause = self.pause_seconds / self.pauses if self.pauses else 0.0
+        return self.step_seconds / self.steps * steps_left + pause * pauses_left
 
 
 def _duration(seconds: float) -> str:

@@ -137,7 +137,6 @@ class Trainer:
             self.train.progress and distributed.is_main(),
             total_steps=stop * self.steps_per_epoch,
             epochs=self.train.epochs,
-            start_step=self.step,
         )
         try:
             with self.signals:

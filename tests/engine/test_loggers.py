@@ -14,7 +14,7 @@ from rich.console import Console
 from ecoformer.config import EnergyConfig, WandbConfig
 from ecoformer.engine import EnergyLog, WandbLogger
 from ecoformer.engine.loggers import CSV_COLUMNS, CsvLogger, JsonlLogger
-from ecoformer.engine.progress import ProgressDisplay
+from ecoformer.engine.progress import ProgressDisplay, RemainingTime
 from ecoformer.errors import InputError
 
 
@@ -163,7 +163,7 @@ def test_wandb_that_does_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def show(console: Console) -> str:
-    display = ProgressDisplay(True, total_steps=40, epochs=2, start_step=0, console=console)
+    display = ProgressDisplay(True, total_steps=40, epochs=2, console=console)
     display.last_line -= 60  # long ago
     with display.epoch(0, 20):
         display.step(1, loss=1.25, top1=50.0, images_per_second=1234.0)
@@ -185,3 +185,14 @@ def test_progress_on_a_terminal_is_a_bar() -> None:
 
     text = show(Console(file=io.StringIO(), force_terminal=True, width=120))
     assert "━" in text and "2/20" in text and "loss 1.250  top-1 50.0 %  1234 images/s" in text
+
+
+def test_remaining_time_counts_steps_and_pauses_apart() -> None:
+    clock = RemainingTime()
+    clock.epoch_starts(100.0)  # a long hash fit came before
+    for now in (102.0, 104.0, 106.0):
+        clock.step_done(now)
+    assert clock.seconds(steps_left=9, pauses_left=3) == 18.0
+    clock.epoch_starts(116.0)
+    clock.step_done(118.0)
+    assert clock.seconds(steps_left=8, pauses_left=2) == 16.0 + 20.0
