@@ -24,7 +24,6 @@ from ecoformer.engine.trainer import Trainer
 from ecoformer.engine.wandb_logger import WandbLogger
 from ecoformer.errors import InputError
 from ecoformer.init import BuiltModel, SavedRun, build_model, model_of_run, read_run
-from ecoformer.nn.specs import SPECS
 from ecoformer.run_dir import RunDir
 
 
@@ -138,10 +137,9 @@ def _given(options: Any) -> dict[str, Any]:
 
 
 def _require_attention(config: EvalConfig, run: SavedRun) -> None:
-    wanted, kind = config.attention, run.config.attention["name"]
+    wanted, kind = config.attention.get("name"), run.config.attention["name"]
     if wanted is None or wanted == kind:
         return
-    choose("attention", wanted, ["stock", *SPECS])
     remedy = (
         f"convert and fit it by training: python train.py attention={wanted} init.checkpoint={run.path} ..."
         if wanted != "stock"

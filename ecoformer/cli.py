@@ -42,7 +42,7 @@ def run(task: Task, config_name: str, config_dir: Path) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints errors itself and exits with 1
     failures: list[BaseException] = []
     try:
-        _check_flags(sys.argv[1:], config_name)
+        sys.argv[1:] = _flags_first(sys.argv[1:], config_name)
         hydra.main(version_base="1.3", config_path=str(config_dir), config_name=config_name)(
             _guarded(task, failures, wants_traceback)
         )()
@@ -58,6 +58,9 @@ def run(task: Task, config_name: str, config_dir: Path) -> None:
         if message is None or wants_traceback:
             raise
         _exit(USER_ERROR, f"error: {message}")
+    finally:
+        if not wants_traceback:
+            del os.environ["HYDRA_FULL_ERROR"]
 
 
 def _guarded(task: Task, failures: list[BaseException], wants_traceback: bool) -> Task:
@@ -104,16 +107,30 @@ def _sweep_dir(started: str, *, _root_: DictConfig) -> str:
     return given or f"outputs/sweeps/{name}/{started}"
 
 
-def _check_flags(argv: list[str], config_name: str) -> None:
-    """Refuse what looks like a flag and is none of Hydra's; argparse would print its usage too."""
+def _flags_first(argv: list[str], config_name: str) -> list[str]:
+    """The arguments with Hydra's flags before the overrides, so that `key=value -m key=value` works too.
+
+    Raises InputError for what argparse would answer with several lines of usage.
+    """
+    parser = get_args_parser()
+    flags = {flag for action in parser._actions for flag in action.option_strings}
     known = known_keys(SCHEMAS[config_name])
-    flags = {flag for action in get_args_parser()._actions for flag in action.option_strings}
     for argument in argv:
         name, _, value = argument.partition("=")
         if argument.startswith("-") and name not in flags:
             key = name.lstrip("-").replace("-", "_")
             hint = "" if key in known else f"; {unknown_key(key, known)}"
             raise InputError(f"{name} is no flag: write settings as {key}={value or 'VALUE'}{hint}")
+
+    def refuse(message: str) -> NoReturn:
+        raise InputError(message)
+
+    parser.error = refuse  # type: ignore[method-assign]
+    overrides = parser.parse_intermixed_args(argv).overrides
+    rest = list(argv)
+    for override in overrides:
+        rest.remove(override)
+    return rest + overrides
 
 
 def describe(error: BaseException, config_name: str) -> str | None:

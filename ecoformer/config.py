@@ -187,7 +187,7 @@ class EvalConfig:
     """What eval.py runs; everything else comes from the checkpoint's own config."""
 
     checkpoint: str = MISSING
-    attention: str | None = None  # refuse a checkpoint of another kind than this
+    attention: dict[str, Any] = field(default_factory=dict)  # attention=KIND refuses a checkpoint of another kind
     batch_size: int | None = None
     amp: str | None = None
     data: EvalDataConfig = field(default_factory=EvalDataConfig)

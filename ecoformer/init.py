@@ -48,7 +48,7 @@ def read_run(path: Path | str) -> SavedRun:
     path = Path(path).expanduser()
     content = load_checkpoint(path)
     saved = content.get("config") or {}
-    if "settings" not in saved:
+    if not {"settings", "class_names"} <= saved.keys():
         raise InputError(f"checkpoint {path} does not say what it was trained with: give one that train.py wrote")
     try:
         config = load_config(Config, saved["settings"])
@@ -84,8 +84,10 @@ def model_of_run(run: SavedRun, *, drop_path_rate: float = 0.0) -> nn.Module:
 def _from_run(config: Config, run: SavedRun, num_classes: int) -> BuiltModel:
     saved, wanted = run.config, config
     where = f"init.checkpoint={run.path}"
-    if saved.model.name != wanted.model.name:
-        raise InputError(f"{where} holds {saved.model.name}, model.name is {wanted.model.name}: make them the same")
+    for key in ("name", "kwargs"):
+        held, asked = getattr(saved.model, key), getattr(wanted.model, key)
+        if held != asked:
+            raise InputError(f"{where} was trained with model.{key}={held}, now it is {asked}: make them the same")
     if len(run.class_names) != num_classes and not wanted.init.reset_head:
         raise InputError(
             f"{where} has {len(run.class_names)} classes, the data have {num_classes}: "

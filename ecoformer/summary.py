@@ -92,8 +92,9 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def show_plan(rows: Rows, notes: list[str]) -> None:
-    """Print the launch plan and the notes; rank 0 alone does."""
-    _show("launch plan", rows, notes)
+    """Print the launch plan and the notes, a line each; rank 0 alone does."""
+    if distributed.is_main():
+        print("\n".join([*(f"{name:<14} {value}" for name, value in rows), *(f"note: {note}" for note in notes)]))
 
 
 def show_figures(title: str, figures: dict[str, Any]) -> None:
@@ -112,20 +113,13 @@ def show_figures(title: str, figures: dict[str, Any]) -> None:
     if "train_images_per_second" in figures:
         rows.append(("training", f"{figures['train_images_per_second']:.0f} images/s"))
         rows.append(("time", f"{figures['duration_s']:.1f} s"))
-    notes = [f"not counted: {', '.join(map(str, figures['uncounted']))}"] if figures.get("uncounted") else []
-    _show(title, rows, notes)
-
-
-def _show(title: str, rows: Rows, notes: list[str]) -> None:
-    if not distributed.is_main():
-        return
-    table = Table(title=title, title_justify="left", show_header=False)
-    for row in rows:
-        table.add_row(*row)
-    console = Console()
-    console.print(table, highlight=False)
-    for note in notes:
-        console.print(f"note: {note}", highlight=False, soft_wrap=True, markup=False)
+    if figures.get("uncounted"):
+        rows.append(("not counted", ", ".join(map(str, figures["uncounted"]))))
+    if distributed.is_main():
+        table = Table(title=title, title_justify="left", show_header=False)
+        for row in rows:
+            table.add_row(*row)
+        Console().print(table, highlight=False)
 
 
 def _options(config: Config) -> str:

@@ -1,0 +1,60 @@
+"""What the tests of the command lines share: where things are, tiny settings, tiny images, in-process composition."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+from hydra import compose, initialize_config_dir
+from PIL import Image
+
+from ecoformer.config import Config, register_schemas
+from ecoformer.config_loading import load_config
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / "configs"
+EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
+
+# A PVTv2 and a Twins with all four stages, small enough to train in a second.
+TINY_PVT = "+model.kwargs={depths:[1,1,1,1],embed_dims:[8,16,40,64]}"
+TINY_TWINS = "+model.kwargs={depths:[1,1,2,1],embed_dims:[16,32,64,128]}"
+QUICK = ["train.progress=false", "device=cpu", "train.epochs=1", "train.max_steps=2", "train.batch_size=8"]
+TINY_DIGITS = [TINY_PVT, *QUICK, "data.max_train_samples=64", "data.max_val_samples=32"]
+TINY_HASH = ["attention.fit_steps=2", "callbacks.hash_update.num_images=4"]
+
+
+def compose_config(*overrides: str) -> Config:
+    """The typed config of a command line."""
+    register_schemas()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return load_config(Config, compose("train", list(overrides)))
+
+
+def load_script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"{name}_script", ROOT / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run_script(name: str, *overrides: str) -> object:
+    """What a script's main returns for these overrides, without the command line around it."""
+    register_schemas()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        composed = compose(name, list(overrides))
+    return load_script(name).main(composed)
+
+
+def make_folders(root: Path, class_names: list[str], size: int, per_class: dict[str, int]) -> Path:
+    """Random images ROOT/SPLIT/CLASS/N.png, so many per class and split."""
+    rng = np.random.default_rng(0)
+    for split, count in per_class.items():
+        for name in class_names:
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                Image.fromarray(rng.integers(256, size=(size, size, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+    return root

@@ -1,0 +1,91 @@
+"""train.py and eval.py as functions of their command lines, and tiny images on disk."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from app_helpers import CONFIGS, TINY_DIGITS, TINY_HASH, load_script, make_folders, run_script
+
+from ecoformer import cli
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """command("train", *overrides): run the script as the command line would, and return the exit code."""
+
+    def run(script: str, *overrides: str) -> int:
+        monkeypatch.setattr(sys, "argv", [f"{script}.py", *overrides])
+        try:
+            cli.run(load_script(script).main, config_name=script, config_dir=CONFIGS)
+        except SystemExit as end:
+            return int(end.code or 0)
+        return 0
+
+    return run
+
+
+@pytest.fixture
+def refused(command: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """refused("train", *overrides): the one line of a run that must be refused with exit code 2."""
+
+    def run(script: str, *overrides: str) -> str:
+        capsys.readouterr()
+        code = command(script, *overrides)
+        errors = capsys.readouterr().err
+        assert code == 2, f"exit code {code}: {errors}"
+        assert errors.count("\n") == 1 and errors.startswith("error: "), errors
+        return errors.removeprefix("error: ").strip()
+
+    return run
+
+
+@pytest.fixture
+def train(command: Callable[..., int]) -> Callable[..., dict[str, Any]]:
+    """train(folder, *overrides): run train.py to the end and return summary.json."""
+
+    def run(folder: Path, *overrides: str) -> dict[str, Any]:
+        assert command("train", *overrides, f"output_dir={folder}") == 0
+        return json.loads((folder / "summary.json").read_text())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes of 72 px images."""
+    return make_folders(tmp_path_factory.mktemp("folders"), ["ant", "bee", "cat"], 72, {"train": 6, "val": 3})
+
+
+@pytest.fixture(scope="session")
+def cifar(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
+    """cifar(10) or cifar(100): 32 px images in that many class folders."""
+    roots = {
+        count: make_folders(
+            tmp_path_factory.mktemp(f"cifar{count}"),
+            [f"class{i:02d}" for i in range(count)],
+            32,
+            {"train": 2, "test": 1},
+        )
+        for count in (10, 100)
+    }
+    return roots.__getitem__
+
+
+@pytest.fixture(scope="session")
+def digits_runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """digits_runs(kind): the folder of a finished tiny run, made once. Tests must leave it as it is."""
+    made: dict[str, Path] = {}
+
+    def get(kind: str) -> Path:
+        if kind not in made:
+            made[kind] = tmp_path_factory.mktemp("runs") / kind
+            hashes = TINY_HASH if kind == "ecoformer" else []
+            run_script("train", f"experiment=digits_{kind}", *TINY_DIGITS, *hashes, f"output_dir={made[kind]}")
+        return made[kind]
+
+    return get

@@ -1,0 +1,110 @@
+"""The command line itself: help, composed config, and defects of ours that keep their traceback."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from app_helpers import CONFIGS, ROOT, compose_config
+from omegaconf import DictConfig, OmegaConf
+
+from ecoformer import cli
+from ecoformer.config import Config
+from ecoformer.config_checks import check_config
+from ecoformer.config_loading import known_keys, unknown_key
+from ecoformer.engine.signals import Interrupted
+
+
+@pytest.mark.parametrize("script", ["train", "eval"])
+def test_help(script: str, command: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(script, "--help") == 0
+    text = capsys.readouterr().out
+    assert f"python {script}.py" in text and "ecoformer/config.py" in text
+    if script == "train":
+        assert "digits_ecoformer" in text and "warmup_epochs" in text
+
+
+def test_composed_config_is_printed(command: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("train", "experiment=digits_msa", "--cfg", "job") == 0
+    printed = OmegaConf.create(capsys.readouterr().out)
+    assert printed.name == "digits_msa" and printed.train.epochs == compose_config("experiment=digits_msa").train.epochs
+
+
+def test_one_line_and_code_2_from_a_real_process() -> None:
+    line = [sys.executable, str(ROOT / "train.py"), "experiment=digits_msa", "+train.epoch=3"]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: unknown key train.epoch; did you mean train.epochs?\n"
+
+
+def run_task(task: Callable[[DictConfig], None], monkeypatch: pytest.MonkeyPatch, *overrides: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", "experiment=digits_msa", *overrides])
+    cli.run(task, config_name="train", config_dir=CONFIGS)
+
+
+def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def task(cfg: DictConfig) -> None:
+        raise ZeroDivisionError("ours")
+
+    with pytest.raises(ZeroDivisionError, match="ours"):
+        run_task(task, monkeypatch)
+
+
+def test_a_defect_in_a_sweep_is_shown_and_the_next_job_runs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seeds = []
+
+    def task(cfg: DictConfig) -> None:
+        seeds.append(cfg.seed)
+        if cfg.seed == 0:
+            raise ZeroDivisionError("ours")
+
+    with pytest.raises(SystemExit, match="1"):
+        run_task(task, monkeypatch, "-m", "seed=0,1", f"output_dir={tmp_path}")
+    assert seeds == [0, 1]
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (Interrupted(2, "stopped; go on with resume=auto"), 130, "stopped; go on with resume=auto"),
+        (Interrupted(15), 143, "stopped by SIGTERM"),
+        (KeyboardInterrupt(), 130, "stopped by SIGINT"),
+    ],
+)
+def test_signals(
+    error: BaseException, code: int, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def task(cfg: DictConfig) -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as end:
+        run_task(task, monkeypatch)
+    assert end.value.code == code
+    assert capsys.readouterr().err == f"{line}\n"
+
+
+def test_warm_up_leaves_an_epoch() -> None:
+    config = compose_config("experiment=imagenet_pvt_v2_b0_msa", "train.epochs=3")
+    assert check_config(config) == ["schedule.warmup_epochs=5 does not fit train.epochs=3: warming up for 2"]
+    assert config.schedule.warmup_epochs == 2
+    assert check_config(config) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        ("train.epoch", "did you mean train.epochs?"),
+        ("lr", "did you mean optim.lr?"),
+        ("img_size", "did you mean data.img_size?"),
+        ("callbacks.hash_update.evry", "did you mean callbacks.hash_update.every?"),
+        ("zzz.yyy", "known: name, model"),
+    ],
+)
+def test_unknown_key_suggestions(key: str, expected: str) -> None:
+    assert expected in unknown_key(key, known_keys(Config))
