@@ -5,7 +5,8 @@
 
 Tokens are normalised Gaussian noise from --seed, anchors tokens of the first sample. `seconds` is one fit in a
 fresh process, without warm-up; `peak_extra_mib` is how far the process's resident memory rose above its level
-just before the fit. Objectives are means over the bits (lower is better). `--implementation both` runs the two in
+just before the fit. `cpu_seconds` sums over the threads, and `load_average_before` tells whether something else
+was running. Objectives are means over the bits (lower is better). `--implementation both` runs the two in
 turn, each --repeats times in a process of its own, and adds medians and ratios.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import re
 import statistics
@@ -108,15 +110,18 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     A_HKM = torch.randn(num_heads, args.num_bits, args.num_anchors, generator=generator)
     anchors_HMC = x_BHNC[0, :, chosen].clone()
     fit = IMPLEMENTATIONS[args.implementation]
+    load_average = os.getloadavg()[0]
     with PeakMemory() as memory:
-        started = time.perf_counter()
+        started, started_cpu = time.perf_counter(), time.process_time()
         result: HashFit = fit(
             x_BHNC, anchors_HMC, A_HKM, top_k=args.top_k, lr=args.lr, momentum=args.momentum, steps=args.steps
         )
-        seconds = time.perf_counter() - started
+        seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - started_cpu
     return {
         "implementation": args.implementation,
         "seconds": round(seconds, 4),
+        "cpu_seconds": round(cpu_seconds, 4),
+        "load_average_before": round(load_average, 2),
         "peak_extra_mib": round(memory.extra_mib, 1),
         "objective_before": float(result.objective_before_K.mean()),
         "objective_after": float(result.objective_after_K.mean()),
