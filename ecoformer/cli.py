@@ -190,7 +190,7 @@ def _first_line(error: BaseException) -> str:
 
 def _exit(code: int, message: str) -> NoReturn:
     sys.stdout.flush()
-    # Under torchrun every rank meets the same error; one of them says it.
-    if os.environ.get("RANK", "0") == "0" or not message.startswith("error:"):
-        print(message, file=sys.stderr, flush=True)
+    rank = os.environ.get("RANK", "0")
+    # Under torchrun each rank speaks for itself: the fault may be its own alone, and a silent one could end the others.
+    print(message if rank == "0" else f"[rank {rank}] {message}", file=sys.stderr, flush=True)
     sys.exit(code)

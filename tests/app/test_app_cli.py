@@ -89,6 +89,14 @@ def test_signals(
     assert capsys.readouterr().err == f"{line}\n"
 
 
+def test_other_ranks_say_who_they_are(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: Callable[..., int]
+) -> None:
+    monkeypatch.setenv("RANK", "3")
+    assert command("train", "experiment=digits_msa", "train.epochs=0") == 2
+    assert capsys.readouterr().err == "[rank 3] error: train.epochs=0 must be at least 1\n"
+
+
 def test_warm_up_leaves_an_epoch() -> None:
     config = compose_config("experiment=imagenet_pvt_v2_b0_msa", "train.epochs=3")
     assert check_config(config) == ["schedule.warmup_epochs=5 does not fit train.epochs=3: warming up for 2"]
