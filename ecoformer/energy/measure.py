@@ -82,6 +82,7 @@ def measure_model(
     batch_size: int = 32,
     in_chans: int = 3,
     seconds: float = 5.0,
+    idle_seconds: float = 3.0,
     seed: int = 0,
 ) -> Measurement:
     """Joules per image of a forward pass on random images, on the device's counter.
@@ -105,4 +106,4 @@ def measure_model(
             model(images)
 
     wait = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
-    return measure(run, batch_size, meter, seconds=seconds, synchronize=wait)
+    return measure(run, batch_size, meter, seconds=seconds, idle_seconds=idle_seconds, synchronize=wait)

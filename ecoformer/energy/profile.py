@@ -220,8 +220,7 @@ class _Reader:
         bits = part.get("bits")
         if isinstance(bits, bool) or not isinstance(bits, int) or bits < 1:
             raise self.fault(f"{where}.bits must be a whole number of at least 1, got {bits!r}")
-        prices = {kind: Price(0.0, None, "", False) for kind in MEMORY}
-        composed = {}
+        plain, composed = {}, {}
         for kind, figure in part.items():
             if kind == "bits":
                 continue
@@ -229,9 +228,10 @@ class _Reader:
             if "as" in figure:
                 composed[kind] = figure
             else:
-                prices[kind] = self.price(figure, f"{where}.{kind}")
+                plain[kind] = self.price(figure, f"{where}.{kind}")
+        prices = {kind: Price(0.0, None, "", False) for kind in MEMORY} | plain
         for kind, figure in composed.items():
-            prices[kind] = self.composite(figure, f"{where}.{kind}", prices)
+            prices[kind] = self.composite(figure, f"{where}.{kind}", plain)
         missing = [kind for kind in ARITHMETIC if kind not in prices]
         if missing:
             raise self.fault(f"{where} gives no figure for {', '.join(missing)}")

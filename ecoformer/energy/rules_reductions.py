@@ -19,6 +19,12 @@ def _sum(call: Call) -> Counts:
     return sum_of(*_sizes(call), call.values(call.arg("self")))
 
 
+@rule("col2im")
+def _col2im(call: Call) -> Counts:
+    """Every element of the columns is added to an image that starts at zero."""
+    return counts(add=call.arg("self").numel())
+
+
 @rule("mean")
 def _mean(call: Call) -> Counts:
     elements, groups = _sizes(call)

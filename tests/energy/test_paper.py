@@ -51,7 +51,7 @@ def build(name: str, attention: str, img_size: int = 224, **kwargs: Any) -> nn.M
     return model
 
 
-@pytest.mark.parametrize(("name", "attention"), EXPECTED, ids="-".join)
+@pytest.mark.parametrize(("name", "attention"), EXPECTED, ids=[f"{name}-{attention}" for name, attention in EXPECTED])
 def test_table(name: str, attention: str) -> None:
     ledger = count(build(name, attention), 224, convention="paper")
     assert (ledger.muls, ledger.adds) == EXPECTED[name, attention]

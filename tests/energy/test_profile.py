@@ -1,0 +1,172 @@
+"""Profiles: published figures, composed and assumed prices, and one clear line for a malformed file."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from ecoformer.energy import count, load_profile, profile_names
+from ecoformer.energy.kinds import ARITHMETIC
+from ecoformer.energy.profile import PROFILE_FOLDER
+from ecoformer.errors import InputError
+
+# Horowitz, ISSCC 2014: pJ of a multiplication and an addition; areas as in Dally's tutorial
+PUBLISHED = {
+    "45nm_fp32": (3.7, 0.9, 7700, 4184),
+    "45nm_fp16": (1.1, 0.4, 1640, 1360),
+    "45nm_int8": (0.2, 0.03, 282, 36),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_figures(name: str) -> None:
+    profile = load_profile(name)
+    prices = profile.precisions[profile.default].prices
+    mul, add = prices["mul"], prices["add"]
+    assert (mul.pj, add.pj, mul.um2, add.um2) == PUBLISHED[name]
+    assert not mul.assumed and "Horowitz" in mul.origin
+    assert prices["fma"].pj == pytest.approx(mul.pj + add.pj)
+    assert prices["div"].pj == pytest.approx(7 * mul.pj + 6 * add.pj)
+
+
+@pytest.mark.parametrize("name", profile_names())
+def test_every_shipped_price_has_an_origin(name: str) -> None:
+    profile = load_profile(name)
+    for precision in profile.precisions.values():
+        for kind in ARITHMETIC:
+            price = precision.prices[kind]
+            assert len(price.origin) > 20
+            assert price.pj > 0 and price.um2
+            # Horowitz prices multiplications and additions; whatever else we charge is our assumption.
+            assert price.assumed == (kind not in ("mul", "add"))
+
+
+def test_memory_is_priced_by_the_byte_and_scales_with_precision() -> None:
+    ledger = count(nn.Linear(7, 4), torch.zeros(3, 7))
+    moved = ledger.counts["read_bytes"] + ledger.counts["written_bytes"]
+    for memory, per_byte in (("sram", 12.5), ("dram", 162.5)):
+        for precision, share in (("fp32", 1.0), ("fp16", 0.5)):
+            with_memory = ledger.energy_pj(load_profile(f"45nm_{precision}_{memory}"))
+            without = ledger.energy_pj(load_profile(f"45nm_{precision}"))
+            assert with_memory - without == pytest.approx(moved * per_byte * share)
+
+
+def test_paper_convention_refuses_memory_prices() -> None:
+    ledger = count(nn.Linear(7, 4), torch.zeros(3, 7), convention="paper")
+    with pytest.raises(InputError, match="45nm_fp32_dram prices memory, which convention=paper does not count"):
+        ledger.energy_pj(load_profile("45nm_fp32_dram"))
+
+
+def valid() -> dict:
+    """The smallest profile: 32 bits, everything but mul and add is as many additions."""
+    one = {"pj": 1.0, "source": "book"}
+    composed = {kind: {"as": {"add": 2}, "assumption": "guess"} for kind in ARITHMETIC if kind not in ("mul", "add")}
+    return {
+        "summary": "A test",
+        "precision": "wide",
+        "sources": {"book": "A book"},
+        "assumptions": {"guess": "A guess"},
+        "precisions": {"wide": {"bits": 32, "mul": {**one, "pj": 5.0}, "add": one, **composed}},
+    }
+
+
+def write(folder: Path, data: object, name: str = "mine.yaml") -> Path:
+    path = folder / name
+    path.write_text(data if isinstance(data, str) else yaml.safe_dump(data))
+    return path
+
+
+def test_a_dropped_file_is_a_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path, valid())
+    ledger = count(nn.Linear(7, 4), torch.zeros(3, 7))
+    expected = 3 * 7 * 4 * 2.0 + 12 * 1.0
+    assert load_profile(path).energy_pj(ledger.entries) == expected
+    monkeypatch.setenv("ECOFORMER_PROFILES", str(tmp_path))
+    assert load_profile("mine").energy_pj(ledger.entries) == expected
+    assert "mine" in profile_names() and "45nm_fp32" in profile_names()
+
+
+def test_area_without_a_figure_is_none_and_not_zero(tmp_path: Path) -> None:
+    ledger = count(nn.Linear(7, 4), torch.zeros(3, 7))
+    assert load_profile(write(tmp_path, valid())).area_um2(ledger.entries) is None
+    assert load_profile("45nm_fp32").area_um2(ledger.entries) == 84 * (7700 + 4184) + 12 * 4184
+
+
+def test_precision_per_module(tmp_path: Path) -> None:
+    data = valid()
+    narrow = {**data["precisions"]["wide"], "bits": 8, "mul": {"pj": 0.5, "source": "book"}}
+    data["precisions"]["narrow"] = narrow
+    data["rules"] = [{"modules": "1", "precision": "narrow"}, {"modules": "*", "precision": "wide", "kinds": ["exp"]}]
+    profile = load_profile(write(tmp_path, data))
+    ledger = count(nn.Sequential(*[Square() for _ in range(3)]), torch.zeros(10))
+    assert profile.energy_pj(ledger.entries) == 10 * (5.0 + 0.5 + 5.0)
+
+
+def test_mixed_profile_prices_hashing_apart() -> None:
+    mixed = load_profile("45nm_mixed")
+    assert mixed.precision_of("stages.0.blocks.0.attn.hash", "mul").name == "fp32"
+    assert mixed.precision_of("stages.0.blocks.0.attn.to_v", "mul").name == "fp16"
+
+
+class Square(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.square()
+
+
+def without(key: str) -> dict:
+    data = valid()
+    del data[key]
+    return data
+
+
+def with_mul(figure: object) -> dict:
+    data = valid()
+    data["precisions"]["wide"]["mul"] = figure
+    return data
+
+
+MALFORMED = {
+    "no YAML": ("precision: [", "is no valid YAML"),
+    "a list": ("- 1", "the file must be a mapping of names, got list"),
+    "empty": ("", "the file must be a mapping of names, got NoneType"),
+    "a key missing": (without("precisions"), "key 'precisions' is missing"),
+    "a key too many": ({**valid(), "precison": 1}, "unknown key 'precison'"),
+    "default unknown": ({**valid(), "precision": "fp8"}, "precision 'fp8' is not among precisions: wide"),
+    "text for a number": (with_mul({"pj": "3.7pJ", "source": "book"}), "wide.mul.pj must be a number .* got '3.7pJ'"),
+    "negative": (with_mul({"pj": -1, "source": "book"}), "wide.mul.pj must be a number of at least 0, got -1"),
+    "not a number": (with_mul({"pj": float("nan"), "source": "book"}), "wide.mul.pj must be a number"),
+    "no origin": (with_mul({"pj": 1}), "wide.mul needs either a source or an assumption"),
+    "origin unknown": (with_mul({"pj": 1, "source": "rumour"}), "source 'rumour' is not among sources"),
+    "assumption sold as source": (with_mul({"pj": 1, "source": "guess"}), "source 'guess' is not among sources"),
+    "no figure": (with_mul({"source": "book"}), "wide.mul needs pj, or as"),
+    "two figures": (with_mul({"pj": 1, "as": {"add": 1}, "source": "book"}), "both as and a figure"),
+    "composed of nothing known": (with_mul({"as": {"fma": 1}, "assumption": "guess"}), "as names 'fma'"),
+    "bits": ({**valid(), "precisions": {"wide": {"bits": 0}}}, "bits must be a whole number of at least 1, got 0"),
+    "kinds missing": ({**valid(), "precisions": {"wide": {"bits": 8}}}, "gives no figure for mul, add"),
+    "rule": ({**valid(), "rules": [{"modules": "*", "precision": "x"}]}, r"rules\[0\].precision 'x' is not among"),
+    "rule kinds": (
+        {**valid(), "rules": [{"modules": "*", "precision": "wide", "kinds": ["mull"]}]},
+        r"rules\[0\].kinds must list some of",
+    ),
+}
+
+
+@pytest.mark.parametrize(("data", "message"), MALFORMED.values(), ids=MALFORMED)
+def test_malformed_file_gives_one_line(tmp_path: Path, data: object, message: str) -> None:
+    path = write(tmp_path, data)
+    with pytest.raises(InputError, match=message) as caught:
+        load_profile(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_unknown_names_list_the_choices() -> None:
+    with pytest.raises(InputError, match=r"choose one of 45nm_fp16, .*45nm_fp32"):
+        load_profile("7nm")
+    with pytest.raises(InputError, match=r"profile file nowhere/x\.yaml does not exist"):
+        load_profile("nowhere/x.yaml")
+
+
+def test_profiles_ship_with_the_package() -> None:
+    assert {path.stem for path in PROFILE_FOLDER.glob("*.yaml")} <= set(profile_names())

@@ -1,0 +1,154 @@
+"""Differences add up, tables say the same in every format, plots have content."""
+
+import csv
+import io
+import json
+
+import pytest
+from matplotlib.figure import Figure
+
+from ecoformer.energy import count, load_profile
+from ecoformer.energy import report as tables
+from ecoformer.energy.cases import ROW_KEYS, Case, predict, saving
+from ecoformer.energy.difference import OTHERWISE, PAPER_CORE, difference
+from ecoformer.energy.kinds import ARITHMETIC
+from ecoformer.energy.plots import PARTS, part_name, plot_bits_anchors, plot_layers, plot_resolution
+from ecoformer.errors import InputError
+
+PROFILE = load_profile("45nm_fp32")
+SIZE = 96
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[dict]:
+    return predict(["pvt_v2_b0"], PROFILE, img_sizes=[SIZE, 128], num_bits=[4, 16], num_anchors=[10, 25])
+
+
+@pytest.mark.parametrize("attention", ["stock", "msa", "ecoformer"])
+def test_difference_lines_add_up(attention: str) -> None:
+    model = Case("pvt_v2_b0", attention, SIZE).build()
+    paper, audited = (count(model, SIZE, convention=c) for c in ("paper", "audited"))
+    lines = difference(paper, audited)
+    assert sum(line.muls for line in lines) == audited.muls - paper.muls
+    assert sum(line.adds for line in lines) == audited.adds - paper.adds
+    whole = audited.energy_pj(PROFILE) - paper.energy_pj(PROFILE)
+    assert sum(line.energy_pj(PROFILE) for line in lines) == pytest.approx(whole)
+    for kind in set(ARITHMETIC) - {"mul", "add", "fma"}:
+        assert sum(line.other[kind] for line in lines) == audited.counts[kind]
+    assert all(line.why != OTHERWISE for line in lines)
+
+
+def test_difference_names_what_the_paper_leaves_out() -> None:
+    """One block of stage 1: N = 24 * 24 tokens, H = 1, C = 32, 16 bits, 25 anchors."""
+    model = Case("pvt_v2_b0", "ecoformer", SIZE).build()
+    first = "stages.0.blocks.0.attn"
+    ledgers = [
+        count(model, SIZE, convention=c).select(lambda entry: entry.attention == first) for c in ("paper", "audited")
+    ]
+    lines = {line.item: line for line in difference(*ledgers)}
+    tokens, channels, bits, anchors = 24 * 24, 32, 16, 25
+    assert lines["normalize: square"].muls == lines["normalize: mul"].muls == tokens * channels
+    assert lines["hash_attention: mul"].muls == tokens * channels
+    assert lines["squared_distances: square"].muls == (tokens + anchors) * channels
+    assert lines["kernel_features: exp"].other == {"exp": tokens * anchors}
+    assert lines["hash_attention: bmm"].adds == 2 * tokens * bits * (channels + 1)
+    assert lines["hash_attention: bmm"].muls == 0
+    muls, _ = model.get_submodule(first).paper_core_ops(tokens)
+    assert lines[PAPER_CORE].muls == -muls
+
+
+def test_sweep_has_one_row_per_case(rows: list[dict]) -> None:
+    assert len(rows) == 2 * (1 + 1 + 2 * 2)
+    assert all(tuple(row) == ROW_KEYS for row in rows)
+    assert [(r["num_bits"], r["num_anchors"]) for r in rows[2:6]] == [(4, 10), (4, 25), (16, 10), (16, 25)]
+    stock = rows[0]
+    assert (stock["attention"], stock["num_bits"], stock["num_anchors"]) == ("stock", None, None)
+    energies = [row["attention_energy_pj"] for row in rows[2:6]]
+    assert energies == sorted(energies)
+
+
+def test_savings_are_against_the_same_model_and_size(rows: list[dict]) -> None:
+    stock, msa, hashed = rows[0], rows[1], rows[2]
+    assert saving(hashed, rows, "msa") == 1 - hashed["energy_pj"] / msa["energy_pj"]
+    assert saving(hashed, rows, "stock") == 1 - hashed["energy_pj"] / stock["energy_pj"]
+    assert saving(stock, rows, "stock") is None
+    assert saving(hashed, rows[6:], "stock") is None
+    shown = tables.summary_table(rows)[2]
+    assert shown["vs msa"] == f"{100 * saving(hashed, rows, 'msa'):.1f} %"
+
+
+def test_published_headline_and_its_other_baseline() -> None:
+    """73 % of PVTv2-B0's energy against MSA is about 5 % against the stock model."""
+    rows = predict(["pvt_v2_b0"], PROFILE)
+    hashed = rows[2]
+    assert round(100 * saving(hashed, rows, "msa")) == 73
+    assert round(100 * saving(hashed, rows, "stock")) == 5
+    assert "73 %" in tables.render_rows(rows, "table") and "5.4 %" in tables.render_rows(rows, "table")
+
+
+def test_data_formats_carry_the_exact_figures(rows: list[dict]) -> None:
+    assert json.loads(tables.render_rows(rows, "json")) == rows
+    read = list(csv.DictReader(io.StringIO(tables.render_rows(rows, "csv"))))
+    assert [int(row["muls"]) for row in read] == [row["muls"] for row in rows]
+    assert [float(row["energy_pj"]) for row in read] == [row["energy_pj"] for row in rows]
+    assert read[0]["num_bits"] == "" and read[0]["uncounted"] == ""
+
+
+@pytest.mark.parametrize("format", ["table", "md", "latex"])
+def test_texts_name_convention_profile_and_baselines(rows: list[dict], format: str) -> None:
+    text = tables.render_rows(rows, format)
+    assert "convention paper" in text and "45nm_fp32" in text and "against the stock model" in text
+    shown = f"{rows[2]['energy_pj'] / 1e9:.3f}"
+    assert shown in text
+    if format == "md":
+        table = [line for line in text.splitlines() if line.startswith("|")]
+        assert len(table) == 2 + len(rows) and len({line.count("|") for line in table}) == 1
+    if format == "latex":
+        body = text.split("\\midrule\n")[1].split("\n\\bottomrule")[0].splitlines()
+        assert len(body) == len(rows) and all(line.startswith("pvt\\_v2\\_b0 & ") for line in body)
+
+
+def test_lower_bounds_are_called_so(rows: list[dict]) -> None:
+    incomplete = [{**rows[0], "uncounted": ["aten.mystery.default"]}]
+    text = tables.render_rows(incomplete, "table")
+    assert "LOWER BOUNDS" in text and "aten.mystery.default" in text
+
+
+@pytest.mark.parametrize("by", ["stage", "layer", "module", "op", "kind"])
+def test_breakdown_adds_up(by: str) -> None:
+    ledger = Case("pvt_v2_b0", "ecoformer", SIZE).count("audited")
+    table = tables.breakdown_table(ledger, PROFILE, by)
+    assert sum(float(line["mJ"]) for line in table) == pytest.approx(
+        ledger.energy_pj(PROFILE) / 1e9, abs=1e-4 * len(table)
+    )
+    if by == "stage":
+        assert [line["stage"] for line in table][:2] == ["patch_embed", "stages.0"]
+
+
+def test_layers_plot_stacks_every_part() -> None:
+    ledgers = {name: Case("pvt_v2_b0", name, SIZE).count("audited") for name in ("stock", "ecoformer")}
+    figure = plot_layers(ledgers, PROFILE)
+    for axis, ledger in zip(figure.axes, ledgers.values(), strict=True):
+        drawn = sum(bar.get_height() for bar in axis.patches)
+        assert drawn == pytest.approx(ledger.energy_pj(PROFILE) / 1e9)
+        assert {part_name(entry) for entry in ledger.entries} == set(PARTS)
+
+
+def test_sweep_plots(rows: list[dict]) -> None:
+    one_code = [row for row in rows if row["num_bits"] in (None, 16) and row["num_anchors"] in (None, 25)]
+    resolution = plot_resolution(one_code)
+    assert [len(axis.lines) for axis in resolution.axes] == [3, 3]
+    assert list(resolution.axes[0].lines[0].get_ydata()) == [
+        row["energy_pj"] / 1e9 for row in one_code if row["attention"] == "stock"
+    ]
+    maps = plot_bits_anchors([row for row in rows if row["img_size"] == SIZE])
+    assert isinstance(maps, Figure) and maps.axes[0].images[0].get_array().shape == (2, 2)
+
+
+def test_plots_refuse_what_they_cannot_draw(rows: list[dict]) -> None:
+    with pytest.raises(InputError, match="at least 2 image sizes, got 1"):
+        plot_resolution(rows[:6])
+    with pytest.raises(InputError, match="one row per pair"):
+        plot_bits_anchors(rows)
+    with pytest.raises(InputError, match="got no ledger"):
+        plot_layers({}, PROFILE)

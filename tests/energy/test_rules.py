@@ -1,0 +1,167 @@
+"""Counts of small modules, derived by hand, and a witness that counts the same products."""
+
+from collections import Counter
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from ecoformer.energy import count
+from ecoformer.energy.kinds import ARITHMETIC
+
+
+def arithmetic(model: nn.Module, *inputs: Tensor) -> Counter[str]:
+    found = count(model, inputs).counts
+    return Counter({kind: found[kind] for kind in ARITHMETIC if found[kind]})
+
+
+class Apply(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.function(*inputs)
+
+
+def test_linear() -> None:
+    """5 x 3 tokens of 7 channels to 4: 15 * 4 inner products of length 7, and a bias each."""
+    x = torch.zeros(5, 3, 7)
+    assert arithmetic(nn.Linear(7, 4), x) == {"fma": 15 * 4 * 7, "add": 15 * 4}
+    assert arithmetic(nn.Linear(7, 4, bias=False), x) == {"fma": 15 * 4 * 7}
+
+
+def test_linear_bytes() -> None:
+    """x, weight and bias are read once and the result written once, 4 bytes a number, or 2."""
+    numbers = 3 * 7, 7 * 4, 4, 3 * 4
+    for dtype, size in ((torch.float32, 4), (torch.float16, 2)):
+        found = count(nn.Linear(7, 4), torch.zeros(3, 7), dtype=dtype).counts
+        assert found["read_bytes"] == size * sum(numbers[:3])
+        assert found["written_bytes"] == size * numbers[3]
+
+
+def test_convolution_with_groups_and_bias() -> None:
+    """8 channels in 2 groups to 6; 9 x 10 px, kernel 3 x 2, stride 2, padding 1: output 5 x 6."""
+    x = torch.zeros(2, 8, 9, 10)
+    outputs = 2 * 6 * 5 * 6
+    conv = nn.Conv2d(8, 6, (3, 2), stride=2, padding=1, groups=2)
+    assert arithmetic(conv, x) == {"fma": outputs * 3 * 2 * 4, "add": outputs}
+
+
+def test_transposed_convolution() -> None:
+    """Each of 2 * 4 * 5 * 5 inputs meets 3 output channels of a group and a 2 x 2 kernel; output 10 x 10."""
+    conv = nn.ConvTranspose2d(4, 6, 2, stride=2, groups=2)
+    assert arithmetic(conv, torch.zeros(2, 4, 5, 5)) == {"fma": 2 * 4 * 25 * 3 * 4, "add": 2 * 6 * 100}
+
+
+def test_layer_norm() -> None:
+    """Per row of n = 7: 3n - 2 + 1 additions and n of the shift; n squares, n products, n scales; 3 divisions."""
+    n, rows = 7, 10
+    expected = {"add": rows * (3 * n - 1 + n), "mul": rows * 3 * n, "div": rows * 3, "sqrt": rows}
+    assert arithmetic(nn.LayerNorm(n), torch.zeros(2, 5, n)) == expected
+
+
+def test_batch_norm_folds_its_statistics_per_channel() -> None:
+    expected = {"fma": 2 * 3 * 16, "add": 3 * 2, "sqrt": 3, "div": 3, "mul": 3 * 2}
+    assert arithmetic(nn.BatchNorm2d(3), torch.zeros(2, 3, 4, 4)) == expected
+
+
+def test_gelu_relu_and_residual() -> None:
+    x = torch.zeros(3, 5)
+    assert arithmetic(Apply(lambda x: x + F.gelu(x)), x) == {"add": 15 + 15, "mul": 45, "exp": 15}
+    assert arithmetic(nn.ReLU(), x) == {"compare": 15}
+
+
+def softmax_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(dim=-1) @ v
+
+
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "explicit"])
+def test_softmax_attention(fused: bool) -> None:
+    """B2 H3 N5 M4 C6: two products of BHNM * C, a scale each, and rows of M = 4 in the softmax."""
+    q, k, v = torch.zeros(2, 3, 5, 6), torch.zeros(2, 3, 4, 6), torch.zeros(2, 3, 4, 6)
+    scores, rows = 2 * 3 * 5 * 4, 2 * 3 * 5
+    expected = {
+        "fma": 2 * scores * 6,
+        "mul": scores,
+        "compare": rows * 3,
+        "add": scores + rows * 3,
+        "exp": scores,
+        "div": scores,
+    }
+    function = F.scaled_dot_product_attention if fused else softmax_attention
+    assert arithmetic(Apply(function), q, k, v) == expected
+
+
+def test_fused_attention_writes_no_scores() -> None:
+    x = torch.zeros(1, 1, 64, 8)
+    fused, explicit = (
+        count(Apply(f), (x, x, x)).counts["written_bytes"] for f in (F.scaled_dot_product_attention, softmax_attention)
+    )
+    assert fused == 4 * 64 * 8
+    assert explicit >= 4 * (64 * 8 + 3 * 64 * 64)
+
+
+def test_fused_attention_is_counted_alike_on_a_real_device() -> None:
+    x = torch.randn(2, 3, 16, 8)
+    model = Apply(F.scaled_dot_product_attention)
+    assert count(model, (x, x, x)).counts == count(model, (x, x, x), device="cpu").counts
+
+
+def test_adaptive_pooling_sums_its_windows() -> None:
+    """5 to 3 uneven windows: [0, 2), [1, 4), [3, 5), so 2 + 3 + 2 = 7 along each side."""
+    found = arithmetic(nn.AdaptiveAvgPool2d(3), torch.zeros(1, 2, 5, 5))
+    assert found == {"add": 2 * (7 * 7 - 9), "div": 2 * 9}
+
+
+def test_views_cost_nothing_and_copies_cost_bytes() -> None:
+    x = torch.zeros(4, 6)
+    assert count(Apply(lambda x: x.t().unsqueeze(0)[:, 1:]), x).counts == {}
+    assert count(Apply(lambda x: x.t().contiguous()), x).counts == {"read_bytes": 96, "written_bytes": 96}
+
+
+def random_module(generator: torch.Generator) -> tuple[nn.Module, Tensor]:
+    """An odd stack of convolutions, a recombination of heads and a linear layer."""
+
+    def draw(low: int, high: int) -> int:
+        return int(torch.randint(low, high + 1, (), generator=generator))
+
+    groups = draw(1, 3)
+    channels, middle = groups * draw(1, 3), groups * draw(1, 4)
+    conv = nn.Conv2d(
+        channels,
+        middle,
+        (draw(1, 3), draw(1, 3)),
+        stride=draw(1, 2),
+        padding=draw(0, 2),
+        dilation=draw(1, 2),
+        groups=groups,
+        bias=bool(draw(0, 1)),
+    )
+    up = nn.ConvTranspose2d(middle, draw(1, 3), draw(1, 3), stride=draw(1, 2), bias=bool(draw(0, 1)))
+    linear = nn.Linear(draw(2, 9), draw(1, 5), bias=bool(draw(0, 1)))
+    width, as_module = linear.in_features, bool(draw(0, 1))
+
+    def run(x: Tensor) -> Tensor:
+        y = up(conv(x)).flatten(1)
+        y = y[:, : y.shape[1] // width * width].reshape(x.shape[0], -1, width)
+        scores = torch.einsum("bnc,bmc->bnm", y, y)
+        mixed = torch.baddbmm(y, scores, y, beta=0.5)
+        return linear(mixed) if as_module else mixed @ linear.weight.t()
+
+    model = Apply(run)
+    model.layers = nn.ModuleList([conv, up, linear])
+    return model, torch.randn(draw(1, 3), channels, draw(7, 12), draw(7, 12), generator=generator)
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_products_agree_with_torchs_counter(seed: int) -> None:
+    model, x = random_module(torch.Generator().manual_seed(seed))
+    found = count(model, x)
+    with torch.inference_mode(), FlopCounterMode(display=False) as witness:
+        model(x)
+    assert 2 * found.counts["fma"] == witness.get_total_flops()

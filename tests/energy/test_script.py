@@ -1,0 +1,123 @@
+"""scripts/energy_table.py: its options, keys, exit codes and messages."""
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from ecoformer.energy import published
+from ecoformer.energy.cases import ROW_KEYS
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "energy_table.py"
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("energy_table", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_json_rows(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    options = "--model pvt_v2_b0,twins_svt_small --attention stock,msa,ecoformer --img-size 224 --num-bits 16"
+    options += " --num-anchors 25 --convention paper --profile 45nm_fp32 --format json"
+    assert script.main(options.split()) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert all(tuple(row) == ROW_KEYS for row in rows)
+    found = [(row["model"], row["attention"], row["muls"]) for row in rows]
+    assert found == [
+        ("pvt_v2_b0", "stock", 572023672),
+        ("pvt_v2_b0", "msa", 2015865904),
+        ("pvt_v2_b0", "ecoformer", 535392840),
+        ("twins_svt_small", "stock", 2935786048),
+        ("twins_svt_small", "msa", 5957848896),
+        ("twins_svt_small", "ecoformer", 2718878336),
+    ]
+    assert (rows[2]["num_bits"], rows[2]["num_anchors"], rows[2]["uncounted"]) == (16, 25, [])
+
+
+def test_published_agrees_but_for_the_misprint(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    assert script.main(["--published"]) == 0
+    text = capsys.readouterr().out
+    assert text.count(" yes ") == 17 and text.count("misprint") == 2
+    assert "6.71507" in text and "-0.03493" in text
+
+
+def test_published_fails_on_any_other_difference(
+    script: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(published, "PUBLISHED", {"pvt_v2_b0": ("0.54", "0.56", "2.6")})
+    assert script.main(["--published"]) == 1
+    assert "DIFFERS: pvt_v2_b0 energy_pj: printed 2.6, ours 2.5" in capsys.readouterr().out
+
+
+def test_audited_md_and_latex(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    for format, sign in (("md", "|---"), ("latex", "\\toprule"), ("csv", "model,attention,")):
+        options = f"--model resnet18 --attention stock --img-size 64 --convention audited --format {format}"
+        assert script.main(options.split()) == 0
+        assert sign in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("option", ["--by=stage", "--by=kind", "--explain", "--show-profile"])
+def test_details(script: ModuleType, capsys: pytest.CaptureFixture[str], option: str) -> None:
+    assert script.main(["--attention", "ecoformer", "--img-size", "96", "--convention", "audited", option]) == 0
+    expected = {"--by=stage": "stages.2", "--by=kind": "fma", "--explain": "normalize: square"}
+    assert expected.get(option, "Horowitz") in capsys.readouterr().out
+
+
+def test_plots(script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = f"--attention stock,ecoformer --img-size 96,128 --num-bits 8,16 --plots {tmp_path}"
+    assert script.main(options.split()) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"layers.png", "resolution.png", "bits_anchors.png"}
+    assert all(path.read_bytes()[:4] == b"\x89PNG" for path in tmp_path.iterdir())
+
+
+def test_measured_column_says_unavailable_without_a_counter(
+    script: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("ecoformer.energy.meters.RaplMeter.__init__.__defaults__", (tmp_path,))
+    options = "--model resnet18 --attention stock --img-size 32 --measure cpu --format json"
+    assert script.main(options.split()) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)[0]["measured"] == "unavailable"
+    assert "no RAPL package" in captured.err
+
+
+BAD = {
+    "--model nosuch": "model 'nosuch' is not known to timm",
+    "--attention linear": "attention=linear does not exist; choose one of stock",
+    "--model resnet18 --attention msa": "no attention that can be converted",
+    "--img-size 64": "raise data.img_size, lower attention.num_anchors",
+    "--img-size 8 --attention stock": "does not run on an input of shape (1, 3, 8, 8)",
+    "--model vit_tiny_patch16_224 --img-size 200 --attention stock": "Input height (200) doesn't match model (224)",
+    "--img-size big": "'big' is no list of whole numbers",
+    "--img-size 0": "'0' holds a number below 1",
+    "--num-bits -4": "holds a number below 1",
+    "--profile 7nm": "profile '7nm' does not exist: choose one of",
+    "--profile 45nm_fp32_dram": "prices memory, which convention=paper does not count",
+    "--convention both": "invalid choice: 'both'",
+    "--format xml": "invalid choice: 'xml'",
+    "--nonsense": "unrecognized arguments: --nonsense",
+}
+
+
+@pytest.mark.parametrize(("options", "message"), BAD.items(), ids=BAD)
+def test_bad_input_gives_one_line_and_exit_code_2(
+    script: ModuleType, capsys: pytest.CaptureFixture[str], options: str, message: str
+) -> None:
+    assert script.main(options.split()) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert captured.err.startswith("error: ") and message in captured.err
+
+
+def test_malformed_profile_file(script: ModuleType, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("summary: nothing else\n")
+    assert script.main(["--profile", str(path)]) == 2
+    assert capsys.readouterr().err == f"error: profile {path}: key 'precision' is missing\n"

@@ -1,0 +1,133 @@
+"""Additions are claimed only where a factor provably is a code."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ecoformer.energy import count
+
+N, K, C = 6, 4, 5
+TERMS = N * K * C
+
+
+class Product(nn.Module):
+    """make(x) @ v: (N, K) codes or not, times (K, C) numbers."""
+
+    def __init__(self, make: Callable[[Tensor], Tensor], make_right: Callable[[Tensor], Tensor] = lambda v: v) -> None:
+        super().__init__()
+        self.make, self.make_right = make, make_right
+
+    def forward(self, x: Tensor, v: Tensor) -> Tensor:
+        return self.make(x) @ self.make_right(v)
+
+
+def kind_of_product(make: Callable[[Tensor], Tensor], make_right: Callable[[Tensor], Tensor] = lambda v: v) -> str:
+    """How the products were counted. The left operand costs at most N * K of anything, which is below TERMS."""
+    entries = count(Product(make, make_right), (torch.zeros(N, K), torch.zeros(K, C))).by_op()["aten.mm.default"]
+    found = {kind: n for kind, n in entries.counts.items() if not kind.endswith("bytes")}
+    assert set(found.values()) == {TERMS}
+    return "+".join(sorted(found))
+
+
+def codes(x: Tensor) -> Tensor:
+    return torch.where(x < 0, -1.0, 1.0)
+
+
+CODES = {
+    "where": codes,
+    "where, cast": lambda x: torch.where(x < 0, -1, 1).to(x.dtype),
+    "comparison cast to float": lambda x: (x > 0).float(),
+    "twice a bit minus one": lambda x: 2 * (x > 0).float() - 1,
+    "in place": lambda x: x.ge(0).to(x.dtype).mul_(2).sub_(1),
+    "three codes of sign": torch.sign,
+    "full of ones": torch.ones_like,
+    "views": lambda x: codes(x).t().unsqueeze(0).expand(2, K, N)[0].reshape(K, N).transpose(0, 1),
+    "copies": lambda x: codes(x.repeat(2, 1))[:N].contiguous().clone(),
+    "joined": lambda x: torch.cat([codes(x[:3]), torch.ones_like(x[3:])]),
+    "split and stacked": lambda x: torch.stack([part.squeeze(1) for part in codes(x).split(1, dim=1)], dim=1),
+    "product of codes": lambda x: codes(x) * codes(-x),
+    "masked fill": lambda x: codes(x).masked_fill(x > 3, -1.0),
+    "copied into": lambda x: torch.empty_like(x).copy_(codes(x)),
+    "half precision": lambda x: codes(x).half().float(),
+}
+NUMBERS = {
+    "the input": lambda x: x,
+    "scaled codes": lambda x: 0.5 * codes(x),
+    "codes plus numbers": lambda x: codes(x) + x,
+    "straight-through sum": lambda x: x + (codes(x) - x).detach(),
+    "numbers of either sign": lambda x: torch.where(x < 0, -x, 1.0),
+    "joined with numbers": lambda x: torch.cat([codes(x[:3]), x[3:]]),
+    "overwritten": lambda x: codes(x).copy_(x),
+    "written through a view": lambda x: _written_through_a_view(x),
+    "view of something overwritten": lambda x: _view_of_overwritten(x),
+    "powers of two": lambda x: torch.where(x < 0, 2.0, 4.0),
+    "padded with two": lambda x: nn.functional.pad(codes(x), (0, 0, 0, 1), value=2.0)[:N],
+    "filled with a half": lambda x: codes(x).masked_fill(x > 3, 0.5),
+}
+
+
+def _written_through_a_view(x: Tensor) -> Tensor:
+    code = codes(x)
+    code[0].mul_(x[0])
+    return code
+
+
+def _view_of_overwritten(x: Tensor) -> Tensor:
+    code = codes(x)
+    view = code.view(N, K)
+    code.add_(x)
+    return view
+
+
+@pytest.mark.parametrize("make", CODES.values(), ids=CODES)
+def test_codes_times_numbers_are_additions(make: Callable[[Tensor], Tensor]) -> None:
+    assert kind_of_product(make) == "add"
+
+
+def test_codes_on_the_right_are_additions_too() -> None:
+    assert kind_of_product(lambda x: x, codes) == "add"
+
+
+@pytest.mark.parametrize("make", NUMBERS.values(), ids=NUMBERS)
+def test_everything_else_is_multiplied(make: Callable[[Tensor], Tensor]) -> None:
+    assert kind_of_product(make) == "fma"
+
+
+@pytest.mark.parametrize("left", [codes, lambda x: (x > 0).float()], ids=["signs", "bits"])
+def test_two_codes_are_xnor_and_popcount(left: Callable[[Tensor], Tensor]) -> None:
+    assert kind_of_product(left, codes) == "binary_mul+popcount"
+
+
+def test_three_codes_need_more_than_a_bit() -> None:
+    assert kind_of_product(torch.sign, codes) == "add"
+
+
+def test_a_code_in_a_parameter_is_not_assumed() -> None:
+    class Signed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(K, C))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ self.weight
+
+    assert count(Signed(), torch.zeros(N, K)).counts["fma"] == TERMS
+
+
+def test_binary_convolution_and_counting() -> None:
+    class Binary(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(3, 2, 3, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            code = codes(x)
+            return nn.functional.conv2d(code, codes(self.weight)).sum() + code.sum()
+
+    found = count(Binary(), (2, 5, 5)).counts
+    terms = 3 * 3 * 3 * 2 * 9
+    assert found["binary_mul"] == terms
+    assert found["popcount"] == terms + (50 - 1)
+    assert found["add"] == 27 - 1 + 1
