@@ -12,9 +12,9 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from ecoformer.comparison.figures import save_figure
 from ecoformer.layers import attention_layers
 from ecoformer.nn.base import ReplacementAttention
-from ecoformer.comparison.figures import save_figure
 
 
 @torch.no_grad()
