@@ -4,7 +4,8 @@
 from ecoformer.energy import rules_pointwise, rules_products, rules_reductions  # noqa: F401
 from ecoformer.energy.counting import UncountedOperationError, count
 from ecoformer.energy.ledger import Entry, Ledger
-from ecoformer.energy.profile import Profile, load_profile, profile_names
+from ecoformer.energy.profile import Profile
+from ecoformer.energy.profile_files import load_profile, profile_names
 from ecoformer.energy.rules import rule
 from ecoformer.energy.summary import summarize
 

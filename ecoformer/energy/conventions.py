@@ -22,10 +22,17 @@ class CountingDefect(Exception):
     """A rule failed on an operation that it should know: a defect of the ledger, not of its user."""
 
 
-def is_attention(module: nn.Module) -> bool:
-    """Whether a module is an attention layer: it states its paper cost, or its class is called so."""
+def attention_layers(model: nn.Module) -> frozenset[str]:
+    """Names of the attention layers: they state their paper cost, or their class and no part of them is called so."""
+    named = {name for name, module in model.named_modules() if _is_called_attention(module)}
+    outer = {name for name in named if any(other.startswith(f"{name}." if name else "") for other in named - {name})}
+    stating = {name for name, module in model.named_modules() if _states_its_core(module)}
+    return frozenset((named - outer) | stating)
+
+
+def _is_called_attention(module: nn.Module) -> bool:
     name = type(module).__name__.lower()
-    return hasattr(module, "paper_core_ops") or "attention" in name or name.endswith("attn")
+    return ("attention" in name or name.endswith("attn")) and not name.endswith("block")
 
 
 def part_of(module: nn.Module | None, in_attention: bool) -> str:
@@ -48,8 +55,9 @@ Key = tuple[str, str, str, str, str, str, int]
 class Book(ABC):
     """Collects entries while a model runs. One class per convention."""
 
-    def __init__(self, stack: ModuleStack) -> None:
+    def __init__(self, stack: ModuleStack, attention: frozenset[str]) -> None:
         self.stack = stack
+        self._attention = attention
         self._counts: dict[Key, Counts] = {}
         self._calls: Counter[Key] = Counter()
 
@@ -68,7 +76,7 @@ class Book(ABC):
     def write(self, op: str, amount: Counts, bits: int, function: str = "", part: str | None = None) -> None:
         """Add to the entry of the running module."""
         module = self.stack.module
-        attention = next((name for name, outer in self.stack.running if is_attention(outer)), "")
+        attention = self.running_attention()
         key = (
             self.stack.name,
             type(module).__name__ if module is not None else "",
@@ -80,6 +88,10 @@ class Book(ABC):
         )
         self._counts.setdefault(key, Counter()).update(amount)
         self._calls[key] += 1
+
+    def running_attention(self) -> str:
+        """Name of the attention layer that runs now, "(model)" if it is the model itself, "" if none does."""
+        return next((name or "(model)" for name, _ in self.stack.running if name in self._attention), "")
 
     def entries(self) -> list[Entry]:
         return [
@@ -113,7 +125,7 @@ class PaperBook(Book):
         if call.name in PRODUCTS:
             found = cost(call)
             self.write(call.full_name, counts(mul=found["fma"] + found["mul"], add=found["fma"]), _bits(call))
-        elif call.name in SOFTMAX and any(map(is_attention, running)):
+        elif call.name in SOFTMAX and self.running_attention():
             self.write(call.full_name, counts(mul=call.elements), _bits(call))
 
     def on_enter(self, name: str, module: nn.Module, args: tuple[Any, ...]) -> None:

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ecoformer.energy.call import Call
-from ecoformer.energy.conventions import CONVENTIONS, AuditedBook, Book, PaperBook
+from ecoformer.energy.conventions import CONVENTIONS, AuditedBook, Book, PaperBook, attention_layers
 from ecoformer.energy.ledger import Ledger
 from ecoformer.energy.recorder import ModuleStack, OpRecorder, plain_inference
 from ecoformer.energy.values import ValueTracker
@@ -65,10 +65,14 @@ def count(
     if convention not in CONVENTIONS:
         raise InputError(f"convention={convention!r} does not exist: choose one of {', '.join(CONVENTIONS)}")
     model = getattr(model, "_orig_mod", model)
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise InputError(
+            f"{type(model).__name__} holds TorchScript, whose parts cannot be told apart: count the original"
+        )
     device = torch.device(device)
     dtype = dtype or _float_dtype(model)
     stack = ModuleStack()
-    book: Book = PaperBook(stack) if convention == "paper" else AuditedBook(stack)
+    book: Book = (PaperBook if convention == "paper" else AuditedBook)(stack, attention_layers(model))
     uncounted: dict[str, None] = {}
 
     def on_unknown(call: Call) -> None:
@@ -177,11 +181,20 @@ def _shape(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, ...]:
 
 @contextmanager
 def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    for module in modes:
+    """Evaluation mode; afterwards every attribute, parameter and buffer is what it was.
+
+    A forward may cache tensors in its modules, and what it caches here is on meta.
+    """
+    stores = ("_parameters", "_buffers", "_modules")
+    saved = [(vars(m), dict(vars(m)), [dict(vars(m)[store]) for store in stores]) for m in model.modules()]
+    for module in model.modules():
         module.training = False
     try:
         yield
     finally:
-        for module, training in modes.items():
-            module.training = training
+        for current, attributes, contents in saved:
+            current.clear()
+            current.update(attributes)
+            for store, content in zip(stores, contents, strict=True):
+                current[store].clear()
+                current[store].update(content)

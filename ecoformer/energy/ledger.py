@@ -19,7 +19,7 @@ class Entry:
         module, module_class: the innermost module that ran it.
         function: the function of the model's code that asked for it ("normalize"), empty in the paper convention.
         op: the operation ("aten.mul.Tensor"), or the term of the paper's accounting ("Conv2d").
-        attention: name of the attention layer around it, if any.
+        attention: name of the attention layer around it, if any; "(model)" if that is the whole model.
         part: "Conv2d", "Linear", "LayerNorm" (subclasses included), the class of another convolution or norm,
             "core" for everything else inside an attention layer, or "".
         bits: width of the numbers it worked on; 0 for integers.
@@ -85,7 +85,7 @@ class Ledger:
 
     def attention(self, projections: bool = False) -> Ledger:
         """The attention cores alone; with `projections`, all that runs inside attention layers."""
-        return self.select(lambda entry: bool(entry.attention) and (projections or entry.core))
+        return self.select(lambda entry: entry.core or (projections and bool(entry.attention)))
 
     def by_module(self, depth: int | None = None) -> dict[str, Ledger]:
         """One ledger per module, or per the first `depth` parts of the module names, in order of execution."""

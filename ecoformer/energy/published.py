@@ -7,7 +7,7 @@ from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
 from ecoformer.energy.cases import Case
-from ecoformer.energy.profile import load_profile
+from ecoformer.energy.profile_files import load_profile
 
 BILLION = 10**9
 # As printed, in billions: multiplications, additions, picojoules (224 px, 16 bits, 25 anchors, 45 nm FP32).

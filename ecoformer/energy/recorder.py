@@ -135,11 +135,14 @@ class ModuleStack:
 
 @contextmanager
 def plain_inference() -> Iterator[None]:
-    """Inference mode, without the fused transformer-encoder path that would hide the operations of its layers."""
+    """Inference mode in plain eager execution.
+
+    Without the fused transformer-encoder path and without compiled parts, both of which hide operations.
+    """
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.inference_mode():
+        with torch.compiler.set_stance("force_eager"), torch.inference_mode():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)

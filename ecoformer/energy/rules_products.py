@@ -82,7 +82,10 @@ def _convolution(call: Call) -> Counts:
     weight = call.arg("weight")
     transposed = bool(call.arg("transposed", False))
     terms = convolution_terms(x, weight, call.outputs[0], transposed)
-    product = inner_products(terms, call.values(x), call.values(weight))
+    held = call.values(x)
+    if held is not None and any(call.arg("padding")):
+        held |= {0.0}  # padded taps are zeros, which +-1 codes cannot express
+    product = inner_products(terms, held, call.values(weight))
     return product + counts(add=call.elements if call.arg("bias") is not None else 0)
 
 

@@ -8,7 +8,8 @@ from torch import nn
 
 from ecoformer.energy.counting import Size, count
 from ecoformer.energy.ledger import Ledger
-from ecoformer.energy.profile import Profile, load_profile
+from ecoformer.energy.profile import Profile
+from ecoformer.energy.profile_files import load_profile
 
 
 def figures(ledger: Ledger, profile: Profile) -> dict[str, Any]:

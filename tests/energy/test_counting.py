@@ -127,6 +127,53 @@ def test_large_images_need_no_memory() -> None:
     assert summarize(Case("pvt_v2_b5", "msa", 1024).build(), 1024)["muls"] > 10**12
 
 
+class Caching(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cache: Tensor | None = None
+        self.register_buffer("table", None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.cache is None:
+            self.cache = self.table = x * 2
+            self.extra = nn.Identity()
+        return x + self.cache
+
+
+def test_what_a_forward_caches_is_forgotten() -> None:
+    model = Caching()
+    assert count(model, torch.zeros(3)).counts["mul"] == 3
+    assert model.cache is None and model.table is None and not list(model.children())
+    assert torch.equal(model(torch.ones(3)), torch.full((3,), 3.0))
+
+
+def test_compiled_parts_are_counted_and_scripted_ones_refused() -> None:
+    linear = nn.Linear(3, 4)
+    compiled = nn.Sequential(torch.compile(linear))
+    assert count(compiled, torch.zeros(2, 3)).counts == count(linear, torch.zeros(2, 3)).counts
+    with pytest.raises(InputError, match="holds TorchScript"):
+        count(nn.Sequential(torch.jit.trace(linear, torch.zeros(2, 3))), torch.zeros(2, 3))
+
+
+class ResidualAttentionBlock(nn.Module):
+    """Called attention, but its attention is a part of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.mlp = nn.Sequential(nn.Linear(8, 8), nn.GELU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mlp(x + self.attention(x, x, x, need_weights=False)[0])
+
+
+def test_attention_only_leaves_the_rest_of_a_block_out() -> None:
+    ledger = count(ResidualAttentionBlock(), torch.zeros(1, 5, 8))
+    assert {entry.attention for entry in ledger.entries} == {"", "attention"}
+    assert ledger.attention().by_op()["aten.scaled_dot_product_attention.default"].counts["fma"] == 2 * 25 * 8
+    assert "aten.gelu.default" not in ledger.attention(projections=True).by_op()
+
+
 def test_precision_scales_bytes_only() -> None:
     model = Case("pvt_v2_b0").build()
     full, half = (count(model, 64, dtype=dtype) for dtype in (torch.float32, torch.float16))

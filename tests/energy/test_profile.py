@@ -9,7 +9,7 @@ from torch import nn
 
 from ecoformer.energy import count, load_profile, profile_names
 from ecoformer.energy.kinds import ARITHMETIC
-from ecoformer.energy.profile import PROFILE_FOLDER
+from ecoformer.energy.profile_files import PROFILE_FOLDER
 from ecoformer.errors import InputError
 
 # Horowitz, ISSCC 2014: pJ of a multiplication and an addition; areas as in Dally's tutorial

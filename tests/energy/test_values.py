@@ -116,6 +116,20 @@ def test_a_code_in_a_parameter_is_not_assumed() -> None:
     assert count(Signed(), torch.zeros(N, K)).counts["fma"] == TERMS
 
 
+def test_zero_padding_of_signs_is_a_third_code() -> None:
+    class Padded(nn.Module):
+        def __init__(self, padding: int) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(2, 3, 3, padding=padding, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.conv2d(codes(x), codes(self.conv.weight), padding=self.conv.padding)
+
+    inside, padded = (count(Padded(padding), (2, 5, 5)).counts for padding in (0, 1))
+    assert (inside["popcount"], inside["add"]) == (27 * 18, 0)
+    assert (padded["popcount"], padded["add"]) == (0, 75 * 18)
+
+
 def test_binary_convolution_and_counting() -> None:
     class Binary(nn.Module):
         def __init__(self) -> None:
