@@ -27,8 +27,8 @@ NOTES = {
     "audited": "audited: every operation that runs, priced by kind; G mul and G add count those inside multiply-adds.",
 }
 BASELINES = (
-    "mJ are modelled, not measured (1 mJ = 10^9 pJ). Savings in energy: the published 73 % of PVTv2-B0 is against MSA; "
-    "against the stock model the same accounting gives about 5 %."
+    "mJ are modelled, not measured (1 mJ = 10^9 pJ). Savings are in energy. In the paper's accounting PVTv2-B0 saves "
+    "73 % against MSA (the published figure) and about 5 % against the stock model."
 )
 
 
