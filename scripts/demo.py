@@ -114,9 +114,9 @@ def report(rows: list[dict[str, Any]], threads: int, batch: int) -> str:
 {comparison_markdown(rows)}
 
 - Energy is modelled, not measured: {row["energy_convention"]} convention, profile {row["energy_profile"]}, one image.
-  "Attention only" is the core between the projections. A minus sign is a saving.
+  "Attention only" is the core between the projections. A negative saving costs more.
 - The published saving of EcoFormer is against MSA. Stock PVTv2 already attends to a subsampled map; beside it, the
-  saving is the column "vs stock".
+  saving is the column "saves vs stock".
 - images/s: eval mode, batch {batch}, {threads} CPU threads, the three models in turns, median of 5 rounds.
 - One seed ({row["seed"]}), {row["num_images"]} validation images: one image is {100 / row["num_images"]:.2f} points.
 

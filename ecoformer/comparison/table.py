@@ -13,7 +13,8 @@ BASELINES = ("stock", "msa")
 def comparison_cells(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Header and cells for rows with the keys of summary.json; savings only against baselines among the rows.
 
-    A saving is 1 - energy / baseline energy, of the same model at the same image size and under the same convention.
+    A saving is 1 - energy / baseline energy, of the same model at the same image size and under the same convention;
+    a negative one costs more.
     """
     energy_unit = _unit([row["energy_pj"] for row in rows], {1e3: "nJ", 1e6: "µJ", 1e9: "mJ", 1e12: "J"})
     op_unit = _unit([row["muls"] for row in rows], {1e3: "k", 1e6: "M", 1e9: "G"})
@@ -26,8 +27,8 @@ def comparison_cells(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[li
         f"#Add {op_unit[1]}",
         f"energy {energy_unit[1]}",
     ]
-    header += [f"vs {name}" for name in baselines]
-    header += [f"attention only {energy_unit[1]}", *(f"vs {name}" for name in baselines), "images/s"]
+    header += [f"saves vs {name}" for name in baselines]
+    header += [f"attention only {energy_unit[1]}", *(f"saves vs {name}" for name in baselines), "images/s"]
     cells = []
     for row in rows:
         line = [row["attention"], f"{row['top1']:.2f}", f"{row['params'] / 1e6:.2f}"]
@@ -70,4 +71,4 @@ def _baseline(rows: Sequence[dict[str, Any]], name: str) -> dict[str, Any]:
 def _saving(row: dict[str, Any], baseline: dict[str, Any], key: str) -> str:
     if row is baseline:
         return "-"
-    return f"{100 * (row[key] / baseline[key] - 1):+.1f} %"
+    return f"{100 * (1 - row[key] / baseline[key]):.1f} %"

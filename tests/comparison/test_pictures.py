@@ -1,0 +1,55 @@
+"""Pictures are drawn from what is there, written whole, and leave the models alone."""
+
+import copy
+
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from ecoformer import EcoFormerSpec, MSASpec, convert, fit_hashes
+from ecoformer.comparison.code_maps import layer_weights, plot_code_maps
+from ecoformer.comparison.curves import plot_training_curves
+from ecoformer.engine.throughput import interleaved_throughput
+
+
+@pytest.fixture
+def models():
+    msa = timm.models.pvt_v2.PyramidVisionTransformerV2(
+        embed_dims=(16, 32, 40, 64), num_heads=(1, 2, 5, 8), depths=(1, 1, 1, 1), mlp_ratios=(2, 2, 2, 2), num_classes=4
+    )
+    convert(msa, MSASpec())
+    eco = copy.deepcopy(msa)
+    convert(eco, EcoFormerSpec(num_bits=6, num_anchors=4, top_k=2))
+    fit_hashes(eco, torch.randn(2, 3, 64, 64), seed=0)
+    return {"msa": msa.train(), "ecoformer": eco}
+
+
+def test_layer_weights_are_those_of_the_replaced_layers(models):
+    weights = layer_weights(models["msa"], torch.randn(2, 3, 64, 64))
+    assert {name: tuple(w.shape) for name, w in weights.items()} == {
+        "stages.0.blocks.0.attn": (2, 1, 256, 256),
+        "stages.1.blocks.0.attn": (2, 2, 64, 64),
+        "stages.2.blocks.0.attn": (2, 5, 16, 16),
+    }
+    assert models["msa"].training
+
+
+def test_code_maps_are_drawn(models, tmp_path):
+    plot_code_maps(models["msa"], models["ecoformer"], torch.rand(3, 64, 64), tmp_path / "maps.png", "title")
+    assert Image.open(tmp_path / "maps.png").size[0] > 500
+    assert [path.name for path in tmp_path.iterdir()] == ["maps.png"]
+
+
+def test_training_curves_are_drawn(tmp_path):
+    for name in ("stock", "msa"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.csv").write_text("epoch,train_loss,val_top1\n0,1.5,60\n1,0.7,80\n")
+    plot_training_curves({name: tmp_path / name for name in ("stock", "msa")}, tmp_path / "curves.png")
+    assert Image.open(tmp_path / "curves.png").size[0] > 500
+
+
+def test_throughput_is_a_median_between_low_and_high(models):
+    rates = interleaved_throughput(models, torch.randn(2, 3, 64, 64), rounds=3, min_seconds=0.01)
+    assert list(rates) == ["msa", "ecoformer"]
+    assert all(0 < rate.low <= rate.median <= rate.high for rate in rates.values())
