@@ -1,13 +1,18 @@
-"""Images per second of several models in turn, so that a slow moment of the machine hits all of them alike."""
+"""Seconds per pass of several models in turn, so that a slow moment of the machine hits all of them alike."""
 
 from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+Pass = Callable[[], object]
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -19,7 +24,6 @@ class Throughput:
     high: float
 
 
-@torch.inference_mode()
 def interleaved_throughput(
     models: dict[str, nn.Module], images: Tensor, rounds: int = 5, min_seconds: float = 0.3
 ) -> dict[str, Throughput]:
@@ -31,19 +35,65 @@ def interleaved_throughput(
         rounds: how often each model is timed.
         min_seconds: a round repeats the batch until at least this much time has passed.
     """
-    rates: dict[str, list[float]] = {name: [] for name in models}
-    for model in models.values():
-        model.eval()(images)
-    for _ in range(rounds):
-        for name, model in models.items():
-            _wait(images.device)
-            started, passes = time.perf_counter(), 0
-            while (elapsed := time.perf_counter() - started) < min_seconds:
-                model(images)
-                _wait(images.device)
-                passes += 1
-            rates[name].append(passes * len(images) / elapsed)
+    passes = {name: forward_pass(model, images) for name, model in models.items()}
+    seconds = interleaved_seconds(passes, images.device, rounds, min_seconds)
+    rates = {name: [len(images) / s for s in seen] for name, seen in seconds.items()}
     return {name: Throughput(statistics.median(seen), min(seen), max(seen)) for name, seen in rates.items()}
+
+
+def interleaved_seconds(
+    passes: Mapping[str, Pass], device: torch.device, rounds: int = 5, min_seconds: float = 0.3
+) -> dict[str, list[float]]:
+    """Seconds of one pass, for every name one figure a round; arguments as in `interleaved_throughput`."""
+    for run in passes.values():
+        run()
+    seconds: dict[str, list[float]] = {name: [] for name in passes}
+    for _ in range(rounds):
+        for name, run in passes.items():
+            _wait(device)
+            started, count = time.perf_counter(), 0
+            while (elapsed := time.perf_counter() - started) < min_seconds or not count:
+                run()
+                _wait(device)
+                count += 1
+            seconds[name].append(elapsed / count)
+    return seconds
+
+
+def forward_pass(model: Callable[[Tensor], object], images: Tensor, precision: str = "fp32") -> Pass:
+    """What a deployed model does with one batch: eval mode, no autograd graph."""
+    if isinstance(model, nn.Module):
+        model.eval()
+
+    @torch.inference_mode()
+    def run() -> object:
+        with autocast(images.device, precision):
+            return model(images)
+
+    return run
+
+
+def training_step(model: nn.Module, images: Tensor, num_classes: int, precision: str = "fp32") -> Pass:
+    """Forward, cross-entropy, backward and an AdamW step on one batch, in training mode."""
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
+    targets = torch.arange(len(images), device=images.device) % num_classes
+
+    def run() -> object:
+        optimizer.zero_grad()
+        with autocast(images.device, precision):
+            loss = F.cross_entropy(model(images), targets)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return run
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Autocast on `device` in one of PRECISIONS; fp32 switches it off."""
+    dtype = PRECISIONS[precision]
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
 def _wait(device: torch.device) -> None:
