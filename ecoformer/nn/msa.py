@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ecoformer.errors import InputError
 from ecoformer.nn.base import ReplacementAttention
 from ecoformer.nn.heads import join_heads, refuse_mask, split_heads
-from ecoformer.nn.projections import Projections, linear_from, linear_rows, register_reader
+from ecoformer.nn.projections import Projections, linear_from, read_fused_qkv, register_reader
 from ecoformer.nn.specs import AttentionSpec, builds, register_spec
 from ecoformer.nn.stock import is_plain_attention
 
@@ -98,15 +98,4 @@ class MultiHeadSelfAttention(ReplacementAttention):
 
 @register_reader(MultiHeadSelfAttention)
 def _read(module: MultiHeadSelfAttention, where: str) -> Projections:
-    dim = module.dim
-    return Projections(
-        where=where,
-        dim=dim,
-        num_heads=module.num_heads,
-        query=linear_rows(module.qkv, 0, dim),
-        key=linear_rows(module.qkv, dim, 2 * dim),
-        value=linear_rows(module.qkv, 2 * dim, 3 * dim),
-        proj=module.proj,
-        proj_drop=module.proj_drop.p,
-        copied=("qkv", "proj"),
-    )
+    return read_fused_qkv(module, module.dim, where)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -69,6 +70,22 @@ def linear_from(*sources: nn.Linear) -> nn.Linear:
     biases = [s.bias.detach() for s in sources if s.bias is not None]
     assert len(biases) in (0, len(sources)), "biases in some sources only"
     return _linear(weight, torch.cat(biases) if biases else None)
+
+
+def read_fused_qkv(module: Any, dim: int, where: str) -> Projections:
+    """Projections of a layer whose `qkv` Linear stacks query, key and value rows, each `dim` of them."""
+    query, key, value = (linear_rows(module.qkv, start, start + dim) for start in (0, dim, 2 * dim))
+    return Projections(
+        where=where,
+        dim=dim,
+        num_heads=module.num_heads,
+        query=query,
+        key=key,
+        value=value,
+        proj=module.proj,
+        proj_drop=module.proj_drop.p,
+        copied=("qkv", "proj"),
+    )
 
 
 def _linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:

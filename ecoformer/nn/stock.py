@@ -7,7 +7,7 @@ from timm.models.pvt_v2 import Attention as PvtAttention
 from timm.models.twins import GlobalSubSampleAttn, LocallyGroupedAttn
 from torch import nn
 
-from ecoformer.nn.projections import Projections, linear_rows, refusal, register_reader
+from ecoformer.nn.projections import Projections, linear_rows, read_fused_qkv, refusal, register_reader
 
 
 def is_plain_attention(module: nn.Module) -> bool:
@@ -37,7 +37,7 @@ def _read_subsampled(module: PvtAttention | GlobalSubSampleAttn, where: str) -> 
 
 @register_reader(LocallyGroupedAttn)
 def _read_local(module: LocallyGroupedAttn, where: str) -> Projections:
-    return _fused_qkv(module, module.dim, where)
+    return read_fused_qkv(module, module.dim, where)
 
 
 @register_reader(VitAttention)
@@ -51,18 +51,4 @@ def _read_vit(module: VitAttention, where: str) -> Projections:
     widths = (dim, module.attn_dim, module.proj.out_features)
     if len(set(widths)) > 1:
         raise refusal(where, f"widths {widths} of input, heads and output", "choose a model with equal widths")
-    return _fused_qkv(module, dim, where)
-
-
-def _fused_qkv(module: LocallyGroupedAttn | VitAttention, dim: int, where: str) -> Projections:
-    return Projections(
-        where=where,
-        dim=dim,
-        num_heads=module.num_heads,
-        query=linear_rows(module.qkv, 0, dim),
-        key=linear_rows(module.qkv, dim, 2 * dim),
-        value=linear_rows(module.qkv, 2 * dim, 3 * dim),
-        proj=module.proj,
-        proj_drop=module.proj_drop.p,
-        copied=("qkv", "proj"),
-    )
+    return read_fused_qkv(module, dim, where)
