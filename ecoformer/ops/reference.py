@@ -46,3 +46,12 @@ def softmax_attention_reference(q_BHNC: Tensor, k_BHNC: Tensor, v_BHNC: Tensor) 
     """softmax(q k^T / sqrt(C)) v with the full N x N matrix (Vaswani et al., 2017, eq. 1)."""
     scores_BHNN = q_BHNC @ k_BHNC.transpose(-2, -1) * q_BHNC.shape[-1] ** -0.5
     return scores_BHNN.softmax(dim=-1) @ v_BHNC
+
+
+def binary_attention_reference(
+    code_q_BHNK: Tensor, code_k_BHNK: Tensor, v_BHNC: Tensor, weight_HK: Tensor, floor_H: Tensor
+) -> Tensor:
+    """out_i = sum_j w_ij v_j / sum_j w_ij with w_ij = sum_b weight_b q_ib k_jb + floor, with the full N x N matrix."""
+    product_BHNNK = code_q_BHNK[:, :, :, None, :] * code_k_BHNK[:, :, None, :, :]
+    weights_BHNN = (product_BHNNK * weight_HK[None, :, None, None, :]).sum(dim=-1) + floor_H[None, :, None, None]
+    return weights_BHNN @ v_BHNC / weights_BHNN.sum(dim=-1, keepdim=True)

@@ -1,0 +1,52 @@
+"""How well one attention follows another: output error, recall of the strongest keys, correlation of the weights.
+
+Shapes: B batch, H heads, N tokens; the weights of a row sum over its last dimension.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def relative_error(out: Tensor, target: Tensor) -> float:
+    """|out - target| / |target| (L2), summed in float64; infinite if the target is zero and out is not."""
+    distance = (out.double() - target.double()).norm()
+    size = target.double().norm()
+    if size == 0:
+        return 0.0 if distance == 0 else float("inf")
+    return float(distance / size)
+
+
+def strongest_key_recall(weights_BHNN: Tensor, target_BHNN: Tensor, num_keys: int) -> float:
+    """Share of each token's `num_keys` strongest keys under `target` that are among its strongest under `weights`.
+
+    Codes give many equal weights. Keys that tie for the last places share them, which is the expected recall when
+    ties are broken at random; so constant weights score num_keys / N, by chance. num_keys is at most N.
+    """
+    assert 1 <= num_keys <= target_BHNN.shape[-1]
+    # Not topk of the target's own ties: which of two equally strong keys counts does not matter on average.
+    wanted_BHNk = target_BHNN.topk(num_keys, dim=-1).indices
+    threshold_BHN1 = weights_BHNN.topk(num_keys, dim=-1).values[..., -1:]
+    rounding_BHN1 = 1e-6 * weights_BHNN.abs().amax(dim=-1, keepdim=True)
+    above = weights_BHNN > threshold_BHN1 + rounding_BHN1
+    tied = (weights_BHNN - threshold_BHN1).abs() <= rounding_BHN1
+    places_BHN1 = num_keys - above.sum(dim=-1, keepdim=True)
+    chance = above + tied * (places_BHN1 / tied.sum(dim=-1, keepdim=True))
+    return float(chance.double().gather(-1, wanted_BHNk).mean())
+
+
+def row_correlation(weights_BHNN: Tensor, target_BHNN: Tensor) -> float:
+    """Pearson correlation between the two weights of a token's keys, averaged over tokens, heads and samples.
+
+    A row that is constant (beyond rounding) on either side says nothing about its keys and counts as 0.
+    """
+    centred = [w.double() - w.double().mean(dim=-1, keepdim=True) for w in (weights_BHNN, target_BHNN)]
+    rounding = 1e-6
+    norms = [c.norm(dim=-1) for c in centred]
+    flat = [
+        norm <= rounding * w.double().norm(dim=-1) for norm, w in zip(norms, (weights_BHNN, target_BHNN), strict=True)
+    ]
+    product = (centred[0] * centred[1]).sum(dim=-1)
+    correlation = product / (norms[0] * norms[1]).clamp_min(torch.finfo(torch.float64).tiny)
+    return float(correlation.masked_fill(flat[0] | flat[1], 0.0).mean())
