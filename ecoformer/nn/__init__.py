@@ -1,6 +1,7 @@
 """Attention modules with state, their specs, and the fitting of hash functions."""
 
 from ecoformer.nn.ecoformer import EcoFormerAttention, EcoFormerSpec
+from ecoformer.nn.ecoformer_tuned import EcoFormerTunedAttention, EcoFormerTunedSpec
 from ecoformer.nn.hashing import HashFitReport, KernelHash, fit_hashes, has_hashes, hash_layers
 from ecoformer.nn.msa import MSASpec, MultiHeadSelfAttention
 from ecoformer.nn.specs import AttentionSpec, make_spec
@@ -9,6 +10,8 @@ __all__ = [
     "AttentionSpec",
     "EcoFormerAttention",
     "EcoFormerSpec",
+    "EcoFormerTunedAttention",
+    "EcoFormerTunedSpec",
     "HashFitReport",
     "KernelHash",
     "MSASpec",

@@ -19,6 +19,11 @@ from ecoformer.nn.precision import without_autocast
 from ecoformer.ops.hash_fit import fit_hash
 from ecoformer.ops.kernel_hash import hash_codes
 
+NEVER_FITTED = (
+    "the hash functions were never fitted: train with callbacks.hash_update.enabled=true, load a fitted checkpoint, or "
+    "call ecoformer.nn.fit_hashes(model, images, seed)"
+)
+
 
 @dataclass(frozen=True)
 class HashFitReport:
@@ -28,6 +33,10 @@ class HashFitReport:
     every bit splits the tokens in halves and 0 where all are constant; `bit_correlation` is the mean absolute
     correlation between two bits; `flipped_bits` the share of code bits that the fit changed, against the
     previous codes or, at a first fit, against the random start.
+
+    Kinds that know the softmax attention they stand for also say how far they are from it on the images of the fit:
+    relative L2 of the attention output before the output projection, of the fitted codes (`attention_error`), of random
+    hash functions (`random_error`) and of the mean of all values (`uniform_error`). None for kinds that do not.
     """
 
     block: str
@@ -39,6 +48,9 @@ class HashFitReport:
     bit_balance: float
     bit_correlation: float
     flipped_bits: float
+    attention_error: float | None = None
+    random_error: float | None = None
+    uniform_error: float | None = None
 
 
 class KernelHash(nn.Module):
@@ -66,8 +78,12 @@ class KernelHash(nn.Module):
 
     def forward(self, x_BHNC: Tensor) -> Tensor:
         """Codes (B, H, N, K) in {-1, +1} of normalised tokens. Raises InputError if never fitted."""
+        return hash_codes(x_BHNC, *self.state(x_BHNC.dtype))
+
+    def state(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """Anchors, A and mean in `dtype`, to hash tokens of that dtype. Raises InputError if never fitted."""
         self._require_fitted()
-        return hash_codes(x_BHNC, *self._state(x_BHNC.dtype))
+        return self._state(dtype)
 
     def _state(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         # model.half() and model.to(bfloat16) convert buffers too; codes are computed in the tokens' dtype.
@@ -78,10 +94,7 @@ class KernelHash(nn.Module):
         if self._known_fitted or self.fitted.is_meta:
             return
         if not bool(self.fitted):
-            raise InputError(
-                "the hash functions were never fitted: train with callbacks.hash_update.enabled=true, load a fitted "
-                "checkpoint, or call ecoformer.nn.fit_hashes(model, images, seed)"
-            )
+            raise InputError(NEVER_FITTED)
         self._known_fitted = True
 
     @torch.no_grad()
@@ -126,7 +139,7 @@ class KernelHash(nn.Module):
         self.fitted.fill_(True)
         self.fit_count.add_(1)
         self._known_fitted = True
-        balance, correlation = _bit_statistics(after)
+        balance, correlation = bit_statistics(after)
         return HashFitReport(
             block="",
             seconds=time.perf_counter() - started,
@@ -144,7 +157,8 @@ class KernelHash(nn.Module):
         return f"num_heads={num_heads}, num_bits={num_bits}, num_anchors={num_anchors}"
 
 
-def _bit_statistics(code_BHNK: Tensor) -> tuple[float, float]:
+def bit_statistics(code_BHNK: Tensor) -> tuple[float, float]:
+    """(balance, correlation) of codes in {-1, +1}, as `HashFitReport` defines them."""
     code_HTK = code_BHNK.transpose(0, 1).flatten(1, 2)
     mean_H1K = code_HTK.mean(dim=1, keepdim=True)
     balance = float((1 - mean_H1K.abs()).mean())
