@@ -37,6 +37,9 @@ class HashFitReport:
     Kinds that know the softmax attention they stand for also say how far they are from it on the images of the fit:
     relative L2 of the attention output before the output projection, of the fitted codes (`attention_error`), of random
     hash functions (`random_error`) and of the mean of all values (`uniform_error`). None for kinds that do not.
+
+    `failed_bits` met NaN or infinity while they were fitted and kept their old functions; `skipped_images` had
+    such features and were left out.
     """
 
     block: str
@@ -51,6 +54,8 @@ class HashFitReport:
     attention_error: float | None = None
     random_error: float | None = None
     uniform_error: float | None = None
+    failed_bits: int = 0
+    skipped_images: int = 0
 
 
 class KernelHash(nn.Module):
@@ -110,13 +115,17 @@ class KernelHash(nn.Module):
     ) -> HashFitReport:
         """Draw anchors from the first image's tokens, fit A to the similarities of the batch, store both.
 
+        Images with NaN or infinite features are left out, so "first" is the first of the others.
+
         Args:
             x_BHNC: normalised tokens of a batch.
             generator: CPU generator that draws the anchors, so that the draw is the same on every device.
         Raises:
-            InputError: fewer tokens than anchors, or fewer than 2 * top_k.
+            InputError: fewer tokens than anchors, or fewer than 2 * top_k, or no image with finite features.
         """
         started = time.perf_counter()
+        num_images = len(x_BHNC)
+        (x_BHNC,) = finite_images([x_BHNC])
         num_tokens, num_anchors = x_BHNC.shape[2], self.anchors.shape[1]
         if num_tokens < num_anchors:
             raise InputError(
@@ -150,11 +159,24 @@ class KernelHash(nn.Module):
             bit_balance=balance,
             bit_correlation=correlation,
             flipped_bits=float((before != after).float().mean()),
+            failed_bits=int((~result.finite_K).sum()),
+            skipped_images=num_images - len(x_BHNC),
         )
 
     def extra_repr(self) -> str:
         num_heads, num_bits, num_anchors = self.A.shape
         return f"num_heads={num_heads}, num_bits={num_bits}, num_anchors={num_anchors}"
+
+
+def finite_images(features: list[Tensor]) -> list[Tensor]:
+    """The images (dimension 0) that are finite in all of the tensors. Raises InputError if there are none."""
+    usable_B = torch.stack([x.isfinite().flatten(1).all(dim=1) for x in features]).all(dim=0)
+    if not bool(usable_B.any()):
+        raise InputError(
+            f"hash fit: all {len(usable_B)} images give NaN or infinite features, so the model's weights or the images "
+            "hold such values: start from another checkpoint or lower optim.lr"
+        )
+    return [x[usable_B] for x in features]
 
 
 def bit_statistics(code_BHNK: Tensor) -> tuple[float, float]:

@@ -96,6 +96,26 @@ def test_too_few_tokens_are_refused_at_the_fit():
         module.fit(torch.randn(2, 1, 16, 3), torch.Generator(), top_k=2, lr=0.01, momentum=0.9, steps=5)
 
 
+def test_broken_images_are_left_out_and_reported():
+    module = KernelHash(num_heads=2, head_dim=3, num_bits=4, num_anchors=5)
+    x = torch.nn.functional.normalize(torch.randn(4, 2, 11, 3), dim=-1)
+    clean = copy.deepcopy(module)
+    settings = dict(top_k=2, lr=0.01, momentum=0.9, steps=5)
+    clean_report = clean.fit(x[1:], torch.Generator().manual_seed(0), **settings)
+    x[0, 1, 3] = float("nan")
+    report = module.fit(x, torch.Generator().manual_seed(0), **settings)
+    assert (clean_report.skipped_images, report.skipped_images, report.failed_bits) == (0, 1, 0)
+    assert all(torch.equal(a, b) for a, b in zip(module.buffers(), clean.buffers(), strict=True))
+
+
+def test_without_a_finite_image_nothing_is_fitted():
+    module = KernelHash(num_heads=2, head_dim=3, num_bits=4, num_anchors=5)
+    before = copy.deepcopy(dict(module.named_buffers()))
+    with pytest.raises(InputError, match="all 4 images give NaN or infinite features"):
+        module.fit(torch.full((4, 2, 11, 3), float("inf")), torch.Generator(), top_k=2, lr=0.01, momentum=0.9, steps=5)
+    assert all(torch.equal(value, before[name]) for name, value in module.named_buffers())
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_codes_do_not_depend_on_autocast(dtype):
     attention = EcoFormerAttention(8, 2, SPEC).eval()
