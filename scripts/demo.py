@@ -91,7 +91,10 @@ def compare(out: Path, runs: dict[str, Path], commands: dict[str, str]) -> list[
         out / "code_maps.png",
         "Where one token (red cross) looks: weights of its row, mean over heads, one map a block",
     )
-    write_text(out / "report.md", report(rows, threads=torch.get_num_threads(), batch=len(images)))
+    write_text(
+        out / "report.md",
+        report(rows, evaluations["msa"].data.num_val, f"batch {len(images)}, {torch.get_num_threads()} CPU threads"),
+    )
     Console().print(comparison_table(rows, f"{title(rows[0])}; energy: paper convention, 45 nm FP32"))
     return rows
 
@@ -101,7 +104,7 @@ def title(row: dict[str, Any]) -> str:
     return f"{row['model']} on {row['dataset']}, {row['img_size']} px"
 
 
-def report(rows: list[dict[str, Any]], threads: int, batch: int) -> str:
+def report(rows: list[dict[str, Any]], num_val: int, measured: str) -> str:
     """report.md: the table, what it means, the plots, the commands."""
     from ecoformer.comparison.table import comparison_markdown
 
@@ -117,8 +120,9 @@ def report(rows: list[dict[str, Any]], threads: int, batch: int) -> str:
   "Attention only" is the core between the projections. A negative saving costs more.
 - The published saving of EcoFormer is against MSA. Stock PVTv2 already attends to a subsampled map; beside it, the
   saving is the column "saves vs stock".
-- images/s: eval mode, batch {batch}, {threads} CPU threads, the three models in turns, median of 5 rounds.
-- One seed ({row["seed"]}), {row["num_images"]} validation images: one image is {100 / row["num_images"]:.2f} points.
+- images/s: eval mode, {measured}, the three models in turns, median of 5 rounds.
+- One seed ({row["seed"]}), {num_val} validation images: one image is {100 / num_val:.2f} points. Top-1 is that of the
+  best epoch on those same images.
 
 ![Training curves](training_curves.png)
 
