@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -53,9 +54,14 @@ class HashUpdate(Callback):
             images = trainer.data.calibration_images(self.config.num_images, seed=seed)
             reports = fit_hashes(trainer.model, images, seed=seed)
             for report in reports:
-                trainer.log("hash_fit", **asdict(report))
+                trainer.log("hash_fit", **{key: value for key, value in asdict(report).items() if value is not None})
             trainer.print(_table(epoch, len(images), reports))
         trainer.sync_buffers()
+
+
+def _figure(value: Callable[[HashFitReport], float | None], report: HashFitReport) -> str:
+    figure = value(report)
+    return "-" if figure is None else f"{figure:.3f}"
 
 
 def _table(epoch: int, num_images: int, reports: list[HashFitReport]) -> Table:
@@ -71,6 +77,13 @@ def _table(epoch: int, num_images: int, reports: list[HashFitReport]) -> Table:
         "corr.": lambda r: f"{r.bit_correlation:.2f}",
         "s": lambda r: f"{r.seconds:.2f}",
     }
+    errors: dict[str, Callable[[HashFitReport], float | None]] = {
+        "error": lambda r: r.attention_error,
+        "random": lambda r: r.random_error,
+        "uniform": lambda r: r.uniform_error,
+    }
+    if any(report.attention_error is not None for report in reports):
+        columns |= {name: partial(_figure, error) for name, error in errors.items()}
     for name in columns:
         table.add_column(name, justify="left" if name == "block" else "right", no_wrap=True)
     for report in reports:

@@ -1,0 +1,220 @@
+"""The tuned kind: conversion keeps the keys, the fit follows them, state and accounting hold."""
+
+import copy
+import json
+
+import pytest
+import timm
+import torch
+
+from ecoformer import EcoFormerSpec, InputError, convert, fit_hashes
+from ecoformer.energy import count, load_profile
+from ecoformer.nn import EcoFormerTunedSpec, MSASpec
+from ecoformer.nn.heads import split_heads
+from ecoformer.nn.specs import make_spec
+from ecoformer.ops.binary_attention import TokenHash, binary_codes
+from ecoformer.ops.reference import binary_attention_reference
+
+SMALL = EcoFormerTunedSpec(num_bits=8, num_anchors=5, fit_steps=20, fit_batch_size=4)
+VARIANTS = [
+    SMALL,
+    EcoFormerTunedSpec(num_bits=8, num_anchors=0, fit_steps=20, fit_batch_size=4),
+    EcoFormerTunedSpec(num_bits=8, num_anchors=5, qk="shared", fit_steps=20, fit_batch_size=4),
+    EcoFormerTunedSpec(num_bits=8, num_anchors=5, code="sign", fit_steps=20, fit_batch_size=4),
+]
+IDS = ["kernel", "linear", "shared", "sign"]
+
+
+def vit(spec=None, **kwargs):
+    torch.manual_seed(0)
+    model = timm.models.vision_transformer.VisionTransformer(
+        img_size=16, patch_size=4, embed_dim=24, num_heads=3, depth=2, num_classes=4, **kwargs
+    )
+    for block in model.blocks:  # sharper than at initialisation, where attention is almost uniform
+        block.attn.qkv.weight.data.mul_(12)
+    if spec is not None:
+        convert(model, spec)
+    return model.eval()
+
+
+@pytest.fixture
+def images():
+    return torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+def test_queries_keys_and_values_carry_over():
+    source = vit(MSASpec())
+    qkv = source.blocks[0].attn.qkv.weight.detach()
+    model = copy.deepcopy(source)
+    report = convert(model, SMALL)
+    assert report.replaced[0].dropped == ()
+    layer = model.blocks[0].attn
+    torch.testing.assert_close(torch.cat([layer.to_q.weight, layer.to_k.weight, layer.to_v.weight]), qkv)
+
+
+@pytest.mark.parametrize("qk", ["separate", "shared"])
+def test_turning_back_into_msa_gives_the_same_model(qk, images):
+    model = vit()
+    expected = model(images)
+    convert(model, EcoFormerTunedSpec(num_bits=4, qk=qk))
+    convert(model, MSASpec())
+    torch.testing.assert_close(model(images), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_shared_projection_has_no_keys_to_start_from():
+    model = vit(EcoFormerSpec(num_bits=4, num_anchors=4, top_k=2))
+    with pytest.raises(InputError, match=r"no keys to fit ecoformer_tuned to: start from the MSA checkpoint"):
+        convert(model, SMALL)
+
+
+@pytest.mark.parametrize("spec", VARIANTS, ids=IDS)
+def test_forward_is_the_quadratic_form_of_its_codes(spec, images):
+    model = vit(spec)
+    fit_hashes(model, images, seed=0)
+    layer = model.blocks[0].attn
+    x = torch.randn(2, 17, 24)
+    q = split_heads(layer.to_q(x), 3)
+    query = TokenHash(*(getattr(layer.query_hash, key) for key in ("A", "threshold", "anchors", "bandwidth")))
+    code_q = code_k = binary_codes(q, query)
+    if spec.qk == "separate":
+        k = split_heads(layer.to_k(x), 3)
+        key = TokenHash(*(getattr(layer.key_hash, name) for name in ("A", "threshold", "anchors", "bandwidth")))
+        code_k = binary_codes(k, key)
+    floor = layer.floor
+    if spec.code == "sign":
+        code_q, code_k, floor = 2 * code_q - 1, 2 * code_k - 1, floor + layer.bit_weight.sum(-1)
+    out = binary_attention_reference(code_q, code_k, split_heads(layer.to_v(x), 3), layer.bit_weight, floor)
+    torch.testing.assert_close(layer(x), layer.proj(out.transpose(1, 2).flatten(2)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("spec", VARIANTS, ids=IDS)
+def test_gradients_reach_every_projection_and_no_hash(spec, images):
+    model = vit(spec)
+    fit_hashes(model, images, seed=0)
+    model(images).square().sum().backward()
+    for parameter in model.blocks[0].attn.parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.abs().sum() > 0
+
+
+def test_fit_reports_its_error_beside_the_floors(images):
+    model = vit(SMALL)
+    for report in fit_hashes(model, images, seed=0):
+        assert report.attention_error < report.random_error and report.attention_error < report.uniform_error
+        assert report.objective_after < report.objective_before and report.accepted_bits == report.num_bits == 8
+        assert 0 < report.flipped_bits < 1 and 0 < report.bit_balance <= 1
+
+
+def test_refits_start_from_what_they_have_and_never_get_worse(images):
+    model = vit(SMALL)
+    first = fit_hashes(model, images, seed=0)[0]
+    again = fit_hashes(model, images, seed=1)[0]
+    assert again.objective_before == pytest.approx(first.objective_after, rel=1e-4)
+    assert again.objective_after <= again.objective_before
+    assert model.blocks[0].attn.fit_count == 2
+
+
+def test_fit_is_a_function_of_weights_images_and_seed_and_changes_in_place(images):
+    model = vit(SMALL)
+    twin, other = copy.deepcopy(model), copy.deepcopy(model)
+    pointers = [buffer.data_ptr() for buffer in model.buffers()]
+    fit_hashes(model, images, seed=3)
+    torch.randn(5)
+    fit_hashes(twin, images, seed=3)
+    fit_hashes(other, images, seed=4)
+    assert all(torch.equal(a, b) for a, b in zip(model.buffers(), twin.buffers(), strict=True))
+    assert not torch.equal(model.blocks[0].attn.query_hash.A, other.blocks[0].attn.query_hash.A)
+    assert [buffer.data_ptr() for buffer in model.buffers()] == pointers
+
+
+@pytest.mark.parametrize("spec", VARIANTS, ids=IDS)
+def test_checkpoints_carry_the_fit(spec, images):
+    model = vit(spec)
+    fit_hashes(model, images, seed=0)
+    twin = vit(spec)
+    with pytest.raises(InputError, match="never fitted"):
+        twin(images)
+    twin.load_state_dict(model.state_dict())
+    assert torch.equal(twin(images), model(images))
+
+
+@pytest.mark.parametrize("broken", [1, 8])
+def test_samples_with_nan_are_left_out_and_the_run_goes_on(broken, images):
+    layer = vit(SMALL).blocks[0].attn
+    x = torch.randn(8, 17, 24)
+    x[:broken, 3] = float("nan")
+    report = layer.fit_hash(x, torch.Generator().manual_seed(0))
+    assert all(buffer.isfinite().all() for buffer in layer.buffers())
+    assert report.accepted_bits == (8 if broken == 1 else 0)
+    json.dumps(report.attention_error, allow_nan=False)
+
+
+def test_half_precision_and_autocast_run(images):
+    model = vit(SMALL)
+    fit_hashes(model, images, seed=0)
+    expected = model(images)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert (model(images).float() - expected).abs().max() < 0.2 * expected.abs().max()
+    assert model.to(torch.bfloat16)(images.bfloat16()).isfinite().all()
+
+
+def test_paper_accounting_of_one_block_by_hand(images):
+    tokens, heads, channels, bits, anchors = 7, 3, 8, 8, 5
+    layers = [vit(spec).blocks[0].attn for spec in VARIANTS]
+    attention_muls = bits + 1 + channels
+    attention_adds = 2 * bits + 2 * bits * channels + channels
+    hash_muls, hash_adds = 2 * anchors + anchors * bits, 2 * anchors * channels + anchors * bits
+    shared_out = heads * bits * (channels + 1)
+    for layer, hashes, muls, adds in (
+        (layers[0], 2, hash_muls, hash_adds),
+        (layers[1], 2, channels * bits, channels * bits),
+        (layers[2], 1, hash_muls, hash_adds),
+        (layers[3], 2, hash_muls, hash_adds),
+    ):
+        assert layer.paper_core_ops(tokens) == (
+            heads * tokens * (hashes * muls + attention_muls) + shared_out,
+            heads * tokens * (hashes * adds + attention_adds),
+        )
+
+
+@pytest.mark.parametrize("convention", ["paper", "audited"])
+@pytest.mark.parametrize("spec", VARIANTS, ids=IDS)
+def test_ledger_counts_every_operation(spec, convention):
+    ledger = count(vit(spec), 16, convention=convention, strict=True)
+    assert ledger.uncounted == [] and ledger.attention().energy_pj(load_profile("45nm_fp32")) > 0
+    if convention == "audited":
+        # Products with codes are additions: the only ones left are those of the hash, the weights and the division.
+        products = [e for e in ledger.attention().entries if e.function.endswith("binary_attention")]
+        assert products and all(entry.counts["fma"] == 0 for entry in products)
+
+
+def test_published_size_costs_less_core_energy_than_ecoformer():
+    def energy(spec):
+        with torch.device("meta"):
+            model = timm.create_model("pvt_v2_b0")
+            convert(model, spec)
+        names = {f"stages.{stage}.blocks.{block}.attn" for stage in range(3) for block in range(2)}
+        ledger = count(model, 224, convention="paper").attention(projections=True)
+        layers = ledger.select(lambda entry: entry.attention in names)
+        profile = load_profile("45nm_fp32")
+        return layers.attention().energy_pj(profile), layers.energy_pj(profile)
+
+    official, tuned = energy(EcoFormerSpec()), energy(EcoFormerTunedSpec())
+    assert 0.8 < tuned[0] / official[0] < 1
+    assert 1 < tuned[1] / official[1] < 1.5
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"num_bits": 0}, r"attention\.num_bits=0 must be a whole number of at least 1"),
+        ({"num_anchors": -1}, r"attention\.num_anchors=-1 must be a whole number of at least 0"),
+        ({"fit_steps": True}, r"attention\.fit_steps=True must be a whole number of at least 0"),
+        ({"qk": "one"}, r"attention\.qk='one' must be separate or shared"),
+        ({"code": "ternary"}, r"attention\.code='ternary' must be binary or sign"),
+        ({"fit_lr": 0}, r"attention\.fit_lr=0 must be a finite number above 0"),
+        ({"num_bit": 8}, r"attention\.num_bit is not an option .* did you mean attention\.num_bits\?"),
+    ],
+)
+def test_settings_out_of_range_are_refused(option, message):
+    with pytest.raises(InputError, match=message):
+        make_spec("ecoformer_tuned", option)
