@@ -66,8 +66,6 @@ def run(args: argparse.Namespace) -> int:
 
     found = sweep(args)
     rows, title = found["rows"], found["title"]
-    if args.out is not None:
-        write(found, args.out)
     if args.format == "json":
         print(json.dumps(found, indent=2))
         return 0
@@ -86,7 +84,6 @@ def sweep(args: argparse.Namespace) -> dict[str, Any]:
     """Everything measured, JSON-ready."""
     import torch
 
-    from ecoformer.config import EvalConfig
     from ecoformer.data import build_data
     from ecoformer.energy import load_profile
     from ecoformer.engine.evaluate import evaluate
@@ -101,7 +98,7 @@ def sweep(args: argparse.Namespace) -> dict[str, Any]:
             raise InputError(f"--{key.replace('_', '-')} {getattr(args, key)} must be at least 1")
     settings = [parse_setting(text) for text in args.settings]
     profile = load_profile(args.profile)
-    saved = read_run(EvalConfig(checkpoint=args.checkpoint).checkpoint)
+    saved = read_run(args.checkpoint)
     if saved.config.attention["name"] != "msa":
         raise InputError(
             f"--checkpoint {args.checkpoint} is a {saved.config.attention['name']} model: "
@@ -119,7 +116,22 @@ def sweep(args: argparse.Namespace) -> dict[str, Any]:
     def accuracy(model: torch.nn.Module) -> float:
         return evaluate(model, data.val_loader, device).top1
 
-    rows = []
+    controls: dict[str, float] = {}
+    if args.top1:
+        controls["msa"] = accuracy(msa)
+        with uniform_attention(msa, converted_names(msa, config.data.img_size)):
+            controls["uniform"] = accuracy(msa)
+    rows: list[dict[str, Any]] = []
+    found = {
+        "title": f"{config.model.name} on {config.data.name}, {config.data.img_size} px",
+        "epochs": saved.content["epoch"],
+        "fit_images": args.fit_images,
+        "images": args.images,
+        "num_val": data.num_val,
+        "threads": torch.get_num_threads(),
+        "top1": controls,
+        "rows": rows,
+    }
     for seed in args.seeds:
         calibration = data.calibration_images(args.fit_images, seed=seed)
         for setting in settings:
@@ -137,21 +149,9 @@ def sweep(args: argparse.Namespace) -> dict[str, Any]:
             )
             worst = max(block["error"] / block["error_uniform"] for block in rows[-1]["blocks"])
             print(f"{setting.name}, seed {seed}: worst block {worst:.2f}", file=sys.stderr, flush=True)
-    controls: dict[str, float] = {}
-    if args.top1:
-        controls["msa"] = accuracy(msa)
-        with uniform_attention(msa, converted_names(msa, config.data.img_size)):
-            controls["uniform"] = accuracy(msa)
-    return {
-        "title": f"{config.model.name} on {config.data.name}, {config.data.img_size} px",
-        "epoch": saved.content["epoch"],
-        "fit_images": args.fit_images,
-        "images": args.images,
-        "num_val": data.num_val,
-        "threads": torch.get_num_threads(),
-        "top1": controls,
-        "rows": rows,
-    }
+            if args.out is not None:
+                write(found, args.out)  # after every setting: a sweep may take an hour and be cut short
+    return found
 
 
 def baseline(rows: list[dict[str, Any]]) -> dict[str, Any] | None:

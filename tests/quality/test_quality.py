@@ -1,0 +1,208 @@
+"""Quality of replaced attention: floors by hand, controls, settings, and the command line."""
+
+import copy
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+
+from ecoformer import EcoFormerSpec, InputError, convert, fit_hashes
+from ecoformer.energy import load_profile
+from ecoformer.nn import EcoFormerTunedSpec, MSASpec, MultiHeadSelfAttention
+from ecoformer.nn.heads import split_heads
+from ecoformer.nn.projections import read_projections
+from ecoformer.quality import measure, parse_setting, quality, uniform_attention
+from ecoformer.quality.blocks import before_projection
+from ecoformer.quality.report import markdown, plot_energy, plot_errors
+from ecoformer.quality.sweep import converted_names, pick_images, random_hash
+
+ROOT = Path(__file__).resolve().parents[2]
+TUNED = EcoFormerTunedSpec(num_bits=6, num_anchors=4, fit_steps=15, fit_batch_size=4)
+OFFICIAL = EcoFormerSpec(num_bits=6, num_anchors=4, top_k=3, numerator="kernel")
+
+
+def msa_model():
+    torch.manual_seed(0)
+    model = timm.models.vision_transformer.VisionTransformer(
+        img_size=16, patch_size=4, embed_dim=24, num_heads=3, depth=2, num_classes=4
+    )
+    for block in model.blocks:  # sharper than at initialisation, where attention is almost uniform
+        block.attn.qkv.weight.data.mul_(12)
+    convert(model, MSASpec())
+    return model.eval()
+
+
+@pytest.fixture
+def images():
+    return torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+def converted(msa, spec, images):
+    model = copy.deepcopy(msa)
+    convert(model, spec)
+    fit_hashes(model, images, seed=0)
+    return model
+
+
+def first_input(model, images):
+    caught = []
+    with model.blocks[0].attn.register_forward_pre_hook(lambda module, args: caught.append(args[0])):
+        model(images)
+    return caught[0]
+
+
+@torch.no_grad()
+def test_first_block_by_hand(images):
+    msa = msa_model()
+    model = converted(msa, TUNED, images)
+    row = quality(msa, model, images, num_keys=3)[0]
+    layer, x = msa.blocks[0].attn, first_input(msa, images)
+    q, k, v = (split_heads(linear, 3) for linear in F.linear(x, layer.qkv.weight, layer.qkv.bias).chunk(3, dim=-1))
+    softmax = (q @ k.transpose(-2, -1) / math.sqrt(8)).softmax(-1)
+    target = softmax @ v
+    shared = (q @ q.transpose(-2, -1) / math.sqrt(8)).softmax(-1) @ v
+    uniform = v.mean(2, keepdim=True).expand_as(v)
+
+    def error(out):
+        return float((out - target).norm() / target.norm())
+
+    ours = split_heads(before_projection(model.blocks[0].attn, x), 3)
+    assert (row.block, row.num_tokens, row.num_keys) == ("blocks.0.attn", 17, 3)
+    assert row.error == pytest.approx(error(ours), rel=1e-4)
+    assert row.error_uniform == pytest.approx(error(uniform), rel=1e-4)
+    assert row.error_shared_qk == pytest.approx(error(shared), rel=1e-4)
+    assert row.recall_chance == pytest.approx(3 / 17)
+    assert row.recall_chance < row.recall <= 1 and 0 < row.correlation <= 1
+
+
+def test_softmax_attention_follows_itself_perfectly(images):
+    msa = msa_model()
+    model = copy.deepcopy(msa)
+    for block in model.blocks:  # timm's attention stays where MSA is asked for: put ours in its place
+        source = read_projections(block.attn, "layer")
+        block.attn = MultiHeadSelfAttention.from_projections(source, MSASpec())
+    for row in quality(msa, model.eval(), images):
+        assert row.error < 1e-5 and row.recall == pytest.approx(1) and row.correlation == pytest.approx(1)
+
+
+def test_both_models_are_left_as_they_were(images):
+    msa = msa_model().train()
+    model = converted(msa, TUNED, images)
+    msa.blocks[0].eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    quality(msa, model, images)
+    assert msa.training and not msa.blocks[0].training and model.blocks[0].attn.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not any(module._forward_pre_hooks for module in msa.modules())
+
+
+def test_models_that_cannot_be_compared_are_refused(images):
+    msa = msa_model()
+    with pytest.raises(InputError, match="no attention layer differs"):
+        quality(msa, copy.deepcopy(msa), images)
+    official = converted(msa, OFFICIAL, images)
+    with pytest.raises(InputError, match="no plain softmax attention: start from an attention=msa run"):
+        quality(official, converted(msa, TUNED, images), images)
+    with pytest.raises(InputError, match="no counterpart"):
+        quality(torch.nn.Identity(), official, images)
+
+
+def test_uniform_control_takes_the_mean_of_all_values_and_ends(images):
+    msa = msa_model()
+    expected = msa(images)
+    layer, x = msa.blocks[0].attn, first_input(msa, images)
+    value = F.linear(x, layer.qkv.weight[48:], layer.qkv.bias[48:])
+    with uniform_attention(msa, {"blocks.0.attn", "blocks.1.attn"}):
+        torch.testing.assert_close(layer(x), layer.proj(value.mean(1, keepdim=True)).expand_as(x))
+        assert not torch.allclose(msa(images), expected)
+    assert torch.equal(msa(images), expected)
+
+
+@pytest.mark.parametrize("spec", [TUNED, OFFICIAL], ids=["tuned", "official"])
+def test_random_hash_keeps_the_functions_it_starts_from(spec, images):
+    for report in fit_hashes(_convert(spec), images, seed=0):
+        assert report.objective_after <= report.objective_before
+    for report in fit_hashes(_convert(random_hash(spec)), images, seed=0):
+        assert report.accepted_bits == 0 and report.flipped_bits == 0
+        assert report.objective_after == report.objective_before
+
+
+def _convert(spec):
+    model = msa_model()
+    convert(model, spec)
+    return model
+
+
+def test_settings_are_read_as_written():
+    setting = parse_setting("ecoformer_tuned:num_bits=8,qk=shared")
+    assert setting.spec == EcoFormerTunedSpec(num_bits=8, qk="shared") and setting.name.endswith("qk=shared")
+    assert parse_setting("random-ecoformer_tuned").spec == EcoFormerTunedSpec(fit_steps=0)
+    assert parse_setting("ecoformer:fit_lr=0.5,clamp=true").spec == EcoFormerSpec(fit_lr=0.5, clamp=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("ecoformed", "attention=ecoformed does not exist"),
+        ("ecoformer:num_bits", "'num_bits' is no key=value"),
+        ("ecoformer:bits=3", r"attention\.bits is not an option"),
+        ("stock", "stock attention replaces nothing"),
+        ("random-msa", "attention=msa has no hash functions to leave random"),
+    ],
+)
+def test_settings_that_cannot_be_read_are_refused(text, message):
+    with pytest.raises(InputError, match=message):
+        parse_setting(text)
+
+
+def test_a_measured_row_is_complete_and_repeats(images, tmp_path):
+    msa = msa_model()
+    setting = parse_setting("ecoformer_tuned:num_bits=6,num_anchors=4,fit_steps=15")
+    options = {"calibration": images, "held_out": images[:4], "seed": 2, "profile": load_profile("45nm_fp32")}
+    row, again = (measure(msa, setting, accuracy=lambda model: 12.5, **options) for _ in range(2))
+    assert [block["error"] for block in row["blocks"]] == [block["error"] for block in again["blocks"]]
+    assert row["top1"] == 12.5 and row["energy"]["audited"]["uncounted"] == []
+    assert row["blocks"][0]["fit"]["attention_error"] > 0
+    for convention in ("paper", "audited"):
+        energy = row["energy"][convention]
+        assert 0 < energy["core_pj"] < energy["layer_pj"]
+    json.dumps(row, allow_nan=False)
+    text = markdown([row], row)
+    assert "| ecoformer_tuned:num_bits=6,num_anchors=4,fit_steps=15 | 2 |" in text and "| 1.00 | 1.00 | 1.00 |" in text
+    plot_errors([row], tmp_path / "errors.png", "title")
+    plot_energy([row], tmp_path / "energy.png", "title")
+    assert all((tmp_path / name).stat().st_size > 5000 for name in ("errors.png", "energy.png"))
+
+
+def test_converted_layers_are_those_of_a_default_conversion():
+    assert converted_names(msa_model(), 16) == {"blocks.0.attn", "blocks.1.attn"}
+
+
+def test_held_out_images_are_spread_over_the_set_whatever_the_batches():
+    everything = torch.arange(50.0).view(50, 1, 1, 1)
+    picks = [
+        pick_images([(batch, batch) for batch in everything.split(size)], 50, 7, seed=0).flatten()
+        for size in (8, 50, 3)
+    ]
+    assert all(torch.equal(pick, picks[0]) for pick in picks)
+    assert len(picks[0].unique()) == 7 and picks[0].max() > 25 > picks[0].min()
+    with pytest.raises(InputError, match="51 held-out images asked for, but there are 50"):
+        pick_images([], 50, 51, seed=0)
+
+
+def test_the_script_refuses_in_one_line(tmp_path):
+    missing = tmp_path / "none.pt"
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "hash_quality.py"), "--checkpoint", str(missing)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
