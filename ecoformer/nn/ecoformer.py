@@ -18,8 +18,8 @@ from ecoformer.nn.heads import join_heads, refuse_mask, split_heads
 from ecoformer.nn.precision import full_precision, without_autocast
 from ecoformer.nn.projections import Projections, linear_from, register_reader
 from ecoformer.nn.specs import AttentionSpec, builds, register_spec
-from ecoformer.ops.hash_attention import hash_attention
 from ecoformer.ops.kernel_hash import normalize
+from ecoformer.ops.kernel_hash_attention import kernel_hash_attention
 
 
 @register_spec("ecoformer")
@@ -159,10 +159,9 @@ class EcoFormerAttention(ReplacementAttention, FittableAttention):
         refuse_mask(self, attn_mask, is_causal)
         qk_BND, v_BND = self.to_qk(x_BND), self.to_v(x_BND)
         with without_autocast(x_BND):
-            qk_BHNC = normalize(full_precision(split_heads(qk_BND, self.num_heads)))
+            qk_BHNC = full_precision(split_heads(qk_BND, self.num_heads))
             v_BHNC = full_precision(split_heads(v_BND, self.num_heads))
-            code_BHNK = self.hash(qk_BHNC)
-            out_BHNC = hash_attention(code_BHNK, code_BHNK, v_BHNC, self.spec.numerator)
+            out_BHNC = kernel_hash_attention(qk_BHNC, v_BHNC, *self.hash.state(qk_BHNC.dtype), self.spec.numerator)
         return self.proj_drop(self.proj(join_heads(out_BHNC).to(v_BND.dtype)))
 
     def fit_hash(self, x_BND: Tensor, generator: torch.Generator) -> HashFitReport:
