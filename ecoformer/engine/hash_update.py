@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import partial
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -59,31 +58,29 @@ class HashUpdate(Callback):
         trainer.sync_buffers()
 
 
-def _figure(value: Callable[[HashFitReport], float | None], report: HashFitReport) -> str:
-    figure = value(report)
-    return "-" if figure is None else f"{figure:.3f}"
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def _table(epoch: int, num_images: int, reports: list[HashFitReport]) -> Table:
     title = f"hash fit before epoch {epoch + 1}: {num_images} images, {sum(r.seconds for r in reports):.1f} s"
     table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False, collapse_padding=True)
-    columns: dict[str, Callable[[HashFitReport], str]] = {
-        "block": lambda r: r.block,
-        "loss": lambda r: f"{r.objective_before:.4g}",
-        "fitted": lambda r: f"{r.objective_after:.4g}",
+    columns: dict[str, Callable[[HashFitReport], str]] = {"block": lambda r: r.block}
+    if all(report.attention_error is None for report in reports):
+        columns |= {"loss": lambda r: f"{r.objective_before:.4g}", "fitted": lambda r: f"{r.objective_after:.4g}"}
+    else:
+        columns |= {
+            "error": lambda r: _figure(r.attention_error),
+            "random": lambda r: _figure(r.random_error),
+            "uniform": lambda r: _figure(r.uniform_error),
+        }
+    columns |= {
         "kept": lambda r: f"{r.accepted_bits}/{r.num_bits}",
-        "flipped": lambda r: f"{r.flipped_bits:.1%}",
+        "flipped": lambda r: f"{r.flipped_bits:.0%}",
         "balance": lambda r: f"{r.bit_balance:.2f}",
         "corr.": lambda r: f"{r.bit_correlation:.2f}",
-        "s": lambda r: f"{r.seconds:.2f}",
+        "s": lambda r: f"{r.seconds:.1f}",
     }
-    errors: dict[str, Callable[[HashFitReport], float | None]] = {
-        "error": lambda r: r.attention_error,
-        "random": lambda r: r.random_error,
-        "uniform": lambda r: r.uniform_error,
-    }
-    if any(report.attention_error is not None for report in reports):
-        columns |= {name: partial(_figure, error) for name, error in errors.items()}
     for name in columns:
         table.add_column(name, justify="left" if name == "block" else "right", no_wrap=True)
     for report in reports:

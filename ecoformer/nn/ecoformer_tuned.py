@@ -211,12 +211,13 @@ class EcoFormerTunedAttention(ReplacementAttention, FittableAttention):
 
         A first fit starts from random functions, a later one from those it has. Samples with NaN or infinite
         features are left out. A head whose error does not fall keeps the functions it had; `accepted_bits` is K
-        times the share of heads that took new ones, rounded down. The objective is the squared relative error.
+        times the share of heads that took new ones, rounded down, and `failed_bits` likewise those that met NaN.
+        The objective is the squared relative error.
         """
         started = time.perf_counter()
         with without_autocast(x_BND):
             tokens = [self._heads(self.to_q(x_BND)), self._keys(x_BND), self._heads(self.to_v(x_BND))]
-            q_BHNC, k_BHNC, v_BHNC = _finite_samples(tokens)
+            (q_BHNC, k_BHNC, v_BHNC), num_skipped = _finite_samples(tokens)
             spec = self.spec
             random = random_hash(
                 q_BHNC,
@@ -252,6 +253,8 @@ class EcoFormerTunedAttention(ReplacementAttention, FittableAttention):
                 bit_balance=balance,
                 bit_correlation=correlation,
                 flipped_bits=float((old != new).float().mean()),
+                failed_bits=int((~fit.finite_H).sum()) * spec.num_bits // self.num_heads,
+                skipped_images=num_skipped,
                 attention_error=relative_error(fit.hashing.attend(q_BHNC, k_BHNC, v_BHNC), target_BHNC),
                 random_error=relative_error(random.attend(q_BHNC, k_BHNC, v_BHNC), target_BHNC),
                 uniform_error=relative_error(v_BHNC.mean(dim=2, keepdim=True).expand_as(v_BHNC), target_BHNC),
@@ -289,12 +292,16 @@ class EcoFormerTunedAttention(ReplacementAttention, FittableAttention):
         return heads * (num_tokens * per_token_muls + bit_weight_muls), heads * num_tokens * per_token_adds
 
 
-def _finite_samples(tokens: list[Tensor]) -> list[Tensor]:
-    """The samples without NaN or infinity in any of the tensors; zeros if there are none, so that a run goes on."""
+def _finite_samples(tokens: list[Tensor]) -> tuple[list[Tensor], int]:
+    """The samples without NaN or infinity in any of the tensors, and how many there are of the others.
+
+    If no sample is left, all of them as zeros, so that a run goes on.
+    """
     usable_B = torch.stack([x.isfinite().flatten(1).all(dim=1) for x in tokens]).all(dim=0)
-    if not bool(usable_B.any()):
-        return [torch.zeros_like(x) for x in tokens]
-    return [x[usable_B] for x in tokens]
+    num_skipped = int((~usable_B).sum())
+    if num_skipped == len(usable_B):
+        return [torch.zeros_like(x) for x in tokens], num_skipped
+    return [x[usable_B] for x in tokens], num_skipped
 
 
 @register_reader(EcoFormerTunedAttention)

@@ -76,13 +76,15 @@ class BinaryHash:
 class BinaryFit:
     """A fitted hash and its errors per head (squared, relative, on all samples, float64).
 
-    `accepted_H` is False where the fit did not lower the error, or met NaN; such heads keep the hash they had.
+    `accepted_H` is False where the fit did not lower the error, or met NaN (`finite_H` False); such heads keep the hash
+    they had.
     """
 
     hashing: BinaryHash
     error_before_H: Tensor
     error_after_H: Tensor
     accepted_H: Tensor
+    finite_H: Tensor
 
 
 def random_hash(
@@ -191,7 +193,7 @@ def fit_binary_hash(
         torch.where(accepted_H.view(-1, *[1] * (new.dim() - 1)), new, old)
         for new, old in zip(fitted.tensors(), start.tensors(), strict=True)
     )
-    return BinaryFit(kept, before_H, torch.where(accepted_H, after_H, before_H), accepted_H)
+    return BinaryFit(kept, before_H, torch.where(accepted_H, after_H, before_H), accepted_H, after_H.isfinite())
 
 
 def _batches(size: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:

@@ -51,6 +51,7 @@ def test_fit_comes_before_the_steps_and_reaches_the_ema(tmp_path: Path) -> None:
     fits = [record for record in records if record["event"] == "hash_fit"]
     assert [(record["epoch"], record["step"], record["block"]) for record in fits] == [(0, 0, "attn"), (2, 12, "attn")]
     assert fits[0]["objective_before"] == -1.0 and fits[0]["accepted_bits"] == 3
+    assert "attention_error" not in fits[0]  # unknown to this kind
     order = [record["event"] for record in records if record["epoch"] == 0]
     assert order[0] == "hash_fit" and order[-1] == "epoch"
 
