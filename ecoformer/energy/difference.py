@@ -21,12 +21,12 @@ REASONS = {
     "LayerNorm": "the paper charges 2 per element to both; run are mean, variance, 1/sqrt, scale and shift",
     PAPER_CORE: "the formula, replaced by the lines that name functions and operations",
     "scaled_dot_product_attention": "both products and the scale as in the formula; softmax is not in it",
-    "normalize": "L2 norm of queries and keys: not in the formula",
-    "squared_distances": "the formula takes two additions a term, no product; run are a matrix product and two norms",
-    "kernel_features": "sigma and the Gaussian: exp and the mean of the distances are not in the formula",
-    "hash_codes": "projection on the hash functions; the mean is folded into one threshold a bit",
-    "hash_attention": "code products are additions, as in the formula; (K + 1) v and the ones column are not in it",
-    "sign": "comparison with zero: not in the formula",
+    "kernel": "norms, sigma and the threshold of each bit: not in the formula",
+    "per_head": "the formula takes two additions a term of the distance, no product; run are matrix products",
+    "features": "scaling the distances and their exponential: not in the formula",
+    "pre_code": "the mean of the features, folded into one threshold a bit: not in the formula",
+    "sign": "taking signs: not in the formula",
+    "hash_attention": "code products are additions, as in the formula; (K + 1) v is not in it",
     "gelu": "activations are not in the paper's accounting",
     "relu": "activations are not in the paper's accounting",
     "silu": "activations are not in the paper's accounting",
@@ -92,7 +92,7 @@ def _counts(entries: tuple[Entry, ...]) -> Counts:
 def _item(entry: Entry) -> str:
     if not entry.core:
         return entry.part or _short(entry.op)
-    return f"{entry.function}: {_short(entry.op)}" if entry.function else PAPER_CORE
+    return f"{entry.function.lstrip('_')}: {_short(entry.op)}" if entry.function else PAPER_CORE
 
 
 def _short(op: str) -> str:

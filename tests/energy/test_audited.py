@@ -16,38 +16,33 @@ def test_hash_attention_term_by_term() -> None:
     batch, heads, tokens, channels, bits, anchors = 2, 3, 7, 4, 5, 6
     dim = heads * channels
     layer = EcoFormerAttention(dim, heads, EcoFormerSpec(num_bits=bits, num_anchors=anchors, top_k=3))
-    rows = batch * heads * tokens
+    rows, maps = batch * heads * tokens, batch * heads
     terms = {
         "to_qk, to_v, proj: products and biases": {
             "fma": 3 * batch * tokens * dim * dim,
             "add": 3 * batch * tokens * dim,
         },
-        "squares of qk": {"mul": rows * channels, "add": rows * (channels - 1)},
-        "zero tokens kept apart: is it zero, and not": {"compare": rows, "binary_mul": rows},
-        "1 / norm": {"sqrt": rows, "div": rows},
-        "qk / norm": {"mul": rows * channels},
-        "|x|^2": {"mul": rows * channels, "add": rows * (channels - 1)},
+        "|x|": {"mul": rows * channels, "add": rows * (channels - 1), "sqrt": rows},
+        "1 / |x|, zero for zero tokens": {"compare": rows, "add": 2 * rows, "div": rows},
         "|a|^2": {"mul": heads * anchors * channels, "add": heads * anchors * (channels - 1)},
-        "-2 a": {"mul": heads * anchors * channels},
-        "-2 x a": {"fma": rows * channels * anchors},
-        "+ |x|^2 + |a|^2, not below 0": {"add": 2 * rows * anchors, "compare": rows * anchors},
-        "sigma: mean over tokens and anchors": {
-            "add": batch * heads * (tokens * anchors - 1),
-            "div": batch * heads,
-        },
-        "-1 / (2 sigma), not below the smallest number": {
-            "compare": batch * heads,
-            "div": batch * heads,
-            "mul": batch * heads,
-        },
-        "exp(-d2 / (2 sigma))": {"mul": rows * anchors, "exp": rows * anchors},
-        "A (k - mean), the mean as a threshold": {
-            "fma": rows * anchors * bits + heads * bits * anchors,
-            "add": rows * bits,
-        },
-        "sign": {"compare": rows * bits},
-        "context: codes times v and ones": {"add": rows * bits * (channels + 1)},
-        "codes times context": {"add": rows * bits * (channels + 1)},
+        "mean of x / |x| over tokens": {"fma": rows * channels, "div": maps * channels},
+        "mean of a over anchors": {"add": heads * channels * (anchors - 1), "div": heads * channels},
+        "mean of |x|^2, which is 0 or 1": {"popcount": maps * (tokens - 1), "div": maps},
+        "mean of |a|^2": {"add": heads * (anchors - 1), "div": heads},
+        "sigma from the means": {"fma": maps * channels, "mul": maps, "add": 2 * maps},
+        "log2(e) / sigma, sigma not below the floor": {"compare": 2 * maps, "div": maps, "mul": maps},
+        "scale of the products, 1 / |x| included": {"mul": rows},
+        "-|x|^2 / (2 sigma)": {"mul": maps, "binary_mul": rows},
+        "-|a|^2 / (2 sigma)": {"mul": maps + maps * anchors},
+        "the mean of the features as a threshold a bit": {"fma": heads * bits * anchors},
+        "x a": {"fma": rows * channels * anchors},
+        "scaled, plus both squares": {"mul": rows * anchors, "add": 2 * rows * anchors},
+        "exp2": {"exp": rows * anchors},
+        "A k, minus the threshold": {"fma": rows * anchors * bits, "add": rows * bits},
+        "sign, with half a step so that zero counts as +1": {"add": rows * bits},
+        "context: codes times v": {"add": rows * bits * channels},
+        "sum of codes": {"popcount": maps * bits * (tokens - 1)},
+        "codes times context and sum": {"add": rows * bits * (channels + 1)},
         "+ (K + 1) v": {"mul": rows * channels, "add": rows * channels},
         "denominator + N (K + 1)": {"add": rows},
         "numerator / denominator": {"div": rows * channels},
@@ -87,8 +82,8 @@ def test_only_codes_make_additions(num_bits: int) -> None:
 def test_entries_name_module_function_and_attention() -> None:
     model = nn.Sequential(nn.Linear(8, 8), EcoFormerAttention(8, 2, EcoFormerSpec(num_anchors=3, top_k=2)))
     ledger = count(model, torch.zeros(1, 9, 8))
-    exp = next(entry for entry in ledger.entries if entry.op == "aten.exp.default")
-    assert (exp.module, exp.module_class, exp.function) == ("1.hash", "KernelHash", "kernel_features")
+    exp = next(entry for entry in ledger.entries if entry.op == "aten.exp2_.default")
+    assert (exp.module, exp.module_class, exp.function) == ("1", "EcoFormerAttention", "_features")
     assert (exp.attention, exp.core, exp.bits) == ("1", True, 32)
     projections = [entry for entry in ledger.entries if entry.module in ("1.to_qk", "1.to_v", "1.proj")]
     assert {(entry.attention, entry.part) for entry in projections} == {("1", "Linear")}

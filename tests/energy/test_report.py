@@ -47,11 +47,11 @@ def test_difference_names_what_the_paper_leaves_out() -> None:
     ]
     lines = {line.item: line for line in difference(*ledgers)}
     tokens, channels, bits, anchors = 24 * 24, 32, 16, 25
-    assert lines["normalize: square"].muls == lines["normalize: mul"].muls == tokens * channels
-    assert lines["hash_attention: mul"].muls == tokens * channels
-    assert lines["squared_distances: square"].muls == (tokens + anchors) * channels
-    assert lines["kernel_features: exp"].other == {"exp": tokens * anchors}
-    assert lines["hash_attention: bmm"].adds == 2 * tokens * bits * (channels + 1)
+    assert lines["kernel: linalg_vector_norm"].muls == tokens * channels
+    assert lines["per_head: bmm"].muls == lines["per_head: bmm"].adds == tokens * anchors * (channels + bits)
+    assert lines["hash_attention: add"].muls == tokens * channels
+    assert lines["features: exp2"].other == {"exp": tokens * anchors}
+    assert lines["hash_attention: bmm"].adds == tokens * bits * (2 * channels + 1)
     assert lines["hash_attention: bmm"].muls == 0
     muls, _ = model.get_submodule(first).paper_core_ops(tokens)
     assert lines[PAPER_CORE].muls == -muls
