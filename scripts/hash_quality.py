@@ -124,6 +124,7 @@ def sweep(args: argparse.Namespace) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     found = {
         "title": f"{config.model.name} on {config.data.name}, {config.data.img_size} px",
+        "model_kwargs": config.model.kwargs,
         "epochs": saved.content["epoch"],
         "fit_images": args.fit_images,
         "images": args.images,

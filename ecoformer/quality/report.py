@@ -88,18 +88,20 @@ def plot_energy(rows: Sequence[Row], out: Path, title: str) -> None:
     for axis, key, label in zip(axes, ("core_pj", "layer_pj"), ("attention core", "core and projections"), strict=True):
         for number, row in enumerate(rows):
             found = ratios(row)
-            energy = row["energy"]["paper"][key] / 1e3
+            energy = row["energy"]["paper"][key] / 1e6
             mean = sum(found) / len(found)
             colour = f"C{number % 10}"
             axis.plot([energy, energy], [min(found), max(found)], color=colour, lw=1, alpha=0.6)
             marker = "os^Dv<>pP*X"[number // 10 + number % 10]
             axis.plot(energy, mean, marker, color=colour, label=row["setting"] if key == "core_pj" else None)
-        axis.axhline(1, color="black", linestyle="--", lw=0.8)
-        axis.axhline(GOAL, color="grey", lw=0.8)
-        axis.set(xlabel=f"{label}: nJ per image in the converted layers (paper convention)", xlim=(0, None))
+        first = key == "core_pj"
+        axis.axhline(1, color="black", linestyle="--", lw=0.8, label="uniform attention" if first else None)
+        axis.axhline(GOAL, color="grey", lw=0.8, label="goal: 75 %" if first else None)
+        most = max(row["energy"]["paper"][key] for row in rows) / 1e6
+        axis.set(xlabel=f"{label} (µJ per image)", xlim=(0, 1.08 * most))
         axis.grid(alpha=0.3)
-    axes[0].set(ylabel="error / uniform attention's error\nmean over blocks, bar: best to worst", ylim=(0, None))
-    figure.suptitle(f"{title} (dashed: uniform attention, grey: goal)", fontsize=10)
+    axes[0].set(ylabel="error / uniform attention's error\nmean over blocks, bar: best to worst block", ylim=(0, None))
+    figure.suptitle(f"{title}: energy of the converted layers, paper convention", fontsize=10)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=7)
     save_figure(figure, out)
 
