@@ -17,7 +17,7 @@ class Entry:
 
     Attributes:
         module, module_class: the innermost module that ran it.
-        function: the function of the model's code that asked for it ("normalize"), empty in the paper convention.
+        function: the function of the model's code that asked for it ("hash_attention"), empty in the paper convention.
         op: the operation ("aten.mul.Tensor"), or the term of the paper's accounting ("Conv2d").
         attention: name of the attention layer around it, if any; "(model)" if that is the whole model.
         part: "Conv2d", "Linear", "LayerNorm" (subclasses included), the class of another convolution or norm,
