@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+import ecoformer.models  # noqa: F401  registers the converted models
 from ecoformer.convert import convert
 from ecoformer.engine.throughput import Pass, autocast, forward_pass, training_step
 from ecoformer.errors import InputError

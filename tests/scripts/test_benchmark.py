@@ -1,0 +1,94 @@
+"""The benchmark's contract: one row per variant with the promised keys, and one line for what it cannot do."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark.py"
+KEYS = {"model", "attention", "img_size", "batch_size", "mode", "device", "precision"}
+KEYS |= {"images_per_second", "ratio_to_stock", "peak_mib", "milliseconds"}
+QUICK = ["--img-size", "96", "--batch-size", "2", "--threads", "1", "--rounds", "2", "--min-seconds", "0.01"]
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("benchmark", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(autouse=True)
+def _keep_threads():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_rows(script, capsys, tmp_path):
+    out = tmp_path / "speed.json"
+    arguments = ["--attention", "stock,msa_unfused", "--model", "pvt_v2_b0", "--format", "json", "--out", str(out)]
+    assert script.main([*QUICK, *arguments]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert rows == json.loads(out.read_text())
+    assert [row["attention"] for row in rows] == ["stock", "msa_unfused"]
+    for row in rows:
+        assert row.keys() >= KEYS
+        assert row["milliseconds_low"] <= row["milliseconds"] <= row["milliseconds_high"]
+        assert row["images_per_second"] == pytest.approx(2e3 / row["milliseconds"], rel=0.01)
+        assert row["peak_mib"] > 3.7e6 * 4 / 2**20, "not even the weights"
+    assert rows[0]["ratio_to_stock"] == 1
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+@pytest.mark.parametrize("layer", [[], ["--layer", "1"]], ids=["model", "layer"])
+def test_modes(script, capsys, mode, layer):
+    arguments = ["--attention", "ecoformer", "--no-peak", "--precision", "bf16", "--channels-last", "--mode", mode]
+    assert script.main([*QUICK, *arguments, *layer, "--format", "markdown"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("| model | attention |")
+    assert "ratio_to_stock" not in lines[0], "there is no stock row to compare with"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--attention", "nope"], "attention=nope does not exist; choose one of stock"),
+        (["--attention", "msa_folded"], "attention=msa_folded does not exist"),
+        (["--model", "resnet18", "--attention", "ecoformer"], "no attention that can be converted"),
+        (["--model", "nope"], "'nope' is not known to timm"),
+        (["--device", "cuda:99"], "--device cuda:99, but torch sees"),
+        (["--device", "abacus"], "--device abacus does not exist"),
+        (["--device", "meta"], "--device meta is not supported"),
+        (["--img-size", "64"], "16 tokens"),
+        (["--img-size", "16"], "does not accept 16x16 images"),
+        (["--img-size", "0"], "'0' must be a whole number"),
+        (["--layer", "9"], "attention layers 1 to 8"),
+    ],
+)
+def test_refusals(script, capsys, arguments, message):
+    assert script.main(["--batch-size", "1", "--attention", "stock,ecoformer", "--no-peak", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert message in error
+
+
+def test_too_little_memory_is_one_line():
+    code = (
+        "import resource, sys, runpy; sys.argv[1:] = sys.argv[2:];"
+        "import ecoformer.engine.peak_memory as p;"
+        "p.refuse_more_than_available = lambda: resource.setrlimit(resource.RLIMIT_AS, (p._status_kib('VmSize') * 1024"
+        " + 2**27,) * 2);"
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    code = code.replace("sys.argv[1:] = sys.argv[2:]", f"sys.argv = [{str(SCRIPT)!r}, *sys.argv[1:]]")
+    arguments = ["--peak-only", "--attention", "stock", "--batch-size", "64", "--threads", "1"]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "needs more memory than there is" in done.stderr

@@ -1,0 +1,75 @@
+"""Exported files compute what eager computes, and say so."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "export.py"
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("export", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def difference(text):
+    return float(re.search(r"largest difference to eager (\S+)", text)[1])
+
+
+SLOW_FIXED = pytest.param([], id="fixed", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("extra", [SLOW_FIXED, pytest.param(["--dynamic-size"], id="dynamic")])
+def test_torch_export(script, capsys, tmp_path, extra):
+    out = tmp_path / "model.pt2"
+    assert script.main(["pvt_v2_b0_ecoformer", "--format=torch_export", f"--out={out}", "--img-size=96", *extra]) == 0
+    captured = capsys.readouterr()
+    assert difference(captured.out) < 1e-5
+    assert "1x3x96x96, 3x3x96x96" in captured.out
+    assert "not trained" in captured.err
+    assert out.stat().st_size > 3.4e6 * 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("extra", [[], ["--dynamic-size"]], ids=["fixed", "dynamic"])
+def test_onnx(script, capsys, tmp_path, extra):
+    for name in ("onnx", "onnxruntime", "onnxscript"):
+        pytest.importorskip(name)
+    out = tmp_path / "model.onnx"
+    assert script.main(["pvt_v2_b0_ecoformer", "--format=onnx", f"--out={out}", "--img-size=96", *extra]) == 0
+    assert difference(capsys.readouterr().out) < 1e-4
+
+
+def test_a_difference_above_the_tolerance_is_an_error(script, capsys, tmp_path):
+    arguments = ["pvt_v2_b0", "--format=torch_export", f"--out={tmp_path / 'm.pt2'}", "--img-size=64"]
+    assert script.main([*arguments, "--tolerance=-1"]) == 1
+    assert "do not use this file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nope", "--format=torch_export", "--out=x"], "neither a file nor a timm model"),
+        (["pvt_v2_b0_ecoformer", "--format=torch_export", "--out=x", "--img-size=64"], "16 tokens < num_anchors=25"),
+        (["pvt_v2_b0", "--format=torch_export", "--out=x", "--img-size=16"], "does not accept 16x16 images"),
+        (["pvt_v2_b0", "--out=x"], "--format"),
+        ([str(SCRIPT), "--format=torch_export", "--out=x"], "export.py"),
+    ],
+)
+def test_refusals(script, capsys, arguments, message):
+    assert script.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert message in error
+
+
+def test_missing_packages_are_named(script, capsys, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert script.main(["pvt_v2_b0", "--format=onnx", "--out=x"]) == 2
+    assert "pip install 'ecoformer[export]'" in capsys.readouterr().err

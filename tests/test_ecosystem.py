@@ -1,0 +1,133 @@
+"""Converted models go where timm's go: compiled, traced, cast, checkpointed, copied, pickled, as feature backbones."""
+
+import copy
+import pickle
+
+import pytest
+import timm
+import torch
+
+from ecoformer import EcoFormerSpec, convert, fit_hashes
+from ecoformer.nn import EcoFormerAttention
+
+SPEC = EcoFormerSpec(num_bits=8, num_anchors=5, top_k=2, fit_steps=2)
+
+
+def converted(name="pvt_v2_b0", size=64, **options):
+    model = timm.create_model(name, **options)
+    convert(model, SPEC, img_size=size)
+    images = torch.randn(2, 3, size, size)
+    fit_hashes(model, images, seed=0)
+    return model.eval(), images
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    torch.manual_seed(0)
+    return converted(num_classes=7)
+
+
+@pytest.fixture
+def layer():
+    attention = EcoFormerAttention(24, 3, SPEC).eval()
+    x = torch.randn(2, 35, 24)
+    attention.fit_hash(x, torch.Generator().manual_seed(0))
+    return attention, x
+
+
+def gradients(layer, function, x):
+    layer.zero_grad()
+    leaf = x.clone().requires_grad_()
+    out = function(leaf)
+    (out.float() ** 2).sum().backward()
+    return [out.detach(), leaf.grad, *(p.grad.clone() for p in layer.parameters())]
+
+
+def test_compiles_in_one_graph_with_the_same_gradients(layer):
+    attention, x = layer
+    torch.compiler.reset()
+    compiled = torch.compile(attention, fullgraph=True, backend="aot_eager")
+    for mine, eager in zip(gradients(attention, compiled, x), gradients(attention, attention, x), strict=True):
+        torch.testing.assert_close(mine, eager)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), attention(x))
+
+
+@pytest.mark.slow
+def test_compiles_to_machine_code(fitted):
+    model, images = fitted
+    torch.compiler.reset()
+    with torch.no_grad():
+        torch.testing.assert_close(torch.compile(model, fullgraph=True)(images), model(images), rtol=1e-3, atol=1e-4)
+
+
+def test_whole_model_is_one_graph(fitted):
+    model, images = fitted
+    torch.compiler.reset()
+    with torch.no_grad():
+        compiled = torch.compile(model, fullgraph=True, backend="eager")
+        torch.testing.assert_close(compiled(images), model(images))
+
+
+def test_jit_trace_serves_other_batch_sizes(fitted):
+    model, images = fitted
+    with torch.no_grad():
+        traced = torch.jit.trace(model, images)
+        torch.testing.assert_close(traced(images), model(images))
+        one = torch.randn(1, 3, 64, 64)
+        torch.testing.assert_close(traced(one), model(one))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_is_close_and_trains(layer, dtype):
+    attention, x = layer
+    with torch.autocast("cpu", dtype=dtype):
+        half = gradients(attention, attention, x)
+    assert half[0].dtype == dtype
+    for mine in half:
+        assert mine.isfinite().all()
+    v = attention.to_v(x)
+    spread = (half[0].float() - attention(x)).abs().max() / v.abs().max()
+    assert spread < 0.05
+
+
+def test_channels_last(fitted):
+    model, images = fitted
+    with torch.no_grad():
+        expected = model(images)
+        other = copy.deepcopy(model).to(memory_format=torch.channels_last)
+        torch.testing.assert_close(other(images.contiguous(memory_format=torch.channels_last)), expected)
+
+
+def test_gradient_checkpointing_changes_no_gradient():
+    model, images = converted(num_classes=3)
+    plain = gradients(model, model, images)
+    model.set_grad_checkpointing()
+    for mine, expected in zip(gradients(model, model, images), plain, strict=True):
+        torch.testing.assert_close(mine, expected)
+
+
+def test_copies_and_pickles_compute_the_same(fitted):
+    model, images = fitted
+    with torch.no_grad():
+        for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            assert torch.equal(other(images), model(images))
+
+
+@pytest.mark.parametrize("name", ["pvt_v2_b0", "twins_svt_small"])
+def test_feature_backbones(name):
+    model = timm.create_model(name, features_only=True) if name == "pvt_v2_b0" else timm.create_model(name)
+    report = convert(model, SPEC, img_size=64)
+    images = torch.randn(1, 3, 64, 64)
+    fit_hashes(model, images, seed=0)
+    assert report.replaced
+    with torch.no_grad():
+        features = model.eval()(images) if name == "pvt_v2_b0" else model.eval().forward_intermediates(images)[1]
+    assert [feature.shape[-1] for feature in features][:4] == [16, 8, 4, 2]
+
+
+def test_data_parallel_averages_only_what_has_gradients(layer):
+    attention, x = layer
+    attention(x).sum().backward()
+    assert {name for name, p in attention.named_parameters() if p.grad is None} == set()
+    assert not any(buffer.requires_grad for buffer in attention.buffers())
