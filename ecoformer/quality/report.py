@@ -101,7 +101,7 @@ def plot_energy(rows: Sequence[Row], out: Path, title: str) -> None:
         axis.set(xlabel=f"{label} (µJ per image)", xlim=(0, 1.08 * most))
         axis.grid(alpha=0.3)
     axes[0].set(ylabel="error / uniform attention's error\nmean over blocks, bar: best to worst block", ylim=(0, None))
-    figure.suptitle(f"{title}: energy of the converted layers, paper convention", fontsize=10)
+    figure.suptitle(f"{title}\nenergy of the converted layers, paper convention", fontsize=9)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=7)
     save_figure(figure, out)
 
