@@ -6,6 +6,7 @@ Shapes: B batch, N tokens, D model channels.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
@@ -21,8 +22,9 @@ from ecoformer.errors import InputError
 from ecoformer.layers import attention_layers, token_counts
 from ecoformer.nn.hashing import fit_hashes
 from ecoformer.nn.specs import make_spec
+from ecoformer.ops.kernel_hash_attention import triton_kernels
 
-SUFFIXES = ("unfused", "compiled")
+SUFFIXES = ("unfused", "compiled", "triton")
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Variant:
     """An attention as a comparison names it: stock or a registered kind, and how it is run.
 
     "msa_unfused" forms softmax(q k^T) as a matrix instead of calling torch's fused attention, "ecoformer_compiled"
-    goes through torch.compile; suffixes can be chained.
+    goes through torch.compile, "ecoformer_triton" uses the Triton kernels (CUDA only); suffixes can be chained.
     """
 
     label: str
@@ -52,15 +54,14 @@ class Variant:
         return torch.compile(function) if "compiled" in self.suffixes else function
 
     def context(self, run: Pass) -> Pass:
-        """`run` with torch's attention unfused if the variant says so."""
-        if "unfused" not in self.suffixes:
-            return run
+        """`run` with torch's attention unfused, and with or without the Triton kernels, as the variant says."""
 
-        def run_unfused() -> object:
-            with sdpa_kernel(SDPBackend.MATH):
+        def run_in_context() -> object:
+            unfused = sdpa_kernel(SDPBackend.MATH) if "unfused" in self.suffixes else nullcontext()
+            with triton_kernels("triton" in self.suffixes), unfused:
                 return run()
 
-        return run_unfused
+        return run_in_context
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,10 @@ class SpeedCase:
 
     def step(self) -> Pass:
         """One pass over one batch, as a function without arguments. Raises InputError as `build` does."""
-        variant, model = Variant.parse(self.attention), self.build()
+        variant = Variant.parse(self.attention)
+        if "triton" in variant.suffixes and torch.device(self.device).type != "cuda":
+            raise InputError(f"{self.attention} runs on CUDA, not on {self.device}: leave out _triton")
+        model = self.build()
         images = self._images(self.batch_size, self.img_size)
         if self.layer:
             return variant.context(self._layer_step(variant, model, images))

@@ -12,6 +12,9 @@ Shapes: B batch, H heads, N tokens, C head channels, K code bits, M anchors.
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -24,6 +27,21 @@ from ecoformer.ops.kernel_hash import sign
 
 State = tuple[Tensor, Tensor, Tensor]  # anchors_HMC, A_HKM, mean_HM
 CACHE_BYTES = 2**19  # of queries and keys in a group, per thread; what is computed from them is about three times that
+
+# The Triton kernels are tested by Triton's interpreter only, so they are asked for, not chosen: see docs/speed.md.
+USE_TRITON = os.environ.get("ECOFORMER_TRITON") == "1"
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@contextmanager
+def triton_kernels(enabled: bool) -> Iterator[None]:
+    """Use the Triton kernels for float32 tokens on CUDA, or do not; at first ECOFORMER_TRITON=1 in the environment."""
+    global USE_TRITON
+    before, USE_TRITON = USE_TRITON, enabled
+    try:
+        yield
+    finally:
+        USE_TRITON = before
 
 
 def kernel_hash_attention(
@@ -76,6 +94,12 @@ class _Recomputed(torch.autograd.Function):
 def _forward(qk_BHNC: Tensor, v_BHNC: Tensor, state: State, numerator: str) -> Tensor:
     qk_HBNC, v_HBNC = qk_BHNC.transpose(0, 1), v_BHNC.transpose(0, 1)
     kernel = _kernel(qk_HBNC, state)
+    if _on_triton(qk_BHNC):
+        from ecoformer.ops.triton_kernel_hash_attention import attend  # Triton is not on every platform
+
+        gaussian = kernel.scale_HBN1, kernel.square_HBN1, kernel.anchor_square_HB1M
+        hash_functions = kernel.anchors_HMC, kernel.A_HKM, kernel.threshold_H11K
+        return attend(qk_HBNC, v_HBNC, gaussian, hash_functions, numerator).transpose(0, 1)
     groups = _groups(qk_BHNC)
     if len(groups) == 1:
         return _group_forward(qk_HBNC, v_HBNC, kernel, numerator).transpose(0, 1)
@@ -102,6 +126,10 @@ def _backward(
         )
         grad_qk_BHNC[group], grad_v_BHNC[group] = grad_qk_HBNC.transpose(0, 1), grad_v_HBNC.transpose(0, 1)
     return grad_qk_BHNC, grad_v_BHNC
+
+
+def _on_triton(x: Tensor) -> bool:
+    return USE_TRITON and x.dtype == torch.float32 and (x.is_cuda or INTERPRETED)
 
 
 def _groups(x_BHNC: Tensor) -> list[slice]:

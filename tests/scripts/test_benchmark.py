@@ -68,6 +68,7 @@ def test_modes(script, capsys, mode, layer):
         (["--img-size", "64"], "16 tokens"),
         (["--img-size", "16"], "does not accept 16x16 images"),
         (["--img-size", "0"], "'0' must be a whole number"),
+        (["--attention", "ecoformer_triton"], "ecoformer_triton runs on CUDA, not on cpu"),
         (["--layer", "9"], "attention layers 1 to 8"),
     ],
 )

@@ -1,0 +1,44 @@
+"""The growth plot takes the benchmark's rows and refuses anything else."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "plot_speed.py"
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("plot_speed", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def row(attention, img_size, milliseconds, peak_mib=None):
+    shared = {"model": "m", "mode": "eval", "batch_size": 2, "precision": "fp32", "threads": 1, "machine": "here"}
+    return shared | {"attention": attention, "img_size": img_size, "milliseconds": milliseconds, "peak_mib": peak_mib}
+
+
+def test_draws_a_line_per_attention(script, tmp_path):
+    rows = [row(attention, size, size / 10, 5.0) for attention in ("stock", "msa") for size in (224, 384)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    assert script.main([str(tmp_path / "rows.json"), "--out", str(tmp_path / "p.png")]) == 0
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+    axes = script.figure(script.read(tmp_path / "rows.json")).axes
+    assert [line.get_label() for line in axes[0].lines] == ["stock", "msa"]
+    assert axes[0].lines[0].get_ydata().tolist() == pytest.approx([11.2, 19.2])
+    assert axes[1].lines[0].get_ydata().tolist() == pytest.approx([11200 / 56**2, 19200 / 96**2])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(None, "cannot read"), ("{", "no rows"), ('[{"model": 1}]', "no rows")]
+)
+def test_refusals(script, tmp_path, capsys, content, message):
+    path = tmp_path / "rows.json"
+    if content is not None:
+        path.write_text(content)
+    assert script.main([str(path), "--out", str(tmp_path / "p.png")]) == 2
+    assert message in capsys.readouterr().err
