@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
 
 from ecoformer.comparison.figures import save_figure
 from ecoformer.errors import InputError
@@ -56,8 +57,13 @@ def figure(rows: list[dict[str, Any]]) -> Figure:
         for attention in dict.fromkeys(row["attention"] for row in rows):
             line = sorted((row["img_size"], row[key]) for row in rows if row["attention"] == attention and row[key])
             axes.plot(*zip(*line, strict=True), marker="o", label=attention)
-        axes.set(xlabel="image size, px", ylabel=label, yscale="log", xticks=sorted({row["img_size"] for row in rows}))
-        axes.minorticks_off()
+        axes.set(xlabel="image size, px", ylabel=label, xticks=sorted({row["img_size"] for row in rows}))
+        if key == "microseconds_per_token":
+            axes.set_ylim(bottom=0)
+        else:
+            axes.set_yscale("log")
+            axes.yaxis.set_minor_formatter(ScalarFormatter())
+            axes.yaxis.set_major_formatter(ScalarFormatter())
         axes.grid(alpha=0.3)
     axes.legend()
     first = rows[0]
