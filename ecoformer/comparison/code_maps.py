@@ -52,7 +52,7 @@ def plot_code_maps(msa: nn.Module, ecoformer: nn.Module, image_3SS: Tensor, out:
     figure = Figure(figsize=(1.9 * len(names) + 1.9, 4.4), layout="constrained")
     axes = figure.subplots(2, len(names) + 1, squeeze=False)
     picture = image_3SS.mean(0)
-    for row, (label, weights) in enumerate((("attention (MSA)", softmax), ("code similarity (EcoFormer)", codes))):
+    for row, (label, weights) in enumerate((("MSA attention", softmax), ("code similarity", codes))):
         axes[row][0].imshow(picture, cmap="gray")
         axes[row][0].set_ylabel(label)
         for column, name in enumerate(names, start=1):

@@ -41,13 +41,14 @@ def comparison_cells(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[li
 
 
 def comparison_table(rows: Sequence[dict[str, Any]], title: str) -> Table:
-    """The comparison for a terminal."""
-    header, cells = comparison_cells(rows)
+    """The comparison for a terminal: one column a run, so that a few runs fit into 80 characters."""
+    (first, *names), cells = comparison_cells(rows)
     table = Table(title=title, title_justify="left")
-    for index, name in enumerate(header):
-        table.add_column(name, justify="left" if index == 0 else "right")
+    table.add_column(first)
     for line in cells:
-        table.add_row(*line)
+        table.add_column(line[0], justify="right")
+    for index, name in enumerate(names, start=1):
+        table.add_row(name, *(line[index] for line in cells))
     return table
 
 
