@@ -26,7 +26,7 @@ from ecoformer.ops.hash_attention import hash_attention
 from ecoformer.ops.kernel_hash import sign
 
 State = tuple[Tensor, Tensor, Tensor]  # anchors_HMC, A_HKM, mean_HM
-CACHE_BYTES = 2**19  # of queries and keys in a group, per thread; what is computed from them is about three times that
+CACHE_BYTES = 2**20  # of queries and keys in a group, per thread; what is computed from them is about three times that
 
 # The Triton kernels are tested by Triton's interpreter only, so they are asked for, not chosen: see docs/speed.md.
 USE_TRITON = os.environ.get("ECOFORMER_TRITON") == "1"
