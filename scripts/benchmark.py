@@ -21,10 +21,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
+from ecoformer.arguments import Parser, names
 from ecoformer.comparison.speed import SpeedCase, Variant
 from ecoformer.engine.files import write_text
 from ecoformer.engine.peak_memory import PeakMemory, refuse_more_than_available
@@ -33,20 +34,6 @@ from ecoformer.errors import InputError
 
 SETTINGS = ("model", "attention", "img_size", "batch_size", "mode", "device", "precision")
 FIGURES = ("images_per_second", "ratio_to_stock", "peak_mib", "milliseconds", "milliseconds_low", "milliseconds_high")
-
-
-class Parser(argparse.ArgumentParser):
-    """Bad arguments are bad input: one line, exit code 2."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see --help")
-
-
-def names(text: str) -> list[str]:
-    found = [part.strip() for part in text.split(",") if part.strip()]
-    if not found:
-        raise argparse.ArgumentTypeError(f"{text!r} lists nothing")
-    return list(dict.fromkeys(found))
 
 
 def positive(text: str) -> int:

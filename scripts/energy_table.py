@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from ecoformer.arguments import Parser, names
 from ecoformer.energy import count, load_profile, profile_names
 from ecoformer.energy import report as tables
 from ecoformer.energy.cases import Case, cases
@@ -15,20 +16,6 @@ from ecoformer.energy.difference import difference
 from ecoformer.energy.profile import Profile
 from ecoformer.energy.published import compare_published, faults
 from ecoformer.errors import InputError
-
-
-class Parser(argparse.ArgumentParser):
-    """Bad arguments are bad input: one line, exit code 2."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see --help")
-
-
-def names(text: str) -> list[str]:
-    found = [part.strip() for part in text.split(",") if part.strip()]
-    if not found:
-        raise argparse.ArgumentTypeError(f"{text!r} lists nothing")
-    return found
 
 
 def numbers(text: str) -> list[int]:

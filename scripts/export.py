@@ -18,7 +18,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import ecoformer.models  # noqa: F401  registers the converted models
 import timm
@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
+from ecoformer.arguments import Parser
 from ecoformer.engine.files import atomic_write
 from ecoformer.errors import InputError
 from ecoformer.init import model_of_run, read_run
@@ -33,13 +34,6 @@ from ecoformer.layers import token_counts
 from ecoformer.nn import fit_hashes
 
 Run = Callable[[Tensor], Tensor]
-
-
-class Parser(argparse.ArgumentParser):
-    """Bad arguments are bad input: one line, exit code 2."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see --help")
 
 
 def parser() -> argparse.ArgumentParser:

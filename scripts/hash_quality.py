@@ -13,8 +13,9 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from ecoformer.arguments import Parser
 from ecoformer.errors import InputError
 
 DEFAULT_SETTINGS = (
@@ -24,13 +25,6 @@ DEFAULT_SETTINGS = (
     "ecoformer_tuned",
     "random-ecoformer_tuned",
 )
-
-
-class Parser(argparse.ArgumentParser):
-    """Bad arguments are bad input: one line, exit code 2."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see --help")
 
 
 def parser() -> argparse.ArgumentParser:
