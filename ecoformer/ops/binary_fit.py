@@ -1,13 +1,11 @@
 """Fit binary codes of queries and keys to the attention output that they should reproduce, all bits at once.
 
-The loss is the squared error of the output, relative to the output, per head: its target comes from fused attention, so
-memory stays linear in the tokens. Steps are Adam with straight-through codes on random batches of samples.
+The target comes from fused attention, so memory stays linear in the tokens; codes are straight-through.
 Shapes: B batch, H heads, N tokens, C head channels, K code bits, M anchors.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -17,6 +15,7 @@ from torch import Tensor
 
 from ecoformer.ops.binary_attention import TokenHash, binary_attention, binary_codes, token_features
 from ecoformer.ops.kernel_hash import squared_distances
+from ecoformer.ops.output_fit import OutputFit, batches, fit_to_output
 
 START_BANDWIDTH = 0.3  # of the mean squared distance to the anchors: narrow features follow attention more closely
 
@@ -58,6 +57,12 @@ class BinaryHash:
                     yield from (hashing.anchors_HMC, hashing.bandwidth_H)
         yield from (self.weight_HK, self.floor_H)
 
+    def positive(self) -> list[bool]:
+        """Which of `tensors` stay above 0: bandwidths, weights and floors."""
+        hashes = [h for h in (self.query, self.key) if h is not None]
+        kinds = [(False, False) if h.bandwidth_H is None else (False, False, False, True) for h in hashes]
+        return [*(flag for kind in kinds for flag in kind), True, True]
+
     def with_tensors(self, tensors: Iterator[Tensor]) -> BinaryHash:
         """The same hash with other tensors, in the order of `tensors`."""
 
@@ -70,21 +75,6 @@ class BinaryHash:
         query, key = take(self.query), take(self.key)
         assert query is not None
         return BinaryHash(query, key, next(tensors), next(tensors), self.signed)
-
-
-@dataclass(frozen=True)
-class BinaryFit:
-    """A fitted hash and its errors per head (squared, relative, on all samples, float64).
-
-    `accepted_H` is False where the fit did not lower the error, or met NaN (`finite_H` False); such heads keep the hash
-    they had.
-    """
-
-    hashing: BinaryHash
-    error_before_H: Tensor
-    error_after_H: Tensor
-    accepted_H: Tensor
-    finite_H: Tensor
 
 
 def random_hash(
@@ -145,71 +135,14 @@ def fit_binary_hash(
     lr: float,
     steps: int,
     batch_size: int,
-) -> BinaryFit:
-    """Fit to softmax(q k^T / sqrt(C)) v by Adam, the rate falling to zero along a cosine.
+) -> OutputFit[BinaryHash]:
+    """Fit to softmax(q k^T / sqrt(C)) v; see `fit_to_output`.
 
     Args:
         start: the hash to improve, from `random_hash` or an earlier fit.
         q_BHNC, k_BHNC, v_BHNC: float32 or float64, finite, not normalised.
-        generator: CPU generator that draws the samples of each step.
-        lr, steps, batch_size: Adam's rate, its steps (0: only measure), and samples per step.
     """
+    qkv = (q_BHNC, k_BHNC, v_BHNC)
     with torch.no_grad():
-        target_BHNC = torch.cat(
-            [F.scaled_dot_product_attention(q, k, v) for q, k, v in _batches(batch_size, q_BHNC, k_BHNC, v_BHNC)]
-        )
-    data = (q_BHNC, k_BHNC, v_BHNC, target_BHNC)
-    before_H = _error(start, batch_size, *data)
-    # Adam steps on logarithms keep these positive.
-    positive = {id(t) for h in (start.query, start.key) if h is not None for t in [h.bandwidth_H]}
-    positive |= {id(start.weight_HK), id(start.floor_H)}
-    is_positive = [id(t) in positive for t in start.tensors()]
-    tiny = torch.finfo(q_BHNC.dtype).tiny ** 0.5
-
-    def current() -> BinaryHash:
-        pairs = zip(leaves, is_positive, strict=True)
-        return start.with_tensors(leaf.exp() if positive else leaf for leaf, positive in pairs)
-
-    with torch.enable_grad():
-        leaves = [
-            (t.detach().clamp_min(tiny).log() if positive else t.detach().clone()).requires_grad_()
-            for t, positive in zip(start.tensors(), is_positive, strict=True)
-        ]
-        optimizer = torch.optim.Adam(leaves, lr=lr)
-        for step in range(steps):
-            optimizer.param_groups[0]["lr"] = 0.5 * lr * (1 + math.cos(math.pi * step / steps))
-            chosen = torch.randperm(q_BHNC.shape[0], generator=generator)[:batch_size].to(q_BHNC.device)
-            q, k, v, target = (x.index_select(0, chosen) for x in data)
-            loss = _ratio(*_squares(current().attend(q, k, v), target)).sum()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    with torch.no_grad():
-        fitted = current()
-    after_H = _error(fitted, batch_size, *data)
-    # NaN is never smaller.
-    accepted_H = after_H < before_H
-    kept = start.with_tensors(
-        torch.where(accepted_H.view(-1, *[1] * (new.dim() - 1)), new, old)
-        for new, old in zip(fitted.tensors(), start.tensors(), strict=True)
-    )
-    return BinaryFit(kept, before_H, torch.where(accepted_H, after_H, before_H), accepted_H, after_H.isfinite())
-
-
-def _batches(size: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    yield from zip(*(t.split(size) for t in tensors), strict=True)
-
-
-def _squares(out_BHNC: Tensor, target_BHNC: Tensor) -> tuple[Tensor, Tensor]:
-    return (out_BHNC - target_BHNC).square().sum(dim=(0, 2, 3)), target_BHNC.square().sum(dim=(0, 2, 3))
-
-
-def _ratio(distance_H: Tensor, size_H: Tensor) -> Tensor:
-    return distance_H / size_H.clamp_min(torch.finfo(size_H.dtype).tiny ** 0.5)
-
-
-@torch.no_grad()
-def _error(hashing: BinaryHash, batch_size: int, *data: Tensor) -> Tensor:
-    sums = [_squares(hashing.attend(q, k, v), target) for q, k, v, target in _batches(batch_size, *data)]
-    distance_H, size_H = (torch.stack([pair[i].double() for pair in sums]).sum(dim=0) for i in (0, 1))
-    return _ratio(distance_H, size_H)
+        target_BHNC = torch.cat([F.scaled_dot_product_attention(q, k, v) for q, k, v in batches(batch_size, *qkv)])
+    return fit_to_output(start, qkv, target_BHNC, generator, lr=lr, steps=steps, batch_size=batch_size)
