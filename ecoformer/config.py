@@ -100,12 +100,20 @@ class InitConfig:
 
 @dataclass
 class HashUpdateConfig:
-    """When and on what the hash functions are fitted. Epochs count from 0; a fit comes before the epoch's steps."""
+    """When and on what the hash functions are fitted.
+
+    Epochs and optimiser steps count from 0, steps over the whole run; a fit comes before the step.
+    """
 
     enabled: bool = True
     at_epochs: list[int] = field(default_factory=lambda: [0])
     every: int = 0  # also every n epochs; 0: never
-    num_images: int = 32
+    every_steps: int = 0  # also every n steps; 0: never
+    warmup_steps: int = 0  # also every `warmup_every` steps as long as fewer than this many are done
+    warmup_every: int = 0
+    freeze_epoch: int | None = None  # no fit from this epoch on
+    freeze_step: int | None = None  # no fit from this step on
+    num_images: int = 32  # training images to fit on
 
 
 @dataclass

@@ -23,6 +23,7 @@ def check_config(config: Config) -> list[str]:
     `train.epochs - 1` where it is larger (short trial runs of the published recipes).
     """
     _check_ranges(config)
+    _check_hash_update(config)
     _check_names(config)
     _check_augment(config)
     attention_spec(config.attention)
@@ -77,7 +78,7 @@ def _check_ranges(config: Config) -> None:
     )
     for key in optional:
         _require(config, key, lambda value: value is None or value >= 1, "at least 1, or null")
-    for key in ("data.num_workers", "schedule.warmup_epochs", "callbacks.hash_update.every", "augment.repeats"):
+    for key in ("data.num_workers", "schedule.warmup_epochs", "augment.repeats"):
         _require(config, key, lambda value: value >= 0, "at least 0")
     for key in ("train.smoothing", "train.ema_decay", "model.drop_path_rate", "optim.momentum"):
         _require(config, key, lambda value: 0 <= value < 1, "at least 0 and below 1")
@@ -91,15 +92,38 @@ def _check_ranges(config: Config) -> None:
     _require(config, "optim.clip_grad", lambda value: value is None or value > 0, "above 0, or null for no clipping")
     _require(config, "data.crop_pct", lambda value: value is None or 0 < value <= 1, "above 0 and at most 1")
     _require(config, "optim.betas", lambda value: value is None or len(value) == 2, "a list of two numbers")
-    _require(config, "callbacks.hash_update.num_images", lambda value: value >= 1, "at least 1")
     _require(config, "seed", lambda value: 0 <= value < 2**32, "between 0 and 4294967295")
-    _require(
-        config, "callbacks.hash_update.at_epochs", lambda epochs: all(e >= 0 for e in epochs), "epochs counted from 0"
-    )
     for key in ("augment.scale", "augment.ratio"):
         _require(config, key, _is_range, "a list of two numbers, 0 < low <= high")
     for key in ("data.mean", "data.std"):
         _require(config, key, lambda value: value is None or len(value) == 3, "a list of three numbers")
+
+
+def _check_hash_update(config: Config) -> None:
+    update, at = config.callbacks.hash_update, "callbacks.hash_update"
+    for key in ("every", "every_steps", "warmup_steps", "warmup_every"):
+        _require(config, f"{at}.{key}", lambda value: value >= 0, "at least 0")
+    _require(config, f"{at}.num_images", lambda value: value >= 1, "at least 1")
+    _require(config, f"{at}.at_epochs", lambda epochs: all(e >= 0 for e in epochs), "epochs counted from 0")
+    for key in ("freeze_epoch", "freeze_step"):
+        _require(
+            config,
+            f"{at}.{key}",
+            lambda value: value is None or value >= 1,
+            "at least 1, or null; hash functions that are fitted already are left alone by "
+            "callbacks.hash_update.enabled=false",
+        )
+    if bool(update.warmup_steps) != bool(update.warmup_every) or update.warmup_every > update.warmup_steps:
+        raise InputError(
+            f"{at}.warmup_every={update.warmup_every} and warmup_steps={update.warmup_steps}: a warm-up fits every "
+            "warmup_every steps while fewer than warmup_steps are done: set both, warmup_every the smaller, or neither"
+        )
+    late = [epoch for epoch in update.at_epochs if update.freeze_epoch is not None and epoch >= update.freeze_epoch]
+    if late:
+        raise InputError(
+            f"{at}.at_epochs={update.at_epochs} asks for a fit at epoch {late[0]}, {at}.freeze_epoch="
+            f"{update.freeze_epoch} ends them before: drop the epoch or raise freeze_epoch"
+        )
 
 
 def _check_names(config: Config) -> None:

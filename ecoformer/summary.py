@@ -19,7 +19,7 @@ from ecoformer.config import Config
 from ecoformer.energy import summarize
 from ecoformer.engine import distributed
 from ecoformer.engine.files import write_text
-from ecoformer.engine.hash_update import due
+from ecoformer.engine.hash_update import schedule_line
 from ecoformer.engine.optim import scaled_lr
 from ecoformer.layers import attention_layers, token_counts
 from ecoformer.nn.hashing import hash_layers
@@ -141,12 +141,10 @@ def _tokens(model: nn.Module, img_size: int) -> str:
 
 def _hash_fits(run: Run) -> str:
     layers = len(hash_layers(run.built.model))
-    update = run.config.callbacks.hash_update
-    epochs = [epoch + 1 for epoch in range(run.config.train.epochs) if due(update, epoch)]
     if not layers:
         return "none: no hash functions"
-    when = f"before epoch {', '.join(map(str, epochs[:5]))}{', ...' if len(epochs) > 5 else ''}" if epochs else "never"
-    return f"{layers} layers, {when}, on {update.num_images} images"
+    when = schedule_line(run.config.callbacks.hash_update, run.trainer.steps_per_epoch, run.config.train.epochs)
+    return f"{layers} layers, {when}"
 
 
 def _energy_name(figures: dict[str, Any]) -> str:

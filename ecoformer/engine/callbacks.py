@@ -1,4 +1,4 @@
-"""Callbacks: what happens at epoch boundaries and is not the training step."""
+"""Callbacks: what happens beside the training steps, before and after an epoch or between two steps."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 class Callback:
     """Base class. `state_dict` travels in the checkpoint; `summary` is merged into what `Trainer.fit` returns.
 
-    Whether a callback acts in an epoch should be a pure function of its config and the epoch, as in
-    `hash_update.due`: then a resumed run repeats it without any state.
+    Whether a callback acts should be a pure function of its config, the epoch and the step, as in `hash_update.due`:
+    then a run that is resumed, also in the middle of an epoch, repeats nothing and skips nothing without any state.
     """
 
     name = "callback"
@@ -24,6 +24,9 @@ class Callback:
 
     def on_epoch_start(self, trainer: Trainer, epoch: int) -> None:
         """Before the epoch's first step; every rank calls it."""
+
+    def on_step_start(self, trainer: Trainer, step: int) -> None:
+        """Before an optimiser step; `step` counts those done before it in the whole run. Every rank calls it."""
 
     def on_epoch_end(self, trainer: Trainer, epoch: int, metrics: dict[str, Any]) -> None:
         """After the evaluation, before the checkpoint is written."""

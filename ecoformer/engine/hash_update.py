@@ -18,23 +18,50 @@ if TYPE_CHECKING:
     from ecoformer.engine.trainer import Trainer
 
 
-def due(config: HashUpdateConfig, epoch: int) -> bool:
-    """Whether hashes are fitted before the steps of `epoch` (from 0). Pure, so a resumed run agrees.
+def due(config: HashUpdateConfig, step: int, steps_per_epoch: int) -> bool:
+    """Whether hashes are fitted before optimiser step `step` (from 0, over the whole run). Pure, so a resume agrees.
 
-    `every=n` means epochs 0, n, 2n, ..., as published (n = 300 there).
+    `every=n` means the first steps of epochs 0, n, 2n, ..., as published (n = 300 there); `every_steps=n` steps 0, n,
+    2n, ...; the warm-up steps 0, `warmup_every`, ... below `warmup_steps`. Nothing is due once frozen.
     """
-    if not config.enabled:
+    epoch, step_of_epoch = divmod(step, steps_per_epoch)
+    frozen = (config.freeze_epoch is not None and epoch >= config.freeze_epoch) or (
+        config.freeze_step is not None and step >= config.freeze_step
+    )
+    if not config.enabled or frozen:
         return False
-    return epoch in config.at_epochs or (config.every > 0 and epoch % config.every == 0)
+    if step_of_epoch == 0 and (epoch in config.at_epochs or (config.every > 0 and epoch % config.every == 0)):
+        return True
+    if step < config.warmup_steps and step % config.warmup_every == 0:
+        return True
+    return config.every_steps > 0 and step % config.every_steps == 0
 
 
-def fit_seed(seed: int, epoch: int) -> int:
-    """The seed of images and anchors for the fit of `epoch`: another one each epoch, the same on a resume."""
-    return (seed * 1_000_003 + epoch * 7_919 + 17) % 2**63
+def fit_steps(config: HashUpdateConfig, steps_per_epoch: int, epochs: int) -> list[int]:
+    """The steps of a run before which hashes are fitted, in order."""
+    return [step for step in range(steps_per_epoch * epochs) if due(config, step, steps_per_epoch)]
+
+
+def schedule_line(config: HashUpdateConfig, steps_per_epoch: int, epochs: int) -> str:
+    """When a run fits, for the launch plan; epochs and steps count from 1 there."""
+    steps = fit_steps(config, steps_per_epoch, epochs)
+    if not steps:
+        return "never"
+    if all(step % steps_per_epoch == 0 for step in steps):
+        unit, numbers = "epoch", [step // steps_per_epoch + 1 for step in steps]
+    else:
+        unit, numbers = "step", [step + 1 for step in steps]
+    listed = ", ".join(map(str, numbers[:5])) + (f", ... ({len(numbers)} times)" if len(numbers) > 5 else "")
+    return f"before {unit} {listed}, on {config.num_images} images"
+
+
+def fit_seed(seed: int, step: int) -> int:
+    """The seed of images and anchors for the fit before `step`: another one each time, the same on a resume."""
+    return (seed * 1_000_003 + step * 7_919 + 17) % 2**63
 
 
 class HashUpdate(Callback):
-    """Fits the hash functions of all layers on training images, before the steps of the epochs that are due.
+    """Fits the hash functions of all layers on training images, before the steps that are due.
 
     Rank 0 fits, then every rank gets its buffers. The EMA model's buffers are made equal too: codes that differ
     from the ones the weights are trained with would be wrong, and averaged ones are no codes.
@@ -46,24 +73,39 @@ class HashUpdate(Callback):
         self.config = config
 
     def on_epoch_start(self, trainer: Trainer, epoch: int) -> None:
-        if not due(self.config, epoch) or not has_hashes(trainer.model):
-            return
+        if trainer.step % trainer.steps_per_epoch == 0:  # not where a run goes on in the middle of an epoch
+            self._fit_if_due(trainer, trainer.step)
+
+    def on_step_start(self, trainer: Trainer, step: int) -> None:
+        if step % trainer.steps_per_epoch != 0:  # an epoch's first step is prepared outside its clock
+            self._fit_if_due(trainer, step)
+
+    def _fit_if_due(self, trainer: Trainer, step: int) -> None:
+        if due(self.config, step, trainer.steps_per_epoch) and has_hashes(trainer.model):
+            self._fit(trainer, step)
+
+    def _fit(self, trainer: Trainer, step: int) -> None:
         if distributed.is_main():
-            seed = fit_seed(trainer.seed, epoch)
+            seed = fit_seed(trainer.seed, step)
             images = trainer.data.calibration_images(self.config.num_images, seed=seed)
             reports = fit_hashes(trainer.model, images, seed=seed)
             for report in reports:
                 trainer.log("hash_fit", **{key: value for key, value in asdict(report).items() if value is not None})
-            trainer.print(_table(epoch, len(images), reports))
+            trainer.print(_table(_when(step, trainer.steps_per_epoch), len(images), reports))
         trainer.sync_buffers()
+
+
+def _when(step: int, steps_per_epoch: int) -> str:
+    epoch, step_of_epoch = divmod(step, steps_per_epoch)
+    return f"step {step_of_epoch + 1} of epoch {epoch + 1}" if step_of_epoch else f"epoch {epoch + 1}"
 
 
 def _figure(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def _table(epoch: int, num_images: int, reports: list[HashFitReport]) -> Table:
-    title = f"hash fit before epoch {epoch + 1}: {num_images} images, {sum(r.seconds for r in reports):.1f} s"
+def _table(when: str, num_images: int, reports: list[HashFitReport]) -> Table:
+    title = f"hash fit before {when}: {num_images} images, {sum(r.seconds for r in reports):.1f} s"
     table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False, collapse_padding=True)
     columns: dict[str, Callable[[HashFitReport], str]] = {"block": lambda r: r.block}
     if all(report.attention_error is None for report in reports):

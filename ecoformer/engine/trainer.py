@@ -180,6 +180,9 @@ class Trainer:
         with self.display.epoch(epoch, self.steps_per_epoch):
             for batches in grouped(self.data.train_loader, self.train.grad_accum, self.steps_per_epoch):
                 self.signals.check()
+                with meter.paused():
+                    for callback in self.callbacks:
+                        callback.on_step_start(self, self.step)
                 lr = self.optimizer.param_groups[0]["lr"]
                 loss, hits, num_images = self.train_step(batches)
                 meter.add(loss, hits, num_images)

@@ -57,6 +57,22 @@ COMMAND_LINES = [
     ("experiment=digits_ecoformer attention.num_bit=8", ["unknown key attention.num_bit;", "attention.num_bits?"]),
     ("experiment=digits_ecoformer +attention.num_bit=8", ["attention.num_bit", "attention.num_bits?"]),
     ("experiment=digits_ecoformer attention.num_bits=0", ["attention.num_bits=0 must be"]),
+    ("experiment=digits_ecoformer callbacks.hash_update.every_steps=-1", ["every_steps=-1 must be at least 0"]),
+    (
+        "experiment=digits_ecoformer callbacks.hash_update.at_epochs=[-1]",
+        ["at_epochs=[-1] must be epochs counted from 0"],
+    ),
+    ("experiment=digits_ecoformer callbacks.hash_update.freeze_epoch=0", ["freeze_epoch=0 must be", "enabled=false"]),
+    ("experiment=digits_ecoformer callbacks.hash_update.freeze_step=-3", ["freeze_step=-3 must be", "enabled=false"]),
+    ("experiment=digits_ecoformer callbacks.hash_update.warmup_steps=9", ["warmup_every=0", "set both"]),
+    (
+        "experiment=digits_ecoformer callbacks.hash_update.warmup_steps=9 callbacks.hash_update.warmup_every=10",
+        ["warmup_every=10", "the smaller"],
+    ),
+    (
+        "experiment=digits_ecoformer callbacks.hash_update.at_epochs=[0,5] callbacks.hash_update.freeze_epoch=4",
+        ["asks for a fit at epoch 5", "freeze_epoch=4 ends them before"],
+    ),
     ("experiment=digits_ecoformer attention.num_bits=many", ["attention.num_bits='many' must be"]),
     ("experiment=digits_ecoformer attention.clamp=false", ["stage 3", "25 > 16 tokens", "attention.clamp=true"]),
     ("experiment=digits_msa attention.layers=[9]", ["attention.layers: 9 matches no attention layer", "stages 1 to 4"]),

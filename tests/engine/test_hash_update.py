@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -10,26 +11,89 @@ import torch
 from fakes import FakeData, FakeModel, make_trainer
 
 from ecoformer.config import HashUpdateConfig
-from ecoformer.engine.hash_update import due, fit_seed
+from ecoformer.engine.batches import Meter
+from ecoformer.engine.checkpoint import load_checkpoint
+from ecoformer.engine.hash_update import due, fit_seed, fit_steps, schedule_line
 
 
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
         (HashUpdateConfig(), [0]),
-        (HashUpdateConfig(at_epochs=[2, 5]), [2, 5]),
-        (HashUpdateConfig(at_epochs=[], every=3), [0, 3, 6]),
-        (HashUpdateConfig(at_epochs=[1], every=4), [0, 1, 4]),
+        (HashUpdateConfig(at_epochs=[2, 5]), [6, 15]),
+        (HashUpdateConfig(at_epochs=[], every=3), [0, 9, 18]),
+        (HashUpdateConfig(at_epochs=[1], every=4), [0, 3, 12]),
         (HashUpdateConfig(at_epochs=[]), []),
-        (HashUpdateConfig(enabled=False, at_epochs=[0, 1], every=1), []),
+        (HashUpdateConfig(enabled=False, at_epochs=[0, 1], every=1, every_steps=1), []),
+        (HashUpdateConfig(every_steps=10), [0, 10, 20]),
+        (HashUpdateConfig(at_epochs=[0, 1], every_steps=9), [0, 3, 9, 18]),
+        (HashUpdateConfig(warmup_steps=5, warmup_every=2, every=4), [0, 2, 4, 12]),
+        (HashUpdateConfig(every=2, every_steps=4, freeze_epoch=3), [0, 4, 6, 8]),
+        (HashUpdateConfig(every_steps=4, freeze_step=9), [0, 4, 8]),
     ],
 )
 def test_due(config: HashUpdateConfig, expected: list[int]) -> None:
-    assert [epoch for epoch in range(8) if due(config, epoch)] == expected
+    assert fit_steps(config, steps_per_epoch=3, epochs=8) == expected
+    # Pure: asked again, in another order, the answers are the same, so a resume at any step agrees.
+    assert [step for step in reversed(range(24)) if due(config, step, 3)] == expected[::-1]
 
 
-def test_seeds_differ_between_epochs_and_runs() -> None:
-    assert len({fit_seed(seed, epoch) for seed in range(20) for epoch in range(50)}) == 1000
+@pytest.mark.parametrize(
+    ("config", "line"),
+    [
+        (HashUpdateConfig(every=2), "before epoch 1, 3, on 32 images"),
+        (HashUpdateConfig(every=1, num_images=8), "before epoch 1, 2, 3, 4, on 8 images"),
+        (HashUpdateConfig(every_steps=5), "before step 1, 6, 11, on 32 images"),
+        (HashUpdateConfig(warmup_steps=8, warmup_every=1), "before step 1, 2, 3, 4, 5, ... (8 times), on 32 images"),
+        (HashUpdateConfig(enabled=False), "never"),
+    ],
+)
+def test_the_launch_plan_says_when(config: HashUpdateConfig, line: str) -> None:
+    assert schedule_line(config, steps_per_epoch=3, epochs=4) == line
+
+
+def test_seeds_differ_between_steps_and_runs() -> None:
+    assert len({fit_seed(seed, step) for seed in range(20) for step in range(50)}) == 1000
+
+
+def fits_of(run_dir: Path) -> list[tuple[int, int]]:
+    records = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [(record["epoch"], record["step"]) for record in records if record["event"] == "hash_fit"]
+
+
+STEPS = HashUpdateConfig(at_epochs=[], every_steps=4, num_images=8)  # an epoch of the fakes has 6 steps
+
+
+def test_a_resume_across_step_fits_equals_the_undisturbed_run(tmp_path: Path) -> None:
+    straight, parts = tmp_path / "straight", tmp_path / "parts"
+    make_trainer(straight, epochs=3, hash_update=STEPS).fit()
+    for stop_after in (1, 2, 3):
+        resume = parts / "last.pt" if stop_after > 1 else None
+        make_trainer(parts, epochs=3, hash_update=STEPS).fit(resume, stop_after=stop_after)
+    assert fits_of(straight) == fits_of(parts) == [(0, 0), (0, 4), (1, 8), (2, 12), (2, 16)]
+    one, two = (load_checkpoint(run_dir / "last.pt")["model"] for run_dir in (straight, parts))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+@pytest.mark.parametrize(("step", "fits"), [(0, 1), (3, 0), (4, 1), (5, 0), (6, 0), (8, 1), (12, 1)])
+def test_a_step_is_fitted_for_once_wherever_a_run_goes_on(tmp_path: Path, step: int, fits: int) -> None:
+    trainer = make_trainer(tmp_path, hash_update=STEPS)
+    (update,) = trainer.callbacks
+    seen: list[int] = []
+    update._fit = lambda trainer, step: seen.append(step)
+    trainer.step = step
+    update.on_epoch_start(trainer, step // 6)  # also called where a run goes on in the middle of an epoch
+    update.on_step_start(trainer, step)
+    assert seen == [step] * fits
+
+
+def test_step_fits_do_not_lower_the_training_rate() -> None:
+    meter = Meter()
+    meter.add(1.0, 1.0, 10)
+    meter.started -= 1.0
+    with meter.paused():
+        time.sleep(0.2)
+    assert 8 < meter.images_per_second < 10
 
 
 def test_fit_comes_before_the_steps_and_reaches_the_ema(tmp_path: Path) -> None:
@@ -44,7 +108,7 @@ def test_fit_comes_before_the_steps_and_reaches_the_ema(tmp_path: Path) -> None:
     config = HashUpdateConfig(at_epochs=[0, 2], num_images=5)
     trainer = make_trainer(tmp_path, Recording(), hash_update=config, epochs=3, max_steps=None)
     trainer.fit()
-    assert calls == [(5, fit_seed(5, 0)), (5, fit_seed(5, 2))]
+    assert calls == [(5, fit_seed(5, 0)), (5, fit_seed(5, 12))]
     assert trainer.ema is not None
     assert torch.equal(trainer.ema.module.attn.projection, trainer.model.attn.projection)
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -80,3 +144,8 @@ def test_table_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     out = capsys.readouterr().out
     assert "hash fit before epoch 1: 8 images" in out and "attn" in out and "3/4" in out
     assert "epoch 1/1" in out and "top-1" in out
+
+
+def test_table_says_between_which_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_trainer(tmp_path, epochs=1, progress=True, hash_update=STEPS).fit()
+    assert "hash fit before step 5 of epoch 1: 8 images" in capsys.readouterr().out
