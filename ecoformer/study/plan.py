@@ -1,0 +1,143 @@
+"""A study as a file: backbones, what they are trained on first, and the rows that start from there.
+
+    title: CIFAR-10
+    overrides: [data=cifar10]                     # of every run; data.root comes from the command line
+    backbones:
+      vit:
+        title: plain ViT
+        overrides: [model=..., optim.lr=1e-3]
+        stage1: {msa: [train.epochs=10]}          # attention -> overrides; trained once, seed 0
+        stage2: [train.epochs=1]                  # of every row that is fine-tuned
+        rows:
+          - {attention: msa, seeds: [0, 1, 2]}
+          - {attention: ecoformer, name: kernel, overrides: [attention.numerator=kernel], finetune: false}
+
+Every run is one train.py command with a folder of its own, so each can also be started by hand.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from ecoformer.errors import InputError
+
+
+@dataclass
+class RowConfig:
+    """One row of the table, or one for each seed.
+
+    `name` tells apart rows of the same attention; `source` is the stage-1 run that it starts from; `finetune: false`
+    converts, fits and evaluates without any training; `published` holds printed figures (top1, energy_pj).
+    """
+
+    attention: str = MISSING
+    name: str = ""
+    source: str = "msa"
+    overrides: list[str] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=lambda: [0])
+    finetune: bool = True
+    published: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """The attention as tables and plots name it."""
+        parts = [self.attention, self.name, "" if self.finetune else "no training"]
+        return ", ".join(part for part in parts if part)
+
+    @property
+    def folder(self) -> str:
+        parts = [self.attention, self.name, "" if self.finetune else "converted"]
+        return "-".join(part.replace(" ", "_") for part in parts if part)
+
+
+@dataclass
+class BackboneConfig:
+    title: str = MISSING
+    overrides: list[str] = field(default_factory=list)
+    stage1: dict[str, list[str]] = field(default_factory=dict)
+    stage2: list[str] = field(default_factory=list)
+    rows: list[RowConfig] = field(default_factory=list)
+
+
+@dataclass
+class StudyConfig:
+    title: str = MISSING
+    overrides: list[str] = field(default_factory=list)
+    backbones: dict[str, BackboneConfig] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a study. `needs` is the id of the run whose best.pt it starts from."""
+
+    id: str
+    backbone: str
+    row: RowConfig | None  # None: a stage-1 run
+    seed: int
+    arguments: tuple[str, ...]  # of train.py, output_dir included
+    folder: Path
+    needs: str | None = None
+
+    def command(self, launch: str = "python") -> str:
+        """The command line, e.g. with launch="torchrun --nproc-per-node 8"."""
+        return f"{launch} train.py {shlex.join(self.arguments)}"
+
+
+def load_study(path: Path) -> StudyConfig:
+    """Read a study file. Raises InputError: no such file, not YAML, an unknown key, a row without its stage-1 run."""
+    try:
+        node = OmegaConf.load(path)
+        study = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(StudyConfig), node))
+    except OSError as error:
+        raise InputError(f"study {path} cannot be read: {error.strerror}") from error
+    except YAMLError as error:
+        raise InputError(f"study {path} is no YAML: {str(error).partition(chr(10))[0]}") from error
+    except OmegaConfBaseException as error:
+        raise InputError(f"study {path}: {str(error).partition(chr(10))[0]}") from error
+    assert isinstance(study, StudyConfig)
+    for name, backbone in study.backbones.items():
+        for row in backbone.rows:
+            if row.source not in backbone.stage1:
+                raise InputError(
+                    f"study {path}: backbones.{name}: {row.label} starts from {row.source}, which stage1 does not "
+                    f"train (it has {', '.join(backbone.stage1) or 'nothing'}): add it there, or set source"
+                )
+        folders = [row.folder for row in backbone.rows]
+        for folder in folders:
+            if folders.count(folder) > 1:
+                raise InputError(f"study {path}: backbones.{name} has two rows {folder!r}: give one of them a name")
+    return study
+
+
+def jobs(study: StudyConfig, out: Path, common: Sequence[str] = ()) -> list[Job]:
+    """All runs of a study, each after the one it starts from. `common` are overrides of the command line."""
+    return [job for name in study.backbones for job in _backbone_jobs(study, name, out, tuple(common))]
+
+
+def _backbone_jobs(study: StudyConfig, name: str, out: Path, common: tuple[str, ...]) -> Iterator[Job]:
+    backbone = study.backbones[name]
+    shared = (*study.overrides, *backbone.overrides)
+
+    def job(id: str, row: RowConfig | None, seed: int, overrides: Sequence[str], needs: str | None) -> Job:
+        folder = out / "runs" / id
+        given = [*shared, *overrides, f"seed={seed}", *common]
+        if needs is not None:
+            given.append(f"init.checkpoint={out / 'runs' / needs / 'best.pt'}")
+        return Job(id, name, row, seed, (*given, f"output_dir={folder}", "resume=auto"), folder, needs)
+
+    for attention, overrides in backbone.stage1.items():
+        yield job(f"{name}/stage1-{attention}", None, 0, [f"attention={attention}", *overrides], None)
+    for row in backbone.rows:
+        recipe = [*backbone.stage2, *([] if row.finetune else ["train.epochs=0"])]
+        for seed in row.seeds:
+            id = f"{name}/{row.folder}/seed{seed}"
+            yield job(
+                id, row, seed, [f"attention={row.attention}", *recipe, *row.overrides], f"{name}/stage1-{row.source}"
+            )

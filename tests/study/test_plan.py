@@ -1,0 +1,67 @@
+"""From a study file to commands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from study_helpers import STUDY
+
+from ecoformer.errors import InputError
+from ecoformer.study.plan import StudyConfig, jobs, load_study
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_every_run_is_one_command_with_a_folder_of_its_own_after_the_run_it_starts_from(study: StudyConfig) -> None:
+    planned = jobs(study, Path("out"), ["data.root=DIR"])
+    assert [job.id for job in planned] == [
+        "net/stage1-msa",
+        "net/msa/seed0",
+        "net/msa/seed1",
+        "net/uniform/seed0",
+        "net/ecoformer-kernel/seed0",
+        "net/ecoformer-kernel/seed1",
+        "net/ecoformer-kernel-converted/seed0",
+    ]
+    assert planned[5].command("torchrun --nproc-per-node 2") == (
+        "torchrun --nproc-per-node 2 train.py data=digits model=pvt_v2_b0 attention=ecoformer train.epochs=1 "
+        "attention.numerator=kernel seed=1 data.root=DIR init.checkpoint=out/runs/net/stage1-msa/best.pt "
+        "output_dir=out/runs/net/ecoformer-kernel/seed1 resume=auto"
+    )
+    assert "train.epochs=0" in planned[6].arguments, "converted without training"
+    assert len({job.folder for job in planned}) == len(planned)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("title: a net", "titel: a net", "titel"),
+        (
+            "attention: uniform}",
+            "attention: uniform, source: stock}",
+            "stock, which stage1 does not train (it has msa)",
+        ),
+        ("attention: uniform}", "attention: msa}", "two rows 'msa'"),
+        ("overrides: [data=digits]", "overrides: [data=digits", "is no YAML"),
+    ],
+)
+def test_a_wrong_study_is_refused_in_one_line(tmp_path: Path, old: str, new: str, message: str) -> None:
+    path = tmp_path / "wrong.yaml"
+    assert old in STUDY
+    path.write_text(STUDY.replace(old, new, 1))
+    with pytest.raises(InputError) as caught:
+        load_study(path)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_missing_study_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be read"):
+        load_study(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "study").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_study_has_both_controls_beside_msa(path: Path) -> None:
+    for name, backbone in load_study(path).backbones.items():
+        kinds = {row.attention for row in backbone.rows}
+        assert {"msa", "uniform"} <= kinds, f"{name}: an accuracy means nothing without its controls"

@@ -1,0 +1,72 @@
+"""Running a study: what is finished is skipped, what fails stops only what builds on it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from ecoformer.study.plan import StudyConfig, jobs
+from ecoformer.study.rows import collect, over_seeds
+from ecoformer.study.runner import commit, is_finished, run_jobs
+
+
+def started(folder: Path) -> list[str]:
+    return [Path(line).relative_to(folder / "runs").as_posix() for line in (folder / "started.txt").read_text().split()]
+
+
+def test_a_study_runs_skips_what_is_finished_and_goes_on_after_a_failure(
+    study: StudyConfig, checkout: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    planned = jobs(study, out)
+    shown: list[str] = []
+    failed = run_jobs(planned, checkout, "python", shown.append)
+    assert [job.id for job in failed] == ["net/uniform/seed0"]
+    assert any("failed with exit code 2: error: uniform attention fell over" in line for line in shown)
+    assert started(out) == [job.id for job in planned]
+
+    (out / "runs" / "net" / "uniform" / "mended").touch()
+    (out / "started.txt").unlink()
+    assert run_jobs(planned, checkout, "python", shown.append) == []
+    assert started(out) == ["net/uniform/seed0"], "only what was missing ran again"
+    assert all(map(is_finished, planned))
+    record = json.loads((planned[0].folder / "job.json").read_text())
+    assert record["command"] == planned[0].command() and record["exit_code"] == 0
+
+
+def test_runs_that_build_on_a_failed_one_are_not_started(study: StudyConfig, checkout: Path, tmp_path: Path) -> None:
+    study.backbones["net"].stage1["msa"] = ["attention=uniform", "train.epochs=3"]
+    planned = jobs(study, tmp_path / "out")
+    shown: list[str] = []
+    assert run_jobs(planned, checkout, "python", shown.append) == planned
+    assert started(tmp_path / "out") == ["net/stage1-msa"]
+    assert sum("skipped, net/stage1-msa failed" in line for line in shown) == len(planned) - 1
+
+
+def test_rows_carry_both_epochs_seed_command_and_published_figures(
+    study: StudyConfig, checkout: Path, tmp_path: Path
+) -> None:
+    planned = jobs(study, tmp_path / "out")
+    run_jobs(planned, checkout, "python", lambda line: None)
+    rows = collect(study, planned)
+    assert [(row["label"], row["seed"], row["epochs_stage1"], row["epochs_stage2"]) for row in rows] == [
+        ("msa", 0, 3, 1),
+        ("msa", 1, 3, 1),
+        ("ecoformer, kernel", 0, 3, 1),
+        ("ecoformer, kernel", 1, 3, 1),
+        ("ecoformer, kernel, no training", 0, 3, 0),
+    ]
+    assert rows[0]["top1"] == 50.0, "the last epoch, not the best of several on the same images"
+    contract = {"model", "attention", "seed", "epochs_stage1", "epochs_stage2", "top1", "energy_pj"}
+    contract |= {"attention_energy_pj", "images_per_second", "command", "commit"}
+    assert contract <= rows[0].keys()
+
+    merged = {row["label"]: row for row in over_seeds(rows)}
+    hashed = merged["ecoformer, kernel"]
+    assert hashed["top1"] == 50.5 and round(hashed["top1_sd"], 6) == 0.707107 and hashed["seeds"] == [0, 1]
+    assert hashed["vs_msa"] == 0.0 and hashed["vs_uniform"] is None and hashed["published_top1"] == 70.44
+    assert merged["ecoformer, kernel, no training"]["vs_msa"] is None, "no MSA row went without training"
+
+
+def test_outside_a_checkout_the_commit_is_unknown(tmp_path: Path) -> None:
+    assert commit(tmp_path) == "unknown"

@@ -1,0 +1,140 @@
+"""Gathering runs of any state; tables, plots and the command lines."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from study_helpers import write_run
+
+from ecoformer.study.plan import StudyConfig, jobs
+from ecoformer.study.plots import front, plot_hash_quality
+from ecoformer.study.report import report
+from ecoformer.study.runner import run_jobs
+from ecoformer.study.runs import find_runs
+from ecoformer.study.sweep import sweep_report
+from ecoformer.study.tables import energy_unit
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_sweep_is_gathered_with_the_settings_that_differ_and_its_unfinished_runs(tmp_path: Path) -> None:
+    common = {"seed": 0, "output_dir": "differs", "attention": {"name": "ecoformer"}}
+    for bits, top1 in ((8, 60.0), (16, 70.0)):
+        settings = common | {"attention": {"name": "ecoformer", "num_bits": bits}, "output_dir": f"{bits}"}
+        write_run(tmp_path / f"{bits}", settings, top1, energy_pj=bits * 1e8)
+    write_run(tmp_path / "unfinished", common)
+    write_run(tmp_path / "8" / "earlier-1", common, 10.0)
+    failed = write_run(tmp_path / "failed", common)
+    (failed / "job.json").write_text('{"exit_code": 2}')
+    (failed / "log.txt").write_text("epoch\nerror: no such thing\n\n")
+    broken = write_run(tmp_path / "broken", common)
+    (broken / "summary.json").write_text('{"top1": 3')
+
+    text = sweep_report(tmp_path, tmp_path / "out")
+    found = json.loads((tmp_path / "out" / "sweep.json").read_text())
+    assert [(row["run"], row["settings"]) for row in found["rows"]] == [
+        ("16", {"attention.num_bits": 16}),
+        ("8", {"attention.num_bits": 8}),
+    ]
+    assert sorted(found["unfinished"]) == [
+        "broken: unreadable summary.json, 1 epochs done",
+        "failed: failed, 1 epochs done: error: no such thing",
+        "unfinished: unfinished, 1 epochs done",
+    ]
+    assert "2 of 5 runs finished" in text and "attention.num_bits" in text
+    assert {"sweep.md", "sweep.csv", "sweep.tex", "front.png"} <= {path.name for path in (tmp_path / "out").iterdir()}
+
+
+def test_a_sweep_without_a_finished_run_says_so(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", {"seed": 0})
+    assert "1 runs, none finished" in sweep_report(tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize(("make", "message"), [(False, "is no folder"), (True, "holds no run")])
+def test_a_folder_without_runs_is_one_line_and_exit_code_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], make: bool, message: str
+) -> None:
+    folder = tmp_path / "runs"
+    if make:
+        folder.mkdir()
+    assert script("sweep_report").main([str(folder)]) == 2
+    assert message in (line := capsys.readouterr().err) and line.count("\n") == 1
+
+
+def test_the_front_holds_what_no_other_point_beats() -> None:
+    assert front([(1, 5), (2, 4), (3, 9), (3, 9), (2, 7)]) == [0, 4, 2, 3]
+
+
+@pytest.mark.parametrize(("energies", "unit"), [([2e9, 3e5], "mJ"), ([5e8], "µJ"), ([0.5], "pJ"), ([], "pJ")])
+def test_energies_are_shown_in_the_unit_of_the_largest(energies: list[float], unit: str) -> None:
+    assert energy_unit(energies)[1] == unit
+
+
+def test_a_study_is_reported_in_every_format(study: StudyConfig, checkout: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    planned = jobs(study, out)
+    run_jobs(planned, checkout, "python", lambda line: None)
+    text = report(study, planned, out)
+    assert "50.50 ± 0.71" in text and "70.44" in text
+    assert json.loads((out / "table.json").read_text())[0]["backbone"] == "net"
+    written = {path.name for path in out.iterdir()}
+    assert {"table.md", "table.csv", "table.tex", "net_energy.png", "net_curves.png"} <= written
+    assert "net_hash_quality.png" not in written, "there were no hash fits to draw"
+
+
+def test_measured_speeds_take_the_place_of_the_runs_own(study: StudyConfig, checkout: Path, tmp_path: Path) -> None:
+    planned = jobs(study, tmp_path / "out")
+    run_jobs(planned[:2], checkout, "python", lambda line: None)
+    rates = {"net": {"rates": {"msa": {"median": 777.0}}}}
+    (tmp_path / "out" / "speed.json").write_text(json.dumps(rates))
+    assert "777" in report(study, planned, tmp_path / "out")
+
+
+def test_hash_quality_is_drawn_where_fits_know_their_error(tmp_path: Path) -> None:
+    fit = {"epoch": 0, "attention_error": 0.3, "random_error": 0.9, "uniform_error": 0.8}
+    out = tmp_path / "quality.png"
+    assert not plot_hash_quality({"a": [{"epoch": 0, "attention_error": None}]}, out) and not out.exists()
+    assert plot_hash_quality({"a": [fit, {**fit, "epoch": 1}]}, out) and out.exists()
+
+
+def test_records_cut_short_by_a_kill_are_left_out(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", {"seed": 0})
+    (found,) = find_runs(tmp_path)
+    assert found.state == "unfinished, 1 epochs done"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--table", "cifar10", "--report"], "holds no finished row of CIFAR-10"),
+        (["--table", "cifar10", "--only", "none"], "--only 'none' matches no run"),
+        (["--table", "nonsense"], "invalid choice: 'nonsense'"),
+        (["--table", "cifar10", "--dry-run", "--only", "vit/msa/seed0", "train.lr=1"], "train.lr"),
+    ],
+)
+def test_reproduce_refuses_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert script("reproduce").main([*arguments, "--out", str(tmp_path / "out")]) == 2
+    assert message in (line := capsys.readouterr().err) and line.count("\n") == 1
+    assert not (tmp_path / "out").exists(), "nothing is written"
+
+
+def test_a_dry_run_predicts_the_energy_of_every_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--table", "cifar10", "--dry-run", "--only", "vit/msa/*", "--out", str(tmp_path)]
+    assert script("reproduce").main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 8, "stage 1 and three seeds, with a command each"
+    assert "µJ in attention" in lines[0] and "python train.py data=cifar10" in lines[1]
