@@ -1,10 +1,13 @@
-"""A model with the weights it starts from: new, timm's, or those of one of our runs, in the attention asked for."""
+"""A model with the weights it starts from, in the attention asked for.
+
+They are new, timm's, those of one of our runs, or those of a file that others published.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -16,9 +19,12 @@ from ecoformer.config import Config, ModelConfig
 from ecoformer.config_checks import attention_spec
 from ecoformer.config_loading import load_config, one_of
 from ecoformer.convert import FilterFn, convert
-from ecoformer.engine.checkpoint import evaluated_weights, load_checkpoint, load_weights
+from ecoformer.engine.checkpoint import FORMAT, evaluated_weights, load_checkpoint, load_weights
 from ecoformer.errors import InputError
 from ecoformer.layers import attention_layers
+from ecoformer.models.dims import dims_of, num_classes_of
+from ecoformer.models.official import ForeignWeights, read_foreign
+from ecoformer.models.weight_files import format_of
 from ecoformer.patch_stride import set_patch_stride
 
 STOCK_STRIDE = 4  # of the first patch embedding, in PVTv2 and Twins alike
@@ -63,7 +69,13 @@ def build_model(config: Config, num_classes: int, *, with_weights: bool = True) 
     Raises InputError: unknown model or argument, weights that cannot be had, attention that does not fit.
     """
     if with_weights and config.init.checkpoint is not None:
-        return _from_run(config, read_run(config.init.checkpoint), num_classes)
+        path = Path(config.init.checkpoint).expanduser()
+        if _is_own(path):
+            return _from_run(config, read_run(path), num_classes)
+        weights = read_foreign(path)
+        built = _from_run(config, foreign_run(weights, config), num_classes)
+        built.notes.insert(0, f"{path}: {weights.layout} weights; {weights.report.summary()}")
+        return built
     pretrained = config.init.pretrained and with_weights
     model = _create(config, num_classes, pretrained)
     built = BuiltModel(model, "timm's pretrained weights" if pretrained else "new")
@@ -79,6 +91,51 @@ def model_of_run(run: SavedRun, *, drop_path_rate: float = 0.0) -> nn.Module:
     _convert(BuiltModel(model, ""), config)
     load_weights(model, evaluated_weights(run.content), run.path)
     return model
+
+
+def _is_own(path: Path) -> bool:
+    # What cannot be read and is called .pt is taken for one of ours: `read_run` says what is wrong with it.
+    if not path.is_file():
+        return True
+    stated = format_of(path)
+    return path.suffix == ".pt" if stated is None else stated == FORMAT
+
+
+def foreign_run(weights: ForeignWeights, config: Config, class_names: list[str] | None = None) -> SavedRun:
+    """A published file as if one of our runs had written it; `config` says which model it is for.
+
+    Args:
+        class_names: where they are known; else the classes are called by their numbers.
+    Raises:
+        InputError: the model has other dimensions, or the file does not fill it; see `weights.report` for every key.
+    """
+    dims = dims_of(weights.tensors)
+    saved = replace(
+        config,
+        model=replace(config.model, patch_stride=None, drop_path_rate=0.0),
+        attention=weights.attention,
+        # Of the published weights; a plain ViT has no stages, and its position embedding fits one size alone.
+        data=replace(config.data, img_size=weights.img_size if dims else config.data.img_size),
+    )
+    num_classes = num_classes_of(weights.tensors)
+    model = _create(saved, num_classes, pretrained=False)
+    own = dims_of(model.state_dict())
+    for key in ("embed_dims", "depths", "mlp_ratios"):
+        if dims.get(key) != own.get(key):
+            raise InputError(
+                f"{weights.path} has {key}={dims.get(key)}, model.name={config.model.name} has {own.get(key)}: "
+                "name the model that the weights are for"
+            )
+    _convert(BuiltModel(model, ""), saved)
+    report = weights.compare(model.state_dict())
+    if not report.complete:
+        kind, keys = ("misses", report.missing) if report.missing else ("has unknown", report.unknown)
+        raise InputError(
+            f"{weights.path} {kind} {len(keys)} keys (first {keys[0]}): "
+            "python scripts/import_official.py lists what becomes of every key"
+        )
+    names = class_names or [str(index) for index in range(num_classes)]
+    return SavedRun(weights.path, {"epoch": 0, "model": weights.tensors}, saved, names)
 
 
 def _from_run(config: Config, run: SavedRun, num_classes: int) -> BuiltModel:

@@ -1,0 +1,100 @@
+"""The dimensions of a PVTv2 or Twins, read from the shapes of its weights, as arguments of timm.create_model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from ecoformer.errors import InputError
+from ecoformer.layers import attention_layers
+
+_BLOCK = re.compile(r"^(?:stages\.(\d+)\.blocks|blocks\.(\d+))\.(\d+)\.(.+)$")
+
+
+def num_classes_of(tensors: Mapping[str, Tensor]) -> int:
+    """Outputs of the classifier; 0 where the weights have none."""
+    head = tensors.get("head.weight")
+    return 0 if head is None else len(head)
+
+
+def dims_of(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """embed_dims, depths, mlp_ratios, qkv_bias where the shapes say, num_heads and sr_ratios per stage where they do.
+
+    `num_heads` follows from hash functions alone, and a ratio from a subsampling convolution; None stands for a
+    stage that does not show it. Empty for weights without stages (a plain ViT).
+    """
+    stages: dict[int, dict[str, Tensor]] = {}
+    blocks: dict[int, set[int]] = {}
+    for key, value in tensors.items():
+        found = _BLOCK.match(key)
+        if found and (found[1] or found[2]):
+            stage = int(found[1] or found[2])
+            stages.setdefault(stage, {}).setdefault(found[4], value)
+            blocks.setdefault(stage, set()).add(int(found[3]))
+    # A plain ViT's "blocks.0.norm1.weight" has no block number to match.
+    if not stages or any("norm1.weight" not in parts for parts in stages.values()):
+        return {}
+    order = sorted(stages)
+    widths = [len(stages[stage]["norm1.weight"]) for stage in order]
+    hidden = [len(stages[stage]["mlp.fc1.weight"]) for stage in order]
+    codes = [stages[stage].get("attn.hash.A") for stage in order]
+    reducers = [stages[stage].get("attn.sr.weight") for stage in order]
+    return {
+        "embed_dims": widths,
+        "depths": [len(blocks[stage]) for stage in order],
+        "mlp_ratios": [_whole(size / width) for size, width in zip(hidden, widths, strict=True)],
+        "num_heads": [None if code is None else len(code) for code in codes],
+        "sr_ratios": [None if reducer is None else reducer.shape[-1] for reducer in reducers],
+    }
+
+
+def arguments(
+    tensors: Mapping[str, Tensor], default: nn.Module, num_heads: list[int] | None = None
+) -> tuple[dict[str, Any], list[str]]:
+    """What to pass to timm.create_model beside the name of `default` (a stock model) to get the weights' shapes.
+
+    Args:
+        num_heads: per stage, where it is known from elsewhere.
+    Returns:
+        Only what differs from `default`, and notes on what the shapes do not say and was taken from it.
+    Raises:
+        InputError: `num_heads` is for another number of stages.
+    """
+    found, own = dims_of(tensors), dims_of(default.state_dict())
+    if not found or not own:
+        return {}, []
+    if num_heads is not None and len(num_heads) != len(found["embed_dims"]):
+        raise InputError(
+            f"{num_heads} are heads of {len(num_heads)} stages, the weights have {len(found['embed_dims'])}"
+        )
+    heads: dict[int, int] = {}
+    for layer in attention_layers(default):
+        heads.setdefault(layer.stage, layer.module.num_heads)  # type: ignore[arg-type]
+    own_heads = [heads[stage] for stage in sorted(heads)]
+    notes = []
+    wanted = list(num_heads or found["num_heads"])
+    unknown = [stage for stage, value in enumerate(wanted) if value is None and stage < len(own_heads)]
+    for stage in unknown:
+        wanted[stage] = own_heads[stage]
+    if unknown and (found["embed_dims"], found["depths"]) != (own["embed_dims"], own["depths"]):
+        notes.append(
+            f"the weights do not show the number of heads in stage {', '.join(str(s + 1) for s in unknown)}: "
+            f"{', '.join(str(wanted[s]) for s in unknown)} taken from the named model (--heads sets others)"
+        )
+    options: dict[str, Any] = {
+        key: found[key] for key in ("embed_dims", "depths", "mlp_ratios") if found[key] != own[key]
+    }
+    if wanted != own_heads:
+        options["num_heads"] = wanted
+    # A stage without a subsampling convolution may have lost it to a conversion: only what is seen is compared.
+    ratios = [new or old or 1 for new, old in zip(found["sr_ratios"], own["sr_ratios"], strict=False)]
+    if ratios != [old or 1 for old in own["sr_ratios"]] and len(ratios) == len(wanted):
+        options["sr_ratios"] = ratios
+    return options, notes
+
+
+def _whole(ratio: float) -> float | int:
+    return int(ratio) if ratio == int(ratio) else ratio

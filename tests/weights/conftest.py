@@ -1,0 +1,56 @@
+"""Small models in the published layouts, computed with the published code in float32 on CPU."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+GOLDEN = Path(__file__).parent / "golden"
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+
+
+def load_script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def golden() -> Callable[[str], tuple[Path, dict[str, torch.Tensor], torch.Tensor, torch.Tensor]]:
+    """golden("pvt_tiny_msa"): the file, its state dict, images and the logits of the published code."""
+
+    def read(name: str) -> tuple[Path, dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
+        path = GOLDEN / f"official_{name}.npz"
+        arrays = np.load(path)
+        state = {key[3:]: torch.from_numpy(arrays[key]) for key in arrays.files if key.startswith("sd/")}
+        return path, state, torch.from_numpy(arrays["x"]), torch.from_numpy(arrays["logits"])
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def importer() -> Any:
+    return load_script("import_official")
+
+
+@pytest.fixture
+def refused(importer: Any, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """refused(*arguments): the one line of an import that must end with exit code 2."""
+
+    def run(*arguments: object) -> str:
+        capsys.readouterr()
+        assert importer.main([str(argument) for argument in arguments]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and error.startswith("error: "), error
+        return error.removeprefix("error: ").strip()
+
+    return run
