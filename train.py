@@ -17,9 +17,9 @@ def main(cfg: DictConfig) -> float | None:
     """One run, from the composed config to summary.json; returns top-1 for sweeps that optimise it."""
     config = load_config(Config, cfg)
     notes = check_config(config)
-    folder = choose_run_dir(config)
-    config.output_dir = str(folder.path)
     with session(config.device, threads=config.threads, deterministic=config.deterministic) as device:
+        folder = choose_run_dir(config)
+        config.output_dir = str(folder.path)
         run = build_run(config, folder, device)
         notes += folder.notes + run.built.notes
         if config.dry_run:

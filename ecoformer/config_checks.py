@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -32,6 +33,10 @@ def check_config(config: Config) -> list[str]:
         raise InputError(f"model.name={config.model.name} fixes the attention: use model={stem} attention={kind}")
     if config.resume != "off" and config.overwrite:
         raise InputError("resume and overwrite=true contradict each other: set one of them")
+    named = config.output_dir is not None or config.resume not in ("off", "auto")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not named and not config.dry_run:
+        # Processes that are started again must find the folder of the run.
+        raise InputError("several processes need one output_dir to share: add output_dir=DIR")
     notes = []
     if config.schedule.warmup_epochs > config.train.epochs - 1:
         notes.append(

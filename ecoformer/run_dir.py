@@ -1,9 +1,15 @@
-"""The run directory: where it is, whether it may be used, whether a run in it is continued, and its config.yaml."""
+"""The run directory: where it is, whether it may be used, and whether a run in it is continued.
+
+A launch leaves its marks in launch.json. So a process that torchrun, SLURM or submitit started again knows that the
+run in the folder is its own, and continues it without being asked to.
+"""
 
 from __future__ import annotations
 
+import json
 import os
-from dataclasses import asdict, dataclass
+import socket
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -11,12 +17,14 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from ecoformer.config import Config
+from ecoformer.engine import distributed
 from ecoformer.engine.files import unwritable, write_text
 from ecoformer.errors import InputError
 from ecoformer.init import read_run
 
-CONFIG, SUMMARY, LAST, BEST = "config.yaml", "summary.json", "last.pt", "best.pt"
-RUN_FILES = (CONFIG, SUMMARY, LAST, BEST, "metrics.jsonl", "metrics.csv")
+CONFIG, SUMMARY, LAST, BEST, LAUNCH = "config.yaml", "summary.json", "last.pt", "best.pt", "launch.json"
+RUN_FILES = (CONFIG, SUMMARY, LAST, BEST, LAUNCH, "metrics.jsonl", "metrics.csv")
+JOB = "ECOFORMER_JOB"  # set by ecoformer.launch: one scheduler job, over all its starts
 
 # Settings that may differ when a run is continued: they change where and how it runs, not what it computes.
 # The trainer itself compares the global batch, so batch_size and grad_accum may be spread otherwise.
@@ -25,6 +33,7 @@ FREE = (
     "init",
     "logger",
     "energy",
+    "launch",
     "device",
     "threads",
     "deterministic",
@@ -49,37 +58,51 @@ FREE = (
 
 @dataclass(frozen=True)
 class RunDir:
-    """The folder of this run, and the checkpoint that it continues from (None: it starts anew)."""
+    """The folder of this run, and the checkpoint that it continues from (None: it starts anew).
+
+    `restarted`: an earlier start of this same launch opened the folder. `marks` tell this launch from others.
+    """
 
     path: Path
     resume: Path | None
     notes: list[str]
+    restarted: bool = False
+    marks: list[str] = field(default_factory=list)
 
 
 def choose_run_dir(config: Config) -> RunDir:
-    """Decide where the run lives and whether it continues an earlier one. Writes nothing.
+    """Decide where the run lives and whether it continues an earlier one; rank 0 decides for all. Writes nothing.
 
     Raises InputError: a folder that holds a run although neither resume nor overwrite is set; resume without a
-    folder; a checkpoint whose settings differ, by name; under torchrun, no folder that all ranks would agree on.
+    folder; a checkpoint whose settings differ, by name.
     """
-    if config.resume not in ("off", "auto"):
-        checkpoint = Path(config.resume).expanduser()
-        notes = _compare(config, checkpoint)
-        return RunDir(_folder(config, default=checkpoint.parent), checkpoint, notes)
+    marks = sorted({mark for own in distributed.gather_objects(_own_marks()) for mark in own})
+    return distributed.decided_by_main(lambda: _choose(config, marks))
+
+
+def _choose(config: Config, marks: list[str]) -> RunDir:
+    given = None if config.resume in ("off", "auto") else Path(config.resume).expanduser()
     if config.resume == "auto" and config.output_dir is None:
         raise InputError("resume=auto continues the run in output_dir, which is not set: add output_dir=DIR")
-    path = _folder(config, default=None)
+    path = _folder(config, default=None if given is None else given.parent)
+    if _opened_by(path, marks):
+        last = path / LAST if (path / LAST).exists() else given
+        notes = [] if last is None else _compare(config, last)
+        where = f"continuing from {last}" if last is not None else f"{path} holds no {LAST} yet, starting anew"
+        return RunDir(path, last, [f"started again by the same launch: {where}", *notes], True, marks)
+    if given is not None:
+        return RunDir(path, given, _compare(config, given), marks=marks)
     if config.resume == "auto":
         if (path / LAST).exists():
-            return RunDir(path, path / LAST, _compare(config, path / LAST))
-        return RunDir(path, None, [f"resume=auto: {path} holds no {LAST}, starting anew"])
+            return RunDir(path, path / LAST, _compare(config, path / LAST), marks=marks)
+        return RunDir(path, None, [f"resume=auto: {path} holds no {LAST}, starting anew"], marks=marks)
     held = [name for name in (LAST, BEST, SUMMARY) if (path / name).exists()]
     if held and not config.overwrite and not config.dry_run:
         raise InputError(
             f"output_dir={path} already holds a run ({', '.join(held)}): continue it with resume=auto, "
             "set it aside with overwrite=true, or choose another output_dir"
         )
-    return RunDir(path, None, [])
+    return RunDir(path, None, [], marks=marks)
 
 
 def open_run_dir(run: RunDir, config: Config) -> list[str]:
@@ -87,12 +110,47 @@ def open_run_dir(run: RunDir, config: Config) -> list[str]:
     notes = []
     try:
         run.path.mkdir(parents=True, exist_ok=True)
-        if run.resume is None and config.overwrite:
+        if run.resume is None and config.overwrite and not run.restarted:
             notes += _set_aside(run.path)
     except OSError as error:
         raise InputError(unwritable(run.path, error)) from error
     write_text(run.path / CONFIG, OmegaConf.to_yaml(OmegaConf.structured(config)))
+    write_text(run.path / LAUNCH, json.dumps({"marks": run.marks}, indent=2) + "\n")
     return notes
+
+
+def _own_marks() -> list[str]:
+    """What stays the same when this launch is started again, and no other launch shares.
+
+    That is torchrun's agent process (of any rank: rank 0 may come back on another node) and the scheduler's job.
+    """
+    marks = []
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        agent = os.getppid()
+        marks.append(f"torchrun {os.environ['TORCHELASTIC_RUN_ID']} {socket.gethostname()} {agent} {_started(agent)}")
+    if JOB in os.environ:
+        marks.append(f"job {os.environ[JOB]}")
+    if "SLURM_JOB_ID" in os.environ:
+        marks.append(f"slurm {os.environ['SLURM_JOB_ID']}")
+    return marks
+
+
+def _started(process: int) -> str:
+    # Process numbers are used again, in containers soon; clock ticks since boot tell two apart. Linux only.
+    stat = Path(f"/proc/{process}/stat")
+    return stat.read_text().rpartition(")")[2].split()[19] if stat.exists() else ""
+
+
+def _opened_by(path: Path, marks: list[str]) -> bool:
+    # Several runs may be started by hand in one SLURM allocation; only a requeued job is the same launch again.
+    requeued = int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
+    usable = {mark for mark in marks if requeued or not mark.startswith("slurm ")}
+    if not (path / LAUNCH).is_file():
+        return False
+    try:
+        return not usable.isdisjoint(json.loads((path / LAUNCH).read_text())["marks"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path / LAUNCH} cannot be read ({error}): remove it") from error
 
 
 def _folder(config: Config, default: Path | None) -> Path:
@@ -100,9 +158,6 @@ def _folder(config: Config, default: Path | None) -> Path:
         return Path(config.output_dir).expanduser()
     if default is not None:
         return default
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        # The ranks start at different moments, and so does a rank that is started again.
-        raise InputError("several processes need one output_dir to share: add output_dir=DIR")
     return Path("outputs") / config.name / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from ecoformer.errors import InputError
+
+T = TypeVar("T")
 
 
 def init_distributed(device: str = "auto") -> torch.device:
@@ -106,6 +109,23 @@ def broadcast_object(value: Any) -> Any:
     holder = [value]
     dist.broadcast_object_list(holder, src=0)
     return holder[0]
+
+
+def decided_by_main(decide: Callable[[], T]) -> T:
+    """What `decide` returns on rank 0, on every rank; an InputError that it raises there is raised on every rank.
+
+    For decisions that hang on files: another rank may see an older state of a shared file system.
+    """
+    value, refusal = None, None
+    if is_main():
+        try:
+            value = decide()
+        except InputError as error:
+            refusal = error
+    value, refusal = broadcast_object((value, refusal))
+    if refusal is not None:
+        raise refusal
+    return value  # type: ignore[return-value]
 
 
 def broadcast_buffers(model: nn.Module) -> None:
