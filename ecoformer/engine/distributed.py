@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import torch
@@ -130,6 +130,11 @@ def decided_by_main(decide: Callable[[], T]) -> T:
 
 def broadcast_buffers(model: nn.Module) -> None:
     """Give every rank rank 0's buffers, in place: DDP, EMA and compiled graphs hold on to the tensors."""
+    broadcast_tensors(model.buffers())
+
+
+def broadcast_tensors(tensors: Iterable[Tensor]) -> None:
+    """Give every rank rank 0's tensors, in place; every rank passes as many, of the same shapes."""
     if world_size() > 1:
-        for buffer in model.buffers():
-            dist.broadcast(buffer, src=0)
+        for tensor in tensors:
+            dist.broadcast(tensor, src=0)

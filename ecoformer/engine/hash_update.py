@@ -12,7 +12,7 @@ from rich.table import Table
 from ecoformer.config import HashUpdateConfig
 from ecoformer.engine import distributed
 from ecoformer.engine.callbacks import Callback
-from ecoformer.nn.hashing import HashFitReport, fit_hashes, has_hashes
+from ecoformer.nn.hashing import HashFitReport, fit_hashes, has_hashes, hash_layers
 
 if TYPE_CHECKING:
     from ecoformer.engine.trainer import Trainer
@@ -71,6 +71,7 @@ class HashUpdate(Callback):
 
     def __init__(self, config: HashUpdateConfig) -> None:
         self.config = config
+        self._told = False  # that nothing can be fitted
 
     def on_epoch_start(self, trainer: Trainer, epoch: int) -> None:
         if trainer.step % trainer.steps_per_epoch == 0:  # not where a run goes on in the middle of an epoch
@@ -81,8 +82,15 @@ class HashUpdate(Callback):
             self._fit_if_due(trainer, step)
 
     def _fit_if_due(self, trainer: Trainer, step: int) -> None:
-        if due(self.config, step, trainer.steps_per_epoch) and has_hashes(trainer.model):
+        if not due(self.config, step, trainer.steps_per_epoch) or not has_hashes(trainer.model):
+            return
+        refusals = [layer.refit_refusal() for layer in hash_layers(trainer.model).values()]
+        if not any(refusals):
             self._fit(trainer, step)
+        elif not self._told:
+            when, reason = _when(step, trainer.steps_per_epoch), next(filter(None, refusals))
+            trainer.print(f"no hash fit before {when} or later: {reason}")
+            self._told = True
 
     def _fit(self, trainer: Trainer, step: int) -> None:
         if distributed.is_main():
@@ -92,7 +100,9 @@ class HashUpdate(Callback):
             for report in reports:
                 trainer.log("hash_fit", **{key: value for key, value in asdict(report).items() if value is not None})
             trainer.print(_table(_when(step, trainer.steps_per_epoch), len(images), reports))
-        trainer.sync_buffers()
+        layers = hash_layers(trainer.model).items()
+        changed = [layer.named_parameters(name) for name, layer in layers if layer.fits_parameters]
+        trainer.sync_buffers([name for parameters in changed for name, _ in parameters])
 
 
 def _when(step: int, steps_per_epoch: int) -> str:

@@ -221,9 +221,18 @@ class Trainer:
             self.ema.update(self.model)
         return group_loss, hits, num_images
 
-    def sync_buffers(self) -> None:
-        """Make every rank's and the EMA model's buffers equal to rank 0's; call it after changing any."""
+    def sync_buffers(self, parameters: Sequence[str] = ()) -> None:
+        """Make every rank's and the EMA model's buffers, and the named parameters, equal to rank 0's.
+
+        Call it after changing any of them outside of the optimiser.
+        """
         distributed.broadcast_buffers(self.model)
+        own = dict(self.model.named_parameters())
+        distributed.broadcast_tensors([own[name].data for name in parameters])
+        if self.ema is not None:
+            averaged = dict(self.ema.module.named_parameters())
+            for name in parameters:
+                averaged[name].data.copy_(own[name].data)
         if self.ema is not None:
             for ema_buffer, buffer in zip(self.ema.module.buffers(), self.model.buffers(), strict=True):
                 ema_buffer.copy_(buffer)

@@ -1,5 +1,6 @@
 """Attention modules with state, their specs, and the fitting of hash functions."""
 
+from ecoformer.nn.distilled_hash import DistilledHashAttention, DistilledHashSpec
 from ecoformer.nn.ecoformer import EcoFormerAttention, EcoFormerSpec
 from ecoformer.nn.ecoformer_tuned import EcoFormerTunedAttention, EcoFormerTunedSpec
 from ecoformer.nn.hashing import HashFitReport, KernelHash, fit_hashes, has_hashes, hash_layers
@@ -8,6 +9,8 @@ from ecoformer.nn.specs import AttentionSpec, make_spec
 
 __all__ = [
     "AttentionSpec",
+    "DistilledHashAttention",
+    "DistilledHashSpec",
     "EcoFormerAttention",
     "EcoFormerSpec",
     "EcoFormerTunedAttention",

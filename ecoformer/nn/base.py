@@ -45,6 +45,10 @@ class ReplacementAttention(nn.Module):
         """The weights (B, H, N, N) with which a token sums the values: for pictures and tests, never for `forward`."""
         raise TypeError(f"{type(self).__name__} has no attention weights to show")
 
+    def attention_output(self, x_BND: Tensor) -> Tensor:
+        """What is summed with those weights, before the output projection: (B, N, D), heads joined."""
+        return before_projection(self, x_BND)
+
     def paper_core_ops(self, num_tokens: int) -> tuple[int, int]:
         """(multiplications, additions) of one image's attention core in the paper's accounting.
 
@@ -54,3 +58,16 @@ class ReplacementAttention(nn.Module):
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, num_heads={self.num_heads}, {self.spec}"
+
+
+def before_projection(layer: nn.Module, x_BND: Tensor, *args: Any) -> Tensor:
+    """What a layer, ours or timm's, hands to its output projection `proj`, called with x and `args`: (B, N, D)."""
+    caught: list[Tensor] = []
+    proj = layer.get_submodule("proj")
+    handle = proj.register_forward_pre_hook(lambda module, inputs: caught.append(inputs[0]))
+    try:
+        layer(x_BND, *args)
+    finally:
+        handle.remove()
+    assert len(caught) == 1, "an attention layer projects its output once"
+    return caught[0]

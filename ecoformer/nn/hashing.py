@@ -6,10 +6,10 @@ Shapes: B batch, H heads, N tokens, C head channels, D model channels, K code bi
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -194,11 +194,24 @@ def bit_statistics(code_BHNK: Tensor) -> tuple[float, float]:
 
 
 class FittableAttention(nn.Module):
-    """Mixin of attention layers whose codes are fitted to their own inputs; every hash family has it."""
+    """Mixin of attention layers whose codes are fitted to their own inputs; every hash family has it.
+
+    `fits_parameters`: a fit changes trainable parameters too, not only buffers.
+    """
+
+    fits_parameters: ClassVar[bool] = False
 
     def fit_hash(self, x_BND: Tensor, generator: torch.Generator) -> HashFitReport:
         """Fit to a batch of this layer's inputs; the block name is left to the caller."""
         raise TypeError(f"{type(self).__name__} does not say how its hash functions are fitted")
+
+    def fit_on_call(self, args: Sequence[Any], generator: torch.Generator) -> HashFitReport:
+        """Fit to what the layer is about to be called with: x, and what timm's blocks pass beside it."""
+        return self.fit_hash(args[0], generator)
+
+    def refit_refusal(self) -> str:
+        """Why the layer cannot be fitted (again); empty if it can."""
+        return ""
 
 
 def hash_layers(model: nn.Module) -> dict[str, FittableAttention]:
@@ -221,17 +234,22 @@ def fit_hashes(model: nn.Module, images: Tensor, seed: int) -> list[HashFitRepor
         seed: of the anchor draw.
     Returns:
         One report a layer, in the order of the forward pass; empty if there is nothing to fit.
+    Raises:
+        InputError: a layer cannot be fitted again.
     """
     layers = hash_layers(model)
     if not layers:
         return []
+    for name, layer in layers.items():
+        if layer.refit_refusal():
+            raise InputError(f"{name}: {layer.refit_refusal()}")
     generator = torch.Generator().manual_seed(seed)
     reports: list[HashFitReport] = []
 
     def fit_before_forward(name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
             assert isinstance(module, FittableAttention)
-            reports.append(replace(module.fit_hash(args[0], generator), block=name))
+            reports.append(replace(module.fit_on_call(args, generator), block=name))
 
         return hook
 

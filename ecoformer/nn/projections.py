@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,8 @@ class Projections:
     """What an attention layer leaves behind when it is replaced.
 
     `where` names the layer in messages; `key` is None where queries and keys share one projection, held as `query`;
-    `copied` and `dropped` name the parts of the source that carry over and that do not.
+    `copied` and `dropped` name the parts of the source that carry over and that do not. `layer` is the layer itself,
+    where there is one.
     """
 
     where: str
@@ -30,6 +31,7 @@ class Projections:
     proj_drop: float
     copied: tuple[str, ...]
     dropped: tuple[str, ...] = ()
+    layer: nn.Module | None = None
 
 
 Reader = Callable[..., Projections]
@@ -51,7 +53,8 @@ def read_projections(module: nn.Module, where: str) -> Projections:
     attn_drop = getattr(getattr(module, "attn_drop", None), "p", 0.0)
     if attn_drop > 0:
         raise refusal(where, f"attn_drop={attn_drop}", "create the model with attn_drop_rate=0")
-    return READERS[type(module)](module, where)
+    found = READERS[type(module)](module, where)
+    return replace(found, layer=module) if found.layer is None else found
 
 
 def refusal(where: str, what: str, remedy: str) -> InputError:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ecoformer.ops.distilled_attention import Affine
+
 
 def kernel_features_reference(x_BHNC: Tensor, anchors_HMC: Tensor) -> Tensor:
     """Gaussian kernel of every token against every anchor, (B, H, N, M), with the five-dimensional difference.
@@ -55,3 +57,15 @@ def binary_attention_reference(
     product_BHNNK = code_q_BHNK[:, :, :, None, :] * code_k_BHNK[:, :, None, :, :]
     weights_BHNN = (product_BHNNK * weight_HK[None, :, None, None, :]).sum(dim=-1) + floor_H[None, :, None, None]
     return weights_BHNN @ v_BHNC / weights_BHNN.sum(dim=-1, keepdim=True)
+
+
+def distilled_attention_reference(
+    x_BND: Tensor, to_codes: Affine, value: Affine, proj: Affine, weight_HK: Tensor, floor_H: Tensor
+) -> Tensor:
+    """Binary attention on the codes of all tokens, step by step: codes, values, N x N weights, output projection."""
+    num_heads, num_bits = weight_HK.shape
+    codes_BNT = (to_codes(x_BND) >= 0).to(x_BND.dtype)
+    code_q_BHNK, code_k_BHNK = codes_BNT.unflatten(-1, (2, num_heads, num_bits)).permute(2, 0, 3, 1, 4)
+    v_BHNC = value(x_BND).unflatten(-1, (num_heads, -1)).transpose(1, 2)
+    out_BHNC = binary_attention_reference(code_q_BHNK, code_k_BHNK, v_BHNC, weight_HK, floor_H)
+    return proj(out_BHNC.transpose(1, 2).flatten(2))

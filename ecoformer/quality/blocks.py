@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ecoformer.errors import InputError
 from ecoformer.layers import attention_layers
-from ecoformer.nn.base import ReplacementAttention
+from ecoformer.nn.base import ReplacementAttention, before_projection
 from ecoformer.nn.heads import join_heads, split_heads
 from ecoformer.nn.projections import read_projections
 from ecoformer.ops.attention_quality import relative_error, row_correlation, strongest_key_recall
@@ -112,15 +112,18 @@ def _compare(
     few = slice(0, map_images)
     recall = correlation = None
     if isinstance(replaced, ReplacementAttention):
+        output_BND = replaced.attention_output(x_BND)
         scores_BHNN = q_BHNC[few] @ k_BHNC[few].transpose(-2, -1) * q_BHNC.shape[-1] ** -0.5
         softmax_BHNN = scores_BHNN.softmax(dim=-1)
         weights_BHNN = replaced.attention_weights(x_BND[few])
         recall = strongest_key_recall(weights_BHNN, softmax_BHNN, keys)
         correlation = row_correlation(weights_BHNN, softmax_BHNN)
+    else:
+        output_BND = before_projection(replaced, x_BND)
     return BlockQuality(
         block=name,
         num_tokens=num_tokens,
-        error=relative_error(before_projection(replaced, x_BND), target_BND),
+        error=relative_error(output_BND, target_BND),
         error_uniform=relative_error(uniform_BND, target_BND),
         error_shared_qk=relative_error(shared_BND, target_BND),
         num_keys=keys,
@@ -128,19 +131,6 @@ def _compare(
         recall_chance=keys / num_tokens,
         correlation=correlation,
     )
-
-
-def before_projection(layer: nn.Module, x_BND: Tensor) -> Tensor:
-    """What a layer hands to its output projection `proj`, (B, N, D): the attention output, heads joined."""
-    caught: list[Tensor] = []
-    proj = layer.get_submodule("proj")
-    handle = proj.register_forward_pre_hook(lambda module, args: caught.append(args[0]))
-    try:
-        layer(x_BND)
-    finally:
-        handle.remove()
-    assert len(caught) == 1, "an attention layer projects its output once"
-    return caught[0]
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ecoformer.nn import EcoFormerSpec, EcoFormerTunedSpec, MSASpec
+from ecoformer.nn import DistilledHashSpec, EcoFormerSpec, EcoFormerTunedSpec, MSASpec
 from ecoformer.nn.hashing import FittableAttention
 from ecoformer.nn.heads import join_heads, split_heads
 from ecoformer.nn.projections import Projections
@@ -15,6 +15,7 @@ SPECS = [
     EcoFormerSpec(num_bits=6, num_anchors=5, top_k=3, numerator="kernel"),
     EcoFormerTunedSpec(num_bits=6, num_anchors=5, fit_steps=5),
     EcoFormerTunedSpec(num_bits=6, num_anchors=0, qk="shared", code="sign", fit_steps=5),
+    DistilledHashSpec(num_bits=6, fit_steps=5),
 ]
 
 

@@ -19,7 +19,6 @@ from ecoformer.nn import EcoFormerTunedSpec, MSASpec, MultiHeadSelfAttention
 from ecoformer.nn.heads import split_heads
 from ecoformer.nn.projections import read_projections
 from ecoformer.quality import measure, parse_setting, quality, uniform_attention
-from ecoformer.quality.blocks import before_projection
 from ecoformer.quality.report import markdown, plot_energy, plot_errors
 from ecoformer.quality.sweep import converted_names, pick_images, random_hash
 
@@ -73,7 +72,7 @@ def test_first_block_by_hand(images):
     def error(out):
         return float((out - target).norm() / target.norm())
 
-    ours = split_heads(before_projection(model.blocks[0].attn, x), 3)
+    ours = split_heads(model.blocks[0].attn.attention_output(x), 3)
     assert (row.block, row.num_tokens, row.num_keys) == ("blocks.0.attn", 17, 3)
     assert row.error == pytest.approx(error(ours), rel=1e-4)
     assert row.error_uniform == pytest.approx(error(uniform), rel=1e-4)
