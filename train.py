@@ -10,7 +10,8 @@ from ecoformer.config import Config
 from ecoformer.config_checks import check_config
 from ecoformer.config_loading import load_config
 from ecoformer.engine import distributed
-from ecoformer.run_dir import SUMMARY, choose_run_dir, open_run_dir
+from ecoformer.engine.run_files import SUMMARY
+from ecoformer.run_dir import choose_run_dir, open_run_dir
 
 
 def main(cfg: DictConfig) -> float | None:

@@ -88,6 +88,7 @@ def build_run(config: Config, folder: RunDir, device: torch.device) -> Run:
         train=config.train,
         optim=config.optim,
         schedule=config.schedule,
+        checkpoint=config.checkpoint,
         run_dir=folder.path,
         device=device,
         seed=config.seed,

@@ -88,7 +88,16 @@ class TrainConfig:
     compile: bool = False
     log_every: int = 50  # steps between lines in metrics.jsonl
     max_steps: int | None = None  # per epoch; for smoke runs
+    max_skipped_batches: int = 0  # steps with a non-finite loss or gradient that a run leaves out before it stops
     progress: bool = True
+
+
+@dataclass
+class CheckpointConfig:
+    """What is written beside last.pt and best.pt at the end of each epoch."""
+
+    every_steps: int = 0  # last.pt also every n optimiser steps, within an epoch; 0: never
+    keep_top_k: int = 0  # weights of the k best epochs, as top/epoch-N.pt
 
 
 @dataclass
@@ -158,6 +167,7 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     init: InitConfig = field(default_factory=InitConfig)
     callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)

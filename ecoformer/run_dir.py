@@ -19,11 +19,10 @@ from omegaconf import OmegaConf
 from ecoformer.config import Config
 from ecoformer.engine import distributed
 from ecoformer.engine.files import unwritable, write_text
+from ecoformer.engine.run_files import CONFIG, LAST, LAUNCH, can_resume, read_intact, results_in, set_earlier_run_aside
 from ecoformer.errors import InputError
-from ecoformer.init import read_run
+from ecoformer.init import SavedRun, read_run
 
-CONFIG, SUMMARY, LAST, BEST, LAUNCH = "config.yaml", "summary.json", "last.pt", "best.pt", "launch.json"
-RUN_FILES = (CONFIG, SUMMARY, LAST, BEST, LAUNCH, "metrics.jsonl", "metrics.csv")
 JOB = "ECOFORMER_JOB"  # set by ecoformer.launch: one scheduler job, over all its starts
 
 # Settings that may differ when a run is continued: they change where and how it runs, not what it computes.
@@ -52,6 +51,8 @@ FREE = (
     "train.channels_last",
     "train.log_every",
     "train.progress",
+    "train.max_skipped_batches",
+    "checkpoint",
     "callbacks.energy_log",
 )
 
@@ -86,17 +87,21 @@ def _choose(config: Config, marks: list[str]) -> RunDir:
         raise InputError("resume=auto continues the run in output_dir, which is not set: add output_dir=DIR")
     path = _folder(config, default=None if given is None else given.parent)
     if _opened_by(path, marks):
-        last = path / LAST if (path / LAST).exists() else given
-        notes = [] if last is None else _compare(config, last)
-        where = f"continuing from {last}" if last is not None else f"{path} holds no {LAST} yet, starting anew"
-        return RunDir(path, last, [f"started again by the same launch: {where}", *notes], True, marks)
+        last = path / LAST if can_resume(path) else given
+        if last is None:
+            note = f"started again by the same launch: {path} holds no {LAST} yet, starting anew"
+            return RunDir(path, None, [note], True, marks)
+        last, notes = _continued(config, last)
+        return RunDir(path, last, [f"started again by the same launch: continuing from {last}", *notes], True, marks)
     if given is not None:
-        return RunDir(path, given, _compare(config, given), marks=marks)
+        given, notes = _continued(config, given)
+        return RunDir(path, given, notes, marks=marks)
     if config.resume == "auto":
-        if (path / LAST).exists():
-            return RunDir(path, path / LAST, _compare(config, path / LAST), marks=marks)
+        if can_resume(path):
+            last, notes = _continued(config, path / LAST)
+            return RunDir(path, last, notes, marks=marks)
         return RunDir(path, None, [f"resume=auto: {path} holds no {LAST}, starting anew"], marks=marks)
-    held = [name for name in (LAST, BEST, SUMMARY) if (path / name).exists()]
+    held = results_in(path)
     if held and not config.overwrite and not config.dry_run:
         raise InputError(
             f"output_dir={path} already holds a run ({', '.join(held)}): continue it with resume=auto, "
@@ -106,14 +111,15 @@ def _choose(config: Config, marks: list[str]) -> RunDir:
 
 
 def open_run_dir(run: RunDir, config: Config) -> list[str]:
-    """Make the folder, set an earlier run aside if asked to, write config.yaml; return notes. Rank 0 calls it."""
+    """Make the folder, set an earlier run aside, write config.yaml; return notes. Rank 0 calls it."""
     notes = []
     try:
         run.path.mkdir(parents=True, exist_ok=True)
-        if run.resume is None and config.overwrite and not run.restarted:
-            notes += _set_aside(run.path)
     except OSError as error:
         raise InputError(unwritable(run.path, error)) from error
+    # `choose_run_dir` let an earlier run pass only with overwrite=true, or where it left nothing to resume.
+    if run.resume is None and (aside := set_earlier_run_aside(run.path)) is not None:
+        notes.append(f"the earlier run is now in {aside}")
     write_text(run.path / CONFIG, OmegaConf.to_yaml(OmegaConf.structured(config)))
     write_text(run.path / LAUNCH, json.dumps({"marks": run.marks}, indent=2) + "\n")
     return notes
@@ -161,28 +167,20 @@ def _folder(config: Config, default: Path | None) -> Path:
     return Path("outputs") / config.name / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
 
 
-def _set_aside(path: Path) -> list[str]:
-    present = [name for name in RUN_FILES if (path / name).exists()]
-    if not present:
-        return []
-    number = 1
-    while (path / f"earlier-{number}").exists():
-        number += 1
-    aside = path / f"earlier-{number}"
-    aside.mkdir()
-    for name in present:
-        os.replace(path / name, aside / name)
-    return [f"overwrite=true: the earlier run is now in {aside}"]
+def _continued(config: Config, checkpoint: Path) -> tuple[Path, list[str]]:
+    """The checkpoint to go on from, which is the one before where `checkpoint` is damaged, and notes on differences."""
+    path, run = read_intact(checkpoint, read_run)
+    return path, _compare(config, run)
 
 
-def _compare(config: Config, checkpoint: Path) -> list[str]:
-    saved = read_run(checkpoint).config
+def _compare(config: Config, run: SavedRun) -> list[str]:
+    saved = run.config
     then, now = _flat(asdict(saved)), _flat(asdict(config))
     for key in sorted({*then, *now}):
         free = any(key == name or key.startswith(f"{name}.") for name in FREE)
         if not free and then.get(key) != now.get(key):
             raise InputError(
-                f"{checkpoint} was written with {key}={then.get(key)}, now it is {now.get(key)}: "
+                f"{run.path} was written with {key}={then.get(key)}, now it is {now.get(key)}: "
                 "keep it, or start a new run in another output_dir"
             )
     if saved.train.epochs != config.train.epochs:

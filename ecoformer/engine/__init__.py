@@ -2,11 +2,12 @@
 
 from ecoformer.engine.callbacks import Callback, EnergyLog
 from ecoformer.engine.checkpoint import evaluated_weights, load_checkpoint, load_weights, save_checkpoint
+from ecoformer.engine.divergence import Diverged
 from ecoformer.engine.evaluate import EvalResult, evaluate
 from ecoformer.engine.hash_update import HashUpdate
 from ecoformer.engine.loggers import Logger
 from ecoformer.engine.signals import Interrupted
-from ecoformer.engine.trainer import Diverged, Trainer
+from ecoformer.engine.trainer import Trainer
 from ecoformer.engine.wandb_logger import WandbLogger
 
 __all__ = [

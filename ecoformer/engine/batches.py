@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -33,6 +34,8 @@ def num_groups(num_batches: int, group_size: int, max_groups: int | None) -> int
 
 def grouped(loader: Iterable[Batch], group_size: int, max_groups: int) -> Iterator[list[Batch]]:
     """Lists of `group_size` batches, the last one perhaps shorter, at most `max_groups` of them."""
+    if max_groups == 0:
+        return
     group: list[Batch] = []
     groups = 0
     for batch in loader:
@@ -53,7 +56,7 @@ def top1_hits(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 class Meter:
-    """Mean loss, accuracy (percent) and images per second of this rank, since it was made."""
+    """Mean loss, accuracy (percent) and images per second of this rank, since it was made; NaN without images."""
 
     def __init__(self) -> None:
         self.started = time.perf_counter()
@@ -72,13 +75,22 @@ class Meter:
         yield
         self.started += time.perf_counter() - began
 
+    def state_dict(self) -> dict[str, float]:
+        seconds = time.perf_counter() - self.started
+        return {"loss_sum": self.loss_sum, "hits": self.hits, "num_images": self.num_images, "seconds": seconds}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Take back what `state_dict` returned, its seconds included."""
+        self.loss_sum, self.hits, self.num_images = state["loss_sum"], state["hits"], int(state["num_images"])
+        self.started = time.perf_counter() - state["seconds"]
+
     @property
     def loss(self) -> float:
-        return self.loss_sum / self.num_images
+        return self.loss_sum / self.num_images if self.num_images else math.nan
 
     @property
     def top1(self) -> float:
-        return 100 * self.hits / self.num_images
+        return 100 * self.hits / self.num_images if self.num_images else math.nan
 
     @property
     def images_per_second(self) -> float:
@@ -90,7 +102,7 @@ class Meter:
         totals = distributed.all_reduce_sum(torch.tensor(values, dtype=torch.float64, device=device))
         loss_sum, hits, num_images, rate = totals.tolist()
         return {
-            "train_loss": loss_sum / num_images,
-            "train_top1": 100 * hits / num_images,
+            "train_loss": loss_sum / num_images if num_images else math.nan,
+            "train_top1": 100 * hits / num_images if num_images else math.nan,
             "train_images_per_second": rate,
         }

@@ -26,7 +26,10 @@ class Callback:
         """Before the epoch's first step; every rank calls it."""
 
     def on_step_start(self, trainer: Trainer, step: int) -> None:
-        """Before an optimiser step; `step` counts those done before it in the whole run. Every rank calls it."""
+        """Before an optimiser step; `step` counts those done before it in the whole run. Every rank calls it.
+
+        A run that is resumed within an epoch goes on with the call that follows its last saved step.
+        """
 
     def on_epoch_end(self, trainer: Trainer, epoch: int, metrics: dict[str, Any]) -> None:
         """After the evaluation, before the checkpoint is written."""

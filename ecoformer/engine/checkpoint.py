@@ -1,8 +1,9 @@
 """Checkpoint files: tensors and plain containers only, written atomically, read without running any code.
 
 A file is a dict with `format`, `version`, `kind`, `config`, `epoch` (epochs completed), `step` (optimiser steps
-done), `metrics` (of the last epoch) and `model` (a state dict). Two kinds exist: "run" (last.pt) adds `ema` and
-`training`, all that a resume needs; "weights" (best.pt) holds the evaluated weights, EMA if it is on, alone.
+done), `metrics` (of the last epoch, None before its end) and `model` (a state dict). Two kinds exist: "run" (last.pt)
+adds `ema` and `training`, all that a resume needs; "weights" (best.pt, top/) holds the evaluated weights, EMA if it is
+on, alone.
 """
 
 from __future__ import annotations
@@ -19,19 +20,27 @@ from ecoformer.engine.files import atomic_write
 from ecoformer.errors import InputError
 
 FORMAT = "ecoformer.checkpoint"
-VERSION = 1
+VERSION = 2  # 1 had no training.position: it was written between epochs alone
+KEYS = {
+    "weights": {"config", "epoch", "step", "metrics", "model"},
+    "run": {"config", "epoch", "step", "metrics", "model", "ema", "training"},
+}
 _PLAIN = (str, int, float, bool, type(None))
 
 
-def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write `content` to `path`, or leave the previous file as it was.
+class UnreadableCheckpoint(InputError):
+    """There is no such file, or it is truncated, damaged, or not one of ours."""
+
+
+def save_checkpoint(path: Path, content: dict[str, Any], previous: Path | None = None) -> None:
+    """Write `content` to `path`, or leave the file there as it was; `previous` is the name that it goes on under.
 
     Raises:
         InputError: the file cannot be written (disk full, read-only folder, ...).
     """
     content = {"format": FORMAT, "version": VERSION, **content}
     _require_plain(content, "checkpoint")
-    with atomic_write(path) as file:
+    with atomic_write(path, previous) as file:
         try:
             torch.save(content, file)
         except RuntimeError as error:
@@ -44,38 +53,48 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU.
 
     Raises:
-        InputError: missing, truncated or damaged file, a file of another program, one whose pickle asks for more
-            than tensors and plain containers, or one of a newer version.
+        UnreadableCheckpoint: missing, truncated or damaged file, a file of another program, or one whose pickle asks
+            for more than tensors and plain containers.
+        InputError: a file of a newer version, or one that may not be read.
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"checkpoint {path} does not exist: give the path of a run's last.pt or best.pt")
+        raise UnreadableCheckpoint(f"checkpoint {path} does not exist: give the path of a run's last.pt or best.pt")
     try:
         with open(path, "rb") as file:
             is_zip = file.read(4) == b"PK\x03\x04"
         if not is_zip:
-            raise InputError(f"checkpoint {path} is no checkpoint of this project: {_ORIGIN}")
+            raise UnreadableCheckpoint(f"checkpoint {path} is no checkpoint of this project: {_ORIGIN}")
         # torch does not compare the checksums that it writes, and would load a flipped bit.
         with zipfile.ZipFile(path) as archive:
             if archive.testzip() is not None:
                 raise zipfile.BadZipFile
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise InputError(
+        raise UnreadableCheckpoint(
             f"checkpoint {path} asks for objects other than tensors and plain containers and is not loaded, since "
             f"that could run code: {_ORIGIN}"
         ) from error
     except OSError as error:
         raise InputError(f"checkpoint {path} cannot be read: {error.strerror or error}") from error
     except (zipfile.BadZipFile, RuntimeError) as error:
-        raise InputError(f"checkpoint {path} is truncated or damaged: use another one, or train again") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise InputError(f"checkpoint {path} is no checkpoint of this project: {_ORIGIN}")
+        raise UnreadableCheckpoint(
+            f"checkpoint {path} is truncated or damaged: use another one, or train again"
+        ) from error
+    if not _is_ours(content):
+        raise UnreadableCheckpoint(f"checkpoint {path} is no checkpoint of this project: {_ORIGIN}")
     if content["version"] > VERSION:
         raise InputError(
             f"checkpoint {path} has format version {content['version']}, this program reads up to {VERSION}: update it"
         )
     return content
+
+
+def _is_ours(content: Any) -> bool:
+    if not isinstance(content, dict) or content.get("format") != FORMAT or type(content.get("version")) is not int:
+        return False
+    newer = content["version"] > VERSION  # may hold other keys; the message is to say so
+    return newer or KEYS.get(content.get("kind", ""), {"kind"}) <= content.keys()
 
 
 _ORIGIN = "give a last.pt or best.pt that train.py wrote"

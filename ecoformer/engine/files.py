@@ -12,11 +12,15 @@ from ecoformer.errors import InputError
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[BinaryIO]:
+def atomic_write(path: Path, previous: Path | None = None) -> Iterator[BinaryIO]:
     """A binary file that takes the place of `path` only once it is complete and on disk.
 
     The temporary file lies in the same folder (a rename across file systems is not atomic) under a fixed name,
     so that what a killed process leaves behind is overwritten by the next write.
+
+    Args:
+        previous: the name, in the same folder, that the file at `path` goes on under; a kill between the two renames
+            leaves it there and no `path`.
 
     Raises:
         InputError: the disk is full, the folder cannot be written, ...; the previous file is untouched.
@@ -29,6 +33,8 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
+                if previous is not None and path.exists():
+                    os.replace(path, previous)
                 os.replace(temporary, path)
             except BaseException:
                 temporary.unlink()
@@ -64,6 +70,14 @@ def set_aside(folder: Path, names: Iterable[str]) -> Path | None:
     except OSError as error:
         raise InputError(unwritable(aside, error)) from error
     return aside
+
+
+def remove(path: Path) -> None:
+    """Delete a file that may be gone already. Raises InputError if the folder cannot be written."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(unwritable(path, error)) from error
 
 
 def unwritable(path: Path, error: OSError) -> str:

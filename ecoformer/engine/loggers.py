@@ -1,7 +1,7 @@
-"""Metrics files. A resumed run continues them with no epoch missing or twice.
+"""Metrics files. A resumed run continues them with no record missing or twice.
 
-Every record is a dict with "event", "epoch", "step" and "time"; it belongs to its epoch. On a resume at epoch e,
-what was written for epochs >= e, by a run that was stopped in the middle, is cut off before anything is added.
+Every record is a dict with "event", "epoch", "step" and "time". A checkpoint holds how many there were; on a resume
+what was written after it, by a run that was stopped later, is cut off before anything is added.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class Logger:
 
     name = "logger"
 
-    def open(self, run_dir: Path, start_epoch: int, config: dict[str, Any]) -> None:
-        """Called once, before the first record; `start_epoch` is 0 for a new run."""
+    def open(self, run_dir: Path, resumed_epoch: int | None, config: dict[str, Any]) -> None:
+        """Called once, before the first record; `resumed_epoch` is None for a new run."""
 
     def log(self, record: dict[str, Any]) -> None:
         """Take one record."""
@@ -59,10 +59,9 @@ class _FileLogger(Logger):
         self.path: Path | None = None
         self.file: TextIO | None = None
 
-    def open(self, run_dir: Path, start_epoch: int, config: dict[str, Any]) -> None:
+    def open(self, run_dir: Path, resumed_epoch: int | None, config: dict[str, Any]) -> None:
         self.path = run_dir / self.filename
-        kept = self._kept(self.path, start_epoch) if start_epoch > 0 else self._header()
-        write_text(self.path, kept)
+        write_text(self.path, self._start() if resumed_epoch is None else self._kept(self.path, resumed_epoch))
         self.file = open(self.path, "a", encoding="utf-8", newline="")  # noqa: SIM115 - closed in close()
 
     def _write(self, text: str) -> None:
@@ -80,10 +79,10 @@ class _FileLogger(Logger):
             self.file.close()
             self.file = None
 
-    def _header(self) -> str:
+    def _start(self) -> str:
         return ""
 
-    def _kept(self, path: Path, start_epoch: int) -> str:
+    def _kept(self, path: Path, resumed_epoch: int) -> str:
         raise NotImplementedError
 
 
@@ -93,11 +92,33 @@ class JsonlLogger(_FileLogger):
     name = "jsonl"
     filename = "metrics.jsonl"
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: int | None = 0  # in the file; None: the checkpoint does not say (format version 1)
+
     def log(self, record: dict[str, Any]) -> None:
         self._write(json.dumps(_finite(record), allow_nan=False) + "\n")
+        assert self.records is not None, "open() counts them"
+        self.records += 1
 
-    def _kept(self, path: Path, start_epoch: int) -> str:
-        return "".join(line + "\n" for line, epoch in _jsonl_lines(path) if epoch < start_epoch)
+    def state_dict(self) -> dict[str, Any]:
+        return {"records": self.records}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.records = state.get("records")
+
+    def _start(self) -> str:
+        self.records = 0
+        return ""
+
+    def _kept(self, path: Path, resumed_epoch: int) -> str:
+        lines = _jsonl_lines(path)
+        if self.records is None:
+            kept = [line for line, epoch in lines if epoch < resumed_epoch]
+        else:
+            kept = [line for line, _ in lines[: self.records]]
+        self.records = len(kept)
+        return "".join(line + "\n" for line in kept)
 
 
 class CsvLogger(_FileLogger):
@@ -110,14 +131,13 @@ class CsvLogger(_FileLogger):
         if record["event"] == "epoch":
             self._write(_csv_line([record[column] for column in CSV_COLUMNS]))
 
-    def _header(self) -> str:
+    def _start(self) -> str:
         return _csv_line(list(CSV_COLUMNS))
 
-    def _kept(self, path: Path, start_epoch: int) -> str:
-        # Made anew from metrics.jsonl, which is written first, so that the two can never disagree.
-        records = _jsonl_lines(path.with_name(JsonlLogger.filename))
-        rows = [json.loads(line) for line, epoch in records if epoch < start_epoch]
-        return self._header() + "".join(
+    def _kept(self, path: Path, resumed_epoch: int) -> str:
+        # Made anew from metrics.jsonl, which is cut and written first, so that the two can never disagree.
+        rows = [json.loads(line) for line, _ in _jsonl_lines(path.with_name(JsonlLogger.filename))]
+        return self._start() + "".join(
             _csv_line([row[column] for column in CSV_COLUMNS]) for row in rows if row["event"] == "epoch"
         )
 

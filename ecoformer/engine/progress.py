@@ -32,9 +32,9 @@ class ProgressDisplay:
         self.title, self.steps_in_epoch, self.step_in_epoch = "", 0, 0
 
     @contextmanager
-    def epoch(self, epoch: int, steps: int) -> Iterator[None]:
-        """Show one epoch's steps while the context lasts."""
-        self.title, self.steps_in_epoch, self.step_in_epoch = f"epoch {epoch + 1}/{self.epochs}", steps, 0
+    def epoch(self, epoch: int, steps: int, done: int = 0) -> Iterator[None]:
+        """Show one epoch's steps while the context lasts; `done` of them were taken before a resume."""
+        self.title, self.steps_in_epoch, self.step_in_epoch = f"epoch {epoch + 1}/{self.epochs}", steps, done
         self.clock.epoch_starts(time.perf_counter())
         if not (self.enabled and self.console.is_terminal):
             yield
@@ -45,7 +45,7 @@ class ProgressDisplay:
             console=self.console, transient=True,
         )  # fmt: skip
         with bar:
-            self.bar, self.task = bar, bar.add_task(self.title, total=steps, figures="")
+            self.bar, self.task = bar, bar.add_task(self.title, total=steps, completed=done, figures="")
             try:
                 yield
             finally:

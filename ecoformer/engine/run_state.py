@@ -1,64 +1,102 @@
 """What a run must remember to go on exactly where it was, and what is told to the user about it.
 
-A run is resumed at the end of its last whole epoch. Everything that an epoch does follows from the state at its
-start (weights, optimiser, step, random states, callbacks), so an epoch that was cut short is simply done again.
+A run can be resumed between two epochs and after any optimiser step within one. Everything that follows is a function
+of what is saved here: weights, optimiser, step, position in the epoch, random states, callbacks.
 """
 
 from __future__ import annotations
 
+import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ecoformer.engine import distributed
 from ecoformer.engine.checkpoint import load_checkpoint, load_weights, save_checkpoint
-from ecoformer.engine.files import atomic_write, set_aside
+from ecoformer.engine.files import atomic_write, remove
+from ecoformer.engine.position import Position
 from ecoformer.engine.rng import rng_state, set_rng_state
+from ecoformer.engine.run_files import BEST, LAST, METRICS, PREVIOUS, TOP, read_intact, set_earlier_run_aside
+from ecoformer.engine.signals import Interrupted
 from ecoformer.errors import InputError
 
 if TYPE_CHECKING:
     from ecoformer.engine.trainer import Trainer
 
-LAST, BEST = "last.pt", "best.pt"
-METRICS = "metrics.jsonl"
-RUN_FILES = (LAST, BEST, METRICS, "metrics.csv", "summary.json")
 _MADE_OF = {
     "steps_per_epoch": "the data, train.batch_size, train.grad_accum and train.max_steps",
     "global_batch": "train.batch_size, train.grad_accum and the number of processes",
 }
 
 
-def save(trainer: Trainer, is_best: bool) -> None:
-    """Write last.pt, and best.pt before it, so that a kill in between only repeats the epoch.
+def capture(trainer: Trainer) -> dict[str, Any]:
+    """What each rank alone knows: random states and its figures of the epoch. Every rank must call it."""
+    return {
+        "rng": distributed.gather_objects(rng_state(trainer.device)),
+        "position": None if trainer.position is None else trainer.position.gathered(),
+    }
 
-    Every rank must call it, since each has its own random state; rank 0 writes.
+
+def save(trainer: Trainer, *, is_best: bool = False, captured: dict[str, Any] | None = None) -> None:
+    """Write last.pt and, at the end of an epoch, best.pt and the epoch's file in top/ before it.
+
+    A kill in between only repeats the epoch. The last.pt before becomes previous.pt. Every rank must call it, or hand
+    in what `capture` returned; rank 0 writes.
     """
-    rng = distributed.gather_objects(rng_state(trainer.device))
+    captured = captured or capture(trainer)
     if not distributed.is_main():
         return
-    common = {
-        "config": trainer.config,
-        "epoch": trainer.epoch + 1,
-        "step": trainer.step,
-        "metrics": trainer.latest,
-    }
+    completed = trainer.epoch + (captured["position"] is None)
+    common = {"config": trainer.config, "epoch": completed, "step": trainer.step, "metrics": trainer.latest}
     model = dict(trainer.model.state_dict())
     ema = None if trainer.ema is None else dict(trainer.ema.module.state_dict())
+    weights = {"kind": "weights", **common, "model": ema or model}
     if is_best:
-        save_checkpoint(trainer.run_dir / BEST, {"kind": "weights", **common, "model": ema or model})
+        save_checkpoint(trainer.run_dir / BEST, weights)
+    if captured["position"] is None:
+        _keep_if_top(trainer, weights)
     training = {
         "optimizer": trainer.optimizer.state_dict(),
         "scaler": trainer.scaler.state_dict(),
         "settings": trainer.settings,
-        "rng": rng,
+        **captured,
         "callbacks": {callback.name: callback.state_dict() for callback in trainer.callbacks},
         "loggers": {logger.name: logger.state_dict() for logger in trainer.loggers},
         "best": trainer.best,
+        "top": trainer.top,
+        "skipped_batches": trainer.skipped_batches,
         "elapsed_s": trainer.duration_s(),
     }
     content: dict[str, Any] = {"kind": "run", **common, "model": model, "ema": ema, "training": training}
-    save_checkpoint(trainer.run_dir / LAST, content)
-    trainer.saved_epochs = content["epoch"]
+    # A last.pt that this process neither read nor wrote may be damaged: it must not push out the good one before.
+    previous = trainer.run_dir / PREVIOUS if trainer.last_is_good else None
+    save_checkpoint(trainer.run_dir / LAST, content, previous)
+    trainer.last_is_good = True
+    trainer.saved = (completed, trainer.step - completed * trainer.steps_per_epoch)
+    for path in (trainer.run_dir / TOP).glob("epoch-*.pt"):
+        if path.name not in map(_top_name, trainer.top):
+            remove(path)
+
+
+def when_asked_to_stop(trainer: Trainer) -> Callable[[], None]:
+    """What the evaluation calls after each batch, so that a signal need not wait for its end to be obeyed.
+
+    A lone process saves and stops. Of several, which cannot agree on a batch, rank 0 saves at once, with no word from
+    the others, and all stop after the evaluation: should the grace period end before, nothing is lost.
+    """
+    captured, done = capture(trainer), False
+
+    def check() -> None:
+        nonlocal done
+        if trainer.signals.received is None or done:
+            return
+        done = True
+        save(trainer, captured=captured)
+        if distributed.world_size() == 1:
+            raise Interrupted(trainer.signals.received)
+
+    return check
 
 
 def restore(trainer: Trainer, path: Path) -> dict[str, Any]:
@@ -67,7 +105,7 @@ def restore(trainer: Trainer, path: Path) -> dict[str, Any]:
     Raises:
         InputError: not a checkpoint, or of a run that this one cannot continue; names the setting.
     """
-    checkpoint = load_checkpoint(path)
+    path, checkpoint = read_intact(path, load_checkpoint)
     _require_same_run(trainer, checkpoint, path)
     training = checkpoint["training"]
     load_weights(trainer.model, checkpoint["model"], path)
@@ -83,8 +121,12 @@ def restore(trainer: Trainer, path: Path) -> dict[str, Any]:
         if logger.name in training["loggers"]:
             logger.load_state_dict(training["loggers"][logger.name])
     trainer.epoch, trainer.step = checkpoint["epoch"], checkpoint["step"]
-    trainer.saved_epochs = checkpoint["epoch"]
+    position = training.get("position")  # format version 1 had none
+    trainer.position = None if position is None else Position.restored(position)
     trainer.best, trainer.latest = training["best"], checkpoint["metrics"]
+    trainer.top, trainer.skipped_batches = training.get("top", []), training.get("skipped_batches", 0)
+    trainer.saved = (trainer.epoch, 0 if position is None else position["steps"])
+    trainer.last_is_good = path.resolve() == (trainer.run_dir / LAST).resolve()
     trainer.elapsed_s = training["elapsed_s"]
     return checkpoint
 
@@ -105,7 +147,7 @@ def _require_same_run(trainer: Trainer, checkpoint: dict[str, Any], path: Path) 
 
 
 def restore_rng(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
-    """Put this rank's random states back; call it last, right before the first epoch."""
+    """Put this rank's random states back; call it last, right before the first step."""
     states = checkpoint["training"]["rng"]
     # The global batch is the same, but it may be spread over another number of processes.
     if len(states) == distributed.world_size():
@@ -117,35 +159,53 @@ def restore_rng(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
 
 
 def prepare_run_dir(trainer: Trainer, resume: Path | None) -> None:
-    """Make run_dir hold what was written before the first epoch to come, and nothing of another run.
+    """Make run_dir hold what was written before the first step to come, and nothing of another run.
 
-    A run that is resumed from another folder's last.pt takes that folder's metrics and best.pt along.
+    A run that is resumed from another folder's last.pt takes that folder's metrics and best weights along.
     """
     run_dir = trainer.run_dir
     continued = resume is not None and resume.parent.resolve() == run_dir.resolve()
-    if not continued and any((run_dir / name).exists() for name in (LAST, BEST)):
-        # A new run must not destroy an earlier one's checkpoints.
-        trainer.print(f"{run_dir} held an earlier run: its files are now in {set_aside(run_dir, RUN_FILES)}")
+    # A new run must not destroy an earlier one's checkpoints.
+    if not continued and (aside := set_earlier_run_aside(run_dir)) is not None:
+        trainer.print(f"{run_dir} held an earlier run: its files are now in {aside}")
     if resume is not None and not continued:
-        for source in (resume.with_name(BEST), resume.with_name(METRICS)):
+        names = [BEST, METRICS, *(f"{TOP}/{_top_name(kept)}" for kept in trainer.top)]
+        for source, target in ((resume.parent / name, run_dir / name) for name in names):
             if source.exists():
-                with atomic_write(run_dir / source.name) as file:
-                    file.write(source.read_bytes())
-    if trainer.epoch > 0 and not (run_dir / METRICS).exists():
-        trainer.print(f"{run_dir} has no {METRICS} to go on with: it starts at epoch {trainer.epoch + 1}")
+                with atomic_write(target) as file, open(source, "rb") as original:
+                    shutil.copyfileobj(original, file)
+    if trainer.step > 0 and not (run_dir / METRICS).exists():
+        trainer.print(f"{run_dir} has no {METRICS} to go on with: it starts in epoch {trainer.epoch + 1}")
     if not (run_dir / BEST).exists() and trainer.epoch < trainer.train.epochs:
         trainer.best = None  # the next epoch writes one
+    trainer.top = [kept for kept in trainer.top if (run_dir / TOP / _top_name(kept)).exists()]
+
+
+def _keep_if_top(trainer: Trainer, weights: dict[str, Any]) -> None:
+    """Write the epoch's weights if they are among the best; an equal earlier epoch goes before a later one."""
+    assert trainer.latest is not None, "an epoch ends with its record"
+    latest = {key: trainer.latest[key] for key in ("epoch", "val_top1")}
+    ranking = sorted([*trainer.top, latest], key=lambda kept: -kept["val_top1"])
+    trainer.top = ranking[: trainer.checkpoint.keep_top_k]
+    if latest in trainer.top:
+        save_checkpoint(trainer.run_dir / TOP / _top_name(latest), weights)
+
+
+def _top_name(kept: dict[str, Any]) -> str:
+    return f"epoch-{kept['epoch'] + 1}.pt"
 
 
 def what_is_saved(trainer: Trainer) -> str:
     """Half a sentence: what a resume would continue from."""
-    if trainer.saved_epochs == 0:
+    if trainer.saved is None:
         return "no epoch was complete, so nothing is saved yet"
-    return f"{trainer.saved_epochs} of {trainer.train.epochs} epochs are saved in {trainer.run_dir / LAST}"
+    epochs, steps = trainer.saved
+    within = f" and {steps} of {trainer.steps_per_epoch} steps of the next" if steps else ""
+    return f"{epochs} of {trainer.train.epochs} epochs{within} are saved in {trainer.run_dir / LAST}"
 
 
 def how_to_go_on(trainer: Trainer, signum: int) -> str:
     """The one line for a user who stopped the run."""
     saved = what_is_saved(trainer)
-    remedy = "start again with the same command" if trainer.saved_epochs == 0 else "go on with resume=auto"
+    remedy = "start again with the same command" if trainer.saved is None else "go on with resume=auto"
     return f"stopped by {signal.Signals(signum).name} in epoch {trainer.epoch + 1}: {saved}; {remedy}"

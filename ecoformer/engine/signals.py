@@ -1,19 +1,24 @@
-"""Ctrl-C and SIGTERM: the step in hand is finished, then the run stops and says how to go on."""
+"""Ctrl-C, SIGTERM and SIGUSR1: the step in hand is finished and saved, then the run stops and says how to go on."""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Any
+
+HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+SAME_REQUEST_S = 1.0
 
 
 class Interrupted(BaseException):
     """The run was asked to stop and did. Not an Exception, so that no handler for failures swallows it.
 
     Attributes:
-        signum: the signal; the command line exits with `exit_code` = 128 + signum (130 Ctrl-C, 143 SIGTERM).
+        signum: the signal; the command line exits with `exit_code` = 128 + signum (130 Ctrl-C, 138 SIGUSR1,
+            143 SIGTERM).
     """
 
     def __init__(self, signum: int, message: str = "") -> None:
@@ -23,10 +28,16 @@ class Interrupted(BaseException):
 
 
 class StopSignals:
-    """Context in which the first SIGINT or SIGTERM is only noted, and the second raises Interrupted at once."""
+    """Context in which the signals in HANDLED are only noted, in `received`.
+
+    A further Ctrl-C raises Interrupted at once, for a user who will not wait. Other repeats change nothing: a
+    scheduler signals every process of a job, torchrun among them, which then signals the same processes again.
+    For the same reason a Ctrl-C within SAME_REQUEST_S of the first signal counts as one with it.
+    """
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self._received_at = 0.0
         self._process = os.getpid()
         self._previous: dict[int, Any] = {}
 
@@ -34,7 +45,7 @@ class StopSignals:
         self.received = None
         # Python runs signal handlers in the main thread alone; elsewhere they cannot even be set.
         if threading.current_thread() is threading.main_thread():
-            for signum in (signal.SIGINT, signal.SIGTERM):
+            for signum in HANDLED:
                 self._previous[signum] = signal.signal(signum, self._handle)
         return self
 
@@ -46,16 +57,12 @@ class StopSignals:
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
-            # A forked loader worker inherits this handler. The terminal sends Ctrl-C to it as well, but it must
-            # live until the step is done; SIGTERM comes from its parent and ends it as usual.
+            # A forked loader worker inherits this handler. Terminals and schedulers signal it as well, but it must
+            # live until the step is done; SIGTERM comes from its parent, too, and ends it as usual.
             if signum == signal.SIGTERM:
                 os._exit(128 + signum)
             return
-        if self.received is not None:
+        if self.received is None:
+            self.received, self._received_at = signum, time.monotonic()
+        elif signum == signal.SIGINT and time.monotonic() - self._received_at > SAME_REQUEST_S:
             raise Interrupted(signum)
-        self.received = signum
-
-    def check(self) -> None:
-        """Raise Interrupted if a signal came in."""
-        if self.received is not None:
-            raise Interrupted(self.received)

@@ -1,14 +1,12 @@
-"""The training loop. From top to bottom: a run, an epoch, an optimiser step.
+"""The training loop: a run, and an epoch of it. The optimiser step is in training_step.py.
 
 The Trainer takes built objects and knows no kind of attention and no data set.
 """
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,26 +17,28 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ecoformer.config import OptimConfig, ScheduleConfig, TrainConfig
+from ecoformer.config import CheckpointConfig, OptimConfig, ScheduleConfig, TrainConfig
 from ecoformer.engine import distributed, run_state
-from ecoformer.engine.batches import Batch, Meter, grouped, num_groups, top1_hits
+from ecoformer.engine.batches import grouped, num_groups
 from ecoformer.engine.callbacks import Callback
+from ecoformer.engine.divergence import ForwardState
 from ecoformer.engine.evaluate import evaluate
 from ecoformer.engine.loggers import CsvLogger, JsonlLogger, Logger
 from ecoformer.engine.optim import amp_dtype, build_loss, build_optimizer, build_schedule
+from ecoformer.engine.position import Position
 from ecoformer.engine.progress import ProgressDisplay
 from ecoformer.engine.report import epoch_line, run_summary
 from ecoformer.engine.rng import seed_everything
 from ecoformer.engine.signals import Interrupted, StopSignals
-from ecoformer.errors import InputError
-
-
-class Diverged(InputError):
-    """The loss is no longer a number; the last checkpoint is from before."""
+from ecoformer.engine.training_step import train_step
 
 
 class TrainingData(Protocol):
-    """What the Trainer asks of a data module; loaders also have `__len__` and `set_epoch(epoch)`."""
+    """What the Trainer asks of a data module; loaders also have `__len__`.
+
+    The training loader has `set_epoch(epoch, first_batch)`: its next pass begins at that batch of the epoch, as if
+    those before it had been consumed.
+    """
 
     img_size: int
     train_loader: Any
@@ -52,7 +52,8 @@ class Trainer:
 
     Args:
         model: moved to `device`; its hash functions, if any, are fitted by a callback.
-        run_dir: gets metrics.jsonl, metrics.csv, last.pt (to resume) and best.pt (weights of the best top-1).
+        run_dir: gets metrics.jsonl, metrics.csv, last.pt (to resume), previous.pt (the one before), best.pt (weights
+            of the best top-1) and top/ (those of the best epochs, `checkpoint.keep_top_k` of them).
         seed: of everything that is drawn while training; each rank adds its number.
         loggers: beside the two metrics files, which are always written.
         config: the run's settings as plain containers, stored in the checkpoints.
@@ -68,6 +69,7 @@ class Trainer:
         train: TrainConfig,
         optim: OptimConfig,
         schedule: ScheduleConfig,
+        checkpoint: CheckpointConfig | None = None,
         run_dir: Path,
         device: torch.device,
         seed: int,
@@ -76,6 +78,7 @@ class Trainer:
         config: dict[str, Any] | None = None,
     ) -> None:
         self.data, self.train, self.device, self.seed = data, train, device, seed
+        self.checkpoint = checkpoint or CheckpointConfig()
         self.run_dir = Path(run_dir)
         self.callbacks, self.config = list(callbacks), config or {}
         self.loggers = [JsonlLogger(), CsvLogger(), *loggers]
@@ -96,6 +99,7 @@ class Trainer:
         self.criterion = build_loss(train.smoothing)
         self.amp_dtype = amp_dtype(train.amp, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=train.amp == "fp16")
+        self.forward_state = ForwardState(self.model, enabled=train.max_skipped_batches > 0)
 
         # What a resumed run must share with the one that wrote the checkpoint; the data check is steps_per_epoch.
         self.settings: dict[str, Any] = {
@@ -110,9 +114,13 @@ class Trainer:
         }
 
         self.epoch = self.step = 0  # the epoch in hand; optimiser steps done
+        self.position: Position | None = None  # in the epoch in hand; None between epochs
+        self.skipped_batches = 0
         self.best: dict[str, Any] | None = None  # the "epoch" record of the best and of the latest epoch
         self.latest: dict[str, Any] | None = None
-        self.saved_epochs = 0
+        self.top: list[dict[str, Any]] = []  # epoch and val_top1 of the epochs in top/, best first
+        self.saved: tuple[int, int] | None = None  # epochs, and steps of the next, that last.pt holds
+        self.last_is_good = False  # whether run_dir/last.pt was read or written by this process
         self.elapsed_s = 0.0  # in earlier processes of this run
         self.signals = StopSignals()
 
@@ -120,14 +128,15 @@ class Trainer:
         """Train to the last epoch, or until `stop_after` epochs are done in all, and return the run's figures.
 
         Args:
-            resume: a last.pt to continue from; None starts anew and sets an earlier run's files aside.
+            resume: a last.pt to continue from, or, with a warning, the previous.pt beside it where it cannot be read;
+                None starts anew and sets an earlier run's files aside.
         Returns:
             top1, top5 (percent) and loss of best.pt, best_epoch (from 1), last_top1, epochs, images_per_second
             (of evaluation), train_images_per_second, duration_s, and what the callbacks add.
         Raises:
             InputError: the checkpoint cannot be resumed or a file cannot be written.
-            Diverged: the loss became infinite or NaN.
-            Interrupted: Ctrl-C or SIGTERM; the run can be resumed from the last whole epoch.
+            Diverged: the loss or its gradient became infinite or NaN more often than `train.max_skipped_batches`.
+            Interrupted: Ctrl-C, SIGTERM or SIGUSR1; the run was saved after its latest step and can be resumed.
         """
         self.started = time.perf_counter()
         resumed = run_state.restore(self, resume) if resume else None
@@ -140,7 +149,7 @@ class Trainer:
         )
         try:
             with self.signals:
-                self._open(start, resume)
+                self._open(resume)
                 # Nothing that ran before may change what the epochs draw: a resumed run built its objects too.
                 seed_everything(self.seed + distributed.rank())
                 if resumed is not None:
@@ -155,71 +164,55 @@ class Trainer:
         return run_summary(self)
 
     def _run_epoch(self, epoch: int) -> None:
-        """Callbacks, steps, evaluation, metrics, checkpoint: in this order, so that a resume repeats it all."""
-        self.signals.check()
+        """Callbacks, steps, evaluation, metrics, checkpoint: in this order, so that a resume does what is missing."""
+        self._stop_if_asked()
         self.epoch = epoch
-        started = time.perf_counter()
-        for callback in self.callbacks:
-            callback.on_epoch_start(self, epoch)
-        metrics = self._train_epoch(epoch)
-        metrics |= self._validate()
+        if self.position is None:  # else the run is resumed within this epoch, and its start was before
+            position = Position()
+            for callback in self.callbacks:
+                callback.on_epoch_start(self, epoch)
+            self.position = position
+        metrics = self._train_epoch(epoch, self.position) | self._validate()
         for callback in self.callbacks:
             callback.on_epoch_end(self, epoch, metrics)
-        metrics["seconds"] = time.perf_counter() - started
+        metrics["seconds"] = self.position.seconds()
+        self.position = None
         self.latest = self.log("epoch", **metrics)
         is_best = self.best is None or self.latest["val_top1"] > self.best["val_top1"]
         if is_best:
             self.best = self.latest
         self.print(epoch_line(self.latest, self.train.epochs, is_best))
-        run_state.save(self, is_best)
+        run_state.save(self, is_best=is_best)
 
-    def _train_epoch(self, epoch: int) -> dict[str, Any]:
+    def _train_epoch(self, epoch: int, position: Position) -> dict[str, Any]:
         self.network.train()
-        self.data.train_loader.set_epoch(epoch)
-        meter = Meter()
-        with self.display.epoch(epoch, self.steps_per_epoch):
-            for batches in grouped(self.data.train_loader, self.train.grad_accum, self.steps_per_epoch):
-                self.signals.check()
+        self.data.train_loader.set_epoch(epoch, position.steps * self.train.grad_accum)
+        meter, steps_left = position.meter, self.steps_per_epoch - position.steps
+        with self.display.epoch(epoch, self.steps_per_epoch, position.steps):
+            for batches in grouped(self.data.train_loader, self.train.grad_accum, steps_left):
                 with meter.paused():
                     for callback in self.callbacks:
                         callback.on_step_start(self, self.step)
-                lr = self.optimizer.param_groups[0]["lr"]
-                loss, hits, num_images = self.train_step(batches)
-                meter.add(loss, hits, num_images)
+                position.lr = self.optimizer.param_groups[0]["lr"]
+                result = train_step(self, batches)
+                position.steps += 1
+                if result.applied:
+                    meter.add(result.loss, result.hits, result.num_images)
                 self.display.step(self.step, meter.loss, meter.top1, meter.images_per_second)
                 if self.train.log_every > 0 and self.step % self.train.log_every == 0:
-                    self.log("train", loss=loss, lr=lr, images_per_second=meter.images_per_second)
-        return {"lr": lr, **meter.over_all_ranks(self.device)}
+                    self.log("train", loss=result.loss, lr=position.lr, images_per_second=meter.images_per_second)
+                due = self.checkpoint.every_steps > 0 and self.step % self.checkpoint.every_steps == 0
+                if due or result.stop:
+                    run_state.save(self)
+                if result.stop:
+                    raise Interrupted(result.stop)
+        return {"lr": position.lr, **meter.over_all_ranks(self.device)}
 
-    def train_step(self, batches: list[Batch]) -> tuple[float, float, int]:
-        """One optimiser step on a group of batches, equal to a step on all their images at once.
-
-        Each batch's mean loss is weighted by its share of the group's images, so a smaller last batch and a last
-        group with fewer batches count right. Returns the group's mean loss, top-1 hits and number of images.
-        """
-        num_images = sum(len(images) for images, _ in batches)
-        totals = torch.zeros(2, device=self.device)
-        for index, (images, targets) in enumerate(batches):
-            with self._gradient_sync(last=index == len(batches) - 1):
-                with torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None):
-                    logits = self.network(images.contiguous(memory_format=self.memory_format))
-                loss = self.criterion(logits, targets) * (len(images) / num_images)
-                self.scaler.scale(loss).backward()
-            totals += torch.stack([loss.detach(), top1_hits(logits.detach(), targets)])
-        group_loss, hits = totals.tolist()
-        self._require_finite(group_loss)
-        if self.clip_grad is not None:
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.step += 1
-        if self.scheduler is not None:
-            self.scheduler.step_update(self.step)
-        if self.ema is not None:
-            self.ema.update(self.model)
-        return group_loss, hits, num_images
+    def _stop_if_asked(self) -> None:
+        """End the run on all ranks if one of them got a signal; everything before is saved."""
+        received = torch.tensor([self.signals.received or 0], device=self.device)
+        if signum := int(distributed.all_reduce_max(received)):
+            raise Interrupted(signum)
 
     def sync_buffers(self, parameters: Sequence[str] = ()) -> None:
         """Make every rank's and the EMA model's buffers, and the named parameters, equal to rank 0's.
@@ -253,11 +246,11 @@ class Trainer:
         """Seconds spent on this run, in this process and in those it was resumed from."""
         return self.elapsed_s + time.perf_counter() - self.started
 
-    def _open(self, start_epoch: int, resume: Path | None) -> None:
+    def _open(self, resume: Path | None) -> None:
         if distributed.is_main():
             run_state.prepare_run_dir(self, resume)
             for logger in self.loggers:
-                logger.open(self.run_dir, start_epoch, self.config)
+                logger.open(self.run_dir, self.epoch if resume else None, self.config)
         if self.scheduler is not None:
             self.scheduler.step_update(self.step)
         for callback in self.callbacks:
@@ -270,7 +263,7 @@ class Trainer:
             self.device,
             self.train.amp,
             channels_last=self.train.channels_last,
-            on_batch=self.signals.check,
+            on_batch=run_state.when_asked_to_stop(self),
         )
         return {
             "val_loss": result.loss,
@@ -279,22 +272,7 @@ class Trainer:
             "images_per_second": result.images_per_second,
         }
 
-    def _require_finite(self, loss: float) -> None:
-        if not math.isfinite(loss):
-            remedies = ["lower optim.lr"]
-            remedies += ["set optim.clip_grad"] if self.clip_grad is None else []
-            remedies += ["set train.amp=off"] if self.amp_dtype is not None else []
-            raise Diverged(
-                f"loss is {loss} at step {self.step} of epoch {self.epoch + 1} on rank {distributed.rank()}, learning "
-                f"rate {self.optimizer.param_groups[0]['lr']:.3g}: {' or '.join(remedies)}; "
-                f"{run_state.what_is_saved(self)}"
-            )
-
     def _distribute(self) -> DistributedDataParallel:
         # Buffers follow rank 0 before each forward pass, so hash functions cannot drift apart.
         devices = [self.device] if self.device.type == "cuda" else None
         return DistributedDataParallel(self.model, device_ids=devices, broadcast_buffers=True)
-
-    def _gradient_sync(self, last: bool) -> AbstractContextManager[None]:
-        # Ranks exchange gradients once per optimiser step, with the last batch of the group.
-        return nullcontext() if self.ddp is None or last else self.ddp.no_sync()

@@ -24,7 +24,7 @@ class WandbLogger(Logger):
         self.run: Any = None
         self.run_id: str | None = None
 
-    def open(self, run_dir: Path, start_epoch: int, config: dict[str, Any]) -> None:
+    def open(self, run_dir: Path, resumed_epoch: int | None, config: dict[str, Any]) -> None:
         try:
             import wandb
 

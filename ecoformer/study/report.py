@@ -9,8 +9,8 @@ from pathlib import Path
 from ecoformer.comparison.curves import plot_training_curves
 from ecoformer.energy.report import render
 from ecoformer.engine.files import write_text
+from ecoformer.engine.run_files import SUMMARY
 from ecoformer.errors import InputError
-from ecoformer.run_dir import SUMMARY
 from ecoformer.study.plan import Job, StudyConfig
 from ecoformer.study.plots import plot_front, plot_hash_quality
 from ecoformer.study.rows import collect, over_seeds

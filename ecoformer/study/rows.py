@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ecoformer.run_dir import SUMMARY
+from ecoformer.engine.run_files import SUMMARY
 from ecoformer.study.plan import Job, StudyConfig
 from ecoformer.study.runner import JOB
 

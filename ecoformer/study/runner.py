@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ecoformer.engine.files import write_text
-from ecoformer.run_dir import SUMMARY
+from ecoformer.engine.run_files import SUMMARY
 from ecoformer.study.plan import Job
 
 JOB, LOG = "job.json", "log.txt"

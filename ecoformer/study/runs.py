@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from ecoformer.engine.run_files import CONFIG, SUMMARY
 from ecoformer.errors import InputError
-from ecoformer.run_dir import CONFIG, SUMMARY
 from ecoformer.study.runner import JOB, LOG, last_line
 
 METRICS = "metrics.jsonl"

@@ -11,8 +11,8 @@ import torch
 
 from ecoformer.build import build_evaluation
 from ecoformer.config import EvalConfig
+from ecoformer.engine.run_files import BEST
 from ecoformer.engine.throughput import interleaved_throughput
-from ecoformer.run_dir import BEST
 
 
 def measure_speed(checkpoints: dict[str, Path], batch_size: int, rounds: int = 5) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ecoformer.config import HashUpdateConfig, OptimConfig, ScheduleConfig, TrainConfig
+from ecoformer.config import CheckpointConfig, HashUpdateConfig, OptimConfig, ScheduleConfig, TrainConfig
 from ecoformer.engine import HashUpdate, Trainer
 from ecoformer.errors import InputError
 from ecoformer.nn.hashing import FittableAttention, HashFitReport
@@ -83,10 +83,11 @@ class FakeLoader:
         self.images = (noise + self.labels[:, None, None, None]).to(device)
         self.labels = self.labels.to(device)
         self.batch_size, self.seed, self.shuffle = batch_size, seed, shuffle
-        self.rank, self.world_size, self.epoch = rank, world_size, 0
+        self.rank, self.world_size = rank, world_size
+        self.epoch = self.first_batch = 0
 
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+    def set_epoch(self, epoch: int, first_batch: int = 0) -> None:
+        self.epoch, self.first_batch = epoch, first_batch
 
     def __len__(self) -> int:
         return -(-len(self.labels) // (self.batch_size * self.world_size))
@@ -96,7 +97,8 @@ class FakeLoader:
         if self.shuffle:
             generator = torch.Generator().manual_seed(1000 * self.seed + self.epoch)
             order = torch.randperm(len(self.labels), generator=generator)
-        for chunk in order[self.rank :: self.world_size].split(self.batch_size):
+        first, self.first_batch = self.first_batch, 0
+        for chunk in order[self.rank :: self.world_size].split(self.batch_size)[first:]:
             yield self.images[chunk], self.labels[chunk]
 
 
@@ -124,7 +126,7 @@ class SignalData(FakeData):
 
         class SignalLoader(FakeLoader):
             def __iter__(self):
-                for number, item in enumerate(super().__iter__()):
+                for number, item in enumerate(super().__iter__(), start=self.first_batch):
                     if (self.epoch, number) == (epoch, batch):
                         os.kill(os.getpid(), signum)
                     yield item
@@ -133,11 +135,15 @@ class SignalData(FakeData):
 
 
 def make_trainer(run_dir: Path, data: Any = None, model: nn.Module | None = None, **changes: Any) -> Trainer:
-    """A trainer on the fakes; `changes` go to TrainConfig, and optim, schedule, hash_update replace the configs."""
+    """A trainer on the fakes; `changes` go to TrainConfig, and optim, schedule, hash_update replace the configs.
+
+    `checkpoint` is a dict of CheckpointConfig's fields.
+    """
     model = model or make_model()
     hash_update = changes.pop("hash_update", HashUpdateConfig(at_epochs=[0, 1], num_images=8))
     optim = changes.pop("optim", OptimConfig(lr=1e-2, clip_grad=1.0))
     schedule = changes.pop("schedule", ScheduleConfig(warmup_epochs=1))
+    checkpoint = CheckpointConfig(**changes.pop("checkpoint", {}))
     device = changes.pop("device", torch.device("cpu"))
     callbacks = [HashUpdate(hash_update), *changes.pop("callbacks", [])]
     loggers = changes.pop("loggers", [])
@@ -148,6 +154,7 @@ def make_trainer(run_dir: Path, data: Any = None, model: nn.Module | None = None
         train=TrainConfig(**settings),
         optim=optim,
         schedule=schedule,
+        checkpoint=checkpoint,
         run_dir=run_dir,
         device=device,
         seed=5,

@@ -16,11 +16,13 @@ from fakes import FakeModel, make_trainer
 from ecoformer.engine import evaluated_weights, load_checkpoint, load_weights, save_checkpoint
 from ecoformer.errors import InputError
 
+WEIGHTS = {"kind": "weights", "config": {}, "epoch": 1, "step": 6, "metrics": None}
+
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     path = tmp_path / "last.pt"
-    save_checkpoint(path, {"kind": "weights", "model": {"w": torch.arange(5000.0)}, "epoch": 3})
+    save_checkpoint(path, {**WEIGHTS, "model": {"w": torch.arange(5000.0)}, "epoch": 3})
     return path
 
 
@@ -44,7 +46,7 @@ def one_line(path: Path) -> str:
 
 def test_round_trip(checkpoint: Path) -> None:
     content = load_checkpoint(checkpoint)
-    assert content["format"] == "ecoformer.checkpoint" and content["version"] == 1 and content["epoch"] == 3
+    assert content["format"] == "ecoformer.checkpoint" and content["version"] == 2 and content["epoch"] == 3
     assert torch.equal(content["model"]["w"], torch.arange(5000.0))
     assert list(checkpoint.parent.iterdir()) == [checkpoint]  # nothing temporary is left
 
@@ -81,6 +83,8 @@ def test_foreign_files(tmp_path: Path) -> None:
     path = tmp_path / "foreign.pt"
     torch.save({"model": {"w": torch.ones(2)}}, path)
     assert "is no checkpoint of this project" in one_line(path)
+    torch.save({"format": "ecoformer.checkpoint", "version": 2, "kind": "run", "model": {}}, path)
+    assert "is no checkpoint of this project" in one_line(path)
     torch.save([1, 2], path)
     assert "is no checkpoint of this project" in one_line(path)
     with zipfile.ZipFile(path, "w") as archive:
@@ -104,7 +108,7 @@ def test_code_in_the_pickle_is_not_run(tmp_path: Path, legacy: bool) -> None:
 def test_newer_version(checkpoint: Path) -> None:
     content = load_checkpoint(checkpoint)
     torch.save({**content, "version": 99}, checkpoint)
-    assert "format version 99, this program reads up to 1: update it" in one_line(checkpoint)
+    assert "format version 99, this program reads up to 2: update it" in one_line(checkpoint)
 
 
 def test_objects_that_could_not_be_loaded_again_are_not_saved(tmp_path: Path) -> None:

@@ -26,10 +26,13 @@ def epoch_record(epoch: int) -> dict:
     return record("epoch", epoch, **{column: float(epoch) for column in CSV_COLUMNS if column != "epoch"})
 
 
-def write(run_dir: Path, start_epoch: int, epochs: range) -> None:
-    loggers = [JsonlLogger(), CsvLogger()]
+def write(run_dir: Path, resumed_epoch: int | None, epochs: range, records: int | None = None) -> None:
+    jsonl = JsonlLogger()
+    jsonl.load_state_dict({} if records is None else {"records": records})
+    loggers = [jsonl, CsvLogger()]
     for logger in loggers:
-        logger.open(run_dir, start_epoch, {})
+        logger.open(run_dir, resumed_epoch, {})
+    for logger in loggers:
         for epoch in epochs:
             logger.log(record("train", epoch, loss=1.0))
             logger.log(epoch_record(epoch))
@@ -43,11 +46,12 @@ def epochs_in(run_dir: Path) -> tuple[list[tuple[str, int]], list[str]]:
 
 
 @pytest.mark.parametrize("start", [1, 2, 3])
-def test_resumed_files_have_each_epoch_once(tmp_path: Path, start: int) -> None:
-    write(tmp_path, 0, range(3))
+@pytest.mark.parametrize("counted", [True, False])  # whether the checkpoint holds the number of records
+def test_resumed_files_have_each_epoch_once(tmp_path: Path, start: int, counted: bool) -> None:
+    write(tmp_path, None, range(3))
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"event": "train", "ep')
-    write(tmp_path, start, range(start, 4))
+    write(tmp_path, start, range(start, 4), 2 * start if counted else None)
     lines, rows = epochs_in(tmp_path)
     assert lines == [(event, epoch) for epoch in range(4) for event in ("train", "epoch")]
     assert rows == ["epoch", "0", "1", "2", "3"]
@@ -57,7 +61,7 @@ def test_resumed_files_have_each_epoch_once(tmp_path: Path, start: int) -> None:
 
 
 def test_a_row_that_the_kill_kept_from_the_csv_is_restored(tmp_path: Path) -> None:
-    write(tmp_path, 0, range(3))
+    write(tmp_path, None, range(3))
     rows = (tmp_path / "metrics.csv").read_text().splitlines()
     (tmp_path / "metrics.csv").write_text("\n".join(rows[:-1]) + "\n2,0.1")
     write(tmp_path, 3, range(0))
@@ -72,7 +76,7 @@ def test_damaged_metrics_are_named(tmp_path: Path) -> None:
 
 def test_not_a_number_is_valid_json(tmp_path: Path) -> None:
     logger = JsonlLogger()
-    logger.open(tmp_path, 0, {})
+    logger.open(tmp_path, None, {})
     logger.log(record("train", 0, loss=float("nan"), nested={"a": [float("inf"), 1.0]}))
     logger.close()
     line = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=pytest.fail)
@@ -81,7 +85,7 @@ def test_not_a_number_is_valid_json(tmp_path: Path) -> None:
 
 def test_full_disk_is_one_line(tmp_path: Path) -> None:
     logger = JsonlLogger()
-    logger.open(tmp_path, 0, {})
+    logger.open(tmp_path, None, {})
     assert logger.file is not None
     logger.file.close()
     with open("/dev/full", "w") as logger.file, pytest.raises(InputError, match="No space left on device"):

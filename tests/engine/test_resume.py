@@ -15,7 +15,7 @@ import torch
 from fakes import SignalData, make_trainer
 
 from ecoformer.config import OptimConfig
-from ecoformer.engine import Interrupted, load_checkpoint
+from ecoformer.engine import Callback, Interrupted, Trainer, load_checkpoint
 from ecoformer.engine.signals import StopSignals
 from ecoformer.errors import InputError
 
@@ -109,33 +109,46 @@ def test_killed_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
     assert csv_epochs(stopped) == ["epoch", "0", "1", "2", "3"]
 
 
-@pytest.mark.parametrize(("signum", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("signum", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
 def test_asked_to_stop_in_the_middle_of_an_epoch(tmp_path: Path, signum: int, exit_code: int) -> None:
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
     make_trainer(straight).fit()
     trainer = make_trainer(stopped, data=SignalData(signum, epoch=1, batch=3))
-    with pytest.raises(Interrupted, match=r"in epoch 2: 1 of 2 epochs are saved in .*resume=auto") as caught:
+    saved = r"in epoch 2: 1 of 2 epochs and 4 of 6 steps of the next are saved in .*last\.pt; go on with resume=auto"
+    with pytest.raises(Interrupted, match=saved) as caught:
         trainer.fit()
     assert caught.value.exit_code == exit_code
-    assert trainer.step == 6 + 3  # the 3 steps begun in the 2nd epoch are finished, the 4th is not begun
+    assert trainer.step == 6 + 4  # the 4th step of the 2nd epoch is finished, the 5th is not begun
     make_trainer(stopped).fit(resume=stopped / "last.pt")
     assert_same_run(straight, stopped)
 
 
 def test_stopped_before_anything_is_saved(tmp_path: Path) -> None:
+    class AtTheStart(Callback):
+        def on_fit_start(self, trainer: Trainer) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+
     with pytest.raises(Interrupted, match="nothing is saved yet; start again with the same command"):
-        make_trainer(tmp_path, data=SignalData(signal.SIGINT, epoch=0, batch=2)).fit()
+        make_trainer(tmp_path, callbacks=[AtTheStart()]).fit()
     assert not (tmp_path / "last.pt").exists()
     with pytest.raises(KeyboardInterrupt):  # Python's own handler is back
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(1)
 
 
-def test_the_second_signal_does_not_wait() -> None:
-    with pytest.raises(Interrupted, match="SIGTERM"), StopSignals():
+def test_a_second_ctrl_c_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ecoformer.engine.signals.SAME_REQUEST_S", 0.0)
+    with pytest.raises(Interrupted, match="SIGINT"), StopSignals():
         os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
         time.sleep(1)
+
+
+def test_signals_that_torchrun_sends_on_are_one_request() -> None:
+    with StopSignals() as signals:
+        for signum in (signal.SIGTERM, signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+            os.kill(os.getpid(), signum)
+        assert signals.received == signal.SIGTERM
 
 
 @pytest.mark.parametrize(
@@ -184,6 +197,6 @@ def test_a_lone_checkpoint_can_be_resumed(tmp_path: Path, capsys: pytest.Capture
     (tmp_path / "old" / "last.pt").rename(tmp_path / "lone" / "last.pt")
     trainer = make_trainer(tmp_path / "new", epochs=2, progress=True)
     summary = trainer.fit(resume=tmp_path / "lone" / "last.pt")
-    assert "has no metrics.jsonl to go on with: it starts at epoch 2" in capsys.readouterr().out.replace("\n", " ")
+    assert "has no metrics.jsonl to go on with: it starts in epoch 2" in capsys.readouterr().out.replace("\n", " ")
     assert csv_epochs(tmp_path / "new") == ["epoch", "1"]
     assert summary["best_epoch"] == 2 and load_checkpoint(tmp_path / "new" / "best.pt")["epoch"] == 2

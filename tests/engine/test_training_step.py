@@ -77,7 +77,7 @@ def test_non_finite_loss_stops_and_keeps_the_last_checkpoint(tmp_path: Path, val
     data = FakeData()
     model = FakeModel()
 
-    def poison(epoch: int) -> None:
+    def poison(epoch: int, first_batch: int) -> None:
         if epoch == 1:
             with torch.no_grad():
                 model.head.bias.fill_(value)

@@ -1,0 +1,65 @@
+"""The files of a run: their names, which checkpoint to go on from, and how a new run makes room for itself."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from ecoformer.engine import distributed
+from ecoformer.engine.checkpoint import UnreadableCheckpoint
+from ecoformer.engine.files import set_aside
+from ecoformer.errors import InputError
+
+LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
+TOP = "top"  # folder with the weights of the best epochs
+METRICS, METRICS_TABLE = "metrics.jsonl", "metrics.csv"
+CONFIG, LAUNCH, SUMMARY = "config.yaml", "launch.json", "summary.json"
+RUN_FILES = (CONFIG, LAUNCH, SUMMARY, LAST, PREVIOUS, BEST, TOP, METRICS, METRICS_TABLE)
+RESULTS = (LAST, PREVIOUS, BEST, SUMMARY)  # what a run must not lose to another one
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+
+def results_in(run_dir: Path) -> list[str]:
+    """The names of the checkpoints and the summary that the folder holds."""
+    return [name for name in RESULTS if (run_dir / name).exists()]
+
+
+def can_resume(run_dir: Path) -> bool:
+    """Whether the folder holds something to go on from. Between two renames of a save that may be previous.pt alone."""
+    return any((run_dir / name).exists() for name in (LAST, PREVIOUS))
+
+
+def read_intact(path: Path, read: Callable[[Path], T]) -> tuple[Path, T]:
+    """`path` and what `read` makes of it; previous.pt beside it, with a warning, where a last.pt cannot be read.
+
+    Raises:
+        InputError: neither can be read, or `read` refuses the file for another reason.
+    """
+    try:
+        return path, read(path)
+    except UnreadableCheckpoint as fault:
+        previous = path.with_name(PREVIOUS)
+        if path.name != LAST or not previous.exists():
+            raise
+        try:
+            content = read(previous)
+        except UnreadableCheckpoint as second:
+            raise InputError(
+                f"{fault}; {second}; nothing is left to resume: start anew with overwrite=true"
+            ) from second
+        if distributed.is_main():
+            log.warning("%s: going on from the one before, %s", str(fault).partition(":")[0], previous)
+        return previous, content
+
+
+def set_earlier_run_aside(run_dir: Path) -> Path | None:
+    """Move all files of a run into run_dir/earlier-N and return that; None where there are no results to protect.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    return set_aside(run_dir, RUN_FILES) if results_in(run_dir) else None
