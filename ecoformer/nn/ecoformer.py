@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ecoformer.errors import InputError
+from ecoformer.nn.bare import only_weights_matter
 from ecoformer.nn.base import ReplacementAttention
 from ecoformer.nn.hashing import FittableAttention, HashFitReport, KernelHash
 from ecoformer.nn.heads import join_heads, refuse_mask, split_heads
@@ -20,6 +21,7 @@ from ecoformer.nn.projections import Projections, linear_from, register_reader
 from ecoformer.nn.specs import AttentionSpec, builds, register_spec
 from ecoformer.ops.kernel_hash import normalize
 from ecoformer.ops.kernel_hash_attention import kernel_hash_attention
+from ecoformer.ops.kernel_hash_layer import kernel_hash_layer
 
 
 @register_spec("ecoformer")
@@ -157,6 +159,10 @@ class EcoFormerAttention(ReplacementAttention, FittableAttention):
         Raises InputError if the hash was never fitted.
         """
         refuse_mask(self, attn_mask, is_causal)
+        if only_weights_matter(x_BND, self.to_qk, self.to_v, self.proj):
+            to_qk, to_v, proj = ((linear.weight, linear.bias) for linear in (self.to_qk, self.to_v, self.proj))
+            state = self.hash.state(x_BND.dtype)
+            return self.proj_drop(kernel_hash_layer(x_BND, to_qk, to_v, proj, state, self.spec.numerator))
         qk_BND, v_BND = self.to_qk(x_BND), self.to_v(x_BND)
         with without_autocast(x_BND):
             qk_BHNC = full_precision(split_heads(qk_BND, self.num_heads))

@@ -1,0 +1,29 @@
+"""When a fast path may take a layer's weights and leave the modules that hold them uncalled."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+PLAIN = (Tensor, nn.Parameter)  # and no subclass: those answer for their own operations
+
+
+def only_weights_matter(x: Tensor, *linears: nn.Module) -> bool:
+    """Whether `linears` on `x` are no more than x W^T + b in eager float32 or float64 arithmetic on CPU.
+
+    Not so under autocast, for a graph that is traced, compiled or exported, for modules with hooks (profilers, the
+    energy ledger) or of another class (low rank, quantised, parametrised), and for tensor subclasses.
+    """
+    if x.device.type != "cpu" or type(x) not in PLAIN or x.dtype not in (torch.float32, torch.float64):
+        return False
+    if torch.is_autocast_enabled("cpu") or torch.jit.is_tracing() or torch.compiler.is_compiling():
+        return False
+    return not torch.compiler.is_exporting() and all(_is_bare(linear, x.dtype) for linear in linears)
+
+
+def _is_bare(linear: nn.Module, dtype: torch.dtype) -> bool:
+    if type(linear) is not nn.Linear or type(linear.weight) not in PLAIN or linear.weight.dtype != dtype:
+        return False
+    return not (
+        linear._forward_hooks or linear._forward_pre_hooks or linear._backward_hooks or linear._backward_pre_hooks
+    )
