@@ -21,7 +21,7 @@ from ecoformer.engine.throughput import Pass, autocast, forward_pass, training_s
 from ecoformer.errors import InputError
 from ecoformer.layers import attention_layers, token_counts
 from ecoformer.nn.hashing import fit_hashes
-from ecoformer.nn.specs import make_spec
+from ecoformer.nn.specs import SPECS, make_spec
 from ecoformer.ops.kernel_hash_attention import triton_kernels
 
 SUFFIXES = ("unfused", "compiled", "triton")
@@ -43,7 +43,7 @@ class Variant:
     def parse(cls, label: str) -> Self:
         """Raises InputError for an attention that does not exist."""
         kind, suffixes = label, set()
-        while (parts := kind.rpartition("_"))[2] in SUFFIXES:
+        while kind not in SPECS and (parts := kind.rpartition("_"))[2] in SUFFIXES:
             kind = parts[0]
             suffixes.add(parts[2])
         make_spec(kind)

@@ -9,6 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+import ecoformer.nn  # noqa: F401  registers the kinds
+from ecoformer.comparison.speed import SpeedCase, Variant
+from ecoformer.nn.specs import SPECS
+
 SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark.py"
 KEYS = {"model", "attention", "img_size", "batch_size", "mode", "device", "precision"}
 KEYS |= {"images_per_second", "ratio_to_stock", "peak_mib", "milliseconds"}
@@ -53,6 +57,20 @@ def test_modes(script, capsys, mode, layer):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("| model | attention |")
     assert "ratio_to_stock" not in lines[0], "there is no stock row to compare with"
+
+
+@pytest.mark.parametrize("kind", sorted(SPECS))
+def test_every_registered_kind_runs(kind):
+    assert SpeedCase("pvt_v2_b0", kind, img_size=96, batch_size=1).step()() is not None
+
+
+def test_suffixes_are_read_off_the_end_but_never_off_a_name(monkeypatch):
+    monkeypatch.setitem(SPECS, "sum_unfused", SPECS["msa"])
+    found = [Variant.parse(label) for label in ("sum_unfused_compiled", "msa_unfused_compiled")]
+    assert [(v.kind, sorted(v.suffixes)) for v in found] == [
+        ("sum_unfused", ["compiled"]),
+        ("msa", ["compiled", "unfused"]),
+    ]
 
 
 @pytest.mark.parametrize(
