@@ -24,7 +24,9 @@ class ModelConfig:
 
 @dataclass
 class DataConfig:
-    name: str = MISSING  # digits, cifar10, cifar100, imagenet, folder
+    """A data set; docs/data.md has the layouts. A "split" is a pattern of shards, or the name of a split."""
+
+    name: str = MISSING  # digits, cifar10, cifar100, imagenet, folder, webdataset, hfds
     root: str | None = None
     img_size: int = 224
     in_memory: bool | None = None  # None: in memory where images are small and fit
@@ -36,6 +38,13 @@ class DataConfig:
     std: list[float] | None = None
     max_train_samples: int | None = None
     max_val_samples: int | None = None
+    max_corrupt: int = 0  # broken images that are passed over, each reported by path; 0: the first one ends the run
+    train_split: str | None = None  # webdataset and hfds, as the keys below; None: train, else validation, val, test
+    val_split: str | None = None
+    image_key: str | None = None  # None: .jpg, .jpeg, .png or .webp of a sample; the column "image"
+    label_key: str | None = None  # None: .cls of a sample ("json:FIELD" reads its .json); the column "label"
+    num_classes: int | None = None  # where no names are given: the classes are called by their numbers
+    class_names: str | None = None  # file under root with a class name a line; None: classes.txt, if there
 
 
 @dataclass
@@ -190,6 +199,8 @@ class EvalDataConfig:
     img_size: int | None = None
     num_workers: int | None = None
     max_val_samples: int | None = None
+    max_corrupt: int | None = None
+    val_split: str | None = None
 
 
 @dataclass

@@ -9,11 +9,11 @@ from typing import Any
 
 from ecoformer.config import Config
 from ecoformer.config_loading import one_of
+from ecoformer.data.checks import DATA_NAMES
 from ecoformer.engine.optim import AMP_DTYPES, SCHEDULES
 from ecoformer.errors import InputError
 from ecoformer.nn.specs import AttentionSpec, make_spec
 
-DATA_SETS = ("digits", "cifar10", "cifar100", "imagenet", "folder")
 CONVENTIONS = ("paper", "audited")
 
 
@@ -84,7 +84,7 @@ def _check_ranges(config: Config) -> None:
     for key in optional:
         _require(config, key, lambda value: value is None or value >= 1, "at least 1, or null")
     non_negative = ("train.max_skipped_batches", "checkpoint.every_steps", "checkpoint.keep_top_k")
-    for key in ("data.num_workers", "schedule.warmup_epochs", "augment.repeats", *non_negative):
+    for key in ("data.num_workers", "data.max_corrupt", "schedule.warmup_epochs", "augment.repeats", *non_negative):
         _require(config, key, lambda value: value >= 0, "at least 0")
     for key in ("train.smoothing", "train.ema_decay", "model.drop_path_rate", "optim.momentum"):
         _require(config, key, lambda value: 0 <= value < 1, "at least 0 and below 1")
@@ -133,7 +133,7 @@ def _check_hash_update(config: Config) -> None:
 
 
 def _check_names(config: Config) -> None:
-    choose("data.name", config.data.name, DATA_SETS)
+    choose("data.name", config.data.name, DATA_NAMES)
     choose("train.amp", config.train.amp, AMP_DTYPES)
     choose("schedule.name", config.schedule.name, SCHEDULES)
     choose("energy.convention", config.energy.convention, CONVENTIONS)

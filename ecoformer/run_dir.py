@@ -43,6 +43,7 @@ FREE = (
     "data.root",
     "data.num_workers",
     "data.download",
+    "data.max_corrupt",
     "train.epochs",
     "train.batch_size",
     "train.grad_accum",

@@ -8,7 +8,9 @@ from ecoformer.config import AugmentConfig, DataConfig, TrainConfig
 from ecoformer.data.decode import INTERPOLATIONS
 from ecoformer.errors import InputError
 
-DATA_NAMES = ("digits", "cifar10", "cifar100", "imagenet", "folder")
+ARCHIVES = ("webdataset", "hfds")
+DATA_NAMES = ("digits", "cifar10", "cifar100", "imagenet", "folder", *ARCHIVES)
+ARCHIVE_KEYS = ("train_split", "val_split", "image_key", "label_key", "num_classes", "class_names")
 MEMORY_IMG_SIZE = 64  # in pixels; larger images profit from crops at other scales, which need the files
 MEMORY_LIMIT = 2 * 2**30  # bytes of uint8 pixels, training and validation together
 FILE_KEYS = ("scale", "ratio", "color_jitter", "auto_augment", "repeats")
@@ -24,13 +26,24 @@ def check_data(data: DataConfig, train: TrainConfig) -> None:
         near = difflib.get_close_matches(data.name, DATA_NAMES, n=1)
         hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(DATA_NAMES)}"
         raise InputError(f"data.name={data.name} does not exist: {hint}")
+    for key in ARCHIVE_KEYS:
+        if getattr(data, key) is not None and data.name not in ARCHIVES:
+            raise InputError(
+                f"data.{key}={getattr(data, key)} belongs to data={' and data='.join(ARCHIVES)}, not to "
+                f"data={data.name}: leave it out"
+            )
+    if data.download and data.name in ARCHIVES:
+        raise InputError(f"data.download=true works for cifar10 and cifar100, not for {data.name}: unset it")
     if data.download and data.name in ("imagenet", "folder"):
         raise InputError(
             f"data.download=true works for cifar10 and cifar100, not for {data.name}: "
             "unset it, and put the images under data.root/train/CLASS and data.root/val/CLASS"
         )
+    if data.max_corrupt < 0:
+        raise InputError(f"data.max_corrupt={data.max_corrupt} must be at least 0 (0: a broken image ends the run)")
     at_least_one = {
         "data.img_size": data.img_size,
+        "data.num_classes": data.num_classes,
         "data.max_train_samples": data.max_train_samples,
         "data.max_val_samples": data.max_val_samples,
         "train.batch_size": train.batch_size,

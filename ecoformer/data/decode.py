@@ -19,7 +19,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ecoformer.errors import InputError
+from ecoformer.data.corrupt import CorruptImage, CorruptImages
 
 INTERPOLATIONS = {
     name: Image.Resampling[name.upper()] for name in ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
@@ -58,18 +58,13 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def open_rgb(source: ImageSource, index: int) -> Image.Image:
-    """The decoded image. Raises InputError naming the file when it cannot be decoded."""
+    """The decoded image. Raises CorruptImage (an InputError) naming the file when it cannot be decoded."""
     try:
         with source.open(index) as image:
             image.load()  # decode before the file is closed
             return to_rgb(image)
     except DECODE_ERRORS as fault:
-        raise InputError(decode_message(source, index, fault)) from fault
-
-
-def decode_message(source: ImageSource, index: int, fault: BaseException) -> str:
-    reason = " ".join(str(fault).split()) or type(fault).__name__
-    return f"{source.name(index)} cannot be decoded ({reason}): repair or remove the file"
+        raise CorruptImage(source.name(index), " ".join(str(fault).split()) or type(fault).__name__) from fault
 
 
 @dataclass(frozen=True)
@@ -106,27 +101,35 @@ def decode_images(
     *,
     threads: int = 1,
     progress: str | None = None,
-) -> torch.Tensor:
-    """Decode the chosen images once into a uint8 tensor (B, 3, S, S).
+    corrupt: CorruptImages | None = None,
+) -> tuple[torch.Tensor, np.ndarray]:
+    """Decode the chosen images once into a uint8 tensor (B, 3, S, S), and say which of `indices` they are.
 
     Args:
+        corrupt: counts the broken images that are left out; None: the first one ends the run.
         threads: used where the images are large enough for threads to help (PIL releases the interpreter
             lock inside its decoders and its resize).
         progress: label of a progress bar on a terminal's standard error; None: no bar.
     """
     size = transform.img_size
+    corrupt = corrupt or CorruptImages()
     out = np.empty((len(indices), 3, size, size), dtype=np.uint8)
+    readable = np.ones(len(indices), dtype=bool)
 
     def decode_chunk(start: int) -> int:
         stop = min(start + CHUNK, len(indices))
         for position in range(start, stop):
-            out[position] = transform.array(open_rgb(source, int(indices[position]))).transpose(2, 0, 1)
+            try:
+                out[position] = transform.array(open_rgb(source, int(indices[position]))).transpose(2, 0, 1)
+            except CorruptImage as fault:
+                readable[position] = False
+                corrupt.add(fault.name, str(fault))
         return stop - start
 
     console = Console(stderr=True)
     shown = progress is not None and console.is_terminal and len(indices) > PROGRESS_ABOVE_IMAGES
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    if len(indices) and math.prod(open_rgb(source, int(indices[0])).size) <= THREADED_ABOVE_PIXELS:
+    if len(indices) and _pixels(source, int(indices[0])) <= THREADED_ABOVE_PIXELS:
         threads = 1
     with (
         Progress(*columns, console=console, disable=not shown) as bar,
@@ -140,4 +143,12 @@ def decode_images(
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return torch.from_numpy(out)
+    return torch.from_numpy(out if readable.all() else out[readable]), np.asarray(indices)[readable]
+
+
+def _pixels(source: ImageSource, index: int) -> int:
+    try:
+        with source.open(index) as image:  # reads the header alone
+            return math.prod(image.size)
+    except DECODE_ERRORS:
+        return 0

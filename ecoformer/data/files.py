@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from ecoformer.config import AugmentConfig, DataConfig
 from ecoformer.data.augment import derive_seed
+from ecoformer.data.corrupt import CorruptImage, CorruptImages
 from ecoformer.data.decode import open_rgb
 from ecoformer.data.loader import BatchLoader
 from ecoformer.data.sources import LabelledSource
@@ -27,11 +28,15 @@ Transform = Callable[[Image.Image], torch.Tensor]  # RGB image -> uint8 (3, S, S
 
 
 @dataclass(frozen=True)
-class Fault:
-    """A message that travels from a worker in place of its batch. DataLoader would wrap an exception's message in
-    a traceback of many lines."""
+class Sample:
+    """An image, or None, and the (name, message) of every broken one that was met on the way to it.
 
-    message: str
+    Faults travel as values: DataLoader would wrap an exception's message in a traceback of many lines.
+    """
+
+    image: torch.Tensor | None
+    target: int
+    faults: tuple[tuple[str, str], ...] = ()
 
 
 def seed_globals(seed: int) -> None:
@@ -87,7 +92,11 @@ def _pair(bounds: list[float] | None) -> tuple[float, float] | None:
 
 
 class ImageFiles(Dataset):
-    """Decoded and transformed images by (index, place in the epoch); faults are returned, not raised."""
+    """Decoded and transformed images by (index, place in the epoch); faults are returned, not raised.
+
+    In training (`seed` is given) the next readable image stands in for a broken one, so that batches stay full and
+    processes in step; at most `max_corrupt` are passed over. In evaluation a broken image is left out.
+    """
 
     def __init__(
         self,
@@ -95,31 +104,39 @@ class ImageFiles(Dataset):
         transform: Transform,
         seed: int | None,
         epoch: int,
+        max_corrupt: int = 0,
     ) -> None:
         self.source = source
         self.transform = transform
         self.seed = seed
         self.epoch = epoch
+        self.max_corrupt = max_corrupt
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, int] | Fault:
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
         index, place = key
-        try:
-            image = open_rgb(self.source, index)
-        except InputError as fault:
-            return Fault(str(fault))
+        faults: list[tuple[str, str]] = []
+        while True:
+            try:
+                image = open_rgb(self.source, index)
+                break
+            except CorruptImage as fault:
+                faults.append((fault.name, str(fault)))
+                if self.seed is None or len(faults) > self.max_corrupt or len(faults) == len(self.source):
+                    return Sample(None, -1, tuple(faults))
+                index = (index + 1) % len(self.source)
+        target = int(self.source.targets[index])
         if self.seed is None:
-            return self.transform(image), int(self.source.targets[index])
+            return Sample(self.transform(image), target)
         with nullcontext() if get_worker_info() else kept_generators():  # a worker's generators serve nothing else
             seed_globals(derive_seed(self.seed, "augment", self.epoch, place))
-            return self.transform(image), int(self.source.targets[index])
+            return Sample(self.transform(image), target, tuple(faults))
 
 
-def collate(samples: list[tuple[torch.Tensor, int] | Fault]) -> tuple[torch.Tensor, torch.Tensor] | Fault:
-    for sample in samples:
-        if isinstance(sample, Fault):
-            return sample
-    images, targets = zip(*samples, strict=True)
-    return torch.stack(images), torch.tensor(targets)
+def collate(samples: list[Sample]) -> tuple[torch.Tensor | None, torch.Tensor, list[tuple[str, str]]]:
+    """The images that there are (None: not one), their targets, and all faults."""
+    images = [sample.image for sample in samples if sample.image is not None]
+    targets = torch.tensor([sample.target for sample in samples if sample.image is not None], dtype=torch.int64)
+    return torch.stack(images) if images else None, targets, [fault for sample in samples for fault in sample.faults]
 
 
 class _Batches:
@@ -149,17 +166,19 @@ class FileLoader(BatchLoader):
         transform: Transform,
         *,
         num_workers: int,
+        corrupt: CorruptImages,
         **kwargs: object,
     ) -> None:
         super().__init__(source.targets, **kwargs)  # type: ignore[arg-type]
         self.source = source
+        self.corrupt = corrupt
         self.transform = transform
         self.num_workers = num_workers
 
     def _raw_batches(self, epoch: int, first: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         seed = self.plan.seed if self.plan is not None else None
         loader = DataLoader(
-            ImageFiles(self.source, self.transform, seed, epoch),
+            ImageFiles(self.source, self.transform, seed, epoch, self.corrupt.limit),
             batch_sampler=_Batches(self._positions(epoch, first)),
             num_workers=self.num_workers,
             collate_fn=collate,
@@ -167,10 +186,13 @@ class FileLoader(BatchLoader):
             worker_init_fn=_ignore_interrupt,
             generator=torch.Generator().manual_seed(0),  # else each pass would draw from the global one
         )
-        for batch in loader:
-            if isinstance(batch, Fault):
-                raise InputError(batch.message)
-            yield batch
+        for images, targets, faults in loader:
+            for name, message in faults:
+                self.corrupt.add(name, message)
+            if images is None and self.plan is not None:
+                raise InputError(f"a whole training batch cannot be decoded, the last image is {faults[-1][0]}")
+            if images is not None:
+                yield images, targets
 
 
 def _ignore_interrupt(worker: int) -> None:

@@ -77,7 +77,7 @@ def _compare(train: list[str], val: list[str], train_dir: Path, val_dir: Path) -
     if train == val:
         return
     only = [
-        f"only in {split.name}: {_shorten(sorted(names))}"
+        f"only in {split.name}: {shorten(sorted(names))}"
         for split, names in ((train_dir, set(train) - set(val)), (val_dir, set(val) - set(train)))
         if names
     ]
@@ -101,7 +101,7 @@ def _scan(split: Path, class_names: list[str]) -> FolderSource:
         raise InputError(f"{split} holds no images ({' '.join(IMAGE_SUFFIXES)}) in {len(class_names)} class folders")
     if empty:
         raise InputError(
-            f"{split} has class folders without images ({_shorten(empty)}): "
+            f"{split} has class folders without images ({shorten(empty)}): "
             "add images, or remove the class from every split"
         )
     return FolderSource(split, paths, targets)
@@ -118,6 +118,7 @@ def _files(folder: Path | str) -> Iterator[str]:
                 yield entry.path
 
 
-def _shorten(names: list[str], limit: int = 3) -> str:
+def shorten(names: list[str], limit: int = 3) -> str:
+    """The first few names, and how many more there are."""
     shown = ", ".join(names[:limit])
     return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"

@@ -11,8 +11,18 @@ import numpy as np
 import torch
 
 from ecoformer.config import AugmentConfig, DataConfig, TrainConfig
+from ecoformer.data.archives import load_archives
 from ecoformer.data.augment import Mix, derive_seed, normalize
-from ecoformer.data.checks import MEMORY_IMG_SIZE, MEMORY_LIMIT, check_augment, check_batch, check_data, memory_bytes
+from ecoformer.data.checks import (
+    ARCHIVES,
+    MEMORY_IMG_SIZE,
+    MEMORY_LIMIT,
+    check_augment,
+    check_batch,
+    check_data,
+    memory_bytes,
+)
+from ecoformer.data.corrupt import CorruptImages
 from ecoformer.data.decode import EvalTransform, decode_images
 from ecoformer.data.files import FileLoader, train_transform
 from ecoformer.data.loader import BatchLoader, MemoryLoader, TrainPlan
@@ -28,7 +38,8 @@ IMAGENET_CLASSES = 1000
 class DataModule:
     """A data set ready for training. Images are float32 (B, 3, S, S), normalised, on the device.
 
-    `train_loader` is None when built with `with_train=False`; `in_memory` says which path the data take.
+    `train_loader` is None when built with `with_train=False`; `in_memory` says which path the data take;
+    `corrupt` counts the broken images that this process has met.
     """
 
     name: str
@@ -45,6 +56,7 @@ class DataModule:
     device: torch.device
     train_source: LabelledSource | None
     eval_transform: EvalTransform
+    corrupt: CorruptImages
 
     def calibration_images(self, num_images: int, seed: int) -> torch.Tensor:
         """`num_images` training images (B, 3, S, S) under the evaluation transform, e.g. to fit hash functions on.
@@ -58,8 +70,22 @@ class DataModule:
                 f"{num_images} calibration images > {self.num_train} training images of {self.name}: "
                 "lower callbacks.hash_update.num_images"
             )
-        order = np.random.default_rng(derive_seed(seed, "calibration")).permutation(self.num_train)
-        images = decode_images(self.train_source, order[:num_images], self.eval_transform, threads=_threads())
+        order = np.random.default_rng(derive_seed(seed, "calibration")).permutation(len(self.train_source))
+        parts: list[torch.Tensor] = []
+        missing = num_images
+        while missing and len(order):  # broken images are passed over
+            chosen, order = order[:missing], order[missing:]
+            part, _ = decode_images(
+                self.train_source, chosen, self.eval_transform, threads=_threads(), corrupt=self.corrupt
+            )
+            parts.append(part)
+            missing -= len(part)
+        if missing:
+            raise InputError(
+                f"{num_images} calibration images > {num_images - missing} readable training images of {self.name}: "
+                "lower callbacks.hash_update.num_images"
+            )
+        images = torch.cat(parts)
         mean, std = (torch.tensor(value, device=self.device).view(3, 1, 1) for value in (self.mean, self.std))
         return normalize(images.to(self.device), mean, std)
 
@@ -95,6 +121,7 @@ def build_data(
     eval_transform = EvalTransform(
         data.img_size, splits.crop_pct if data.crop_pct is None else data.crop_pct, data.interpolation
     )
+    corrupt = CorruptImages(data.max_corrupt)
     common: dict[str, Any] = dict(mean=mean, std=std, device=torch.device(device), rank=rank, world_size=world_size)
 
     def make_loader(label: str, source: LabelledSource, plan: TrainPlan | None, batch_size: int) -> BatchLoader:
@@ -103,10 +130,14 @@ def build_data(
             # Training keeps the whole of the shorter side; crop_pct is an evaluation setting.
             transform = eval_transform if plan is None else EvalTransform(data.img_size, 1.0, data.interpolation)
             progress = f"{data.name} {label}" if train.progress and rank == 0 else None
-            images = decode_images(source, range(len(source)), transform, threads=_threads(), progress=progress)
-            return MemoryLoader(images, source.targets, **options)
+            images, readable = decode_images(
+                source, range(len(source)), transform, threads=_threads(), progress=progress, corrupt=corrupt
+            )
+            if len(readable) == 0:
+                raise InputError(f"{data.name}: none of the {len(source)} {label} images can be decoded")
+            return MemoryLoader(images, source.targets[readable], **options)
         file_transform = eval_transform if plan is None else train_transform(data, augment, mean)
-        return FileLoader(source, file_transform, num_workers=data.num_workers, **options)
+        return FileLoader(source, file_transform, num_workers=data.num_workers, corrupt=corrupt, **options)
 
     train_loader = None
     if train_source is not None:
@@ -116,6 +147,8 @@ def build_data(
             augment, train.smoothing, seed=seed, num_classes=len(splits.class_names), in_memory=in_memory
         )
         train_loader = make_loader("train", train_source, plan, train.batch_size)
+        check_batch(train.batch_size, world_size, len(train_loader.targets))  # broken ones are left out of memory
+    val_loader = make_loader("val", val, None, train.eval_batch_size or train.batch_size)
     return DataModule(
         name=data.name,
         num_classes=len(splits.class_names),
@@ -123,14 +156,15 @@ def build_data(
         img_size=data.img_size,
         mean=mean,
         std=std,
-        num_train=len(train_source) if train_source is not None else 0,
-        num_val=len(val),
+        num_train=len(train_loader.targets) if train_loader is not None else 0,
+        num_val=len(val_loader.targets),
         in_memory=in_memory,
         train_loader=train_loader,
-        val_loader=make_loader("val", val, None, train.eval_batch_size or train.batch_size),
+        val_loader=val_loader,
         device=torch.device(device),
         train_source=train_source,
         eval_transform=eval_transform,
+        corrupt=corrupt,
     )
 
 
@@ -139,6 +173,8 @@ def _load(data: DataConfig, *, world_size: int, with_train: bool) -> Splits:
         return load_digits()
     if data.name in CIFAR:
         return load_cifar(data.name, data.root, download=data.download, world_size=world_size, with_train=with_train)
+    if data.name in ARCHIVES:
+        return load_archives(data, with_train=with_train)
     splits = load_folder(data.name, data.root, with_train=with_train)
     if data.name == "imagenet" and len(splits.class_names) != IMAGENET_CLASSES:
         log.warning(

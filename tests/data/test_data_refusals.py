@@ -25,7 +25,22 @@ def refusal(call) -> str:
     ("keys", "message"),
     [
         ({"name": "cifar11"}, "data.name=cifar11 does not exist: did you mean cifar10?"),
-        ({"name": "voc"}, "data.name=voc does not exist: choose one of digits, cifar10, cifar100, imagenet, folder"),
+        (
+            {"name": "voc"},
+            "data.name=voc does not exist: choose one of digits, cifar10, cifar100, imagenet, folder, webdataset, hfds",
+        ),
+        (
+            {"name": "folder", "root": "x", "num_classes": 3},
+            "data.num_classes=3 belongs to data=webdataset and data=hfds, not to data=folder: leave it out",
+        ),
+        (
+            {"name": "hfds", "root": "x", "download": True},
+            "data.download=true works for cifar10 and cifar100, not for hfds: unset it",
+        ),
+        (
+            {"name": "digits", "max_corrupt": -1},
+            "data.max_corrupt=-1 must be at least 0 (0: a broken image ends the run)",
+        ),
         ({"name": "folder"}, "data=folder needs data.root: set it to the folder that holds train/ and val/"),
         (
             {"name": "imagenet", "root": "x", "download": True},

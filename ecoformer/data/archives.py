@@ -1,0 +1,94 @@
+"""WebDataset shards and Hugging Face datasets as splits: their class names, and labels that fit them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+from ecoformer.config import DataConfig
+from ecoformer.data.folders import shorten
+from ecoformer.data.hf_disk import read_split
+from ecoformer.data.shards import TRAIN_NAMES, VAL_NAMES, find_shards, shard_source
+from ecoformer.data.sources import LabelledSource, Splits
+from ecoformer.errors import InputError
+
+CLASSES_FILE = "classes.txt"
+
+
+def load_archives(data: DataConfig, *, with_train: bool) -> Splits:
+    """`data.name` webdataset or hfds. Raises InputError for whatever is wrong with root, splits or labels."""
+    if data.root is None:
+        holds = "the shards" if data.name == "webdataset" else "the dataset"
+        raise InputError(f"data={data.name} needs data.root: set it to the folder that holds {holds}")
+    root = Path(data.root).expanduser()
+    read = _read_shards if data.name == "webdataset" else _read_rows
+    val, known = read(data, root, training=False)
+    train, train_known = read(data, root, training=True) if with_train else (None, known)
+    if train_known != known:
+        raise InputError(f"data.root={root}: the training and validation splits name different classes")
+    names = class_names(data, root, known)
+    for source, split in ((train, "training"), (val, "validation")):
+        if source is not None:
+            check_labels(source.targets, names, f"data.root={root}: the {split} split")
+    return Splits(names, train, val, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, crop_pct=0.875)
+
+
+def _read_shards(data: DataConfig, root: Path, *, training: bool) -> tuple[LabelledSource, list[str] | None]:
+    key, names = ("data.train_split", TRAIN_NAMES) if training else ("data.val_split", VAL_NAMES)
+    split = data.train_split if training else data.val_split
+    paths = find_shards(root, split, names, key)
+    return shard_source(paths, data.image_key, data.label_key, f"{key}={split or paths[0].name} in {root}"), None
+
+
+def _read_rows(data: DataConfig, root: Path, *, training: bool) -> tuple[LabelledSource, list[str] | None]:
+    split = data.train_split if training else data.val_split
+    return read_split(root, split, training=training, image_key=data.image_key, label_key=data.label_key)
+
+
+def class_names(data: DataConfig, root: Path, known: list[str] | None) -> list[str]:
+    """The classes in the order of their numbers: those of the data set, else of a file of names, else the numbers.
+
+    Raises InputError if nothing says how many classes there are, or two sources disagree.
+    """
+    path = root / (data.class_names or CLASSES_FILE)
+    if known is not None and data.class_names is None:
+        names = known
+    elif data.class_names is not None or path.is_file():
+        try:
+            names = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{path} cannot be read: give a text file, one class name a line") from error
+        if len(set(names)) != len(names):
+            raise InputError(f"{path} names a class twice: correct it")
+    elif data.num_classes is not None:
+        return [str(number) for number in range(data.num_classes)]
+    else:
+        raise InputError(
+            f"data={data.name} does not say how many classes there are: set data.num_classes, or list their names in "
+            f"{root / CLASSES_FILE}, one a line"
+        )
+    if data.num_classes is not None and data.num_classes != len(names):
+        raise InputError(f"data.num_classes={data.num_classes}, but {len(names)} classes are named: make them the same")
+    return names
+
+
+def check_labels(targets: np.ndarray, names: list[str], where: str) -> None:
+    """Raise InputError for labels outside the classes, and for classes without images."""
+    faults = label_faults(targets, names)
+    if faults:
+        raise InputError(f"{where} {faults[0]}")
+
+
+def label_faults(targets: np.ndarray, names: list[str]) -> list[str]:
+    """What is wrong with the labels of a split, in words that go on from its name."""
+    faults = []
+    if len(targets) and not (targets.min() >= 0 and targets.max() < len(names)):
+        wrong = int(targets.max() if targets.max() >= len(names) else targets.min())
+        faults.append(f"has a label {wrong}, the classes are 0 to {len(names) - 1}: correct data.num_classes")
+    counts = np.bincount(targets[(targets >= 0) & (targets < len(names))], minlength=len(names))
+    empty = [names[index] for index in np.flatnonzero(counts == 0)]
+    if empty:
+        faults.append(f"has classes without images ({shorten(empty)}): add images, or remove the class")
+    return faults

@@ -1,0 +1,133 @@
+"""Hugging Face datasets on local disk: what save_to_disk wrote, and folders of parquet files (by timm's reader)."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ecoformer.data.shards import TRAIN_NAMES, VAL_NAMES
+from ecoformer.errors import InputError
+
+IMAGE_KEY, LABEL_KEY = "image", "label"
+
+
+class RowSource:
+    """Rows of a dataset with an image column (undecoded) and whole-number labels."""
+
+    def __init__(self, dataset: Any, image_key: str, targets: np.ndarray, where: str) -> None:
+        self.dataset = dataset
+        self.image_key = image_key
+        self.targets = targets
+        self.where = where
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def name(self, index: int) -> str:
+        cell = self.dataset[index][self.image_key] or {}
+        return f"{self.where}: row {index}" + (f" ({cell['path']})" if cell.get("path") else "")
+
+    def open(self, index: int) -> Image.Image:
+        cell = self.dataset[index][self.image_key]
+        if cell is None:
+            raise ValueError("the row has no image")
+        return Image.open(io.BytesIO(cell["bytes"]) if cell["bytes"] is not None else cell["path"])
+
+
+def read_split(
+    root: Path, split: str | None, *, training: bool, image_key: str | None, label_key: str | None
+) -> tuple[RowSource, list[str] | None]:
+    """One split, and the class names where the label column knows them.
+
+    Raises InputError: no such folder, split or column, labels that are no class numbers.
+    """
+    if not root.is_dir():
+        raise InputError(f"data.root={root} is not a folder: set data.root to the folder of the dataset")
+    key = "data.train_split" if training else "data.val_split"
+    wanted = TRAIN_NAMES if training else VAL_NAMES
+    image_key, label_key = image_key or IMAGE_KEY, label_key or LABEL_KEY
+    with _quiet():
+        dataset, chosen = _open(root, split, wanted, key, image_key)
+    for column, setting in ((image_key, "image_key"), (label_key, "label_key")):
+        if column not in dataset.column_names:
+            raise InputError(
+                f"data.root={root} has no column {column!r} (there: {', '.join(dataset.column_names)}): "
+                f"set data.{setting}"
+            )
+    feature = dataset.features[label_key]
+    targets = np.asarray(dataset.select_columns([label_key]).with_format("numpy")[:][label_key])
+    if targets.dtype.kind not in "iu" or targets.ndim != 1:
+        raise InputError(
+            f"data.root={root}: column {label_key!r} holds {feature}, not class numbers: set data.label_key, or "
+            "encode the column as ClassLabel"
+        )
+    if len(targets) == 0:
+        raise InputError(f"data.root={root}: split {chosen} has no rows: set {key} to another one")
+    source = RowSource(dataset, image_key, targets.astype(np.int64), f"{root} [{chosen}]")
+    return source, getattr(feature, "names", None)
+
+
+def split_names(root: Path) -> list[str]:
+    """The splits that a folder holds; a dataset without splits has one called "all"."""
+    import datasets
+
+    if (root / "dataset_dict.json").is_file():
+        return sorted(name for name in os.listdir(root) if (root / name / "state.json").is_file())
+    if (root / "state.json").is_file():
+        return ["all"]
+    with _quiet():
+        return list(datasets.get_dataset_split_names(str(root)))
+
+
+def _open(root: Path, split: str | None, wanted: tuple[str, ...], key: str, image_key: str) -> tuple[Any, str]:
+    try:
+        import datasets
+    except ImportError as error:
+        raise InputError("data=hfds needs the datasets package: pip install 'ecoformer[data]'") from error
+    try:
+        names = split_names(root)
+        chosen = split or next((name for name in wanted if name in names), None)
+        if chosen is None or chosen not in names:
+            asked = f"{key}={split} is" if split else f"{' or '.join(wanted)} is"
+            raise InputError(f"{asked} no split of data.root={root} (there: {', '.join(names)}): set {key}")
+        if (root / "dataset_dict.json").is_file() or chosen == "all":
+            folder = root if chosen == "all" else root / chosen
+            dataset = datasets.load_from_disk(str(folder))
+            if image_key in dataset.column_names:
+                dataset = dataset.cast_column(image_key, datasets.Image(decode=False))
+            return dataset, chosen
+        from timm.data.readers import create_reader
+
+        return create_reader(f"hfds/{root}", split=chosen, input_key=image_key).dataset, chosen
+    except InputError:
+        raise
+    except Exception as error:  # the library raises many kinds of its own and of pyarrow's
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise InputError(
+            f"data.root={root} is no dataset that can be read ({reason}): give what save_to_disk wrote, or a folder of "
+            "parquet files"
+        ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars of the library while a run starts."""
+    try:
+        import datasets
+    except ImportError:
+        yield
+        return
+    shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
