@@ -86,7 +86,7 @@ class ScheduleConfig:
 
 @dataclass
 class TrainConfig:
-    epochs: int = 100
+    epochs: int = 100  # 0: convert, fit hash functions and evaluate, without training
     batch_size: int = 128  # per process
     eval_batch_size: int | None = None  # None: the same
     grad_accum: int = 1

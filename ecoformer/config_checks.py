@@ -38,12 +38,12 @@ def check_config(config: Config) -> list[str]:
         # Processes that are started again must find the folder of the run.
         raise InputError("several processes need one output_dir to share: add output_dir=DIR")
     notes = []
-    if config.schedule.warmup_epochs > config.train.epochs - 1:
+    if config.schedule.warmup_epochs > max(0, config.train.epochs - 1):
         notes.append(
             f"schedule.warmup_epochs={config.schedule.warmup_epochs} does not fit train.epochs={config.train.epochs}: "
-            f"warming up for {config.train.epochs - 1}"
+            f"warming up for {max(0, config.train.epochs - 1)}"
         )
-        config.schedule.warmup_epochs = config.train.epochs - 1
+        config.schedule.warmup_epochs = max(0, config.train.epochs - 1)
     return notes
 
 
@@ -70,7 +70,7 @@ def choose(key: str, value: str, options: Iterable[str]) -> None:
 
 
 def _check_ranges(config: Config) -> None:
-    at_least_one = ("train.epochs", "train.batch_size", "train.grad_accum", "train.log_every", "data.img_size")
+    at_least_one = ("train.batch_size", "train.grad_accum", "train.log_every", "data.img_size")
     for key in at_least_one:
         _require(config, key, lambda value: value >= 1, "at least 1")
     optional = (
@@ -83,7 +83,7 @@ def _check_ranges(config: Config) -> None:
     )
     for key in optional:
         _require(config, key, lambda value: value is None or value >= 1, "at least 1, or null")
-    non_negative = ("train.max_skipped_batches", "checkpoint.every_steps", "checkpoint.keep_top_k")
+    non_negative = ("train.epochs", "train.max_skipped_batches", "checkpoint.every_steps", "checkpoint.keep_top_k")
     for key in ("data.num_workers", "data.max_corrupt", "schedule.warmup_epochs", "augment.repeats", *non_negative):
         _require(config, key, lambda value: value >= 0, "at least 0")
     for key in ("train.smoothing", "train.ema_decay", "model.drop_path_rate", "optim.momentum"):

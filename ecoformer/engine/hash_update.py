@@ -38,8 +38,8 @@ def due(config: HashUpdateConfig, step: int, steps_per_epoch: int) -> bool:
 
 
 def fit_steps(config: HashUpdateConfig, steps_per_epoch: int, epochs: int) -> list[int]:
-    """The steps of a run before which hashes are fitted, in order."""
-    return [step for step in range(steps_per_epoch * epochs) if due(config, step, steps_per_epoch)]
+    """The steps of a run before which hashes are fitted, in order; without training the first is the evaluation."""
+    return [step for step in range(max(1, steps_per_epoch * epochs)) if due(config, step, steps_per_epoch)]
 
 
 def schedule_line(config: HashUpdateConfig, steps_per_epoch: int, epochs: int) -> str:

@@ -62,7 +62,7 @@ def build_schedule(
     scheduler, _ = create_scheduler_v2(
         optimizer,
         sched=config.name,
-        num_epochs=epochs,
+        num_epochs=max(1, epochs),  # a run without training needs no rate, timm's schedule an epoch
         warmup_epochs=config.warmup_epochs,
         warmup_lr=config.warmup_lr,
         min_lr=config.min_lr,

@@ -27,7 +27,7 @@ from ecoformer.engine.loggers import CsvLogger, JsonlLogger, Logger
 from ecoformer.engine.optim import amp_dtype, build_loss, build_optimizer, build_schedule
 from ecoformer.engine.position import Position
 from ecoformer.engine.progress import ProgressDisplay
-from ecoformer.engine.report import epoch_line, run_summary
+from ecoformer.engine.report import epoch_line, evaluation_line, run_summary
 from ecoformer.engine.rng import seed_everything
 from ecoformer.engine.signals import Interrupted, StopSignals
 from ecoformer.engine.training_step import train_step
@@ -127,6 +127,8 @@ class Trainer:
     def fit(self, resume: Path | None = None, stop_after: int | None = None) -> dict[str, Any]:
         """Train to the last epoch, or until `stop_after` epochs are done in all, and return the run's figures.
 
+        With `train.epochs=0` nothing is trained: hash functions are fitted and the model is evaluated.
+
         Args:
             resume: a last.pt to continue from, or, with a warning, the previous.pt beside it where it cannot be read;
                 None starts anew and sets an earlier run's files aside.
@@ -156,6 +158,8 @@ class Trainer:
                     run_state.restore_rng(self, resumed)
                 for epoch in range(start, stop):
                     self._run_epoch(epoch)
+                if self.train.epochs == 0 and self.latest is None:
+                    self._evaluate_untrained()
         except Interrupted as interrupted:
             raise Interrupted(interrupted.signum, run_state.how_to_go_on(self, interrupted.signum)) from None
         finally:
@@ -183,6 +187,15 @@ class Trainer:
             self.best = self.latest
         self.print(epoch_line(self.latest, self.train.epochs, is_best))
         run_state.save(self, is_best=is_best)
+
+    def _evaluate_untrained(self) -> None:
+        """What a first epoch begins with, then the evaluation: a conversion and its hash fits, without training."""
+        for callback in self.callbacks:
+            callback.on_epoch_start(self, 0)
+        self.epoch = -1  # before the first: no epoch is completed
+        self.latest = self.best = self.log("evaluation", **self._validate())
+        self.print(evaluation_line(self.latest))
+        run_state.save(self, is_best=True)
 
     def _train_epoch(self, epoch: int, position: Position) -> dict[str, Any]:
         self.network.train()

@@ -93,8 +93,8 @@ def test_other_ranks_say_who_they_are(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: Callable[..., int]
 ) -> None:
     monkeypatch.setenv("RANK", "3")
-    assert command("train", "experiment=digits_msa", "train.epochs=0") == 2
-    assert capsys.readouterr().err == "[rank 3] error: train.epochs=0 must be at least 1\n"
+    assert command("train", "experiment=digits_msa", "train.epochs=-1") == 2
+    assert capsys.readouterr().err == "[rank 3] error: train.epochs=-1 must be at least 0\n"
 
 
 def test_warm_up_leaves_an_epoch() -> None:

@@ -32,7 +32,7 @@ COMMAND_LINES = [
     ("experiment=digits_msa --epochs=3", ["--epochs is no flag", "train.epochs"]),
     ("experiment=digits_msa --cfg jobs", ["--cfg", "invalid choice: 'jobs'"]),
     ("experiment=digits_msa name=${nowhere}", ["name: Interpolation key 'nowhere' not found"]),
-    ("experiment=digits_msa train.epochs=0", ["train.epochs=0 must be at least 1"]),
+    ("experiment=digits_msa train.epochs=-1", ["train.epochs=-1 must be at least 0"]),
     ("experiment=digits_msa train.grad_accum=0", ["train.grad_accum=0 must be at least 1"]),
     ("experiment=digits_msa train.batch_size=-1", ["train.batch_size=-1 must be at least 1"]),
     ("experiment=digits_msa train.amp=fp8", ["train.amp=fp8 does not exist", "bf16"]),

@@ -210,3 +210,26 @@ def test_default_output_dir_and_sweep(
     errors = capsys.readouterr().err
     assert "error: job 1 (" in errors and "train.batch_size=7000" in errors
     assert "error: 1 of the sweep's jobs failed" in errors
+
+
+def test_without_training_a_run_converts_fits_and_evaluates(
+    train: Train, command: Callable[..., int], digits_runs: Runs, tmp_path: Path
+) -> None:
+    start = [
+        "experiment=digits_ecoformer",
+        *TINY_DIGITS,
+        *TINY_HASH,
+        f"init.checkpoint={digits_runs('msa') / 'best.pt'}",
+    ]
+    summary = train(tmp_path / "run", *start, "train.epochs=0")
+    assert summary["epochs"] == 0 and "train_images_per_second" not in summary
+    events = [json.loads(line)["event"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert events == ["energy", *["hash_fit"] * 3, "evaluation"]
+    before = torch.load(digits_runs("msa") / "best.pt", weights_only=True)["model"]
+    assert torch.equal(weights(tmp_path / "run")["head.weight"], before["head.weight"])
+
+    assert command("eval", f"checkpoint={tmp_path / 'run' / 'best.pt'}", f"out={tmp_path / 'figures.json'}") == 0
+    assert json.loads((tmp_path / "figures.json").read_text())["top1"] == summary["top1"]
+    again = train(tmp_path / "run", *start, "train.epochs=0", "resume=auto")
+    assert again["top1"] == summary["top1"] and again["epochs"] == 0
+    assert train(tmp_path / "run", *start, "resume=auto")["epochs"] == 1, "and it can be trained on from there"
