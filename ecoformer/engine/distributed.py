@@ -125,7 +125,7 @@ def decided_by_main(decide: Callable[[], T]) -> T:
     value, refusal = broadcast_object((value, refusal))
     if refusal is not None:
         raise refusal
-    return value  # type: ignore[return-value]
+    return value
 
 
 def broadcast_buffers(model: nn.Module) -> None:
