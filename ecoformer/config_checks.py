@@ -12,7 +12,7 @@ from ecoformer.config_loading import one_of
 from ecoformer.data.checks import DATA_NAMES
 from ecoformer.engine.optim import AMP_DTYPES, SCHEDULES
 from ecoformer.errors import InputError
-from ecoformer.nn.specs import AttentionSpec, make_spec
+from ecoformer.nn.specs import SPECS, AttentionSpec, make_spec
 
 CONVENTIONS = ("paper", "audited")
 
@@ -28,9 +28,10 @@ def check_config(config: Config) -> list[str]:
     _check_names(config)
     _check_augment(config)
     attention_spec(config.attention)
-    if config.model.name.rpartition("_")[2] in ("msa", "ecoformer"):
-        stem, _, kind = config.model.name.rpartition("_")
-        raise InputError(f"model.name={config.model.name} fixes the attention: use model={stem} attention={kind}")
+    for kind in sorted(SPECS, key=len, reverse=True):  # one name may end in another
+        if config.model.name.endswith(f"_{kind}"):
+            stem = config.model.name.removesuffix(f"_{kind}")
+            raise InputError(f"model.name={config.model.name} fixes the attention: use model={stem} attention={kind}")
     if config.resume != "off" and config.overwrite:
         raise InputError("resume and overwrite=true contradict each other: set one of them")
     named = config.output_dir is not None or config.resume not in ("off", "auto")

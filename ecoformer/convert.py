@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
@@ -89,12 +89,13 @@ def convert(
     for layer, wanted in planned:
         num_tokens = tokens.get(layer.name)
         fitting = wanted if num_tokens is None else wanted.fit_to_tokens(num_tokens, layer.where)
-        if fitting != wanted:
-            report.notes.append(f"{layer.where} has {num_tokens} tokens: {_lowered(wanted, fitting)}")
+        lowered = _lowered(wanted, fitting)
+        if lowered:
+            report.notes.append(f"{layer.where} has {num_tokens} tokens: {lowered}")
         if fitting.is_met_by(layer.module):
             report.kept.append(layer.name)
             continue
-        source = read_projections(layer.module, layer.where)
+        source = replace(read_projections(layer.module, layer.where), num_prefix=layer.num_prefix)
         module = BUILDERS[type(fitting)].from_projections(source, fitting)
         module.train(layer.module.training)
         module.requires_grad_(any(p.requires_grad for p in layer.module.parameters()))
@@ -116,7 +117,7 @@ def _plan(
 def _change(
     layer: LayerInfo, source: Projections, module: ReplacementAttention, spec: AttentionSpec, num_tokens: int | None
 ) -> LayerChange:
-    drops_keys = source.key is not None and "key" not in module.carries
+    copied, dropped = source.carried(module.carries)
     return LayerChange(
         name=layer.name,
         stage=layer.stage,
@@ -124,16 +125,17 @@ def _change(
         target=type(module).__name__,
         spec=spec,
         num_tokens=num_tokens,
-        copied=source.copied,
-        dropped=(*source.dropped, "key rows") if drops_keys else source.dropped,
+        copied=copied,
+        dropped=dropped,
         new=module.new_parts,
     )
 
 
 def _lowered(wanted: AttentionSpec, fitting: AttentionSpec) -> str:
+    """The settings that were given and had to give way; one that was None is taken from the layer by design."""
     changes = [
         f"{key} lowered from {value} to {vars(fitting)[key]}"
         for key, value in vars(wanted).items()
-        if vars(fitting)[key] != value
+        if value is not None and vars(fitting)[key] != value
     ]
     return ", ".join(changes)

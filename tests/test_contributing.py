@@ -8,6 +8,7 @@ import timm
 import torch
 
 from ecoformer import convert
+from ecoformer.energy import count
 from ecoformer.nn.specs import BUILDERS, SPECS, make_spec
 
 
@@ -29,9 +30,11 @@ def test_the_example_attention_converts_and_runs():
         img_size=16, patch_size=4, embed_dim=24, num_heads=3, depth=1, num_classes=4
     ).eval()
     qkv = model.blocks[0].attn.qkv
-    report = convert(model, make_spec("uniform"))
-    assert "UniformAttention" in str(report)
+    report = convert(model, make_spec("halfway"))
+    assert "HalfwayAttention; copied qkv, proj; dropped query rows, key rows; new nothing" in str(report)
     attention, x = model.blocks[0].attn, torch.randn(2, 17, 24)
-    mean = torch.nn.functional.linear(x, qkv.weight[48:], qkv.bias[48:]).mean(1, keepdim=True)
-    torch.testing.assert_close(attention(x), attention.proj(mean.expand_as(x)))
-    assert attention.paper_core_ops(17) == (24, 17 * 24)
+    value = torch.nn.functional.linear(x, qkv.weight[48:], qkv.bias[48:])
+    torch.testing.assert_close(attention(x), attention.proj((value + value.mean(1, keepdim=True)) / 2))
+    assert attention.paper_core_ops(17) == (18 * 24, 34 * 24)
+    assert convert(model, make_spec("halfway")).replaced == []
+    assert not count(model, 16).uncounted

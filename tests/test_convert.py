@@ -6,6 +6,7 @@ import pickle
 import pytest
 import timm
 import torch
+from tiny_models import FAMILIES, tiny_pvt, tiny_twins, tiny_vit
 
 from ecoformer import EcoFormerSpec, InputError, MSASpec, attention_layers, convert, fit_hashes, set_patch_stride
 from ecoformer.layers import token_counts
@@ -13,33 +14,6 @@ from ecoformer.nn import EcoFormerAttention, MultiHeadSelfAttention
 from ecoformer.ops.reference import softmax_attention_reference
 
 SMALL = EcoFormerSpec(num_bits=6, num_anchors=5, top_k=3)
-
-
-def tiny_pvt(**kwargs):
-    options = dict(
-        embed_dims=(16, 32, 40, 64), num_heads=(1, 2, 5, 8), depths=(1, 2, 1, 1), mlp_ratios=(2, 2, 2, 2), num_classes=7
-    )
-    return timm.models.pvt_v2.PyramidVisionTransformerV2(**(options | kwargs)).eval()
-
-
-def tiny_twins(**kwargs):
-    options = dict(
-        embed_dims=(16, 32, 64, 64),
-        num_heads=(2, 2, 4, 4),
-        depths=(2, 2, 2, 2),
-        mlp_ratios=(2, 2, 2, 2),
-        wss=(7, 7, 7, 7),
-        num_classes=7,
-    )
-    return timm.models.twins.Twins(**(options | kwargs)).eval()
-
-
-def tiny_vit(**kwargs):
-    options = dict(img_size=32, patch_size=8, embed_dim=24, num_heads=3, depth=2, num_classes=7)
-    return timm.models.vision_transformer.VisionTransformer(**(options | kwargs)).eval()
-
-
-FAMILIES = {"pvt": (tiny_pvt, 96), "twins": (tiny_twins, 96), "vit": (tiny_vit, 32)}
 
 
 @pytest.fixture(params=FAMILIES)

@@ -1,17 +1,19 @@
 """The published rows in timm's registry."""
 
 import ecoformer.models
+import pytest
 import timm
 import torch
 
-from ecoformer import EcoFormerSpec, convert, fit_hashes
+from ecoformer import EcoFormerSpec, InputError, convert, fit_hashes
 from ecoformer.nn import hash_layers
+from ecoformer.nn.specs import SPECS
 
 
 def test_every_row_is_registered():
-    assert len(ecoformer.models.MODEL_NAMES) == 18
+    assert len(ecoformer.models.MODEL_NAMES) == 9 * len(SPECS)
     assert timm.list_models("*ecoformer*") == sorted(n for n in ecoformer.models.MODEL_NAMES if "ecoformer" in n)
-    assert timm.is_model("twins_svt_large_msa")
+    assert timm.is_model("twins_svt_large_msa") and timm.is_model("pvt_v2_b5_msa_shared_qk")
 
 
 def test_create_model_takes_spec_and_timm_options():
@@ -20,6 +22,13 @@ def test_create_model_takes_spec_and_timm_options():
     images = torch.randn(1, 3, 64, 64)
     fit_hashes(model, images, seed=0)
     assert model(images).shape == (1, 5)
+
+
+def test_img_size_fits_the_attention_to_the_tokens():
+    model = timm.create_model("pvt_v2_b0_linformer", img_size=64, proj_dim=20)
+    assert [layer.spec.proj_dim for layer in model.modules() if hasattr(layer, "key_mix")] == [20, 20, 20, 20, 16, 16]
+    with pytest.raises(InputError, match=r"stage 1 .*: linformer needs the number of tokens"):
+        timm.create_model("pvt_v2_b0_linformer")
 
 
 def test_a_row_is_the_converted_stock_model():

@@ -1,4 +1,10 @@
-"""Attention modules with state, their specs, and the fitting of hash functions."""
+"""Attention modules with state, their specs, and the fitting of hash functions.
+
+Importing this package imports every module in it, so a file that registers a spec is known without being listed here.
+"""
+
+import importlib
+import pkgutil
 
 from ecoformer.nn.distilled_hash import DistilledHashAttention, DistilledHashSpec
 from ecoformer.nn.ecoformer import EcoFormerAttention, EcoFormerSpec
@@ -6,6 +12,9 @@ from ecoformer.nn.ecoformer_tuned import EcoFormerTunedAttention, EcoFormerTuned
 from ecoformer.nn.hashing import HashFitReport, KernelHash, fit_hashes, has_hashes, hash_layers
 from ecoformer.nn.msa import MSASpec, MultiHeadSelfAttention
 from ecoformer.nn.specs import AttentionSpec, make_spec
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
 
 __all__ = [
     "AttentionSpec",

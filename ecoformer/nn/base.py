@@ -13,13 +13,13 @@ from ecoformer.nn.specs import AttentionSpec
 class ReplacementAttention(nn.Module):
     """Base of the attention kinds: (B, N, D) to (B, N, D), called by timm's PVTv2, Twins and ViT blocks alike.
 
-    Class attributes:
-        carries: which of query, key, value and proj are taken over from the layer that is replaced.
-        new_parts: what the kind adds without trained weights.
+    Attributes:
+        carries: which of query, key, value and proj are taken over from the layer that is replaced; of the class.
+        new_parts: what the kind adds without trained weights; of the class, or of a layer where its spec decides.
     """
 
     carries: ClassVar[tuple[str, ...]] = ("query", "key", "value", "proj")
-    new_parts: ClassVar[tuple[str, ...]] = ()
+    new_parts: tuple[str, ...] = ()
     spec: AttentionSpec
 
     def __init__(self, dim: int, num_heads: int, spec: AttentionSpec) -> None:

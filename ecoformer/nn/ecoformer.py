@@ -219,6 +219,6 @@ def _read(module: EcoFormerAttention, where: str) -> Projections:
         value=module.to_v,
         proj=module.proj,
         proj_drop=module.proj_drop.p,
-        copied=("to_qk", "to_v", "proj"),
+        parts={"query": "to_qk", "value": "to_v", "proj": "proj"},
         dropped=("hash",),
     )

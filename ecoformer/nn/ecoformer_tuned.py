@@ -112,11 +112,7 @@ class EcoFormerTunedAttention(ReplacementAttention, FittableAttention):
 
     def __init__(self, source: Projections, spec: EcoFormerTunedSpec) -> None:
         super().__init__(source.dim, source.num_heads, spec)
-        if source.key is None:
-            raise InputError(
-                f"{source.where}: a shared query and key projection holds no keys to fit {spec.name} to: start from "
-                "the MSA checkpoint"
-            )
+        own_keys = source.own_keys(f"to fit {spec.name} to")
         device = source.proj.weight.device
         self.to_q = linear_from(source.query)
         self.to_v = linear_from(source.value)
@@ -125,11 +121,11 @@ class EcoFormerTunedAttention(ReplacementAttention, FittableAttention):
         sizes = (self.num_heads, self.head_dim, spec.num_bits, spec.num_anchors)
         self.query_hash = TokenHashFunctions(*sizes, device=device)
         if spec.qk == "separate":
-            self.to_k = linear_from(source.key)
+            self.to_k = linear_from(own_keys)
             self.key_hash = TokenHashFunctions(*sizes, device=device)
         else:
-            self.register_buffer("key_weight", source.key.weight.detach().clone())
-            bias = source.key.bias
+            self.register_buffer("key_weight", own_keys.weight.detach().clone())
+            bias = own_keys.bias
             self.register_buffer("key_bias", None if bias is None else bias.detach().clone())
         factory: dict[str, Any] = {"device": device, "dtype": torch.float32}
         self.register_buffer("bit_weight", torch.ones(self.num_heads, spec.num_bits, **factory))
@@ -307,8 +303,9 @@ def _finite_samples(tokens: list[Tensor]) -> tuple[list[Tensor], int]:
 @register_reader(EcoFormerTunedAttention)
 def _read(module: EcoFormerTunedAttention, where: str) -> Projections:
     if module.spec.qk == "separate":
-        key = module.to_k
+        key, key_part = module.to_k, "to_k"
     else:
+        key_part = "key_weight"
         key = nn.Linear(module.dim, module.dim, bias=module.key_bias is not None, device="meta")
         key.weight = nn.Parameter(module.key_weight.detach().clone())
         if module.key_bias is not None:
@@ -322,6 +319,6 @@ def _read(module: EcoFormerTunedAttention, where: str) -> Projections:
         value=module.to_v,
         proj=module.proj,
         proj_drop=module.proj_drop.p,
-        copied=("to_q", "to_k" if module.spec.qk == "separate" else "key_weight", "to_v", "proj"),
+        parts={"query": "to_q", "key": key_part, "value": "to_v", "proj": "proj"},
         dropped=("query_hash", "key_hash", "bit_weight", "floor"),
     )

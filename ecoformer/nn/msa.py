@@ -11,10 +11,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ecoformer.errors import InputError
-from ecoformer.nn.base import ReplacementAttention
-from ecoformer.nn.heads import join_heads, refuse_mask, split_heads
-from ecoformer.nn.projections import Projections, linear_from, read_fused_qkv, register_reader
+from ecoformer.nn.projections import Projections, linear_from, register_reader
+from ecoformer.nn.qkv import QKVAttention, read_qkv
 from ecoformer.nn.specs import AttentionSpec, builds, register_spec
 from ecoformer.nn.stock import is_plain_attention
 
@@ -29,7 +27,7 @@ class MSASpec(AttentionSpec):
 
 
 @builds(MSASpec)
-class MultiHeadSelfAttention(ReplacementAttention):
+class MultiHeadSelfAttention(QKVAttention):
     """softmax(q k^T / sqrt(C)) v through torch's fused attention.
 
     Args:
@@ -48,10 +46,8 @@ class MultiHeadSelfAttention(ReplacementAttention):
         proj_drop: float = 0.0,
         **factory: Any,
     ) -> None:
-        super().__init__(dim, num_heads, MSASpec())
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, **factory)
-        self.proj = nn.Linear(dim, dim, bias=proj_bias, **factory)
-        self.proj_drop = nn.Dropout(proj_drop)
+        qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias, **factory)
+        super().__init__(dim, num_heads, MSASpec(), qkv, nn.Linear(dim, dim, bias=proj_bias, **factory), proj_drop)
 
     @classmethod
     def from_projections(cls, source: Projections, spec: MSASpec) -> MultiHeadSelfAttention:
@@ -59,11 +55,7 @@ class MultiHeadSelfAttention(ReplacementAttention):
 
         Raises InputError if the source has no keys of its own.
         """
-        if source.key is None:
-            raise InputError(
-                f"{source.where}: a shared query and key projection holds no keys to build MSA from: start from the "
-                "MSA checkpoint"
-            )
+        keys = source.own_keys("to build MSA from")
         module = cls(
             source.dim,
             source.num_heads,
@@ -72,22 +64,15 @@ class MultiHeadSelfAttention(ReplacementAttention):
             proj_drop=source.proj_drop,
             device="meta",
         )
-        module.qkv = linear_from(source.query, source.key, source.value)
+        module.qkv = linear_from(source.query, keys, source.value)
         module.proj = linear_from(source.proj)
         return module
 
-    def forward(
-        self, x_BND: Tensor, feat_size: Any = None, attn_mask: Tensor | None = None, is_causal: bool = False
-    ) -> Tensor:
-        """(B, N, D) to (B, N, D). `feat_size` is what timm's blocks pass; masks are refused."""
-        refuse_mask(self, attn_mask, is_causal)
-        q_BHNC, k_BHNC, v_BHNC = (split_heads(part, self.num_heads) for part in self.qkv(x_BND).chunk(3, dim=-1))
-        out_BHNC = F.scaled_dot_product_attention(q_BHNC, k_BHNC, v_BHNC)
-        return self.proj_drop(self.proj(join_heads(out_BHNC)))
+    def attend(self, q_BHNC: Tensor, k_BHNC: Tensor, v_BHNC: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q_BHNC, k_BHNC, v_BHNC)
 
     def attention_weights(self, x_BND: Tensor) -> Tensor:
-        query_BND, key_BND, _ = self.qkv(x_BND).chunk(3, dim=-1)
-        q_BHNC, k_BHNC = split_heads(query_BND, self.num_heads), split_heads(key_BND, self.num_heads)
+        q_BHNC, k_BHNC, _ = self.split_qkv(x_BND)
         return (q_BHNC @ k_BHNC.transpose(-2, -1) * self.head_dim**-0.5).softmax(dim=-1)
 
     def paper_core_ops(self, num_tokens: int) -> tuple[int, int]:
@@ -96,6 +81,4 @@ class MultiHeadSelfAttention(ReplacementAttention):
         return products + self.num_heads * num_tokens**2, products
 
 
-@register_reader(MultiHeadSelfAttention)
-def _read(module: MultiHeadSelfAttention, where: str) -> Projections:
-    return read_fused_qkv(module, module.dim, where)
+register_reader(MultiHeadSelfAttention)(read_qkv)

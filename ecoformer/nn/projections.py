@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,8 +17,9 @@ class Projections:
     """What an attention layer leaves behind when it is replaced.
 
     `where` names the layer in messages; `key` is None where queries and keys share one projection, held as `query`;
-    `copied` and `dropped` name the parts of the source that carry over and that do not. `layer` is the layer itself,
-    where there is one.
+    `parts` names the submodule of the source behind each of query, key, value and proj, `dropped` its submodules that
+    have no place here; `num_prefix` tokens (class, registers) stand before those of the image. `layer` is the layer
+    itself, where there is one.
     """
 
     where: str
@@ -29,9 +30,29 @@ class Projections:
     value: nn.Linear
     proj: nn.Linear
     proj_drop: float
-    copied: tuple[str, ...]
+    parts: Mapping[str, str]
     dropped: tuple[str, ...] = ()
     layer: nn.Module | None = None
+    num_prefix: int = 0
+
+    def own_keys(self, purpose: str) -> nn.Linear:
+        """The key projection. Raises InputError if queries and keys share one; `purpose`: "to build MSA from"."""
+        if self.key is None:
+            raise InputError(
+                f"{self.where}: a shared query and key projection holds no keys {purpose}: start from the MSA "
+                "checkpoint"
+            )
+        return self.key
+
+    def carried(self, carries: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """(copied, dropped) submodules of the source when the projections named in `carries` are taken over.
+
+        Rows that are left behind in a submodule that is copied otherwise are listed as "key rows".
+        """
+        copied = tuple(dict.fromkeys(self.parts[role] for role in self.parts if role in carries))
+        left = [role for role in self.parts if role not in carries]
+        rows = [f"{role} rows" if self.parts[role] in copied else self.parts[role] for role in left]
+        return copied, (*self.dropped, *rows)
 
 
 Reader = Callable[..., Projections]
@@ -50,6 +71,11 @@ def register_reader(cls: type[nn.Module]) -> Callable[[Reader], Reader]:
 
 def read_projections(module: nn.Module, where: str) -> Projections:
     """The projections of an attention layer. Raises InputError naming what cannot be carried over."""
+    if type(module) not in READERS:
+        raise InputError(
+            f"{where}: {type(module).__name__} keeps too little to build another attention from: start from the MSA "
+            "checkpoint"
+        )
     attn_drop = getattr(getattr(module, "attn_drop", None), "p", 0.0)
     if attn_drop > 0:
         raise refusal(where, f"attn_drop={attn_drop}", "create the model with attn_drop_rate=0")
@@ -75,7 +101,7 @@ def linear_from(*sources: nn.Linear) -> nn.Linear:
     return _linear(weight, torch.cat(biases) if biases else None)
 
 
-def read_fused_qkv(module: Any, dim: int, where: str) -> Projections:
+def read_fused_qkv(module: Any, dim: int, where: str, dropped: tuple[str, ...] = ()) -> Projections:
     """Projections of a layer whose `qkv` Linear stacks query, key and value rows, each `dim` of them."""
     query, key, value = (linear_rows(module.qkv, start, start + dim) for start in (0, dim, 2 * dim))
     return Projections(
@@ -87,7 +113,8 @@ def read_fused_qkv(module: Any, dim: int, where: str) -> Projections:
         value=value,
         proj=module.proj,
         proj_drop=module.proj_drop.p,
-        copied=("qkv", "proj"),
+        parts={"query": "qkv", "key": "qkv", "value": "qkv", "proj": "proj"},
+        dropped=dropped,
     )
 
 

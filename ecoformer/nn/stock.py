@@ -30,7 +30,7 @@ def _read_subsampled(module: PvtAttention | GlobalSubSampleAttn, where: str) -> 
         value=linear_rows(module.kv, dim, 2 * dim),
         proj=module.proj,
         proj_drop=module.proj_drop.p,
-        copied=("q", "kv", "proj"),
+        parts={"query": "q", "key": "kv", "value": "kv", "proj": "proj"},
         dropped=() if module.sr is None else ("sr", "norm"),
     )
 

@@ -1,7 +1,8 @@
-"""Naive, readable forms of the hash attention; the tests hold the fast forms against them.
+"""Naive, readable forms of the attentions; the tests hold the fast forms against them.
 
-Source: Liu et al., "EcoFormer: Energy-Saving Attention with Linear Complexity", NeurIPS 2022, and the behaviour
-of its published code. Shapes: B batch, H heads, N tokens, C head channels, K code bits, M anchors.
+Source of the hash attention: Liu et al., "EcoFormer: Energy-Saving Attention with Linear Complexity", NeurIPS 2022,
+and the behaviour of its published code; of the others, what their docstrings cite. Shapes: B batch, H heads, N tokens,
+C head channels, K code bits, M anchors or projected tokens, F features.
 """
 
 from __future__ import annotations
@@ -69,3 +70,36 @@ def distilled_attention_reference(
     v_BHNC = value(x_BND).unflatten(-1, (num_heads, -1)).transpose(1, 2)
     out_BHNC = binary_attention_reference(code_q_BHNK, code_k_BHNK, v_BHNC, weight_HK, floor_H)
     return proj(out_BHNC.transpose(1, 2).flatten(2))
+
+
+def linear_attention_reference(feature_q_BHNF: Tensor, feature_k_BHNF: Tensor, v_BHNC: Tensor) -> Tensor:
+    """out_i = sum_j (f_i . g_j) v_j / sum_j f_i . g_j with the full N x N matrix (Katharopoulos et al., 2020, eq. 4).
+
+    A token whose features meet no key gets zero.
+    """
+    weights_BHNN = torch.einsum("bhif,bhjf->bhij", feature_q_BHNF, feature_k_BHNF)
+    total_BHN1 = weights_BHNN.sum(dim=-1, keepdim=True)
+    return weights_BHNN @ v_BHNC / total_BHN1.masked_fill(total_BHN1 == 0, 1)
+
+
+def favor_attention_reference(q_BHNC: Tensor, k_BHNC: Tensor, v_BHNC: Tensor, projection_FC: Tensor) -> Tensor:
+    """Attention on the positive features exp(w . x - |x|^2 / 2) / sqrt(F) of x = q or k over C^(1/4), as written.
+
+    Choromanski et al., 2021, Lemma 1; nothing keeps the exponentials in range.
+    """
+    num_features, channels = projection_FC.shape
+
+    def features(x_BHNC: Tensor) -> Tensor:
+        x_BHNC = x_BHNC / channels**0.25
+        exponent = torch.einsum("bhnc,fc->bhnf", x_BHNC, projection_FC) - x_BHNC.square().sum(-1, keepdim=True) / 2
+        return exponent.exp() / num_features**0.5
+
+    return linear_attention_reference(features(q_BHNC), features(k_BHNC), v_BHNC)
+
+
+def projected_attention_reference(q_BHNC: Tensor, k_BHNC: Tensor, v_BHNC: Tensor, E_MN: Tensor, F_MN: Tensor) -> Tensor:
+    """softmax(q (E k)^T / sqrt(C)) (F v) with every sum written out (Wang et al., Linformer, 2020, eq. 7)."""
+    keys_BHMC = torch.einsum("mn,bhnc->bhmc", E_MN, k_BHNC)
+    values_BHMC = torch.einsum("mn,bhnc->bhmc", F_MN, v_BHNC)
+    scores_BHNM = torch.einsum("bhnc,bhmc->bhnm", q_BHNC, keys_BHMC) / q_BHNC.shape[-1] ** 0.5
+    return torch.einsum("bhnm,bhmc->bhnc", scores_BHNM.softmax(dim=-1), values_BHMC)
