@@ -20,10 +20,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ecoformer import launch
 from ecoformer.config import SCHEMAS, register_schemas
 from ecoformer.config_loading import describe_omegaconf, known_keys, one_of, unknown_key
 from ecoformer.engine.signals import Interrupted
 from ecoformer.errors import InputError
+from ecoformer.launchers import through_launcher
 
 Task = Callable[[DictConfig], Any]
 USER_ERROR = 2
@@ -42,12 +44,11 @@ def run(task: Task, config_name: str, config_dir: Path) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints errors itself and exits with 1
     failures: list[BaseException] = []
     try:
-        sys.argv[1:] = _flags_first(sys.argv[1:], config_name)
+        sys.argv[1:] = through_launcher(_flags_first(sys.argv[1:], config_name), config_name, config_dir)
+        script = config_dir.parent / f"{config_name}.py"
         hydra.main(version_base="1.3", config_path=str(config_dir), config_name=config_name)(
-            _guarded(task, failures, wants_traceback)
+            _guarded(task, script, failures, wants_traceback)
         )()
-    except Interrupted as error:
-        _exit(error.exit_code, str(error))
     except KeyboardInterrupt:
         _exit(130, "stopped by SIGINT")
     except Exception as error:
@@ -63,14 +64,18 @@ def run(task: Task, config_name: str, config_dir: Path) -> None:
             del os.environ["HYDRA_FULL_ERROR"]
 
 
-def _guarded(task: Task, failures: list[BaseException], wants_traceback: bool) -> Task:
+def _guarded(task: Task, script: Path, failures: list[BaseException], wants_traceback: bool) -> Task:
     @functools.wraps(task)
     def guarded(cfg: DictConfig) -> Any:
         in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
         if in_sweep:
             cfg = _in_own_folder(cfg)
         try:
+            if launch.starts_torchrun(cfg):
+                return launch.run_torchrun(cfg, script, full_errors=wants_traceback)
             return task(cfg)
+        except Interrupted as error:
+            _exit(error.exit_code, str(error))
         except InputError as error:
             if wants_traceback:
                 raise
@@ -145,11 +150,15 @@ def describe(error: BaseException, config_name: str) -> str | None:
         return describe_omegaconf(error)
     if isinstance(error, HydraException):
         return _composition(error, config_name)
+    if type(error).__module__.startswith("submitit."):  # raised for jobs that ended without handing back a result
+        return f"a job ended early: {_first_line(error)}"
     return None
 
 
 def _missing_option(error: MissingConfigException) -> str:
     missing = error.missing_cfg_file or ""
+    if missing.startswith("hydra/launcher/submitit"):
+        return "hydra/launcher=slurm and local need submitit: pip install 'ecoformer[slurm]'"
     if error.options is None or "/" not in missing:
         return _first_line(error)
     group, _, option = missing.rpartition("/")

@@ -165,6 +165,18 @@ class EnergyConfig:
 
 
 @dataclass
+class LaunchConfig:
+    """train.py starts torchrun itself, in each job of a sweep and of hydra/launcher=slurm or local; else leave it.
+
+    One node's torchrun starts `nproc_per_node` processes; None: one for each GPU that the launcher asks for, and
+    without a launcher no torchrun. If a process fails, all start again, up to `max_restarts` times.
+    """
+
+    nproc_per_node: int | None = None
+    max_restarts: int = 3
+
+
+@dataclass
 class Config:
     """What train.py runs. `attention` holds a kind (`name`), its options, and `layers` (see configs/attention)."""
 
@@ -181,6 +193,7 @@ class Config:
     callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     energy: EnergyConfig = field(default_factory=EnergyConfig)
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
     seed: int = 0
     device: str = "auto"  # auto, cpu, cuda, cuda:N
     threads: int | None = None  # CPU threads; None: torch's choice
@@ -188,7 +201,9 @@ class Config:
     output_dir: str | None = None  # None: outputs/<name>/<date and time>
     overwrite: bool = False  # set the run that output_dir already holds aside, in earlier-N, and start anew
     resume: str = "off"  # off, auto (from output_dir/last.pt if it exists), or a checkpoint file
-    dry_run: bool = False  # print the launch plan, train nothing
+    dry_run: bool = False  # print the launch plan and what the run will cost, train nothing
+    dry_run_probe: bool = True  # measure: fit the hashes, take two steps; false: only what needs no computing
+    dry_run_out: str | None = None  # also write the plan to this JSON file, with the images of every class
 
 
 @dataclass

@@ -40,6 +40,8 @@ FREE = (
     "overwrite",
     "resume",
     "dry_run",
+    "dry_run_probe",
+    "dry_run_out",
     "data.root",
     "data.num_workers",
     "data.download",

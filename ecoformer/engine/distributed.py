@@ -116,7 +116,8 @@ def decided_by_main(decide: Callable[[], T]) -> T:
 
     For decisions that hang on files: another rank may see an older state of a shared file system.
     """
-    value, refusal = None, None
+    value: Any = None
+    refusal: InputError | None = None
     if is_main():
         try:
             value = decide()
