@@ -11,6 +11,7 @@ from ecoformer.config_checks import check_config
 from ecoformer.config_loading import load_config
 from ecoformer.engine import distributed
 from ecoformer.engine.run_files import SUMMARY
+from ecoformer.plan import dry_run, launch_plan, plan_figures
 from ecoformer.run_dir import choose_run_dir, open_run_dir
 
 
@@ -24,12 +25,12 @@ def main(cfg: DictConfig) -> float | None:
         run = build_run(config, folder, device)
         notes += folder.notes + run.built.notes
         if config.dry_run:
-            summary.show_plan(summary.launch_plan(run), notes)
+            dry_run(run, notes)
             return None
         if distributed.is_main():
             notes += open_run_dir(folder, config)
         if config.train.progress:
-            summary.show_plan(summary.launch_plan(run), notes)
+            summary.show_plan(launch_plan(run, plan_figures(run)), notes)
         figures = summary.run_summary(config, run.built.model, run.trainer.fit(folder.resume))
         if distributed.is_main():
             summary.write_json(folder.path / SUMMARY, figures)

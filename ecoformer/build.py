@@ -65,9 +65,9 @@ def session(device: str, *, threads: int | None, deterministic: bool = True) -> 
         distributed.close_distributed()
 
 
-def build_run(config: Config, folder: RunDir, device: torch.device) -> Run:
-    """Data, model and trainer of a run; nothing is written. Raises InputError for whatever the user can mend."""
-    data = build_data(
+def build_run(config: Config, folder: RunDir, device: torch.device, data: DataModule | None = None) -> Run:
+    """Data (unless given), model and trainer; nothing is written. Raises InputError for what the user can mend."""
+    data = data or build_data(
         config.data,
         config.augment,
         config.train,

@@ -34,6 +34,8 @@ def check_config(config: Config) -> list[str]:
             raise InputError(f"model.name={config.model.name} fixes the attention: use model={stem} attention={kind}")
     if config.resume != "off" and config.overwrite:
         raise InputError("resume and overwrite=true contradict each other: set one of them")
+    if config.dry_run_out is not None and not config.dry_run:
+        raise InputError(f"dry_run_out={config.dry_run_out} is written by a dry run: add dry_run=true, or leave it out")
     named = config.output_dir is not None or config.resume not in ("off", "auto")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not named and not config.dry_run:
         # Processes that are started again must find the folder of the run.

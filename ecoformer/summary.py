@@ -1,4 +1,4 @@
-"""What a run tells at its start and its end: the launch plan, summary.json, and the table of figures."""
+"""What a run tells at its start and its end: notes and plan, summary.json, and the table of figures."""
 
 from __future__ import annotations
 
@@ -14,44 +14,12 @@ from rich.table import Table
 from torch import nn
 
 import ecoformer
-from ecoformer.build import Run
 from ecoformer.config import Config
 from ecoformer.energy import summarize
 from ecoformer.engine import distributed
 from ecoformer.engine.files import write_text
-from ecoformer.engine.hash_update import schedule_line
-from ecoformer.engine.optim import scaled_lr
-from ecoformer.layers import attention_layers, token_counts
-from ecoformer.nn.hashing import hash_layers
 
 Rows = list[tuple[str, str]]
-
-
-def launch_plan(run: Run) -> Rows:
-    """What the run is about to do, in numbers: data, tokens, steps, learning rate, hash fits, size and energy."""
-    config, data, trainer = run.config, run.data, run.trainer
-    train = config.train
-    figures = summarize(
-        run.built.model, data.img_size, convention=config.energy.convention, profile=config.energy.profile
-    )
-    processes, batch = distributed.world_size(), trainer.global_batch
-    lr = scaled_lr(config.optim, batch)
-    scaling = f" ({config.optim.lr:g} x {batch} / {config.optim.lr_base_batch})" if config.optim.lr_base_batch else ""
-    return [
-        ("model", f"{config.model.name}, {config.attention['name']} attention{_options(config)}"),
-        ("weights from", "the resumed run" if run.folder.resume else run.built.origin),
-        ("data", f"{data.name}, {data.num_train} train / {data.num_val} val images, {data.num_classes} classes"),
-        ("images", f"{data.img_size} px, {'in memory' if data.in_memory else 'decoded from files'}"),
-        ("tokens", _tokens(run.built.model, data.img_size)),
-        ("global batch", f"{batch} = {train.batch_size} x {train.grad_accum} accumulated x {processes} processes"),
-        ("learning rate", f"{lr:.3g}{scaling}, {config.schedule.name}, warm-up {config.schedule.warmup_epochs} epochs"),
-        ("steps", f"{trainer.steps_per_epoch} x {train.epochs} epochs = {trainer.steps_per_epoch * train.epochs}"),
-        ("hash fits", _hash_fits(run)),
-        ("parameters", f"{figures['params']:,}"),
-        ("energy", f"{figures['energy_pj']:.4g} pJ an image, {_energy_name(figures)}"),
-        ("device", f"{trainer.device}, {torch.get_num_threads()} CPU threads, amp {train.amp}"),
-        ("output_dir", str(run.folder.path)),
-    ]
 
 
 def run_summary(config: Config, model: nn.Module, figures: dict[str, Any]) -> dict[str, Any]:
@@ -120,31 +88,6 @@ def show_figures(title: str, figures: dict[str, Any]) -> None:
         for row in rows:
             table.add_row(*row)
         Console().print(table, highlight=False)
-
-
-def _options(config: Config) -> str:
-    options = [f"{key}={value}" for key, value in config.attention.items() if key != "name" and value is not None]
-    return f" ({', '.join(options)})" if options else ""
-
-
-def _tokens(model: nn.Module, img_size: int) -> str:
-    counts = token_counts(model, img_size)
-    stages: dict[int, list[str]] = {}
-    for layer in attention_layers(model):
-        stages.setdefault(layer.stage, []).append(f"{counts[layer.name]}")
-    if not stages:
-        return "no attention layer that we know"
-    return "; ".join(
-        f"stage {stage}: {len(tokens)} layers of {', '.join(dict.fromkeys(tokens))}" for stage, tokens in stages.items()
-    )
-
-
-def _hash_fits(run: Run) -> str:
-    layers = len(hash_layers(run.built.model))
-    if not layers:
-        return "none: no hash functions"
-    when = schedule_line(run.config.callbacks.hash_update, run.trainer.steps_per_epoch, run.config.train.epochs)
-    return f"{layers} layers, {when}"
 
 
 def _energy_name(figures: dict[str, Any]) -> str:

@@ -81,28 +81,43 @@ class HashUpdate(Callback):
         if step % trainer.steps_per_epoch != 0:  # an epoch's first step is prepared outside its clock
             self._fit_if_due(trainer, step)
 
-    def _fit_if_due(self, trainer: Trainer, step: int) -> None:
-        if not due(self.config, step, trainer.steps_per_epoch) or not has_hashes(trainer.model):
-            return
-        refusals = [layer.refit_refusal() for layer in hash_layers(trainer.model).values()]
-        if not any(refusals):
-            self._fit(trainer, step)
-        elif not self._told:
-            when, reason = _when(step, trainer.steps_per_epoch), next(filter(None, refusals))
-            trainer.print(f"no hash fit before {when} or later: {reason}")
-            self._told = True
+    def fits_before(self, trainer: Trainer, step: int) -> bool:
+        """Whether a fit is due before this step, and possible."""
+        return self._is_due(trainer, step) and self._refusal(trainer) is None
 
-    def _fit(self, trainer: Trainer, step: int) -> None:
+    def fit(self, trainer: Trainer, step: int) -> list[HashFitReport]:
+        """Fit now, as before `step`, and give every rank and the EMA model the result; only rank 0 has reports."""
+        reports = []
         if distributed.is_main():
             seed = fit_seed(trainer.seed, step)
             images = trainer.data.calibration_images(self.config.num_images, seed=seed)
             reports = fit_hashes(trainer.model, images, seed=seed)
-            for report in reports:
-                trainer.log("hash_fit", **{key: value for key, value in asdict(report).items() if value is not None})
-            trainer.print(_table(_when(step, trainer.steps_per_epoch), len(images), reports))
         layers = hash_layers(trainer.model).items()
         changed = [layer.named_parameters(name) for name, layer in layers if layer.fits_parameters]
         trainer.sync_buffers([name for parameters in changed for name, _ in parameters])
+        return reports
+
+    def _fit_if_due(self, trainer: Trainer, step: int) -> None:
+        if not self._is_due(trainer, step):
+            return
+        when, refusal = _when(step, trainer.steps_per_epoch), self._refusal(trainer)
+        if refusal is None:
+            reports = self.fit(trainer, step)
+            for report in reports:
+                trainer.log("hash_fit", **{key: value for key, value in asdict(report).items() if value is not None})
+            if reports:
+                trainer.print(_table(when, self.config.num_images, reports))
+        elif not self._told:
+            trainer.print(f"no hash fit before {when} or later: {refusal}")
+            self._told = True
+
+    def _is_due(self, trainer: Trainer, step: int) -> bool:
+        return due(self.config, step, trainer.steps_per_epoch) and has_hashes(trainer.model)
+
+    @staticmethod
+    def _refusal(trainer: Trainer) -> str | None:
+        refusals = (layer.refit_refusal() for layer in hash_layers(trainer.model).values())
+        return next((refusal for refusal in refusals if refusal), None)
 
 
 def _when(step: int, steps_per_epoch: int) -> str:

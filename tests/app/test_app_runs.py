@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from app_helpers import QUICK, ROOT, TINY_DIGITS, TINY_HASH, TINY_PVT
+from app_helpers import ROOT, TINY_DIGITS, TINY_HASH
 from omegaconf import OmegaConf
 
 from ecoformer.config import Config
@@ -174,27 +174,6 @@ class TestInit:
         summary = train(tmp_path, *line, f"init.checkpoint={checkpoint}")
         assert summary["init"] == str(checkpoint) and summary["attention"] == "ecoformer"
         assert "msa -> ecoformer" in capsys.readouterr().out
-
-
-def test_dry_run_prints_the_plan_and_leaves_nothing(
-    command: Callable[..., int], folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    line = [
-        "experiment=imagenet_pvt_v2_b0_ecoformer", "init.pretrained=false", TINY_PVT, *QUICK, f"data.root={folders}",
-        "data.img_size=64", "data.num_workers=0", "attention.clamp=true", "train.grad_accum=2", "train.max_steps=null",
-    ]  # fmt: skip
-    assert command("train", *line, "train.epochs=6", f"output_dir={tmp_path / 'run'}", "dry_run=true") == 0
-    plan = capsys.readouterr().out
-    for figure in (
-        "18 train / 9 val images, 3 classes",
-        "stage 1: 1 layers of 256",
-        "16 = 8 x 2 accumulated x 1 processes",
-        "1.56e-06 (5e-05 x 16 / 512)",
-        "1 x 6 epochs = 6",
-        "3 layers, before epoch 1, on 32 images",
-    ):
-        assert figure in plan
-    assert not (tmp_path / "run").exists()
 
 
 def test_default_output_dir_and_sweep(
