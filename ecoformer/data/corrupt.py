@@ -11,11 +11,12 @@ log = logging.getLogger(__name__)
 
 
 class CorruptImage(InputError):
-    """One image cannot be decoded; `name` is its path."""
+    """One image cannot be decoded; `name` is its path, `reason` what the decoder says."""
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(f"{name} cannot be decoded ({reason}): repair or remove the file")
         self.name = name
+        self.reason = reason
 
 
 class CorruptImages:

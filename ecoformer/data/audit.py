@@ -1,0 +1,98 @@
+"""A data set looked through before a job: counts per split and class, and everything that is wrong, image by image."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+from ecoformer.config import DataConfig
+from ecoformer.data.corrupt import CorruptImage
+from ecoformer.data.decode import open_rgb
+from ecoformer.data.faults import Audit, DataFault
+from ecoformer.data.folders import VAL_NAMES
+from ecoformer.data.layouts import look_at_folders, look_at_rows, look_at_shards
+from ecoformer.data.sources import LabelledSource
+from ecoformer.errors import InputError
+
+Progress = Callable[[int, int], None]  # images done, of how many
+CHUNK = 64
+
+
+def audit(data: DataConfig, *, with_train: bool = True, workers: int = 1, progress: Progress | None = None) -> Audit:
+    """Look through a data set; `data.name` may be "auto" to tell the layout by what lies under `data.root`.
+
+    Args:
+        with_train: whether a training split must be there.
+        workers: processes that decode images.
+    Raises:
+        InputError: the root is missing, or it is no data set of a known layout.
+    """
+    root = Path(data.root or "").expanduser()
+    if not root.is_dir():
+        raise InputError(f"{root} is not a folder: give the folder that holds train/ and val/, shards, or a dataset")
+    layout = _layout(root) if data.name == "auto" else data.name
+    found = Audit(str(root), layout)
+    look = {"folder": look_at_folders, "webdataset": look_at_shards, "hfds": look_at_rows}[layout]
+    sources = look(data, root, found, with_train)
+    total = sum(map(len, sources))
+    done = 0
+    for source in sources:
+        for faults, count in _decode_all(source, workers):
+            found.faults += faults
+            done += count
+            if progress is not None:
+                progress(done, total)
+    return found
+
+
+def _layout(root: Path) -> str:
+    if any((root / name).is_file() for name in ("dataset_dict.json", "state.json")):
+        return "hfds"
+    if next(root.glob("**/*.tar"), None) is not None:
+        return "webdataset"
+    if next(root.glob("**/*.parquet"), None) is not None or next(root.glob("**/*.arrow"), None) is not None:
+        return "hfds"
+    if any((root / name).is_dir() for name in ("train", *VAL_NAMES)):
+        return "folder"
+    raise InputError(
+        f"{root} holds no data set: it has no train/, val/ or test/ folder, no shards (*.tar), no parquet files and "
+        "nothing that save_to_disk wrote"
+    )
+
+
+def _decode_all(source: LabelledSource, workers: int) -> Iterator[tuple[list[DataFault], int]]:
+    """Faults of each chunk of images, in order, and its length."""
+    starts = range(0, len(source), CHUNK)
+    if workers <= 1:
+        for start in starts:
+            yield _decode_chunk(source, start)
+        return
+    with ProcessPoolExecutor(workers, initializer=_take, initargs=(source,)) as pool:
+        yield from pool.map(_decode_taken, starts)
+
+
+_SOURCE: list[LabelledSource] = []  # of this worker process, sent to it once
+
+
+def _take(source: LabelledSource) -> None:
+    _SOURCE[:] = [source]
+
+
+def _decode_taken(start: int) -> tuple[list[DataFault], int]:
+    return _decode_chunk(_SOURCE[0], start)
+
+
+def _decode_chunk(source: LabelledSource, start: int) -> tuple[list[DataFault], int]:
+    faults = []
+    stop = min(start + CHUNK, len(source))
+    for index in range(start, stop):
+        try:
+            open_rgb(source, index)
+        except CorruptImage as fault:
+            empty = os.path.isfile(fault.name) and os.path.getsize(fault.name) == 0
+            faults.append(
+                DataFault("empty file" if empty else "corrupt image", fault.name, "" if empty else fault.reason)
+            )
+    return faults, stop - start

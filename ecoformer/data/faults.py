@@ -1,0 +1,61 @@
+"""What a look through a data set finds: images per split and class, and faults."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ecoformer.data.folders import shorten
+
+
+@dataclass(frozen=True)
+class DataFault:
+    """One thing that is wrong: a kind (empty class, corrupt image, ...), where, and what, in words."""
+
+    kind: str
+    where: str
+    what: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.where}" + (f" ({self.what})" if self.what else "")
+
+
+@dataclass
+class SplitCount:
+    """Images of a split, per class in the order of the class numbers; broken ones are counted too."""
+
+    name: str
+    images: int
+    per_class: dict[str, int]
+
+
+@dataclass
+class Audit:
+    """What was found under a root."""
+
+    root: str
+    layout: str  # folder, webdataset or hfds
+    splits: list[SplitCount] = field(default_factory=list)
+    faults: list[DataFault] = field(default_factory=list)
+
+
+def count(split: str, targets: np.ndarray, names: list[str]) -> SplitCount:
+    """Images per class; labels outside the classes count towards the split alone."""
+    inside = targets[(targets >= 0) & (targets < len(names))]
+    counts = np.bincount(inside, minlength=len(names)).tolist()
+    return SplitCount(split, len(targets), dict(zip(names, counts, strict=True)))
+
+
+def summary(split: SplitCount) -> str:
+    """One line: images, classes, and the smallest and largest class."""
+    counts = sorted(split.per_class.items(), key=lambda item: item[1])
+    if not counts:
+        return f"{split.name}: {split.images} images, no classes"
+    few, many = counts[0], counts[-1]
+    empty = [name for name, count in counts if count == 0]
+    note = f"; empty: {shorten(empty)}" if empty else ""
+    return (
+        f"{split.name}: {split.images} images in {len(counts)} classes, {few[1]} ({few[0]}) to {many[1]} ({many[0]}) "
+        f"a class{note}"
+    )

@@ -1,0 +1,147 @@
+"""The three layouts of a data set, looked through without decoding: each returns the sources whose images to decode."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from ecoformer.config import DataConfig
+from ecoformer.data.archives import class_names, label_faults
+from ecoformer.data.faults import Audit, DataFault, count
+from ecoformer.data.folders import IMAGE_SUFFIXES, VAL_NAMES, FolderSource
+from ecoformer.data.hf_disk import read_split, split_names
+from ecoformer.data.shards import IMAGE_KEYS, LABEL_KEY, TRAIN_NAMES, ShardSource, find_shards, index_shards
+from ecoformer.data.sources import LabelledSource
+from ecoformer.errors import InputError
+
+
+def look_at_folders(data: DataConfig, root: Path, found: Audit, with_train: bool) -> list[LabelledSource]:
+    """ROOT/train/CLASS and ROOT/val/CLASS: class lists, files that are no images, names that collide."""
+    val = next((name for name in VAL_NAMES if (root / name).is_dir()), None)
+    splits = [name for name in ("train", val) if name is not None and (root / name).is_dir()]
+    if "train" not in splits and with_train:
+        found.faults.append(DataFault("missing split", str(root / "train"), "training needs it, evaluation does not"))
+    if val is None:
+        found.faults.append(DataFault("missing split", str(root / "val"), "or test; training and evaluation need it"))
+    classes = {split: _folder_names(root / split) for split in splits}
+    if len(splits) == 2:
+        for split, other in (splits, splits[::-1]):
+            for name in sorted(classes[split] - classes[other]):
+                found.faults.append(DataFault("class in one split only", str(root / split / name)))
+    return [_scan(root / split, sorted(classes[split]), found) for split in splits]
+
+
+def _folder_names(split: Path) -> set[str]:
+    with os.scandir(split) as entries:
+        return {entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")}
+
+
+def _scan(split: Path, names: list[str], found: Audit) -> FolderSource:
+    """The images of a split; files that are none, empty files and names that differ in case alone become faults."""
+    if not names:
+        found.faults.append(DataFault("no classes", str(split), "images lie in one folder a class"))
+    paths: list[str] = []
+    targets: list[int] = []
+    for label, name in enumerate(names):
+        before = len(paths)
+        for folder, inner, files in os.walk(split / name):
+            inner[:] = sorted(entry for entry in inner if not entry.startswith("."))
+            seen: dict[str, str] = {}
+            for file in sorted(entry for entry in files if not entry.startswith(".")):
+                path = Path(folder, file)
+                twin = seen.setdefault(file.lower(), file)
+                if twin != file:
+                    found.faults.append(DataFault("same name in another case", str(path), f"beside {twin}"))
+                if not file.lower().endswith(IMAGE_SUFFIXES):
+                    found.faults.append(DataFault("not an image", str(path)))
+                    continue
+                paths.append(str(path.relative_to(split)))
+                targets.append(label)
+        if len(paths) == before:
+            found.faults.append(DataFault("empty class", str(split / name)))
+    for twins in _same_in_lower_case(names):
+        found.faults.append(DataFault("same name in another case", str(split / twins[1]), f"beside {twins[0]}"))
+    source = FolderSource(split, paths, targets)
+    found.splits.append(count(split.name, source.targets, names))
+    return source
+
+
+def _same_in_lower_case(names: Iterable[str]) -> Iterator[tuple[str, str]]:
+    seen: dict[str, str] = {}
+    for name in names:
+        twin = seen.setdefault(name.lower(), name)
+        if twin != name:
+            yield twin, name
+
+
+def look_at_shards(data: DataConfig, root: Path, found: Audit, with_train: bool) -> list[LabelledSource]:
+    """Shards of both splits: samples, keys, labels."""
+    sources: list[tuple[str, ShardSource]] = []
+    wanted = [("train", data.train_split, TRAIN_NAMES)] if with_train else []
+    for name, split, names in (*wanted, ("val", data.val_split, ("validation", *VAL_NAMES))):
+        try:
+            paths = find_shards(root, split, names, f"data.{name}_split")
+        except InputError as error:
+            found.faults.append(DataFault("missing split", name, str(error)))
+            continue
+        indices = index_shards(paths, data.image_key, data.label_key)
+        for index in indices:
+            found.faults += [DataFault("shard", str(index.path), fault) for fault in index.faults]
+        keys = Counter(re.sub(r"\.[^./]*$", "", key) for index in indices for key in index.keys)
+        found.faults += [DataFault("key used twice", f"{name} split", key) for key, count in keys.items() if count > 1]
+        sources.append((name, ShardSource(indices)))
+        if not keys:
+            found.faults.append(
+                DataFault(
+                    "no samples",
+                    f"{name} split",
+                    f"{len(paths)} shards; {data.image_key or IMAGE_KEYS} and "
+                    f"{data.label_key or LABEL_KEY} make a sample",
+                )
+            )
+    _check_labels(data, root, found, sources, None)
+    return [source for _, source in sources]
+
+
+def look_at_rows(data: DataConfig, root: Path, found: Audit, with_train: bool) -> list[LabelledSource]:
+    """The splits of a Hugging Face dataset: columns and labels."""
+    sources: list[tuple[str, LabelledSource]] = []
+    known: list[str] | None = None
+    for name in ("train", "val") if with_train else ("val",):
+        training = name == "train"
+        split = data.train_split if training else data.val_split
+        if split is None and split_names(root) == ["all"]:
+            split = "all"
+            if training:
+                continue  # one table: it is looked through once
+        try:
+            source, known = read_split(
+                root, split, training=training, image_key=data.image_key, label_key=data.label_key
+            )
+        except InputError as error:
+            found.faults.append(DataFault("missing split", name, str(error)))
+            continue
+        sources.append((split or name, source))
+    _check_labels(data, root, found, sources, known)
+    return [source for _, source in sources]
+
+
+def _check_labels(
+    data: DataConfig,
+    root: Path,
+    found: Audit,
+    sources: list[tuple[str, ShardSource]] | list[tuple[str, LabelledSource]],
+    known: list[str] | None,
+) -> None:
+    try:
+        names = class_names(data, root, known)
+    except InputError as error:
+        found.faults.append(DataFault("classes", str(root), str(error)))
+        top = max((int(source.targets.max()) for _, source in sources if len(source)), default=-1)
+        names = [str(number) for number in range(top + 1)]
+    for split, source in sources:
+        found.splits.append(count(split, source.targets, names))
+        found.faults += [DataFault("labels", f"{split} split", fault) for fault in label_faults(source.targets, names)]
