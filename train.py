@@ -29,6 +29,7 @@ def main(cfg: DictConfig) -> float | None:
             return None
         if distributed.is_main():
             notes += open_run_dir(folder, config)
+            summary.write_compression(folder.path, run.built.compression)
         if config.train.progress:
             summary.show_plan(launch_plan(run, plan_figures(run)), notes)
         figures = summary.run_summary(config, run.built.model, run.trainer.fit(folder.resume))

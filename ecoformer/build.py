@@ -77,7 +77,7 @@ def build_run(config: Config, folder: RunDir, device: torch.device, data: DataMo
         world_size=distributed.world_size(),
     )
     seed_everything(config.seed)  # new weights are the same on every rank
-    built = build_model(config, data.num_classes, with_weights=folder.resume is None)
+    built = build_model(config, data.num_classes, resume=folder.resume)
     callbacks: list[Callback] = [HashUpdate(config.callbacks.hash_update)]
     if config.callbacks.energy_log.enabled:
         callbacks.append(EnergyLog(config.energy))

@@ -23,6 +23,17 @@ class ModelConfig:
 
 
 @dataclass
+class CompressConfig:
+    """Low-rank compression of the weights a run starts from; at most one of rank, ratio and energy."""
+
+    name: str = "none"  # none, low_rank
+    rank: int | None = None
+    ratio: float | None = None
+    energy: float | None = None
+    layers: list[str] | None = None  # patterns of module names; None: all but the classifier
+
+
+@dataclass
 class DataConfig:
     """A data set; docs/data.md has the layouts. A "split" is a pattern of shards, or the name of a split."""
 
@@ -183,6 +194,7 @@ class Config:
     name: str = "run"  # names the default output_dir and the wandb run; experiment files set their own
     model: ModelConfig = field(default_factory=ModelConfig)
     attention: dict[str, Any] = field(default_factory=lambda: {"name": "stock"})
+    compress: CompressConfig = field(default_factory=CompressConfig)
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)

@@ -7,7 +7,8 @@ import os
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from ecoformer.config import Config
+from ecoformer.compress import LowRankSpec
+from ecoformer.config import CompressConfig, Config
 from ecoformer.config_loading import one_of
 from ecoformer.data.checks import DATA_NAMES
 from ecoformer.engine.optim import AMP_DTYPES, SCHEDULES
@@ -28,6 +29,7 @@ def check_config(config: Config) -> list[str]:
     _check_names(config)
     _check_augment(config)
     attention_spec(config.attention)
+    low_rank_spec(config.compress)
     for kind in sorted(SPECS, key=len, reverse=True):  # one name may end in another
         if config.model.name.endswith(f"_{kind}"):
             stem = config.model.name.removesuffix(f"_{kind}")
@@ -63,6 +65,20 @@ def attention_spec(attention: dict[str, Any]) -> AttentionSpec | None:
     if not valid:
         raise InputError(f"attention.layers={layers!r} must be a list of stage numbers and name patterns, e.g. [1,2]")
     return spec
+
+
+def low_rank_spec(compress: CompressConfig) -> LowRankSpec | None:
+    """The spec that `config.compress` describes; None without compression. Raises InputError."""
+    choose("compress", compress.name, ("none", "low_rank"))
+    if compress.layers is not None and not compress.layers:
+        raise InputError("compress.layers=[] chooses nothing: give name patterns, or null for all but the classifier")
+    options = {key: getattr(compress, key) for key in ("rank", "ratio", "energy")}
+    if compress.name == "low_rank":
+        return LowRankSpec(**options)
+    given = [key for key, value in {**options, "layers": compress.layers}.items() if value is not None]
+    if given:
+        raise InputError(f"compress=none takes no options, got {', '.join(given)}: add compress=low_rank")
+    return None
 
 
 def choose(key: str, value: str, options: Iterable[str]) -> None:

@@ -15,10 +15,12 @@ from typing import Any
 import timm
 from torch import nn
 
-from ecoformer.config import Config, ModelConfig
-from ecoformer.config_checks import attention_spec
+from ecoformer.compress import CompressionReport, expand, low_rank_layers, take_ranks
+from ecoformer.config import CompressConfig, Config, ModelConfig
+from ecoformer.config_checks import attention_spec, low_rank_spec
 from ecoformer.config_loading import load_config, one_of
 from ecoformer.convert import FilterFn, convert
+from ecoformer.energy.compression import factorize_and_count
 from ecoformer.engine.checkpoint import FORMAT, evaluated_weights, load_checkpoint, load_weights
 from ecoformer.errors import InputError
 from ecoformer.layers import attention_layers
@@ -32,11 +34,15 @@ STOCK_STRIDE = 4  # of the first patch embedding, in PVTv2 and Twins alike
 
 @dataclass
 class BuiltModel:
-    """A model, in words where its weights come from, and notes on what was adapted on the way."""
+    """A model, in words where its weights come from, and notes on what was adapted on the way.
+
+    `compression` reports a compression that was done just now; None for one that a checkpoint brought along.
+    """
 
     model: nn.Module
     origin: str
     notes: list[str] = field(default_factory=list)
+    compression: CompressionReport | None = None
 
 
 @dataclass
@@ -63,11 +69,18 @@ def read_run(path: Path | str) -> SavedRun:
     return SavedRun(path, content, config, saved["class_names"])
 
 
-def build_model(config: Config, num_classes: int, *, with_weights: bool = True) -> BuiltModel:
-    """The configured model. `with_weights=False`: a resumed run, whose weights come from its own checkpoint.
+def build_model(
+    config: Config, num_classes: int, *, with_weights: bool = True, resume: Path | None = None
+) -> BuiltModel:
+    """The configured model.
 
-    Raises InputError: unknown model or argument, weights that cannot be had, attention that does not fit.
+    `resume`: the checkpoint of a resumed run, which its trainer loads later. `with_weights=False`: for counting only;
+    a compressed model is then on meta tensors.
+
+    Raises InputError: unknown model or argument, weights that cannot be had, attention or compression that does not
+    fit.
     """
+    with_weights = with_weights and resume is None
     if with_weights and config.init.checkpoint is not None:
         path = Path(config.init.checkpoint).expanduser()
         if _is_own(path):
@@ -80,6 +93,14 @@ def build_model(config: Config, num_classes: int, *, with_weights: bool = True) 
     model = _create(config, num_classes, pretrained)
     built = BuiltModel(model, "timm's pretrained weights" if pretrained else "new")
     _convert(built, config)
+    if config.compress.name == "none":
+        return built
+    if resume is not None:
+        take_ranks(model, load_checkpoint(resume)["model"])
+        return built
+    if not with_weights:
+        model.to("meta")
+    _compress(built, config)
     return built
 
 
@@ -89,7 +110,10 @@ def model_of_run(run: SavedRun, *, drop_path_rate: float = 0.0) -> nn.Module:
     config.model.drop_path_rate = drop_path_rate
     model = _create(config, len(run.class_names), pretrained=False)
     _convert(BuiltModel(model, ""), config)
-    load_weights(model, evaluated_weights(run.content), run.path)
+    weights = evaluated_weights(run.content)
+    if config.compress.name != "none":
+        take_ranks(model, weights)
+    load_weights(model, weights, run.path)
     return model
 
 
@@ -114,6 +138,7 @@ def foreign_run(weights: ForeignWeights, config: Config, class_names: list[str] 
         config,
         model=replace(config.model, patch_stride=None, drop_path_rate=0.0),
         attention=weights.attention,
+        compress=CompressConfig(),
         # Of the published weights; a plain ViT has no stages, and its position embedding fits one size alone.
         data=replace(config.data, img_size=weights.img_size if dims else config.data.img_size),
     )
@@ -155,13 +180,18 @@ def _from_run(config: Config, run: SavedRun, num_classes: int) -> BuiltModel:
         raise InputError(f"{where} cannot be turned back into stock attention ({kinds}): start from a stock run")
     model = model_of_run(run, drop_path_rate=wanted.model.drop_path_rate)
     stride, saved_stride = (side.model.patch_stride or STOCK_STRIDE for side in (wanted, saved))
+    built = BuiltModel(model, f"{run.path} ({kinds}), epoch {run.content['epoch']}")
+    same = (saved.compress, saved.attention, saved_stride) == (wanted.compress, wanted.attention, stride)
+    if low_rank_layers(model) and not same:
+        built.notes.append(f"the checkpoint's {len(expand(model))} low-rank layers were multiplied out to full weights")
     if stride != saved_stride:
         set_patch_stride(model, stride)
-    built = BuiltModel(model, f"{run.path} ({kinds}), epoch {run.content['epoch']}")
     if len(run.class_names) != num_classes:
         model.reset_classifier(num_classes)  # type: ignore[operator]
         built.notes.append(f"new classifier head: {len(run.class_names)} -> {num_classes} classes")
     _convert(built, wanted)
+    if not low_rank_layers(model):
+        _compress(built, wanted)
     return built
 
 
@@ -212,6 +242,35 @@ def _convert(built: BuiltModel, config: Config) -> None:
         return
     report = convert(built.model, spec, layer_filter(built.model, config.attention), config.data.img_size)
     built.notes += report.notes
+
+
+def _compress(built: BuiltModel, config: Config) -> None:
+    spec = low_rank_spec(config.compress)
+    if spec is None:
+        return
+    chosen = compress_filter(built.model, config.compress)
+    size, profile = config.data.img_size, config.energy.profile
+    built.compression = factorize_and_count(built.model, spec, chosen, img_size=size, profile=profile)
+
+
+def compress_filter(model: nn.Module, compress: CompressConfig) -> FilterFn | None:
+    """factorize's filter for `compress.layers`, fnmatch patterns of module names; None: default.
+
+    Raises InputError for a pattern that matches no Linear layer or convolution.
+    """
+    if compress.layers is None:
+        return None
+    candidates = [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+    names: set[str] = set()
+    for pattern in compress.layers:
+        found = {name for name in candidates if fnmatchcase(name, pattern)}
+        if not found:
+            raise InputError(
+                f"compress.layers: {pattern!r} matches no Linear layer or convolution; there are names such as "
+                f"{', '.join(candidates[:3]) or 'none'}"
+            )
+        names |= found
+    return lambda module, name: name in names
 
 
 def layer_filter(model: nn.Module, attention: Mapping[str, Any]) -> FilterFn | None:

@@ -10,6 +10,7 @@ import torch
 
 from ecoformer import summary
 from ecoformer.build import Run
+from ecoformer.compress import low_rank_layers
 from ecoformer.config import Config
 from ecoformer.data import DataModule
 from ecoformer.energy import summarize
@@ -46,6 +47,7 @@ def plan_figures(run: Run, probe: Probe | None = None) -> dict[str, Any]:
         "name": config.name,
         "model": config.model.name,
         "attention": config.attention,
+        "compress": config.compress.name,
         "weights_from": "the resumed run" if run.folder.resume else run.built.origin,
         "dataset": data.name,
         "img_size": data.img_size,
@@ -122,6 +124,7 @@ def launch_plan(run: Run, figures: dict[str, Any]) -> Rows:
     rows = [
         ("model", f"{figures['model']}, {config.attention['name']} attention{_options(config)}"),
         ("weights from", figures["weights_from"]),
+        *_compression(run),
         (
             "data",
             f"{figures['dataset']}, {images['train']} train / {images['val']} val images, "
@@ -206,6 +209,13 @@ def _tokens(run: Run) -> str:
     return "; ".join(
         f"stage {stage}: {len(tokens)} layers of {', '.join(dict.fromkeys(tokens))}" for stage, tokens in stages.items()
     )
+
+
+def _compression(run: Run) -> Rows:
+    if run.built.compression is not None:
+        return [("compression", run.built.compression.summary)]
+    held = len(low_rank_layers(run.built.model))
+    return [("compression", f"{held} low-rank layers as in the checkpoint")] if held else []
 
 
 def _options(config: Config) -> str:

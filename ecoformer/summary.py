@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from rich.table import Table
 from torch import nn
 
 import ecoformer
+from ecoformer.compress import CompressionReport
 from ecoformer.config import Config
 from ecoformer.energy import summarize
 from ecoformer.engine import distributed
 from ecoformer.engine.files import write_text
+from ecoformer.engine.run_files import COMPRESSION, COMPRESSION_TABLE
 
 Rows = list[tuple[str, str]]
 
@@ -34,6 +37,7 @@ def run_summary(config: Config, model: nn.Module, figures: dict[str, Any]) -> di
         "model": config.model.name,
         "attention": config.attention["name"],
         "attention_options": options,
+        "compress": {key: value for key, value in asdict(config.compress).items() if value is not None},
         "dataset": config.data.name,
         "img_size": config.data.img_size,
         "patch_stride": config.model.patch_stride,
@@ -57,6 +61,13 @@ def versions() -> dict[str, str]:
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write figures atomically. Raises InputError if the file cannot be written."""
     write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_compression(folder: Path, report: CompressionReport | None) -> None:
+    """Write what a compression did into the run directory, as JSON and as a table; nothing without one."""
+    if report is not None:
+        write_json(folder / COMPRESSION, report.to_dict())
+        write_text(folder / COMPRESSION_TABLE, report.to_markdown() + "\n")
 
 
 def show_plan(rows: Rows, notes: list[str]) -> None:

@@ -16,7 +16,11 @@ LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
 TOP = "top"  # folder with the weights of the best epochs
 METRICS, METRICS_TABLE = "metrics.jsonl", "metrics.csv"
 CONFIG, LAUNCH, SUMMARY = "config.yaml", "launch.json", "summary.json"
-RUN_FILES = (CONFIG, LAUNCH, SUMMARY, LAST, PREVIOUS, BEST, TOP, METRICS, METRICS_TABLE)
+COMPRESSION, COMPRESSION_TABLE = "compression.json", "compression.md"
+RUN_FILES = (
+    *(CONFIG, LAUNCH, SUMMARY, COMPRESSION, COMPRESSION_TABLE),
+    *(LAST, PREVIOUS, BEST, TOP, METRICS, METRICS_TABLE),
+)
 RESULTS = (LAST, PREVIOUS, BEST, SUMMARY)  # what a run must not lose to another one
 
 T = TypeVar("T")
