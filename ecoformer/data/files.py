@@ -24,6 +24,7 @@ from ecoformer.data.sources import LabelledSource
 from ecoformer.errors import InputError
 
 log = logging.getLogger(__name__)
+STOP_GRACE_S = 30  # seconds
 Transform = Callable[[Image.Image], torch.Tensor]  # RGB image -> uint8 (3, S, S)
 
 
@@ -183,7 +184,7 @@ class FileLoader(BatchLoader):
             num_workers=self.num_workers,
             collate_fn=collate,
             pin_memory=self.device.type == "cuda",
-            worker_init_fn=_ignore_interrupt,
+            worker_init_fn=_outlive_signals,
             generator=torch.Generator().manual_seed(0),  # else each pass would draw from the global one
         )
         for images, targets, faults in loader:
@@ -195,6 +196,12 @@ class FileLoader(BatchLoader):
                 yield images, targets
 
 
-def _ignore_interrupt(worker: int) -> None:
-    """Ctrl-C is the main process's to handle; it ends the workers itself."""
+def _outlive_signals(worker: int) -> None:
+    """A request to stop is the main process's to handle, and its step needs the workers; it ends them itself.
+
+    SIGTERM goes to all processes of a job, and is also the last means by which the main process ends a worker that
+    hangs: it takes effect after STOP_GRACE_S.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda signum, frame: signal.alarm(STOP_GRACE_S))
