@@ -14,12 +14,16 @@ class ReplacementAttention(nn.Module):
     """Base of the attention kinds: (B, N, D) to (B, N, D), called by timm's PVTv2, Twins and ViT blocks alike.
 
     Attributes:
-        carries: which of query, key, value and proj are taken over from the layer that is replaced; of the class.
-        new_parts: what the kind adds without trained weights; of the class, or of a layer where its spec decides.
+        carries: which of query, key, value and proj are taken over from the layer that is replaced, and which of its
+            other submodules, by name.
+        new_parts: what the kind adds without trained weights.
+            Both are of the class, or of a layer where its source or its spec decides.
+        shows_weights: whether the output is a weighted sum of the tokens' values, so that there are weights to show.
     """
 
-    carries: ClassVar[tuple[str, ...]] = ("query", "key", "value", "proj")
+    carries: tuple[str, ...] = ("query", "key", "value", "proj")
     new_parts: tuple[str, ...] = ()
+    shows_weights: ClassVar[bool] = True
     spec: AttentionSpec
 
     def __init__(self, dim: int, num_heads: int, spec: AttentionSpec) -> None:

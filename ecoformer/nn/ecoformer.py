@@ -6,7 +6,7 @@ Shapes: B batch, H heads, N tokens, C head channels, D model channels, K code bi
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,7 @@ class EcoFormerSpec(AttentionSpec):
         top_k: tokens counted as similar, and as dissimilar, when the hash is fitted; 2 * top_k <= tokens.
         numerator: "own_token" adds (K+1) * v_i as the official code does; "kernel" adds (K+1) * sum_j v_j,
             the normalised kernel attention that the denominator implies.
-        fit_lr, fit_momentum, fit_steps: SGD of the hash fit, per bit.
+        fit_lr, fit_momentum, fit_steps: SGD of the hash fit, per bit; fit_steps=0 leaves random hash functions.
         clamp: lower num_anchors and top_k to what the token count allows (and say so) instead of refusing.
     """
 
@@ -49,10 +49,10 @@ class EcoFormerSpec(AttentionSpec):
     clamp: bool = False
 
     def __post_init__(self) -> None:
-        for key in ("num_bits", "num_anchors", "top_k", "fit_steps"):
+        for key, least in (("num_bits", 1), ("num_anchors", 1), ("top_k", 1), ("fit_steps", 0)):
             value = getattr(self, key)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise InputError(f"attention.{key}={value!r} must be a whole number of at least 1")
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise InputError(f"attention.{key}={value!r} must be a whole number of at least {least}")
         if self.numerator not in ("own_token", "kernel"):
             raise InputError(f"attention.numerator={self.numerator!r} must be own_token or kernel")
         if not self.fit_lr > 0:
@@ -115,7 +115,7 @@ class EcoFormerAttention(ReplacementAttention, FittableAttention):
         self.hash = KernelHash(num_heads, self.head_dim, spec.num_bits, spec.num_anchors, device=factory.get("device"))
 
     @classmethod
-    def from_projections(cls, source: Projections, spec: EcoFormerSpec) -> EcoFormerAttention:
+    def from_projections(cls, source: Projections, spec: Any) -> Self:
         """Query rows become the shared projection, key rows are dropped, as the paper initialises it."""
         module = cls(
             source.dim,

@@ -45,14 +45,16 @@ class Projections:
         return self.key
 
     def carried(self, carries: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """(copied, dropped) submodules of the source when the projections named in `carries` are taken over.
+        """(copied, dropped) submodules of the source when those named in `carries` are taken over.
 
-        Rows that are left behind in a submodule that is copied otherwise are listed as "key rows".
+        `carries` names projections, and submodules that have a place in the target though not here. Rows that are left
+        behind in a submodule that is copied otherwise are listed as "key rows".
         """
         copied = tuple(dict.fromkeys(self.parts[role] for role in self.parts if role in carries))
         left = [role for role in self.parts if role not in carries]
         rows = [f"{role} rows" if self.parts[role] in copied else self.parts[role] for role in left]
-        return copied, (*self.dropped, *rows)
+        also = tuple(part for part in self.dropped if part in carries)
+        return (*copied, *also), (*(part for part in self.dropped if part not in also), *rows)
 
 
 Reader = Callable[..., Projections]

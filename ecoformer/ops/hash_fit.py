@@ -70,8 +70,8 @@ def check_fit_inputs(
             f"top_k={top_k} must lie in [1, {num_tokens // 2}], half of the {num_tokens} tokens: "
             "more would count a token as similar and dissimilar at once; change top_k or raise the image size"
         )
-    if steps < 1:
-        raise InputError(f"steps={steps} must be at least 1")
+    if steps < 0:
+        raise InputError(f"steps={steps} must be at least 0")
     if not 0 < lr <= torch.finfo(torch.float32).max:
         raise InputError(f"lr={lr} must be a finite number above 0")
     if not 0 <= momentum < 1:
@@ -218,7 +218,7 @@ def fit_hash(
         anchors_HMC: kernel anchors.
         A_HKM: hash functions to start from.
         top_k: tokens that count as similar, and as dissimilar, to each token; at most N / 2.
-        lr, momentum, steps: SGD, per bit.
+        lr, momentum, steps: SGD, per bit; steps=0 keeps the functions and measures them.
 
     Memory grows with B H N (top_k + K + M). No result is read by the host inside the loop. Equal inputs give
     equal results on CPU; on CUDA the sparse product may add in another order. Samples with NaN or infinity are

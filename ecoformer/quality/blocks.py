@@ -115,9 +115,10 @@ def _compare(
         output_BND = replaced.attention_output(x_BND)
         scores_BHNN = q_BHNC[few] @ k_BHNC[few].transpose(-2, -1) * q_BHNC.shape[-1] ** -0.5
         softmax_BHNN = scores_BHNN.softmax(dim=-1)
-        weights_BHNN = replaced.attention_weights(x_BND[few])
-        recall = strongest_key_recall(weights_BHNN, softmax_BHNN, keys)
-        correlation = row_correlation(weights_BHNN, softmax_BHNN)
+        if replaced.shows_weights:
+            weights_BHNN = replaced.attention_weights(x_BND[few])
+            recall = strongest_key_recall(weights_BHNN, softmax_BHNN, keys)
+            correlation = row_correlation(weights_BHNN, softmax_BHNN)
     else:
         output_BND = before_projection(replaced, x_BND)
     return BlockQuality(

@@ -26,7 +26,6 @@ from ecoformer.nn.specs import AttentionSpec, make_spec
 from ecoformer.quality.blocks import quality
 
 RANDOM = "random-"
-SMALLEST_RATE = 1e-30  # moves no float32 weight, so a fit keeps the random functions that it started from
 
 Accuracy = Callable[[nn.Module], float]
 
@@ -59,10 +58,8 @@ def parse_setting(text: str) -> Setting:
 
 def random_hash(spec: AttentionSpec) -> AttentionSpec:
     """The same attention with hash functions as they are drawn, the floor that a fit has to beat."""
-    if isinstance(spec, EcoFormerTunedSpec):
+    if isinstance(spec, EcoFormerSpec | EcoFormerTunedSpec):
         return replace(spec, fit_steps=0)
-    if isinstance(spec, EcoFormerSpec):
-        return replace(spec, fit_lr=SMALLEST_RATE, fit_steps=1)
     raise InputError(f"attention={spec.name} has no hash functions to leave random: drop '{RANDOM}'")
 
 

@@ -184,7 +184,7 @@ def test_small_and_many_headed_shapes(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"steps": 0}, "steps=0 must be at least 1"),
+        ({"steps": -1}, "steps=-1 must be at least 0"),
         ({"lr": 0.0}, "lr=0.0 must be a finite number above 0"),
         ({"lr": float("nan")}, "lr=nan must be a finite number above 0"),
         ({"lr": float("inf")}, "lr=inf must be a finite number above 0"),
