@@ -83,7 +83,7 @@ def build_model(
     with_weights = with_weights and resume is None
     if with_weights and config.init.checkpoint is not None:
         path = Path(config.init.checkpoint).expanduser()
-        if _is_own(path):
+        if is_own(path):
             return _from_run(config, read_run(path), num_classes)
         weights = read_foreign(path)
         built = _from_run(config, foreign_run(weights, config), num_classes)
@@ -117,7 +117,8 @@ def model_of_run(run: SavedRun, *, drop_path_rate: float = 0.0) -> nn.Module:
     return model
 
 
-def _is_own(path: Path) -> bool:
+def is_own(path: Path) -> bool:
+    """Whether a checkpoint is one of our runs', not a file that others published."""
     # What cannot be read and is called .pt is taken for one of ours: `read_run` says what is wrong with it.
     if not path.is_file():
         return True

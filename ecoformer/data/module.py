@@ -100,12 +100,14 @@ def build_data(
     rank: int = 0,
     world_size: int = 1,
     with_train: bool = True,
+    calibration_only: bool = False,
 ) -> DataModule:
     """Find, check and open a data set.
 
     Args:
         seed: order and augmentation of the training images; splits, subsets and validation do not depend on it.
         with_train: False opens the validation split only (evaluation of a finished model).
+        calibration_only: the training split is there for `calibration_images`, without a loader.
 
     Raises:
         InputError: whatever the user can mend: a missing or unsuitable data set, a setting that does not fit it.
@@ -114,7 +116,7 @@ def build_data(
     splits = _load(data, world_size=world_size, with_train=with_train)
     val = take(splits.val, data.max_val_samples)
     train_source = take(splits.train, data.max_train_samples) if with_train and splits.train is not None else None
-    sources = [source for source in (train_source, val) if source is not None]
+    sources = [source for source in (None if calibration_only else train_source, val) if source is not None]
     in_memory = _in_memory(data, sum(len(source) for source in sources))
     mean = cast(tuple[float, float, float], tuple(data.mean)) if data.mean is not None else splits.mean
     std = cast(tuple[float, float, float], tuple(data.std)) if data.std is not None else splits.std
@@ -139,15 +141,16 @@ def build_data(
         file_transform = eval_transform if plan is None else train_transform(data, augment, mean)
         return FileLoader(source, file_transform, num_workers=data.num_workers, corrupt=corrupt, **options)
 
-    train_loader = None
-    if train_source is not None:
+    train_loader, num_train = None, 0 if train_source is None else len(train_source)
+    if train_source is not None and not calibration_only:
         check_augment(augment, in_memory=in_memory)
         check_batch(train.batch_size, world_size, len(train_source))
         plan = _train_plan(
             augment, train.smoothing, seed=seed, num_classes=len(splits.class_names), in_memory=in_memory
         )
         train_loader = make_loader("train", train_source, plan, train.batch_size)
-        check_batch(train.batch_size, world_size, len(train_loader.targets))  # broken ones are left out of memory
+        num_train = len(train_loader.targets)  # broken ones are left out of memory
+        check_batch(train.batch_size, world_size, num_train)
     val_loader = make_loader("val", val, None, train.eval_batch_size or train.batch_size)
     return DataModule(
         name=data.name,
@@ -156,7 +159,7 @@ def build_data(
         img_size=data.img_size,
         mean=mean,
         std=std,
-        num_train=len(train_loader.targets) if train_loader is not None else 0,
+        num_train=num_train,
         num_val=len(val_loader.targets),
         in_memory=in_memory,
         train_loader=train_loader,

@@ -7,6 +7,7 @@ from ecoformer.energy.ledger import Entry, Ledger
 from ecoformer.energy.profile import Profile
 from ecoformer.energy.profile_files import load_profile, profile_names
 from ecoformer.energy.rules import rule
+from ecoformer.energy.shares import at_measured_shares
 from ecoformer.energy.summary import summarize
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "Ledger",
     "Profile",
     "UncountedOperationError",
+    "at_measured_shares",
     "count",
     "load_profile",
     "profile_names",

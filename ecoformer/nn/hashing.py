@@ -6,7 +6,7 @@ Shapes: B batch, H heads, N tokens, C head channels, D model channels, K code bi
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -225,13 +225,16 @@ def has_hashes(model: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def fit_hashes(model: nn.Module, images: Tensor, seed: int) -> list[HashFitReport]:
+def fit_hashes(
+    model: nn.Module, images: Tensor, seed: int, on_report: Callable[[HashFitReport], None] | None = None
+) -> list[HashFitReport]:
     """Fit every hash layer in one forward pass, each on the features that the layers before it now produce.
 
     Args:
         model: its mode is restored; the pass runs in eval mode and without autocast.
         images: (B, 3, S, S), normalised, on the model's device.
         seed: of the anchor draw.
+        on_report: called with each layer's report as soon as it is fitted.
     Returns:
         One report a layer, in the order of the forward pass; empty if there is nothing to fit.
     Raises:
@@ -250,6 +253,8 @@ def fit_hashes(model: nn.Module, images: Tensor, seed: int) -> list[HashFitRepor
         def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
             assert isinstance(module, FittableAttention)
             reports.append(replace(module.fit_on_call(args, generator), block=name))
+            if on_report is not None:
+                on_report(reports[-1])
 
         return hook
 

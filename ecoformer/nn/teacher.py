@@ -1,21 +1,74 @@
-"""The attention layer that a replacement learns from. Shapes: B batch, N tokens, D model channels."""
+"""Layers that learn, once, from the attention that they replace, and what they keep of it until then.
+
+Shapes: B batch, H heads, N tokens, C head channels, D model channels.
+"""
 
 from __future__ import annotations
 
 import copy
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from ecoformer.nn.base import before_projection
+from ecoformer.errors import InputError
+from ecoformer.nn.base import ReplacementAttention, before_projection
+from ecoformer.nn.hashing import NEVER_FITTED, FittableAttention, HashFitReport, bit_statistics, finite_images
+from ecoformer.nn.heads import split_heads
+from ecoformer.nn.msa import MSASpec, MultiHeadSelfAttention
+from ecoformer.nn.precision import full_precision, without_autocast
+from ecoformer.nn.projections import Projections, linear_from
+from ecoformer.nn.specs import AttentionSpec
+from ecoformer.ops.attention_quality import relative_error
 from ecoformer.ops.distilled_attention import Affine
+from ecoformer.ops.distilled_fit import Standardiser
+from ecoformer.ops.output_fit import Attends, fit_to_output
+
+STEP_TOKENS = 8192
+NO_TEACHER = (
+    "it is fitted once, to the attention that it replaces, which is dropped afterwards: to fit anew, convert the "
+    "original model again"
+)
+
+
+@dataclass(frozen=True)
+class TaughtSpec(AttentionSpec):
+    """Settings of a fit to the replaced layer's output.
+
+    Args:
+        fit_values: "true" fits the value projection too, "false" keeps it; "auto" fits it where the replaced attention
+            does not sum the values of all tokens (SRA of PVTv2, LSA and GSA of Twins).
+        fit_lr, fit_steps, fit_batch_size: Adam over all bits at once; fit_steps=0 leaves the random start. A step takes
+            fewer images where a map has so many tokens that they would be more than 8192 together, but at least two.
+    """
+
+    fit_values: Literal["auto", "true", "false"] = "auto"
+    fit_lr: float = 0.03
+    fit_steps: int = 1000
+    fit_batch_size: int = 16
+
+    def __post_init__(self) -> None:
+        for key, least in (("fit_steps", 0), ("fit_batch_size", 1)):
+            self._require_whole(key, least)
+        if isinstance(self.fit_values, bool):  # YAML reads the words so
+            object.__setattr__(self, "fit_values", str(self.fit_values).lower())
+        if self.fit_values not in ("auto", "true", "false"):
+            raise InputError(f"attention.fit_values={self.fit_values!r} must be auto, true or false")
+        if not 0 < self.fit_lr < float("inf"):
+            raise InputError(f"attention.fit_lr={self.fit_lr!r} must be a finite number above 0")
+
+    def _require_whole(self, key: str, least: int) -> None:
+        value = getattr(self, key)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise InputError(f"attention.{key}={value!r} must be a whole number of at least {least}")
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """A replaced layer, its query and key projections, and whether its values have to be found anew.
+    """A replaced layer, its projections, and whether its values have to be found anew.
 
     No module: the model that holds it neither moves, trains nor saves it.
     """
@@ -33,5 +86,174 @@ class Teacher:
         so no N x N matrix is kept.
         """
         layer = copy.deepcopy(self.layer).to(x_BND).eval()
-        args = () if feat_size is None else (feat_size,)
-        return torch.cat([before_projection(layer, x, *args) for x in x_BND.split(batch_size)])
+        return _run(layer, x_BND, feat_size, batch_size)
+
+    @torch.no_grad()
+    def uniform_output(self, v_BND: Tensor, x_BND: Tensor, feat_size: Any, batch_size: int) -> Tensor:
+        """The same with attention that knows nothing: equal weights for all of the layer's own keys.
+
+        Keys of a subsampled map (SRA, GSA) are averaged as they are, by queries of zero; elsewhere it is the mean of
+        the values of all tokens, `v_BND`.
+        """
+        if not isinstance(getattr(self.layer, "q", None), nn.Linear):
+            return v_BND.mean(dim=1, keepdim=True).expand_as(v_BND)
+        layer = copy.deepcopy(self.layer).to(x_BND).eval()
+        for parameter in layer.get_submodule("q").parameters():
+            parameter.zero_()
+        return _run(layer, x_BND, feat_size, batch_size)
+
+
+class TaughtAttention(ReplacementAttention, FittableAttention):
+    """Base of layers that keep values and output projection and learn the rest from the layer that they replace.
+
+    That layer is kept, outside of the module tree and the state dict, until the fit. A subclass says where a fit
+    starts and how it is stored; what is fitted are parameters, which training goes on with.
+    """
+
+    carries = ("value", "proj")
+    fits_parameters = True
+    spec: TaughtSpec
+    fitted: Tensor
+    fit_count: Tensor
+
+    def __init__(self, source: Projections, spec: TaughtSpec) -> None:
+        super().__init__(source.dim, source.num_heads, spec)
+        device = source.proj.weight.device
+        self.to_v = linear_from(source.value)
+        self.proj = linear_from(source.proj)
+        self.proj_drop = nn.Dropout(source.proj_drop)
+        self.register_buffer("fitted", torch.zeros((), dtype=torch.bool, device=device))
+        self.register_buffer("fit_count", torch.zeros((), dtype=torch.int64, device=device))
+        self._known_fitted = False
+        self._teacher: Teacher | None = _teacher_from(source, spec)
+
+    def start(self, x_BND: Tensor, standard: Standardiser, generator: torch.Generator, teacher: Teacher) -> Attends:
+        """Where the fit starts; `x_BND` are standardised tokens, which is what is fitted on."""
+        raise TypeError(f"{type(self).__name__} does not say where its fit starts")
+
+    def store(self, fitted: Any, standard: Standardiser, x_BND: Tensor) -> None:
+        """Fold what was fitted on standardised tokens into the layer's own parameters, in place."""
+        raise TypeError(f"{type(self).__name__} does not say how its fit is stored")
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether it was fitted. The flag is read from the device until it is set; meta tensors count as fitted."""
+        if not self._known_fitted and not self.fitted.is_meta and bool(self.fitted):
+            self._known_fitted, self._teacher = True, None
+        return self._known_fitted or self.fitted.is_meta
+
+    def require_fitted(self) -> None:
+        """Raise InputError if the layer was never fitted."""
+        if not self.is_fitted:
+            raise InputError(NEVER_FITTED)
+
+    @property
+    def teacher(self) -> Teacher | None:
+        """The layer to learn from; None once learned, or where the layer came without weights."""
+        return None if self.is_fitted else self._teacher
+
+    def refit_refusal(self) -> str:
+        return NO_TEACHER if self.teacher is None else ""
+
+    def fit_on_call(self, args: Sequence[Any], generator: torch.Generator) -> HashFitReport:
+        return self.fit_hash(args[0], generator, feat_size=args[1] if len(args) > 1 else None)
+
+    @torch.no_grad()
+    def fit_hash(self, x_BND: Tensor, generator: torch.Generator, feat_size: Any = None) -> HashFitReport:
+        """Fit to the replaced attention on these inputs, and drop it.
+
+        Images with NaN or infinite features are left out. A head whose error does not fall below that of the start
+        keeps the start; `accepted_bits` is K times the share of the others, rounded down, and `failed_bits` likewise
+        counts heads that met NaN. The objective is the squared relative error of the attention output.
+
+        Args:
+            feat_size: height and width of the feature map, where the replaced attention needs them.
+        Raises:
+            InputError: the replaced attention is gone, or no image has finite features.
+        """
+        started = time.perf_counter()
+        spec, teacher, num_images = self.spec, self.teacher, len(x_BND)
+        batch_size = min(spec.fit_batch_size, max(2, STEP_TOKENS // x_BND.shape[1]))
+        if teacher is None:
+            raise InputError(NO_TEACHER)
+        with without_autocast(x_BND):
+            (x_BND,) = finite_images([full_precision(x_BND)])
+            target_BHNC = split_heads(teacher.output(x_BND, feat_size, batch_size), self.num_heads)
+            v_BND = affine(self.to_v).like(x_BND)(x_BND)
+            uniform_BND = teacher.uniform_output(v_BND, x_BND, feat_size, batch_size)
+            v_BHNC, uniform_BHNC = (split_heads(y, self.num_heads) for y in (v_BND, uniform_BND))
+            uniform_error = relative_error(uniform_BHNC, target_BHNC)
+            standard = Standardiser.of(x_BND)
+            x_BND = standard(x_BND)
+            start = self.start(x_BND, standard, generator, teacher)
+            inputs = [x_BND] if teacher.fits_values else [x_BND, v_BHNC]
+            fit = fit_to_output(
+                start,
+                inputs,
+                target_BHNC,
+                generator,
+                lr=spec.fit_lr,
+                steps=spec.fit_steps,
+                batch_size=batch_size,
+            )
+            self.store(fit.hashing, standard, x_BND)
+            self.fitted.fill_(True)
+            self.fit_count.add_(1)
+            self._known_fitted, self._teacher = True, None
+            num_bits = int(getattr(spec, "num_bits", 0))
+            balance = correlation = flipped = 0.0
+            if num_bits:
+                old, new = (torch.cat(h.codes(x_BND)) for h in (start, fit.hashing))  # type: ignore[attr-defined]
+                balance, correlation = bit_statistics(2 * new - 1)
+                flipped = float((old != new).float().mean())
+            return HashFitReport(
+                block="",
+                seconds=time.perf_counter() - started,
+                objective_before=float(fit.error_before_H.mean()),
+                objective_after=float(fit.error_after_H.mean()),
+                accepted_bits=int(fit.accepted_H.sum()) * num_bits // self.num_heads,
+                num_bits=num_bits,
+                bit_balance=balance,
+                bit_correlation=correlation,
+                flipped_bits=flipped,
+                failed_bits=int((~fit.finite_H).sum()) * num_bits // self.num_heads,
+                skipped_images=num_images - len(x_BND),
+                attention_error=relative_error(fit.hashing.attend(*inputs), target_BHNC),
+                random_error=relative_error(start.attend(*inputs), target_BHNC),
+                uniform_error=uniform_error,
+            )
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        # The weights that come are those of another model than the teacher's.
+        super()._load_from_state_dict(*args, **kwargs)
+        self._known_fitted, self._teacher = False, None
+
+
+def _run(layer: nn.Module, x_BND: Tensor, feat_size: Any, batch_size: int) -> Tensor:
+    args = () if feat_size is None else (feat_size,)
+    return torch.cat([before_projection(layer, x, *args) for x in x_BND.split(batch_size)])
+
+
+def affine(linear: nn.Linear) -> Affine:
+    """A Linear's tensors, for `ops`."""
+    return Affine(linear.weight, linear.bias)
+
+
+def store_affine(linear: nn.Linear, new: Affine) -> None:
+    """Copy into a Linear, in place."""
+    linear.weight.copy_(new.weight)
+    if new.bias is not None:
+        linear.bias.copy_(new.bias)
+
+
+def _teacher_from(source: Projections, spec: TaughtSpec) -> Teacher:
+    if source.key is None:
+        raise InputError(
+            f"{source.where}: a shared query and key projection is no attention to fit {spec.name} to: start from the "
+            "MSA or the stock checkpoint"
+        )
+    layer = source.layer or MultiHeadSelfAttention.from_projections(source, MSASpec())
+    fits_values = not MSASpec().is_met_by(layer) if spec.fit_values == "auto" else spec.fit_values == "true"
+    if fits_values and source.value.bias is None:
+        raise InputError(f"{source.where} has values without a bias: set attention.fit_values=false")
+    return Teacher(layer, affine(source.query), affine(source.key), fits_values)

@@ -61,8 +61,9 @@ def distilled_attention(
     """
     num_heads, num_bits = weight_HK.shape
     code_q_BNL, code_k_BNL = token_codes(x_BND, to_codes)
-    rows_BLD, mass_BLH = bit_rows(x_BND, code_k_BNL, value, proj, weight_HK)
-    uniform_B1D = proj(value(x_BND.mean(dim=1, keepdim=True)))
+    mean_B1D = x_BND.mean(dim=1, keepdim=True)
+    rows_BLD, mass_BLH = bit_rows(x_BND, mean_B1D, code_k_BNL, value, proj, weight_HK)
+    uniform_B1D = proj(value(mean_B1D))
     share_BNH = (torch.matmul(code_q_BNL, mass_BLH) + floor_H * x_BND.shape[1]).reciprocal()
     heads_BNHK = code_q_BNL.unflatten(-1, (num_heads, num_bits))
     share_BNH1 = share_BNH.unsqueeze(-1)
@@ -72,7 +73,7 @@ def distilled_attention(
 
 
 def bit_rows(
-    x_BND: Tensor, code_k_BNL: Tensor, value: Affine, proj: Affine, weight_HK: Tensor
+    x_BND: Tensor, mean_B1D: Tensor, code_k_BNL: Tensor, value: Affine, proj: Affine, weight_HK: Tensor
 ) -> tuple[Tensor, Tensor]:
     """What a query's bit adds: to the output before normalisation (B, L, D), and to each head's denominator (B, L, H).
 
@@ -80,7 +81,7 @@ def bit_rows(
     """
     num_heads, num_bits = weight_HK.shape
     count_BL1 = code_k_BNL.sum(dim=1).unsqueeze(-1)
-    sums_BLD = torch.matmul(code_k_BNL.transpose(1, 2), x_BND) - count_BL1 * x_BND.mean(dim=1, keepdim=True)
+    sums_BLD = torch.matmul(code_k_BNL.transpose(1, 2), x_BND) - count_BL1 * mean_B1D
     value_HDC = value.weight.unflatten(0, (num_heads, -1)).transpose(1, 2)
     proj_HCD = proj.weight.t().unflatten(0, (num_heads, -1))
     weight_HK1 = weight_HK.unsqueeze(-1)

@@ -16,7 +16,7 @@ from torch import Tensor
 from ecoformer.ops.binary_attention import binary_attention, straight_through_step
 from ecoformer.ops.distilled_attention import Affine
 
-START_FLOOR = 0.1  # of a bit's weight: a query that meets no key still takes the mean of all values
+START_FLOOR = 1.0  # as much as a bit's weight: fits that start with less end further from their target
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,37 @@ class Standardiser:
 
 
 @dataclass(frozen=True)
+class FittedValues:
+    """A projection of standardised tokens to values while it is fitted: `weight_HCD` and `bias_HC` times `size_H`."""
+
+    weight_HCD: Tensor
+    bias_HC: Tensor
+    size_H: Tensor
+
+    @classmethod
+    def of(cls, value: Affine, num_heads: int) -> FittedValues:
+        """From a projection of standardised tokens, which has a bias."""
+        assert value.bias is not None
+        weight_HCD, bias_HC = (t.unflatten(0, (num_heads, -1)) for t in (value.weight, value.bias))
+        size_H = weight_HCD.square().mean(dim=(1, 2)).sqrt().clamp_min(1e-6)
+        return cls(weight_HCD / size_H[:, None, None], bias_HC / size_H[:, None], size_H)
+
+    @property
+    def affine(self) -> Affine:
+        """As one projection of standardised tokens, (D, D)."""
+        size_H11 = self.size_H[:, None, None]
+        return Affine((self.weight_HCD * size_H11).flatten(0, 1), (self.bias_HC * size_H11[..., 0]).flatten())
+
+    def __call__(self, x_BND: Tensor) -> Tensor:
+        """The values (B, H, N, C)."""
+        return self.affine(x_BND).unflatten(-1, self.bias_HC.shape).transpose(1, 2)
+
+
+@dataclass(frozen=True)
 class DistilledHash:
     """All that turns standardised tokens into an attention output: thresholds of the bits, their weights, the floor.
 
-    With `value_HCD` the values are fitted too, held divided by `value_size_H`; without it they are given with each
-    batch.
+    With `values` these are fitted too; without, they are given with each batch.
     """
 
     query_HKD: Tensor
@@ -61,53 +87,35 @@ class DistilledHash:
     key_bias_HK: Tensor
     weight_HK: Tensor
     floor_H: Tensor
-    value_HCD: Tensor | None = None
-    value_bias_HC: Tensor | None = None
-    value_size_H: Tensor | None = None
+    values: FittedValues | None = None
 
     def codes(self, x_BND: Tensor) -> tuple[Tensor, Tensor]:
         """Codes of queries and keys, (B, H, N, K) each, in {0, 1}."""
-        query = _per_head(x_BND, self.query_HKD, self.query_bias_HK)
-        key = _per_head(x_BND, self.key_HKD, self.key_bias_HK)
-        return straight_through_step(query), straight_through_step(key)
-
-    def values(self, x_BND: Tensor) -> Tensor:
-        """The fitted values (B, H, N, C)."""
-        assert self.value_HCD is not None and self.value_bias_HC is not None and self.value_size_H is not None
-        size_H = self.value_size_H
-        return _per_head(x_BND, self.value_HCD * size_H[:, None, None], self.value_bias_HC * size_H[:, None])
+        codes_BNT = straight_through_step(self.to_codes(x_BND))
+        code_q_BHNK, code_k_BHNK = codes_BNT.unflatten(-1, (2, *self.weight_HK.shape)).permute(2, 0, 3, 1, 4)
+        return code_q_BHNK, code_k_BHNK
 
     def attend(self, x_BND: Tensor, v_BHNC: Tensor | None = None) -> Tensor:
         """The attention output (B, H, N, C)."""
-        values = self.values(x_BND) if v_BHNC is None else v_BHNC
-        return binary_attention(*self.codes(x_BND), values, self.weight_HK, self.floor_H)
+        if v_BHNC is None:
+            assert self.values is not None
+            v_BHNC = self.values(x_BND)
+        return binary_attention(*self.codes(x_BND), v_BHNC, self.weight_HK, self.floor_H)
 
     def tensors(self) -> Iterator[Tensor]:
-        yield from (getattr(self, name) for name in self._fitted())
+        yield from (getattr(self, name) for name in _BITS)
+        if self.values is not None:
+            yield from (self.values.weight_HCD, self.values.bias_HC)
 
     def positive(self) -> list[bool]:
-        return [name in ("weight_HK", "floor_H") for name in self._fitted()]
-
-    def _fitted(self) -> list[str]:
-        names = ["query_HKD", "query_bias_HK", "key_HKD", "key_bias_HK", "weight_HK", "floor_H"]
-        return names if self.value_HCD is None else [*names, "value_HCD", "value_bias_HC"]
+        return [name in ("weight_HK", "floor_H") for name in _BITS] + [False] * (0 if self.values is None else 2)
 
     def with_tensors(self, tensors: Iterator[Tensor]) -> DistilledHash:
-        given = dict(zip(self._fitted(), tensors, strict=True))
-        return replace(self, **given)
-
-    def with_values(self, value: Affine) -> DistilledHash:
-        """The same with values to be fitted, from these; `value` is for standardised tokens and has a bias."""
-        num_heads = len(self.floor_H)
-        assert value.bias is not None
-        weight_HCD, bias_HC = (t.unflatten(0, (num_heads, -1)) for t in (value.weight, value.bias))
-        size_H = weight_HCD.square().mean(dim=(1, 2)).sqrt().clamp_min(1e-6)
-        return replace(
-            self,
-            value_HCD=weight_HCD / size_H[:, None, None],
-            value_bias_HC=bias_HC / size_H[:, None],
-            value_size_H=size_H,
-        )
+        bits = {name: next(tensors) for name in _BITS}
+        values = self.values
+        if values is not None:
+            values = replace(values, weight_HCD=next(tensors), bias_HC=next(tensors))
+        return replace(self, **bits, values=values)
 
     @property
     def to_codes(self) -> Affine:
@@ -115,14 +123,8 @@ class DistilledHash:
         weights = torch.cat([self.query_HKD.flatten(0, 1), self.key_HKD.flatten(0, 1)])
         return Affine(weights, torch.cat([self.query_bias_HK.flatten(), self.key_bias_HK.flatten()]))
 
-    @property
-    def value(self) -> Affine | None:
-        """The fitted values as one projection of standardised tokens; None if they are not fitted."""
-        if self.value_HCD is None or self.value_bias_HC is None or self.value_size_H is None:
-            return None
-        size_H = self.value_size_H
-        weight, bias = self.value_HCD * size_H[:, None, None], self.value_bias_HC * size_H[:, None]
-        return Affine(weight.flatten(0, 1), bias.flatten())
+
+_BITS = ("query_HKD", "query_bias_HK", "key_HKD", "key_bias_HK", "weight_HK", "floor_H")
 
 
 def random_distilled_hash(
@@ -145,9 +147,3 @@ def random_distilled_hash(
         bits.append((weight_HKD * scale_HK.unsqueeze(-1), -mean_HK * scale_HK))
     weight_HK = x_BND.new_ones(num_heads, num_bits)
     return DistilledHash(*bits[0], *bits[1], weight_HK, x_BND.new_full((num_heads,), START_FLOOR))
-
-
-def _per_head(x_BND: Tensor, weight_HRD: Tensor, bias_HR: Tensor) -> Tensor:
-    """(B, H, N, R): rows of every head applied to all tokens, as one product."""
-    y_BNT = Affine(weight_HRD.flatten(0, 1), bias_HR.flatten())(x_BND)
-    return y_BNT.unflatten(-1, bias_HR.shape).transpose(1, 2)

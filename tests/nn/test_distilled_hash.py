@@ -12,9 +12,9 @@ from ecoformer.energy import count, load_profile
 from ecoformer.layers import attention_layers
 from ecoformer.nn import DistilledHashSpec, MSASpec
 from ecoformer.nn.base import before_projection
-from ecoformer.nn.distilled_hash import affine
 from ecoformer.nn.heads import join_heads, split_heads
 from ecoformer.nn.specs import make_spec
+from ecoformer.nn.teacher import affine
 from ecoformer.ops.attention_quality import relative_error
 from ecoformer.ops.reference import distilled_attention_reference
 
@@ -158,7 +158,7 @@ def test_equal_seeds_give_equal_fits_and_other_seeds_others(images):
 def test_a_fitted_layer_is_not_fitted_again(images):
     model = vit(SMALL)
     fit_hashes(model, images, seed=0)
-    with pytest.raises(InputError, match=r"blocks\.0\.attn: a distilled hash is fitted once.* convert the original"):
+    with pytest.raises(InputError, match=r"blocks\.0\.attn: it is fitted once.* convert the original"):
         fit_hashes(model, images, seed=1)
     with pytest.raises(InputError, match="fitted once"):
         model.blocks[0].attn.fit_hash(torch.randn(2, 17, 24), torch.Generator())

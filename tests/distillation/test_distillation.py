@@ -1,0 +1,191 @@
+"""From a checkpoint to a distilled one: errors and controls by hand, the two command lines, what they refuse."""
+
+import copy
+import importlib.util
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+
+from ecoformer import InputError, convert, fit_hashes
+from ecoformer.config import Config
+from ecoformer.distillation import ControlSpec, block_errors, distill
+from ecoformer.energy import at_measured_shares, count
+from ecoformer.engine.checkpoint import save_checkpoint
+from ecoformer.init import model_of_run, read_run
+from ecoformer.nn import DistilledHashSpec
+from ecoformer.nn.heads import join_heads, split_heads
+from ecoformer.ops.attention_quality import relative_error
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = DistilledHashSpec(num_bits=4, fit_steps=15, fit_batch_size=4)
+KWARGS = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "num_heads": 3, "depth": 2}
+
+
+def vit():
+    torch.manual_seed(0)
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=10, **KWARGS)
+    for block in model.blocks:  # sharper than at initialisation, where attention is almost uniform
+        block.attn.qkv.weight.data.mul_(30)
+    return model.eval()
+
+
+@pytest.fixture
+def images():
+    return torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+def script(name):
+    spec = importlib.util.spec_from_file_location(f"{name}_script", ROOT / "scripts" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def run(tmp_path):
+    """The checkpoint of an MSA run on digits that was never trained."""
+    config = Config()
+    config.model.name, config.model.kwargs = "vit_tiny_patch16_224", dict(KWARGS)
+    config.data.name, config.data.img_size = "digits", 16
+    config.attention = {"name": "msa"}
+    content = {"settings": asdict(config), "class_names": [str(digit) for digit in range(10)]}
+    path = tmp_path / "tiny" / "best.pt"
+    state = {"kind": "weights", "config": content, "epoch": 3, "step": 9, "metrics": None}
+    save_checkpoint(path, {**state, "model": dict(vit().state_dict())})
+    return path
+
+
+def test_errors_of_the_first_block_by_hand(images):
+    source = vit()
+    made = distill(source, SMALL, images[:4], seed=0)
+    row, second = block_errors(source, made.model, images[4:], seed=0)
+    caught = []
+    with torch.no_grad(), source.blocks[0].attn.register_forward_pre_hook(lambda module, args: caught.append(args[0])):
+        source(images[4:])
+    layer, x = source.blocks[0].attn, caught[0]
+    q, k, v = (split_heads(part, 3) for part in layer.qkv(x).chunk(3, dim=-1))
+    target = join_heads(F.scaled_dot_product_attention(q, k, v))
+    uniform = join_heads(v.mean(2, keepdim=True).expand_as(v))
+    assert (row.block, row.num_tokens, second.block) == ("blocks.0.attn", 17, "blocks.1.attn")
+    assert row.error == pytest.approx(relative_error(made.model.blocks[0].attn.attention_output(x), target), rel=1e-4)
+    assert row.error_uniform == pytest.approx(relative_error(uniform, target), rel=1e-4)
+    assert row.error < row.error_random
+    with pytest.raises(InputError, match="no layer that was fitted to another"):
+        block_errors(source, source, images, seed=0)
+
+
+@pytest.mark.parametrize("mode", ["uniform", "none"])
+def test_controls_have_no_attention_and_fit_their_values(mode, images):
+    source = vit()
+    model = copy.deepcopy(source)
+    convert(model, ControlSpec(mode=mode, fit_steps=30, fit_batch_size=4))
+    with pytest.raises(InputError, match="never fitted"):
+        model(images)
+    reports = fit_hashes(model, images, seed=0)
+    assert all(report.attention_error < report.random_error for report in reports)
+    layer, x = model.blocks[0].attn, torch.randn(2, 17, 24)
+    v = layer.to_v(x)
+    torch.testing.assert_close(layer(x), layer.proj(v.mean(1, keepdim=True).expand_as(v) if mode == "uniform" else v))
+    assert len(block_errors(source, model, images, seed=0)) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"mode": "both"}, "control 'both' does not exist"), ({"fit_values": "auto"}, "a control fits its values")],
+)
+def test_controls_refuse_what_they_are_not(options, message):
+    with pytest.raises(InputError, match=message):
+        ControlSpec(**options)
+
+
+def test_sums_of_rows_count_at_the_measured_share_of_ones(images):
+    model = distill(vit(), SMALL, images, seed=0).model
+    ledger = count(model, 16)
+    reduced = at_measured_shares(ledger, model)
+    tokens, dim, bits = 17, 24, 12
+    layer = model.blocks[0].attn
+    terms = {"bit_rows": bits * tokens * dim, "distilled_attention": bits * tokens * 3}
+    for place, function in enumerate(("distilled_attention", "bit_rows")):
+        before, after = (
+            next(
+                e.counts["add"]
+                for e in found.entries
+                if e.attention == "blocks.0.attn" and e.function == function and e.op.startswith("aten.bmm")
+            )
+            for found in (ledger, reduced)
+        )
+        assert before == terms[function]
+        assert after == round(float(layer.ones[place]) * before) and 0 < after < before
+    assert reduced.counts["fma"] == ledger.counts["fma"]
+
+
+def test_the_script_writes_a_model_that_goes_on(run, tmp_path, capsys):
+    out = tmp_path / "made" / "distilled.pt"
+    arguments = ["--checkpoint", str(run), "--num-images", "8", "--num-bits", "4", "--steps", "5", "--held-out", "8"]
+    assert script("distill").main([*arguments, "--max-val", "30", "--format", "json", "--out", str(out)]) == 0
+    printed = capsys.readouterr()
+    figures = json.loads(printed.out)
+    assert {"error", "error_uniform", "error_random", "seconds"} <= figures["blocks"][0].keys()
+    assert len(figures["blocks"]) == 2 and figures["source"] == "msa" and figures["num_val"] == 30
+    assert {"before", "after", "stock", "msa", "ecoformer"} == figures["energy_pj"].keys()
+    assert figures["energy_pj"]["before"] == figures["energy_pj"]["msa"]
+    assert 0 <= figures["top1_after"] <= 100 and set(figures["controls"]) == {"uniform", "none"}
+    assert "distilled: blocks.1.attn error" in printed.err
+    saved = read_run(out)
+    assert saved.config.attention["name"] == "distilled_hash" and saved.config.attention["num_bits"] == 4
+    assert model_of_run(saved).eval()(torch.randn(2, 3, 16, 16)).isfinite().all()
+    pictures = sorted(path.name for path in out.with_name("distilled_pictures").iterdir())
+    assert pictures == ["blocks.0.attn.png", "blocks.1.attn.png", "errors.png"]
+
+
+def test_the_study_goes_on_where_it_was(run, tmp_path, capsys):
+    arguments = ["--checkpoints", str(run), "--num-images", "8", "--steps", "2", "--held-out", "4", "--max-val", "20"]
+    arguments += ["--out", str(tmp_path / "study"), "--num-bits", "4"]
+    study = script("distill_study")
+    assert study.main([*arguments, "--controls"]) == 0
+    (first,) = json.loads((tmp_path / "study" / "table.json").read_text())
+    assert study.main([*arguments, "--seeds", "0", "1"]) == 0
+    rows = json.loads((tmp_path / "study" / "table.json").read_text())
+    assert [row["seed"] for row in rows] == [0, 1] and rows[0] == first
+    keys = "dataset model source num_bits seed finetuned top1_before top1_after energy_pj ecoformer_energy_pj"
+    assert {*keys.split(), "error_per_block", "uniform_per_block", "controls"} <= first.keys()
+    assert first["finetuned"] is False and len(first["error_per_block"]) == 2
+    assert (tmp_path / "study" / "study.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "pvt_v2_b0"], "name the weights to start from: either --checkpoint FILE or --pretrained"),
+        (["--pretrained"], "--model is needed with --pretrained"),
+        (["--checkpoint", "none.pt"], "checkpoint none.pt does not exist"),
+        (["--checkpoint", "RUN", "--model", "pvt_v2_b0"], "is a vit_tiny_patch16_224, not pvt_v2_b0"),
+        (["--checkpoint", "RUN", "--num-bits", "0"], "attention.num_bits=0 must be a whole number of at least 1"),
+        (["--checkpoint", "RUN", "--num-images", "0"], "--num-images 0 must be at least 1"),
+        (["--checkpoint", "RUN", "--num-images", "9999"], "9999 calibration images > "),
+        (["--checkpoint", "RUN", "--data-name", "moon"], "data.name=moon"),
+        (["--checkpoint", "RUN", "--out", "FOLDER"], "is a folder: name a file"),
+        (["--checkpoint", "RUN", "--format", "yaml"], "invalid choice: 'yaml'"),
+    ],
+)
+def test_the_script_refuses_in_one_line(arguments, message, run, tmp_path, capsys):
+    places = {"RUN": str(run), "FOLDER": str(tmp_path)}
+    out = [] if "--out" in arguments else ["--out", str(tmp_path / "out.pt")]
+    assert script("distill").main([places.get(word, word) for word in arguments] + out) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and message in error
+    assert not (tmp_path / "out.pt").exists()
+
+
+def test_a_hashed_run_is_no_source(run, tmp_path, capsys):
+    out = tmp_path / "distilled.pt"
+    quick = ["--num-images", "4", "--steps", "1", "--no-controls", "--no-accuracy"]
+    assert script("distill").main(["--checkpoint", str(run), *quick, "--out", str(out)]) == 0
+    assert "top-1" not in capsys.readouterr().out
+    assert script("distill").main(["--checkpoint", str(out), *quick, "--out", str(out)]) == 2
+    assert "is a distilled_hash model: give one with stock or MSA attention" in capsys.readouterr().err
