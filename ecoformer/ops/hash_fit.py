@@ -9,7 +9,6 @@ pairs in that order; r bits already fitted.
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 
 import torch
@@ -17,8 +16,10 @@ from torch import Tensor
 
 from ecoformer.errors import InputError
 from ecoformer.ops.kernel_hash import kernel_features, sign
+from ecoformer.ops.similarity_targets import symmetric_targets
+from ecoformer.ops.spectral_start import SpectralStart
 
-SIMILARITIES_PER_CHUNK = 1 << 20  # 4 MiB of float32: a block that the last-level cache holds
+Targets = tuple[Tensor, Tensor]  # query_BHNC, key_BHNC
 
 
 @dataclass(frozen=True)
@@ -78,76 +79,6 @@ def check_fit_inputs(
         raise InputError(f"momentum={momentum} must lie in [0, 1)")
 
 
-def distinguishes(top: Tensor, bottom: Tensor) -> Tensor:
-    """Whether a row of similarities (..., top_k) tells tokens apart: its top_k-th largest exceeds its top_k-th
-    smallest by more than rounding. Zero tokens and identical tokens do not.
-    """
-    return top.amin(dim=-1) > bottom.amax(dim=-1) + 16 * torch.finfo(top.dtype).eps
-
-
-def nearest_and_farthest(x_PNC: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
-    """The top_k most and the top_k least similar tokens of every token, by dot product, itself included.
-
-    Returns the token indices (P, N, 2 * top_k), the most similar in the first half, and (P, N) True where they
-    mean something (see `distinguishes`).
-    """
-    pairs, num_tokens, _ = x_PNC.shape
-    x_PCN = x_PNC.transpose(1, 2)
-    index_PNk = torch.empty(pairs, num_tokens, 2 * top_k, dtype=torch.int64, device=x_PNC.device)
-    informative_PN = torch.empty(pairs, num_tokens, dtype=torch.bool, device=x_PNC.device)
-    rows = max(1, min(num_tokens, SIMILARITIES_PER_CHUNK // (num_tokens * pairs)))
-    for start in range(0, num_tokens, rows):
-        chunk = slice(start, start + rows)
-        similarity = torch.bmm(x_PNC[:, chunk], x_PCN)
-        top = similarity.topk(top_k, dim=2, sorted=False)
-        bottom = similarity.topk(top_k, dim=2, largest=False, sorted=False)
-        index_PNk[:, chunk, :top_k] = top.indices
-        index_PNk[:, chunk, top_k:] = bottom.indices
-        informative_PN[:, chunk] = distinguishes(top.values, bottom.values)
-    return index_PNk, informative_PN
-
-
-def symmetric_targets(x_PNC: Tensor, top_k: int, scale: float) -> Tensor:
-    """scale * (S0 + S0^T) over all P * N tokens as one block-diagonal CSR matrix with 32-bit indices.
-
-    S0 holds +1 for the nearest and -1 for the farthest tokens of its row. Pairs are worked off in groups, so
-    that sorting the entries stays in cache and takes little memory.
-    """
-    pairs, num_tokens, _ = x_PNC.shape
-    device, dtype = x_PNC.device, x_PNC.dtype
-    group = max(1, SIMILARITIES_PER_CHUNK // num_tokens**2)
-    counts, columns, values = [], [], []
-    for start in range(0, pairs, group):
-        x_GNC = x_PNC[start : start + group]
-        size = x_GNC.shape[0] * num_tokens
-        index_GNk, informative_GN = nearest_and_farthest(x_GNC, top_k)
-        index_GNk += torch.arange(0, size, num_tokens, device=device)[:, None, None]
-        row = torch.arange(size, device=device).repeat_interleave(2 * top_k)
-        column = index_GNk.flatten()
-        value = informative_GN.to(dtype)[..., None] * scale * torch.ones(2 * top_k, dtype=dtype, device=device)
-        value[..., top_k:] *= -1
-        block = torch.sparse_coo_tensor(
-            torch.stack([torch.cat([row, column]), torch.cat([column, row])]),
-            value.flatten().repeat(2),
-            (size, size),
-            check_invariants=False,
-        ).coalesce()  # a mutual neighbour becomes one entry of twice the value
-        counts.append(torch.bincount(block.indices()[0], minlength=size))
-        columns.append((block.indices()[1] + start * num_tokens).int())
-        values.append(block.values())
-    row_start = torch.zeros(pairs * num_tokens + 1, dtype=torch.int32, device=device)
-    row_start[1:] = torch.cat(counts).cumsum(0)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
-        return torch.sparse_csr_tensor(
-            row_start,
-            torch.cat(columns),
-            torch.cat(values),
-            (pairs * num_tokens, pairs * num_tokens),
-            check_invariants=False,
-        )
-
-
 class HashObjective:
     """The loss of the next bit, -y^T S y / (N K) averaged over samples and heads, and its gradient.
 
@@ -158,13 +89,14 @@ class HashObjective:
     batch over the pairs, the fastest form on CPU.
     """
 
-    def __init__(self, x_BHNC: Tensor, features_BHNM: Tensor, usable_B: Tensor, *, num_bits: int, top_k: int) -> None:
+    def __init__(self, targets: Targets, features_BHNM: Tensor, usable_B: Tensor, *, num_bits: int, top_k: int) -> None:
         self.num_samples, self.num_heads, self.num_tokens, _ = features_BHNM.shape
         self.pairs = self.num_heads * self.num_samples
         self.features_PMN = features_BHNM.permute(1, 0, 3, 2).contiguous().flatten(0, 1)
-        self.targets = symmetric_targets(x_BHNC.transpose(0, 1).flatten(0, 1), top_k, 0.5 * num_bits)
-        self.usable_P1 = usable_B.repeat(self.num_heads).unsqueeze(1).to(x_BHNC.dtype)
-        self.codes_PKN = x_BHNC.new_zeros(self.pairs, num_bits, self.num_tokens)
+        query_PNC, key_PNC = (x_BHNC.transpose(0, 1).flatten(0, 1) for x_BHNC in targets)
+        self.targets = symmetric_targets(query_PNC, key_PNC, top_k, 0.5 * num_bits)
+        self.usable_P1 = usable_B.repeat(self.num_heads).unsqueeze(1).to(features_BHNM.dtype)
+        self.codes_PKN = features_BHNM.new_zeros(self.pairs, num_bits, self.num_tokens)
         self.num_fitted = 0
         num_terms = usable_B.sum(dtype=torch.float64) * (self.num_heads * self.num_tokens * num_bits)
         self.scale = -1 / num_terms
@@ -209,7 +141,16 @@ class HashObjective:
 
 @torch.no_grad()
 def fit_hash(
-    x_BHNC: Tensor, anchors_HMC: Tensor, A_HKM: Tensor, *, top_k: int, lr: float, momentum: float, steps: int
+    x_BHNC: Tensor,
+    anchors_HMC: Tensor,
+    A_HKM: Tensor,
+    *,
+    top_k: int,
+    lr: float,
+    momentum: float,
+    steps: int,
+    targets: Targets | None = None,
+    spectral: bool = False,
 ) -> HashFit:
     """Fit K hash functions per head, one after the other, by SGD with Nesterov momentum.
 
@@ -219,9 +160,12 @@ def fit_hash(
         A_HKM: hash functions to start from.
         top_k: tokens that count as similar, and as dissimilar, to each token; at most N / 2.
         lr, momentum, steps: SGD, per bit; steps=0 keeps the functions and measures them.
+        targets: queries and keys whose largest and smallest dot products say which tokens those are; None: the tokens'
+            own, as published.
+        spectral: start each bit from the closed form of `SpectralStart` where that has the lower loss.
 
-    Memory grows with B H N (top_k + K + M). No result is read by the host inside the loop. Equal inputs give
-    equal results on CPU; on CUDA the sparse product may add in another order. Samples with NaN or infinity are
+    Memory grows with B H N (top_k + K + M). No result is read by the host inside the loop over the steps. Equal inputs
+    give equal results on CPU; on CUDA the sparse product may add in another order. Samples with NaN or infinity are
     left out (HashFit.usable_B); a bit that meets them while it is optimised keeps its old row (HashFit.finite_K).
 
     Raises:
@@ -230,31 +174,48 @@ def fit_hash(
     check_fit_inputs(x_BHNC, anchors_HMC, A_HKM, top_k=top_k, lr=lr, momentum=momentum, steps=steps)
     dtype = compute_dtype(x_BHNC)
     x_BHNC, anchors_HMC, A_HKM = (t.detach().to(dtype) for t in (x_BHNC, anchors_HMC, A_HKM))
+    query_BHNC, key_BHNC = (x_BHNC, x_BHNC) if targets is None else (t.detach().to(dtype) for t in targets)
     with torch.autocast(x_BHNC.device.type, enabled=False):
-        return _fit(x_BHNC, anchors_HMC, A_HKM, top_k, lr, momentum, steps)
+        features_BHNM = kernel_features(x_BHNC, anchors_HMC)
+        finite = [t.isfinite().flatten(1).all(dim=1) for t in (x_BHNC, features_BHNM, query_BHNC, key_BHNC)]
+        usable_B = torch.stack(finite).all(dim=0)
+        unusable_B111 = ~usable_B[:, None, None, None]
+        features_BHNM = features_BHNM.masked_fill(unusable_B111, 0)
+        mean_HM = features_BHNM.sum(dim=(0, 2)) / (usable_B.sum().clamp_min(1) * x_BHNC.shape[2])
+        features_BHNM = (features_BHNM - mean_HM[None, :, None, :]).masked_fill(unusable_B111, 0)
+        query_BHNC = query_BHNC.masked_fill(unusable_B111, 0)
+        key_BHNC = query_BHNC if targets is None else key_BHNC.masked_fill(unusable_B111, 0)
+        objective = HashObjective((query_BHNC, key_BHNC), features_BHNM, usable_B, num_bits=A_HKM.shape[1], top_k=top_k)
+        return _fit(objective, mean_HM, usable_B, A_HKM, lr, momentum, steps, spectral)
 
 
 def _fit(
-    x_BHNC: Tensor, anchors_HMC: Tensor, A_HKM: Tensor, top_k: int, lr: float, momentum: float, steps: int
+    objective: HashObjective,
+    mean_HM: Tensor,
+    usable_B: Tensor,
+    A_HKM: Tensor,
+    lr: float,
+    momentum: float,
+    steps: int,
+    spectral: bool,
 ) -> HashFit:
     num_bits = A_HKM.shape[1]
-    features_BHNM = kernel_features(x_BHNC, anchors_HMC)
-    usable_B = x_BHNC.isfinite().flatten(1).all(dim=1) & features_BHNM.isfinite().flatten(1).all(dim=1)
-    usable_B111 = usable_B[:, None, None, None]
-    num_usable = usable_B.sum()
-    x_BHNC = x_BHNC.masked_fill(~usable_B111, 0)
-    features_BHNM = features_BHNM.masked_fill(~usable_B111, 0)
-    mean_HM = features_BHNM.sum(dim=(0, 2)) / (num_usable.clamp_min(1) * x_BHNC.shape[2])
-    features_BHNM = (features_BHNM - mean_HM[None, :, None, :]).masked_fill(~usable_B111, 0)
-    objective = HashObjective(x_BHNC, features_BHNM, usable_B, num_bits=num_bits, top_k=top_k)
-
+    closed_form = SpectralStart(objective.features_PMN, objective.targets, objective.num_heads) if spectral else None
     fitted_HKM, candidate_HKM = A_HKM.clone(), A_HKM.clone()
     trace_KT = A_HKM.new_empty(num_bits, steps)
     columns: list[tuple[Tensor, ...]] = []
     for bit in range(num_bits):
         old_HM = A_HKM[:, bit]
         old_code_PN = objective.codes(old_HM)
-        before = objective.hard(old_code_PN)
+        before = at_start = objective.hard(old_code_PN)
+        if closed_form is not None:
+            spectral_HM = closed_form.row()
+            spectral_code_PN = objective.codes(spectral_HM)
+            loss = objective.hard(spectral_code_PN)
+            is_better = loss < before
+            old_HM = torch.where(is_better, spectral_HM, old_HM)
+            old_code_PN = torch.where(is_better, spectral_code_PN, old_code_PN)
+            at_start = torch.where(is_better, loss, before)
         a_HM, velocity_HM = old_HM.clone(), torch.zeros_like(old_HM)
         for step in range(steps):
             trace_KT[bit, step], gradient_HM = objective.soft(a_HM)
@@ -263,13 +224,17 @@ def _fit(
             a_HM.sub_(gradient_HM.add_(velocity_HM, alpha=momentum), alpha=lr)
         candidate_HKM[:, bit] = a_HM
         code_PN = objective.codes(a_HM)
-        after = objective.hard(code_PN)
+        candidate = objective.hard(code_PN)
         trace_KT[bit] *= objective.scale
-        is_finite = a_HM.isfinite().all() & trace_KT[bit].isfinite().all() & before.isfinite() & after.isfinite()
-        is_better = is_finite & (after < before)
+        is_finite = a_HM.isfinite().all() & trace_KT[bit].isfinite().all() & before.isfinite() & candidate.isfinite()
+        is_better = is_finite & (candidate < at_start)
         fitted_HKM[:, bit] = torch.where(is_better, a_HM, old_HM)
-        objective.append(torch.where(is_better, code_PN, old_code_PN))
-        columns.append((is_better, before, torch.where(is_better, after, before), is_finite, after))
+        kept_code_PN = torch.where(is_better, code_PN, old_code_PN)
+        objective.append(kept_code_PN)
+        if closed_form is not None:
+            closed_form.append(kept_code_PN)
+        after = torch.where(is_better, candidate, at_start)
+        columns.append((after < before, before, after, is_finite, candidate))
     accepted_K, before_K, after_K, finite_K, candidate_K = (torch.stack(c) for c in zip(*columns, strict=True))
     return HashFit(
         A_HKM=fitted_HKM,

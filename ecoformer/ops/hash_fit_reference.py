@@ -10,17 +10,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ecoformer.ops.hash_fit import HashFit, check_fit_inputs, compute_dtype, distinguishes
+from ecoformer.ops.hash_fit import HashFit, Targets, check_fit_inputs, compute_dtype
 from ecoformer.ops.kernel_hash import sign
 from ecoformer.ops.reference import kernel_features_reference
+from ecoformer.ops.similarity_targets import distinguishes
 
 
-def similarity_targets(x_BHNC: Tensor, top_k: int) -> Tensor:
-    """S0 (B, H, N, N): in row i, +1 for the top_k tokens most similar to i (i included), -1 for the least.
+def similarity_targets(query_BHNC: Tensor, key_BHNC: Tensor, top_k: int) -> Tensor:
+    """S0 (B, H, N, N): in row i, +1 for the top_k keys with the largest dot product with query i, -1 for the smallest.
 
     A row of a zero token, or among identical tokens, tells no token from another; it is zero.
     """
-    similarity_BHNN = x_BHNC @ x_BHNC.transpose(-2, -1)
+    similarity_BHNN = query_BHNC @ key_BHNC.transpose(-2, -1)
     top = similarity_BHNN.topk(top_k, dim=-1)
     bottom = similarity_BHNN.topk(top_k, dim=-1, largest=False)
     target_BHNN = torch.zeros_like(similarity_BHNN).scatter_(-1, top.indices, 1.0)
@@ -49,7 +50,15 @@ def hard_objective(code_BHN: Tensor, S_BHNN: Tensor, num_bits: int) -> Tensor:
 
 @torch.enable_grad()
 def fit_hash_reference(
-    x_BHNC: Tensor, anchors_HMC: Tensor, A_HKM: Tensor, *, top_k: int, lr: float, momentum: float, steps: int
+    x_BHNC: Tensor,
+    anchors_HMC: Tensor,
+    A_HKM: Tensor,
+    *,
+    top_k: int,
+    lr: float,
+    momentum: float,
+    steps: int,
+    targets: Targets | None = None,
 ) -> HashFit:
     """The fit as the paper writes it; arguments, result and errors as in `hash_fit.fit_hash`.
 
@@ -62,11 +71,13 @@ def fit_hash_reference(
     num_bits = A_HKM.shape[1]
 
     features_BHNM = kernel_features_reference(x_BHNC, anchors_HMC)
-    usable_B = x_BHNC.isfinite().flatten(1).all(dim=1) & features_BHNM.isfinite().flatten(1).all(dim=1)
-    x_BHNC, features_BHNM = x_BHNC[usable_B], features_BHNM[usable_B]
+    query_BHNC, key_BHNC = (x_BHNC, x_BHNC) if targets is None else (t.detach().to(dtype) for t in targets)
+    finite = [t.isfinite().flatten(1).all(dim=1) for t in (x_BHNC, features_BHNM, query_BHNC, key_BHNC)]
+    usable_B = torch.stack(finite).all(dim=0)
+    features_BHNM = features_BHNM[usable_B]
     mean_HM = features_BHNM.mean(dim=(0, 2)) if usable_B.any() else torch.zeros_like(A_HKM[:, 0])
     features_BHNM = features_BHNM - mean_HM[None, :, None, :]
-    S_BHNN = num_bits * similarity_targets(x_BHNC, top_k)
+    S_BHNN = num_bits * similarity_targets(query_BHNC[usable_B], key_BHNC[usable_B], top_k)
 
     fitted_HKM, candidate_HKM = A_HKM.clone(), A_HKM.clone()
     before, after, candidates, accepted, finite, traces = [], [], [], [], [], []
