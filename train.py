@@ -35,6 +35,7 @@ def main(cfg: DictConfig) -> float | None:
         figures = summary.run_summary(config, run.built.model, run.trainer.fit(folder.resume))
         if distributed.is_main():
             summary.write_json(folder.path / SUMMARY, figures)
+            summary.draw_hash_fits(folder.path, run.built.model)
         summary.show_figures(f"{config.name}: {folder.path}", figures)
         return figures["top1"]
 

@@ -143,6 +143,7 @@ class HashUpdateConfig:
     freeze_epoch: int | None = None  # no fit from this epoch on
     freeze_step: int | None = None  # no fit from this step on
     num_images: int = 32  # training images to fit on
+    held_out_images: int = 16  # further ones to measure each fit on, fewer where the training set ends; 0: none
 
 
 @dataclass

@@ -126,7 +126,7 @@ def _check_ranges(config: Config) -> None:
 
 def _check_hash_update(config: Config) -> None:
     update, at = config.callbacks.hash_update, "callbacks.hash_update"
-    for key in ("every", "every_steps", "warmup_steps", "warmup_every"):
+    for key in ("every", "every_steps", "warmup_steps", "warmup_every", "held_out_images"):
         _require(config, f"{at}.{key}", lambda value: value >= 0, "at least 0")
     _require(config, f"{at}.num_images", lambda value: value >= 1, "at least 1")
     _require(config, f"{at}.at_epochs", lambda epochs: all(e >= 0 for e in epochs), "epochs counted from 0")

@@ -20,7 +20,8 @@ from ecoformer.config import Config
 from ecoformer.energy import summarize
 from ecoformer.engine import distributed
 from ecoformer.engine.files import write_text
-from ecoformer.engine.run_files import COMPRESSION, COMPRESSION_TABLE
+from ecoformer.engine.run_files import COMPRESSION, COMPRESSION_TABLE, HASH_FITS, METRICS
+from ecoformer.nn.hashing import has_hashes
 
 Rows = list[tuple[str, str]]
 
@@ -68,6 +69,14 @@ def write_compression(folder: Path, report: CompressionReport | None) -> None:
     if report is not None:
         write_json(folder / COMPRESSION, report.to_dict())
         write_text(folder / COMPRESSION_TABLE, report.to_markdown() + "\n")
+
+
+def draw_hash_fits(run_dir: Path, model: nn.Module) -> None:
+    """hash_fits.png: what every fit of the run's hash functions was worth; nothing for a run without fits."""
+    if has_hashes(model):
+        from ecoformer.comparison.hash_fits import plot_hash_fits  # imported late: matplotlib takes its time
+
+        plot_hash_fits(run_dir / METRICS, run_dir / HASH_FITS)
 
 
 def show_plan(rows: Rows, notes: list[str]) -> None:

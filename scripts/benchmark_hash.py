@@ -22,10 +22,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
+from ecoformer.arguments import Parser
 from ecoformer.errors import InputError
 from ecoformer.ops.hash_fit import HashFit, fit_hash
 from ecoformer.ops.hash_fit_reference import fit_hash_reference
@@ -33,11 +34,6 @@ from ecoformer.ops.kernel_hash import normalize
 
 IMPLEMENTATIONS = {"fast": fit_hash, "reference": fit_hash_reference}
 MIB_PER_KIB = 1 / 1024
-
-
-class OneLineParser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}\n")
 
 
 def positive(text: str) -> int:
@@ -56,7 +52,7 @@ def shape_BHNC(text: str) -> tuple[int, ...]:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = OneLineParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", type=shape_BHNC, default=(32, 1, 3136, 32), help="B,H,N,C (32,1,3136,32)")
     parser.add_argument("--num-bits", type=positive, default=16, help="code length per head (16)")
     parser.add_argument("--num-anchors", type=positive, default=25, help="kernel anchors per head (25)")
@@ -185,8 +181,8 @@ def _cell(value: Any) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse(argv)
     try:
+        args = parse(argv)
         report = compare(args) if args.implementation == "both" else measure(args)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

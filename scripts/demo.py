@@ -128,6 +128,11 @@ def report(rows: list[dict[str, Any]], num_val: int, measured: str) -> str:
 
 EcoFormer starts from the trained MSA model, so its curve is the fine-tuning alone.
 
+![Hash fits](ecoformer/hash_fits.png)
+
+Every fit of EcoFormer's hash functions, block by block. The published form drops the keys, so it cannot tell its error
+against the attention that it replaces; `attention=ecoformer_tuned` can.
+
 ![Code maps](code_maps.png)
 
 Top: softmax attention of the MSA model. Bottom: the weights that EcoFormer's codes give the same image. Each map has

@@ -90,8 +90,11 @@ class HashUpdate(Callback):
         reports = []
         if distributed.is_main():
             seed = fit_seed(trainer.seed, step)
-            images = trainer.data.calibration_images(self.config.num_images, seed=seed)
-            reports = fit_hashes(trainer.model, images, seed=seed)
+            num_images = self.config.num_images
+            left = max(0, trainer.data.num_train - num_images)
+            images = trainer.data.calibration_images(num_images + min(self.config.held_out_images, left), seed=seed)
+            # The first ones are those of a fit without held-out images.
+            reports = fit_hashes(trainer.model, images[:num_images], seed=seed, held_out=images[num_images:])
         layers = hash_layers(trainer.model).items()
         changed = [layer.named_parameters(name) for name, layer in layers if layer.fits_parameters]
         trainer.sync_buffers([name for parameters in changed for name, _ in parameters])
@@ -104,7 +107,7 @@ class HashUpdate(Callback):
         if refusal is None:
             reports = self.fit(trainer, step)
             for report in reports:
-                trainer.log("hash_fit", **{key: value for key, value in asdict(report).items() if value is not None})
+                trainer.log("hash_fit", **asdict(report))
             if reports:
                 trainer.print(_table(when, self.config.num_images, reports))
         elif not self._told:

@@ -41,6 +41,7 @@ class TrainingData(Protocol):
     """
 
     img_size: int
+    num_train: int
     train_loader: Any
     val_loader: Any
 

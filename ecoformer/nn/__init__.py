@@ -9,7 +9,8 @@ import pkgutil
 from ecoformer.nn.distilled_hash import DistilledHashAttention, DistilledHashSpec
 from ecoformer.nn.ecoformer import EcoFormerAttention, EcoFormerSpec
 from ecoformer.nn.ecoformer_tuned import EcoFormerTunedAttention, EcoFormerTunedSpec
-from ecoformer.nn.hashing import HashFitReport, KernelHash, fit_hashes, has_hashes, hash_layers
+from ecoformer.nn.hashing import HashFitReport, fit_hashes, has_hashes, hash_layers
+from ecoformer.nn.kernel_hash import KernelHash
 from ecoformer.nn.msa import MSASpec, MultiHeadSelfAttention
 from ecoformer.nn.specs import AttentionSpec, make_spec
 

@@ -14,11 +14,15 @@ from torch import Tensor, nn
 from ecoformer.errors import InputError
 from ecoformer.nn.bare import only_weights_matter
 from ecoformer.nn.base import ReplacementAttention
-from ecoformer.nn.hashing import FittableAttention, HashFitReport, KernelHash
+from ecoformer.nn.hashing import FittableAttention, HashFitReport
 from ecoformer.nn.heads import join_heads, refuse_mask, split_heads
+from ecoformer.nn.kept_keys import KeptKeys
+from ecoformer.nn.kernel_hash import KernelHash
 from ecoformer.nn.precision import full_precision, without_autocast
 from ecoformer.nn.projections import Projections, linear_from, register_reader
-from ecoformer.nn.specs import AttentionSpec, builds, register_spec
+from ecoformer.nn.softmax_target import SoftmaxTarget
+from ecoformer.nn.specs import AttentionSpec, builds, one_of, register_spec
+from ecoformer.ops.anchors import ANCHORS
 from ecoformer.ops.kernel_hash import normalize
 from ecoformer.ops.kernel_hash_attention import kernel_hash_attention
 from ecoformer.ops.kernel_hash_layer import kernel_hash_layer
@@ -31,8 +35,13 @@ class EcoFormerSpec(AttentionSpec):
 
     Args:
         num_bits: code length K per head.
-        num_anchors: kernel anchors M per head, drawn from the tokens of one image.
+        num_anchors: kernel anchors M per head.
+        anchors: "image" draws them from the tokens of one image, "batch" from those of all images of the fit, "kmeans"
+            takes k-means centres of the latter.
+        target: tokens that a fit calls similar: "cosine" of the shared queries and keys, or "attention", the strongest
+            keys in the softmax attention that is replaced; its key rows then stay as buffers, for fits alone.
         top_k: tokens counted as similar, and as dissimilar, when the hash is fitted; 2 * top_k <= tokens.
+        start: of each bit's fit: "random", or "spectral", a closed form (see `ops.spectral_start`).
         numerator: "own_token" adds (K+1) * v_i as the official code does; "kernel" adds (K+1) * sum_j v_j,
             the normalised kernel attention that the denominator implies.
         fit_lr, fit_momentum, fit_steps: SGD of the hash fit, per bit; fit_steps=0 leaves random hash functions.
@@ -41,8 +50,11 @@ class EcoFormerSpec(AttentionSpec):
 
     num_bits: int = 16
     num_anchors: int = 25
+    anchors: Literal["image", "batch", "kmeans"] = "image"
+    target: Literal["cosine", "attention"] = "cosine"
     top_k: int = 10
     numerator: Literal["own_token", "kernel"] = "own_token"
+    start: Literal["random", "spectral"] = "random"
     fit_lr: float = 5e-4
     fit_momentum: float = 0.9
     fit_steps: int = 100
@@ -53,15 +65,18 @@ class EcoFormerSpec(AttentionSpec):
             value = getattr(self, key)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise InputError(f"attention.{key}={value!r} must be a whole number of at least {least}")
-        if self.numerator not in ("own_token", "kernel"):
-            raise InputError(f"attention.numerator={self.numerator!r} must be own_token or kernel")
+        one_of("numerator", self.numerator, ("own_token", "kernel"))
+        one_of("anchors", self.anchors, ANCHORS)
+        one_of("target", self.target, ("cosine", "attention"))
+        one_of("start", self.start, ("random", "spectral"))
         if not self.fit_lr > 0:
             raise InputError(f"attention.fit_lr={self.fit_lr!r} must be above 0")
         if not 0 <= self.fit_momentum < 1:
             raise InputError(f"attention.fit_momentum={self.fit_momentum!r} must lie in [0, 1)")
 
     def fit_to_tokens(self, num_tokens: int, where: str) -> EcoFormerSpec:
-        anchors, top_k = min(self.num_anchors, num_tokens), min(self.top_k, num_tokens // 2)
+        most = num_tokens if self.anchors == "image" else self.num_anchors
+        anchors, top_k = min(self.num_anchors, most), min(self.top_k, num_tokens // 2)
         if (anchors, top_k) == (self.num_anchors, self.top_k):
             return self
         if self.clamp and num_tokens >= 2:
@@ -81,7 +96,7 @@ class EcoFormerSpec(AttentionSpec):
 
 
 @builds(EcoFormerSpec)
-class EcoFormerAttention(ReplacementAttention, FittableAttention):
+class EcoFormerAttention(ReplacementAttention, FittableAttention, KeptKeys):
     """Kernelised hash attention (Liu et al., EcoFormer, NeurIPS 2022).
 
     `to_qk` and `to_v` keep the names of the published checkpoints. Hash arithmetic is float32 whatever the
@@ -95,6 +110,7 @@ class EcoFormerAttention(ReplacementAttention, FittableAttention):
 
     carries = ("query", "value", "proj")
     new_parts = ("hash",)
+    shows_codes = True
     spec: EcoFormerSpec
 
     def __init__(
@@ -116,7 +132,10 @@ class EcoFormerAttention(ReplacementAttention, FittableAttention):
 
     @classmethod
     def from_projections(cls, source: Projections, spec: Any) -> Self:
-        """Query rows become the shared projection, key rows are dropped, as the paper initialises it."""
+        """Query rows become the shared projection, key rows are dropped, as the paper initialises it.
+
+        With target="attention" they stay as buffers. Raises InputError if the source has none then.
+        """
         module = cls(
             source.dim,
             source.num_heads,
@@ -136,6 +155,9 @@ class EcoFormerAttention(ReplacementAttention, FittableAttention):
             spec.num_anchors,
             device=source.proj.weight.device,
         )
+        if spec.target == "attention":
+            module.keep_keys(source.own_keys("for attention.target=attention"))
+            module.carries = ("query", "key", "value", "proj")  # type: ignore[assignment]
         return module
 
     @property
@@ -170,8 +192,27 @@ class EcoFormerAttention(ReplacementAttention, FittableAttention):
             out_BHNC = kernel_hash_attention(qk_BHNC, v_BHNC, *self.hash.state(qk_BHNC.dtype), self.spec.numerator)
         return self.proj_drop(self.proj(join_heads(out_BHNC).to(v_BND.dtype)))
 
+    @property
+    def is_fitted(self) -> bool:
+        return self.hash.is_fitted
+
+    def softmax_target(self, x_BND: Tensor) -> SoftmaxTarget | None:
+        """Known with target="attention" alone, which keeps the keys: that of the layer's queries and the kept keys."""
+        if self.spec.target != "attention":
+            return None
+        with without_autocast(x_BND):
+            projected = (self.to_qk(x_BND), self.kept_keys(x_BND), self.to_v(x_BND))
+            return SoftmaxTarget(*(full_precision(split_heads(y_BND, self.num_heads)) for y_BND in projected))
+
+    def signed_codes(self, x_BND: Tensor) -> Tensor:
+        return self.hash(self.hash_input(x_BND))
+
+    def draw_random_hash(self, x_BND: Tensor, generator: torch.Generator) -> None:
+        self.hash.draw(self.hash_input(x_BND), generator, self.spec.anchors)
+
     def fit_hash(self, x_BND: Tensor, generator: torch.Generator) -> HashFitReport:
         """Fit the hash to the tokens of a batch of this layer's inputs; the block name is left to the caller."""
+        target = self.softmax_target(x_BND)
         return self.hash.fit(
             self.hash_input(x_BND),
             generator,
@@ -179,6 +220,9 @@ class EcoFormerAttention(ReplacementAttention, FittableAttention):
             lr=self.spec.fit_lr,
             momentum=self.spec.fit_momentum,
             steps=self.spec.fit_steps,
+            anchors=self.spec.anchors,
+            spectral=self.spec.start == "spectral",
+            targets=None if target is None else (target.q_BHNC, target.k_BHNC),
         )
 
     def attention_weights(self, x_BND: Tensor) -> Tensor:
@@ -210,15 +254,16 @@ class EcoFormerAttention(ReplacementAttention, FittableAttention):
 
 @register_reader(EcoFormerAttention)
 def _read(module: EcoFormerAttention, where: str) -> Projections:
+    keeps_keys = module.spec.target == "attention"
     return Projections(
         where=where,
         dim=module.dim,
         num_heads=module.num_heads,
         query=module.to_qk,
-        key=None,
+        key=module.key_linear() if keeps_keys else None,
         value=module.to_v,
         proj=module.proj,
         proj_drop=module.proj_drop.p,
-        parts={"query": "to_qk", "value": "to_v", "proj": "proj"},
+        parts={"query": "to_qk", **({"key": "key_weight"} if keeps_keys else {}), "value": "to_v", "proj": "proj"},
         dropped=("hash",),
     )

@@ -45,6 +45,12 @@ def builds(spec: type[AttentionSpec]) -> Callable[[ModuleT], ModuleT]:
     return decorate
 
 
+def one_of(key: str, value: object, choices: tuple[str, ...]) -> None:
+    """Raise InputError unless an option of a spec is one of `choices`."""
+    if value not in choices:
+        raise InputError(f"attention.{key}={value!r} must be {', '.join(choices[:-1])} or {choices[-1]}")
+
+
 @dataclass(frozen=True)
 class AttentionSpec:
     """What every attention kind has: a name, and a way to refuse token counts that it cannot work with."""

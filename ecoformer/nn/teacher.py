@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from ecoformer.errors import InputError
 from ecoformer.nn.base import ReplacementAttention, before_projection
-from ecoformer.nn.hashing import NEVER_FITTED, FittableAttention, HashFitReport, bit_statistics, finite_images
+from ecoformer.nn.fitted_state import NEVER_FITTED
+from ecoformer.nn.hashing import FittableAttention, HashFitReport, bit_statistics, finite_images
 from ecoformer.nn.heads import split_heads
 from ecoformer.nn.msa import MSASpec, MultiHeadSelfAttention
 from ecoformer.nn.precision import full_precision, without_autocast

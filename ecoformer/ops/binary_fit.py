@@ -7,12 +7,13 @@ Shapes: B batch, H heads, N tokens, C head channels, K code bits, M anchors.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ecoformer.ops.anchors import KMEANS_STEPS, KMEANS_TOKENS, kmeans
 from ecoformer.ops.binary_attention import TokenHash, binary_attention, binary_codes, token_features
 from ecoformer.ops.kernel_hash import squared_distances
 from ecoformer.ops.output_fit import OutputFit, batches, fit_to_output
@@ -25,7 +26,8 @@ class BinaryHash:
     """All that turns queries, keys and values into an attention output. `key` is None where keys are hashed queries.
 
     `weight_HK` (at least 0) and `floor_H` (above 0) are those of `binary_attention` for 0/1 codes. With `signed`
-    codes are -1/+1 and the floor rises by the sum of the weights, so that attention weights stay positive.
+    codes are -1/+1 and the floor rises by the sum of the weights, so that attention weights stay positive. A fit leaves
+    the weights alone, all 1, without `fits_weight`, and the floor without `fits_floor`.
     """
 
     query: TokenHash
@@ -33,6 +35,13 @@ class BinaryHash:
     weight_HK: Tensor
     floor_H: Tensor
     signed: bool = False
+    fits_weight: bool = True
+    fits_floor: bool = True
+
+    @property
+    def weights_of_bits(self) -> Tensor | None:
+        """`weight_HK`, or None where all are 1, so that nothing is multiplied."""
+        return self.weight_HK if self.fits_weight else None
 
     def codes(self, q_BHNC: Tensor, k_BHNC: Tensor) -> tuple[Tensor, Tensor]:
         """Codes of queries and keys, (B, H, N, K) each, in {0, 1} or {-1, +1}."""
@@ -46,7 +55,7 @@ class BinaryHash:
 
     def attend(self, q_BHNC: Tensor, k_BHNC: Tensor, v_BHNC: Tensor) -> Tensor:
         """The attention output (B, H, N, C)."""
-        return binary_attention(*self.codes(q_BHNC, k_BHNC), v_BHNC, self.weight_HK, self.raised_floor_H)
+        return binary_attention(*self.codes(q_BHNC, k_BHNC), v_BHNC, self.weights_of_bits, self.raised_floor_H)
 
     def tensors(self) -> Iterator[Tensor]:
         """Everything that a fit changes, in a fixed order; every tensor has the heads first."""
@@ -55,13 +64,13 @@ class BinaryHash:
                 yield from (hashing.A_HKF, hashing.threshold_HK)
                 if hashing.anchors_HMC is not None and hashing.bandwidth_H is not None:
                     yield from (hashing.anchors_HMC, hashing.bandwidth_H)
-        yield from (self.weight_HK, self.floor_H)
+        yield from [self.weight_HK] * self.fits_weight + [self.floor_H] * self.fits_floor
 
     def positive(self) -> list[bool]:
         """Which of `tensors` stay above 0: bandwidths, weights and floors."""
         hashes = [h for h in (self.query, self.key) if h is not None]
         kinds = [(False, False) if h.bandwidth_H is None else (False, False, False, True) for h in hashes]
-        return [*(flag for kind in kinds for flag in kind), True, True]
+        return [*(flag for kind in kinds for flag in kind), *[True] * (self.fits_weight + self.fits_floor)]
 
     def with_tensors(self, tensors: Iterator[Tensor]) -> BinaryHash:
         """The same hash with other tensors, in the order of `tensors`."""
@@ -74,7 +83,9 @@ class BinaryHash:
 
         query, key = take(self.query), take(self.key)
         assert query is not None
-        return BinaryHash(query, key, next(tensors), next(tensors), self.signed)
+        weight_HK = next(tensors) if self.fits_weight else self.weight_HK
+        floor_H = next(tensors) if self.fits_floor else self.floor_H
+        return replace(self, query=query, key=key, weight_HK=weight_HK, floor_H=floor_H)
 
 
 def random_hash(
@@ -84,13 +95,18 @@ def random_hash(
     *,
     num_bits: int,
     num_anchors: int,
+    anchors: str = "batch",
     shared: bool = False,
     signed: bool = False,
+    fits_weight: bool = True,
+    floor: float = 1.0,
+    fits_floor: bool = True,
 ) -> BinaryHash:
     """Random hash functions for these tokens, each bit splitting them near the middle. The start of a fit.
 
-    Queries and keys, each about their own mean, get the same anchors (tokens of both, from the whole batch) and
-    the same random functions, so that similar ones tend to agree. `num_anchors=0` makes the hash linear.
+    Queries and keys, each about their own mean, get the same anchors (tokens of both from the whole batch, or their
+    k-means centres with anchors="kmeans") and the same random functions, so that similar ones tend to agree.
+    `num_anchors=0` makes the hash linear. The rest is for `BinaryHash`.
     `generator` is a CPU generator, so that the draw is the same on every device.
     """
     num_heads, channels = q_BHNC.shape[1], q_BHNC.shape[-1]
@@ -103,10 +119,14 @@ def random_hash(
         centred = torch.cat([x - mean for x, mean in zip(tokens_HTC, means_H1C, strict=True)], dim=1)
         chosen = torch.randint(centred.shape[1], (num_anchors,), generator=generator)
         anchors_HMC = centred.index_select(1, chosen.to(centred.device))
+        if anchors == "kmeans":
+            some = torch.randperm(centred.shape[1], generator=generator)[:KMEANS_TOKENS]
+            anchors_HMC = kmeans(centred.index_select(1, some.to(centred.device)), anchors_HMC, KMEANS_STEPS)
     hashes = [_standardised(x, mean, A_HKF, anchors_HMC) for x, mean in zip(tokens_HTC, means_H1C, strict=True)]
-    ones_H = q_BHNC.new_ones(num_heads)
+    floor_H = q_BHNC.new_full((num_heads,), floor)
     weight_HK = q_BHNC.new_ones(num_heads, num_bits)
-    return BinaryHash(hashes[0], None if shared else hashes[1], weight_HK, ones_H, signed)
+    key = None if shared else hashes[1]
+    return BinaryHash(hashes[0], key, weight_HK, floor_H, signed, fits_weight, fits_floor)
 
 
 def _standardised(x_HTC: Tensor, mean_H1C: Tensor, A_HKF: Tensor, anchors_HMC: Tensor | None) -> TokenHash:

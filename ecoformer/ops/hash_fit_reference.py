@@ -72,15 +72,17 @@ def fit_hash_reference(
 
     features_BHNM = kernel_features_reference(x_BHNC, anchors_HMC)
     query_BHNC, key_BHNC = (x_BHNC, x_BHNC) if targets is None else (t.detach().to(dtype) for t in targets)
-    finite = [t.isfinite().flatten(1).all(dim=1) for t in (x_BHNC, features_BHNM, query_BHNC, key_BHNC)]
-    usable_B = torch.stack(finite).all(dim=0)
+    all_finite = [t.isfinite().flatten(1).all(dim=1) for t in (x_BHNC, features_BHNM, query_BHNC, key_BHNC)]
+    usable_B = torch.stack(all_finite).all(dim=0)
     features_BHNM = features_BHNM[usable_B]
     mean_HM = features_BHNM.mean(dim=(0, 2)) if usable_B.any() else torch.zeros_like(A_HKM[:, 0])
     features_BHNM = features_BHNM - mean_HM[None, :, None, :]
     S_BHNN = num_bits * similarity_targets(query_BHNC[usable_B], key_BHNC[usable_B], top_k)
 
     fitted_HKM, candidate_HKM = A_HKM.clone(), A_HKM.clone()
-    before, after, candidates, accepted, finite, traces = [], [], [], [], [], []
+    before, after, candidates, traces = [], [], [], []
+    accepted: list[bool] = []
+    finite: list[bool] = []
     for bit in range(num_bits):
         objective_before = hard_objective(hard_codes(features_BHNM, A_HKM[:, bit]), S_BHNN, num_bits)
         a_HM = A_HKM[:, bit].clone().requires_grad_()

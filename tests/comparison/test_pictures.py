@@ -1,6 +1,7 @@
 """Pictures are drawn from what is there, written whole, and leave the models alone."""
 
 import copy
+import json
 
 import pytest
 import timm
@@ -10,6 +11,7 @@ from PIL import Image
 from ecoformer import EcoFormerSpec, MSASpec, convert, fit_hashes
 from ecoformer.comparison.code_maps import layer_weights, plot_code_maps
 from ecoformer.comparison.curves import plot_training_curves
+from ecoformer.comparison.hash_fits import plot_hash_fits, read_fits
 from ecoformer.engine.throughput import interleaved_throughput
 
 
@@ -53,3 +55,24 @@ def test_throughput_is_a_median_between_low_and_high(models):
     rates = interleaved_throughput(models, torch.randn(2, 3, 64, 64), rounds=3, min_seconds=0.01)
     assert list(rates) == ["msa", "ecoformer"]
     assert all(0 < rate.low <= rate.median <= rate.high for rate in rates.values())
+
+
+def test_hash_fits_are_drawn_with_what_is_known(tmp_path):
+    records = [{"event": "epoch", "epoch": 0, "step": 9}]
+    for block in ("blocks.0.attn", "blocks.1.attn"):
+        for step in (0, 5):
+            known = {"attention_error": 0.3, "random_error": 0.8, "uniform_error": 0.9, "recall": None}
+            record = {"event": "hash_fit", "block": block, "step": step, "bit_balance": 0.9, **known}
+            records.append(record | {"held_out_images": 8, "flipped_bits": 0.1, "bit_correlation": 0.2})
+    lines = [json.dumps(record) for record in records]
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text("\n".join(lines) + '\n{"event": "hash_f')  # as a kill in the middle of a write leaves it
+    fits = read_fits(metrics)
+    assert {block: len(found) for block, found in fits.items()} == {"blocks.0.attn": 2, "blocks.1.attn": 2}
+    assert plot_hash_fits(metrics, tmp_path / "fits.png") and (tmp_path / "fits.png").stat().st_size > 5000
+
+
+def test_a_run_without_fits_gets_no_picture(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"event": "epoch", "epoch": 0}\n')
+    assert not plot_hash_fits(tmp_path / "metrics.jsonl", tmp_path / "fits.png")
+    assert not (tmp_path / "fits.png").exists()

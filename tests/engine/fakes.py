@@ -108,6 +108,7 @@ class FakeData:
     def __init__(
         self, num_train: int = 44, batch_size: int = 8, rank: int = 0, world_size: int = 1, device: Any = "cpu"
     ) -> None:
+        self.num_train = num_train
         ranks = {"rank": rank, "world_size": world_size, "device": device}
         self.train_loader = FakeLoader(num_train, batch_size, seed=1, shuffle=True, **ranks)
         self.val_loader = FakeLoader(20, 8, seed=2, shuffle=False, **ranks)

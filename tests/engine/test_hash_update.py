@@ -105,7 +105,7 @@ def test_fit_comes_before_the_steps_and_reaches_the_ema(tmp_path: Path) -> None:
             assert trainer.step == 6 * len([call for call in calls[:-1]]) * 2  # epochs 0 and 2, 6 steps each
             return super().calibration_images(num_images, seed)
 
-    config = HashUpdateConfig(at_epochs=[0, 2], num_images=5)
+    config = HashUpdateConfig(at_epochs=[0, 2], num_images=5, held_out_images=0)
     trainer = make_trainer(tmp_path, Recording(), hash_update=config, epochs=3, max_steps=None)
     trainer.fit()
     assert calls == [(5, fit_seed(5, 0)), (5, fit_seed(5, 12))]
@@ -115,7 +115,8 @@ def test_fit_comes_before_the_steps_and_reaches_the_ema(tmp_path: Path) -> None:
     fits = [record for record in records if record["event"] == "hash_fit"]
     assert [(record["epoch"], record["step"], record["block"]) for record in fits] == [(0, 0, "attn"), (2, 12, "attn")]
     assert fits[0]["objective_before"] == -1.0 and fits[0]["accepted_bits"] == 3
-    assert "attention_error" not in fits[0]  # unknown to this kind
+    for key in ("attention_error", "recall", "correlation"):
+        assert fits[0][key] is None  # unknown to this kind
     order = [record["event"] for record in records if record["epoch"] == 0]
     assert order[0] == "hash_fit" and order[-1] == "epoch"
 

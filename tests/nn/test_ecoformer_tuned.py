@@ -21,8 +21,10 @@ VARIANTS = [
     EcoFormerTunedSpec(num_bits=8, num_anchors=0, fit_steps=20, fit_batch_size=4),
     EcoFormerTunedSpec(num_bits=8, num_anchors=5, qk="shared", fit_steps=20, fit_batch_size=4),
     EcoFormerTunedSpec(num_bits=8, num_anchors=5, code="sign", fit_steps=20, fit_batch_size=4),
+    EcoFormerTunedSpec(num_bits=8, num_anchors=5, anchors="kmeans", floor=0.25, fit_steps=20, fit_batch_size=4),
+    EcoFormerTunedSpec(num_bits=8, num_anchors=5, bit_weights=False, fit_steps=20, fit_batch_size=4),
 ]
-IDS = ["kernel", "linear", "shared", "sign"]
+IDS = ["kernel", "linear", "shared", "sign", "floor", "equal"]
 
 
 def vit(spec=None, **kwargs):
@@ -137,15 +139,23 @@ def test_checkpoints_carry_the_fit(spec, images):
     assert torch.equal(twin(images), model(images))
 
 
-@pytest.mark.parametrize("broken", [1, 8])
-def test_samples_with_nan_are_left_out_and_the_run_goes_on(broken, images):
+def test_samples_with_nan_are_left_out_and_the_run_goes_on():
     layer = vit(SMALL).blocks[0].attn
     x = torch.randn(8, 17, 24)
-    x[:broken, 3] = float("nan")
+    x[:1, 3] = float("nan")
     report = layer.fit_hash(x, torch.Generator().manual_seed(0))
     assert all(buffer.isfinite().all() for buffer in layer.buffers())
-    assert report.accepted_bits == (8 if broken == 1 else 0) and report.skipped_images == broken
+    assert report.accepted_bits == 8 and report.skipped_images == 1
     json.dumps(report.attention_error, allow_nan=False)
+
+
+def test_what_is_not_fitted_stays_as_it_was_set(images):
+    layer = vit(VARIANTS[4]).blocks[0].attn
+    layer.fit_hash(torch.randn(8, 17, 24), torch.Generator().manual_seed(0))
+    assert (layer.floor == 0.25).all() and not (layer.bit_weight == 1).all()
+    layer = vit(VARIANTS[5]).blocks[0].attn
+    layer.fit_hash(torch.randn(8, 17, 24), torch.Generator().manual_seed(0))
+    assert (layer.bit_weight == 1).all() and not (layer.floor == 1).all()
 
 
 def test_half_precision_and_autocast_run(images):
@@ -169,9 +179,11 @@ def test_paper_accounting_of_one_block_by_hand(images):
         (layers[1], 2, channels * bits, channels * bits),
         (layers[2], 1, hash_muls, hash_adds),
         (layers[3], 2, hash_muls, hash_adds),
+        (layers[4], 2, hash_muls, hash_adds),
+        (layers[5], 2, hash_muls, hash_adds),
     ):
         assert layer.paper_core_ops(tokens) == (
-            heads * tokens * (hashes * muls + attention_muls) + shared_out,
+            heads * tokens * (hashes * muls + attention_muls) + (shared_out if layer.spec.bit_weights else 0),
             heads * tokens * (hashes * adds + attention_adds),
         )
 
@@ -210,6 +222,9 @@ def test_published_size_costs_less_core_energy_than_ecoformer():
         ({"num_anchors": -1}, r"attention\.num_anchors=-1 must be a whole number of at least 0"),
         ({"fit_steps": True}, r"attention\.fit_steps=True must be a whole number of at least 0"),
         ({"qk": "one"}, r"attention\.qk='one' must be separate or shared"),
+        ({"anchors": "image"}, r"attention\.anchors='image' must be batch or kmeans"),
+        ({"bit_weights": 1}, r"attention\.bit_weights=1 must be true or false"),
+        ({"floor": 0}, r"attention\.floor=0 must be a finite number above 0, or null to fit it"),
         ({"code": "ternary"}, r"attention\.code='ternary' must be binary or sign"),
         ({"fit_lr": 0}, r"attention\.fit_lr=0 must be a finite number above 0"),
         ({"num_bit": 8}, r"attention\.num_bit is not an option .* did you mean attention\.num_bits\?"),

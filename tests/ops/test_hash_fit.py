@@ -179,7 +179,7 @@ def test_a_spectral_start_lowers_the_loss_and_says_so() -> None:
 
 
 def test_a_spectral_start_among_identical_tokens_is_finite() -> None:
-    x_BHNC, anchors_HMC, A_HKM = make_inputs((2, 1, 20, 4))
+    x_BHNC, _, A_HKM = make_inputs((2, 1, 20, 4))
     x_BHNC[:] = x_BHNC[:1, :, :1]
     fit = fit_hash(x_BHNC, x_BHNC[0, :, :7].clone(), A_HKM, top_k=4, lr=0.01, momentum=0.9, steps=3, spectral=True)
     assert fit.A_HKM.isfinite().all() and fit.finite_K.all()

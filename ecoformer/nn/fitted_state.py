@@ -1,0 +1,47 @@
+"""Whether hash functions were fitted: a flag that is checkpointed, and read from the device once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ecoformer.errors import InputError
+
+NEVER_FITTED = (
+    "the hash functions were never fitted: train with callbacks.hash_update.enabled=true, load a fitted checkpoint, or "
+    "call ecoformer.nn.fit_hashes(model, images, seed)"
+)
+
+
+class FittedState(nn.Module):
+    """Mixin of modules that hold fitted hash functions. Call `register_fitted` once, when the module is built."""
+
+    fitted: Tensor
+    fit_count: Tensor
+
+    def register_fitted(self, device: Any = None) -> None:
+        """Add the buffers: not fitted, zero times."""
+        self.register_buffer("fitted", torch.zeros((), dtype=torch.bool, device=device))
+        self.register_buffer("fit_count", torch.zeros((), dtype=torch.int64, device=device))
+        self._known_fitted = False
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether functions were fitted; meta tensors, which have no value to read, count as fitted."""
+        # The flag lives on the device; once it is set it is not read again, so that steps need not wait for it.
+        if not self._known_fitted and not self.fitted.is_meta and bool(self.fitted):
+            self._known_fitted = True
+        return self._known_fitted or self.fitted.is_meta
+
+    def require_fitted(self) -> None:
+        """Raise InputError if the functions were never fitted."""
+        if not self.is_fitted:
+            raise InputError(NEVER_FITTED)
+
+    def mark_fitted(self) -> None:
+        """Note one more fit."""
+        self.fitted.fill_(True)
+        self.fit_count.add_(1)
+        self._known_fitted = True

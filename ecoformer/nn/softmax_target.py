@@ -1,0 +1,32 @@
+"""The softmax attention that codes stand for, on some inputs. Shapes: B batch, H heads, N tokens, C head channels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ecoformer.nn.heads import join_heads
+
+
+@dataclass(frozen=True)
+class SoftmaxTarget:
+    """Queries, keys and values, (B, H, N, C) each, and what softmax attention makes of them."""
+
+    q_BHNC: Tensor
+    k_BHNC: Tensor
+    v_BHNC: Tensor
+
+    def output(self) -> Tensor:
+        """The attention output (B, N, D) before the output projection, without an N x N matrix."""
+        return join_heads(F.scaled_dot_product_attention(self.q_BHNC, self.k_BHNC, self.v_BHNC))
+
+    def uniform_output(self) -> Tensor:
+        """The mean of all values for every token, (B, N, D): what a replacement that knows nothing gives."""
+        return join_heads(self.v_BHNC.mean(dim=2, keepdim=True).expand_as(self.v_BHNC))
+
+    def weights(self, image: int, head: int) -> Tensor:
+        """The attention map of one head on one image, as (1, 1, N, N)."""
+        q, k = (x[image : image + 1, head : head + 1] for x in (self.q_BHNC, self.k_BHNC))
+        return (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(dim=-1)
