@@ -1,0 +1,61 @@
+"""One timm entrypoint for every converted model, so that what was exported loads back by timm's own means.
+
+import ecoformer.models
+timm.create_model("local-dir:DIR", pretrained=True)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import timm
+from timm.models import load_pretrained, register_model, resolve_pretrained_cfg
+from torch import nn
+
+from ecoformer.convert import convert
+from ecoformer.nn.specs import make_spec
+from ecoformer.patch_stride import set_patch_stride
+
+ARCHITECTURE = "converted_backbone"
+
+
+@register_model
+def converted_backbone(
+    pretrained: bool = False,
+    *,
+    backbone: str = "pvt_v2_b0",
+    attention: dict[str, Any] | None = None,
+    layers: list[str] | None = None,
+    patch_stride: int | None = None,
+    img_size: int | None = None,
+    pretrained_cfg: dict[str, Any] | None = None,
+    pretrained_cfg_overlay: dict[str, Any] | None = None,
+    pretrained_model_args: dict[str, Any] | None = None,
+    cache_dir: str | None = None,
+    **kwargs: Any,
+) -> nn.Module:
+    """A timm backbone with another attention. `pretrained` loads the weights that `pretrained_cfg` points to.
+
+    Args:
+        attention: `name` and options of an attention kind, as in a config; None: the stock one.
+        layers: names of the layers to convert; None: those that `convert` takes by default.
+        pretrained_model_args: what timm passes with a source; the same as the other arguments here.
+        img_size: pixels; sets the size of models with a fixed one, and checks the attention's token counts.
+        kwargs: further arguments of timm.create_model.
+    """
+    cfg = resolve_pretrained_cfg(ARCHITECTURE, pretrained_cfg or {"architecture": ARCHITECTURE}, pretrained_cfg_overlay)
+    kwargs.setdefault("num_classes", cfg.num_classes)
+    defaults = timm.get_pretrained_cfg(backbone)
+    if img_size is not None and defaults is not None and defaults.fixed_input_size:
+        kwargs["img_size"] = img_size
+    model = timm.create_model(backbone, **kwargs)
+    if patch_stride is not None:
+        set_patch_stride(model, patch_stride)
+    options = dict(attention or {"name": "stock"})
+    spec = make_spec(options.pop("name"), options)
+    if spec is not None:
+        convert(model, spec, None if layers is None else lambda module, name: name in layers, img_size)
+    model.pretrained_cfg = model.default_cfg = cfg.to_dict()
+    if pretrained:
+        load_pretrained(model, cfg.to_dict(), kwargs["num_classes"], kwargs.get("in_chans", 3), cache_dir=cache_dir)
+    return model

@@ -1,0 +1,143 @@
+"""Folders for timm and the hub: loaded back they compute the same, and a push that cannot be done says so."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import ecoformer.models
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+from weights_helpers import load_script
+
+from ecoformer import fit_hashes
+from ecoformer.config import Config, DataConfig, ModelConfig
+from ecoformer.engine.checkpoint import save_checkpoint
+from ecoformer.init import build_model, model_of_run, read_run
+
+PVT = {"embed_dims": [8, 16, 40, 64], "depths": [1, 1, 1, 1]}
+TWINS = {"embed_dims": [16, 32, 64, 128], "depths": [1, 1, 2, 1]}
+HASH = {"num_bits": 4, "num_anchors": 4, "top_k": 2}
+CASES = {
+    "pvt_ecoformer": (ModelConfig("pvt_v2_b0", patch_stride=2, kwargs=PVT), {"name": "ecoformer", **HASH}, 32),
+    "twins_msa": (ModelConfig("twins_svt_small", kwargs=TWINS), {"name": "msa"}, 64),
+    "vit_some_layers": (
+        ModelConfig("deit_tiny_patch16_224", kwargs={"embed_dim": 24, "depth": 3}),
+        {"name": "ecoformer", **HASH, "layers": ["blocks.1.attn"]},
+        64,
+    ),
+    "pvt_stock": (ModelConfig("pvt_v2_b0", kwargs=PVT), {"name": "stock"}, 64),
+}
+
+
+@pytest.fixture(scope="module")
+def script() -> Any:
+    return load_script("export_hub")
+
+
+def checkpoint(folder: Path, case: str) -> Path:
+    model, attention, size = CASES[case]
+    config = Config(name=case, model=model, attention=attention, data=DataConfig(name="digits", img_size=size))
+    net = build_model(config, 3).model
+    fit_hashes(net, torch.randn(2, 3, size, size), seed=0)
+    content = {
+        "kind": "weights",
+        "config": {"settings": asdict(config), "class_names": ["ant", "bee", "cat"]},
+        "epoch": 7,
+        "step": 70,
+        "metrics": {"val_top1": 81.5},
+        "model": dict(net.state_dict()),
+    }
+    save_checkpoint(folder / "best.pt", content)
+    return folder / "best.pt"
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_timm_loads_it_back(script: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], case: str):
+    source, out = checkpoint(tmp_path, case), tmp_path / "hub"
+    assert script.main([str(source), f"--out={out}"]) == 0
+    assert "largest difference of the logits 0.00e+00" in capsys.readouterr().out
+    assert sorted(path.name for path in out.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    ours = model_of_run(read_run(source)).eval()
+    theirs = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
+    size = CASES[case][2]
+    images = torch.randn(2, 3, size, size)
+    with torch.no_grad():
+        assert torch.equal(theirs(images), ours(images))
+    data = timm.data.resolve_model_data_config(theirs)
+    assert (tuple(data["input_size"]), data["crop_pct"]) == ((3, size, size), 1.0)
+    assert data["mean"] == pytest.approx((0.3056, 0.3056, 0.3056), abs=1e-3)  # digits'
+    assert theirs.pretrained_cfg["label_names"] == ["ant", "bee", "cat"]
+
+
+def test_another_head_and_no_weights(script: Any, tmp_path: Path):
+    out = tmp_path / "hub"
+    assert script.main([str(checkpoint(tmp_path, "twins_msa")), f"--out={out}"]) == 0
+    model = timm.create_model(f"local-dir:{out}", pretrained=True, num_classes=5)
+    assert model.head.weight.shape == (5, 128)
+    weights = load_file(out / "model.safetensors")
+    assert torch.equal(model.blocks[0][0].attn.qkv.weight, weights["blocks.0.0.attn.qkv.weight"])
+    fresh = timm.create_model(f"local-dir:{out}")
+    assert not torch.equal(fresh.head.weight, weights["head.weight"])
+    assert ecoformer.models.ARCHITECTURE in timm.list_models()
+
+
+def test_the_card_says_what_was_measured(script: Any, tmp_path: Path):
+    out = tmp_path / "hub"
+    assert script.main([str(checkpoint(tmp_path, "pvt_ecoformer")), f"--out={out}", "--name=Tiny hashes"]) == 0
+    card = (out / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: timm\npipeline_tag: image-classification\n")
+    assert "# Tiny hashes\n" in card
+    assert "- Accuracy: 81.50 % top-1 on the validation images of digits, 32 px, after 7 epochs." in card
+    assert "pvt_v2_b0 with ecoformer attention (num_bits 4, num_anchors 4, top_k 2)" in card
+    assert "mJ an image (paper convention, 45nm_fp32),\n  counted, not measured." in card
+    config = json.loads((out / "config.json").read_text())
+    assert (config["num_classes"], config["model_args"]["patch_stride"]) == (3, 2)
+
+
+def test_a_push_without_a_connection_is_one_line(script: Any, tmp_path: Path, capsys, monkeypatch):
+    import huggingface_hub
+
+    def offline(*args: object, **kwargs: object) -> None:
+        raise ConnectionError("no route to host\nmore")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", offline)
+    source, out = checkpoint(tmp_path, "pvt_stock"), tmp_path / "hub"
+    assert script.main([str(source), f"--out={out}", "--push=me/tiny"]) == 2
+    assert capsys.readouterr().err == (
+        f"error: cannot push to me/tiny (no route to host): {out} is complete; log in with `hf auth login` and push it "
+        f"later with `hf upload me/tiny {out}`\n"
+    )
+    uploads: list[Any] = []
+
+    def upload(self: Any, **options: Any) -> str:
+        uploads.append(options)
+        return "url"
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", lambda self, repo, **options: uploads.append(options))
+    monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", upload)
+    assert script.main([str(source), f"--out={tmp_path / 'two'}", "--push=me/tiny", "--private"]) == 0
+    assert capsys.readouterr().out.endswith("url\n")
+    assert uploads[0] == {"private": True, "exist_ok": True}
+    assert (uploads[1]["repo_id"], uploads[1]["folder_path"]) == ("me/tiny", str(tmp_path / "two"))
+
+
+def test_refusals(script: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    source = checkpoint(tmp_path, "pvt_stock")
+
+    def refusal(*arguments: object) -> str:
+        capsys.readouterr()
+        assert script.main([str(argument) for argument in arguments]) == 2
+        return capsys.readouterr().err.removeprefix("error: ").strip()
+
+    assert refusal(source, "--out", tmp_path) == (
+        f"--out {tmp_path} already exists and is not an empty folder: choose another one"
+    )
+    assert refusal(source, f"--out={tmp_path / 'x'}", "--private") == (
+        "--private says how to push: add --push USER/NAME"
+    )
+    assert refusal(tmp_path / "no.pt", "--out=x").startswith(f"checkpoint {tmp_path}/no.pt does not exist")
