@@ -53,9 +53,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU.
 
     Raises:
-        UnreadableCheckpoint: missing, truncated or damaged file, a file of another program, or one whose pickle asks
-            for more than tensors and plain containers.
-        InputError: a file of a newer version, or one that may not be read.
+        UnreadableCheckpoint: missing, unreadable, truncated or damaged file, a file of another program, or one whose
+            pickle asks for more than tensors and plain containers.
+        InputError: a file of a newer version.
     """
     path = Path(path)
     if not path.is_file():
@@ -76,8 +76,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             f"that could run code: {_ORIGIN}"
         ) from error
     except OSError as error:
-        raise InputError(f"checkpoint {path} cannot be read: {error.strerror or error}") from error
-    except (zipfile.BadZipFile, RuntimeError) as error:
+        raise UnreadableCheckpoint(f"checkpoint {path} cannot be read: {error.strerror or error}") from error
+    except (UnreadableCheckpoint, MemoryError):
+        raise
+    except Exception as error:  # a flipped bit in a header can make the two readers fail in any way
         raise UnreadableCheckpoint(
             f"checkpoint {path} is truncated or damaged: use another one, or train again"
         ) from error

@@ -92,7 +92,8 @@ def when_asked_to_stop(trainer: Trainer) -> Callable[[], None]:
         if trainer.signals.received is None or done:
             return
         done = True
-        save(trainer, captured=captured)
+        if captured["position"] is not None:  # else nothing was trained, and there is nothing to lose
+            save(trainer, captured=captured)
         if distributed.world_size() == 1:
             raise Interrupted(trainer.signals.received)
 

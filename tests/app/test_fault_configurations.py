@@ -1,0 +1,40 @@
+"""Twenty configurations that would waste a job: each is refused in one line before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from app_helpers import TINY_DIGITS
+
+BAD = [
+    ("checkpoint.every_steps=-1", "checkpoint.every_steps=-1 must be at least 0"),
+    ("checkpoint.keep_top_k=-2", "checkpoint.keep_top_k=-2 must be at least 0"),
+    ("checkpoint.keep_topk=2", "did you mean checkpoint.keep_top_k?"),
+    ("train.max_skipped_batches=-1", "train.max_skipped_batches=-1 must be at least 0"),
+    ("train.max_skipped_batches=few", "train.max_skipped_batches=few must be a whole number"),
+    ("train.eval_batch_size=0", "train.eval_batch_size=0 must be at least 1"),
+    ("train.max_steps=0", "train.max_steps=0 must be at least 1"),
+    ("train.ema_decay=1.0", "train.ema_decay=1.0 must be at least 0 and below 1"),
+    ("train.amp=fp8", "train.amp=fp8 does not exist"),
+    ("optim.lr=nan", "optim.lr=nan must be above 0"),
+    ("optim.lr=inf", "optim.lr=inf must be above 0"),
+    ("optim.clip_grad=0", "optim.clip_grad=0.0 must be above 0"),
+    ("optim.betas=[0.9]", "optim.betas=[0.9] must be a list of two numbers"),
+    ("schedule.warmup_epochs=-1", "schedule.warmup_epochs=-1 must be at least 0"),
+    ("seed=-1", "seed=-1 must be between 0"),
+    ("data.num_workers=-1", "data.num_workers=-1 must be at least 0"),
+    ("data.max_train_samples=4", "train.batch_size"),
+    ("resume=auto overwrite=true", "resume and overwrite=true contradict"),
+    ("init.checkpoint=no/such/best.pt", "no/such/best.pt does not exist"),
+    ("resume=no/such/last.pt", "no/such/last.pt does not exist"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), BAD, ids=[change for change, _ in BAD])
+def test_fault_bad_configuration(change: str, message: str, refused: Callable[..., str], tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    line = [*TINY_DIGITS, *change.split(), f"output_dir={run_dir}"]
+    assert message in refused("train", "experiment=digits_msa", *line)
+    assert not run_dir.exists()
