@@ -99,7 +99,8 @@ def _linformer_pays(study: Study, kind: Kind) -> Verdict:
         _outcome(held),
         f"{kind.label} costs less: {'; '.join(lines)}",
         f"It spends 4 k D = 4 x {_projected(kind)} x D multiply-adds a token where attention spends 2 N D: equal at "
-        f"{2 * _projected(kind)} tokens, whatever the width.",
+        f"{2 * _projected(kind)} tokens, whatever the width. It saves little memory: torch's fused attention, "
+        "which softmax attention runs here, never holds the N x N weights.",
     )
 
 
