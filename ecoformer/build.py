@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from ecoformer.engine import distributed
 from ecoformer.engine.callbacks import Callback, EnergyLog
 from ecoformer.engine.hash_update import HashUpdate
 from ecoformer.engine.loggers import Logger
+from ecoformer.engine.logit_teacher import LogitTeacher
 from ecoformer.engine.optim import AMP_DTYPES
 from ecoformer.engine.rng import seed_everything
 from ecoformer.engine.trainer import Trainer
@@ -78,6 +80,7 @@ def build_run(config: Config, folder: RunDir, device: torch.device, data: DataMo
     )
     seed_everything(config.seed)  # new weights are the same on every rank
     built = build_model(config, data.num_classes, resume=folder.resume)
+    freeze(built.model, config.train.freeze)
     callbacks: list[Callback] = [HashUpdate(config.callbacks.hash_update)]
     if config.callbacks.energy_log.enabled:
         callbacks.append(EnergyLog(config.energy))
@@ -95,8 +98,38 @@ def build_run(config: Config, folder: RunDir, device: torch.device, data: DataMo
         callbacks=callbacks,
         loggers=loggers,
         config={"settings": asdict(config), "class_names": list(data.class_names)},
+        teacher=logit_teacher(config, list(data.class_names)),
     )
     return Run(config, folder, data, built, trainer)
+
+
+def freeze(model: nn.Module, patterns: list[str]) -> None:
+    """Leave parameters out of training. Raises InputError for a pattern (fnmatch) without any, or if none is left."""
+    parameters = dict(model.named_parameters())
+    for pattern in patterns:
+        found = [name for name in parameters if fnmatchcase(name, pattern)]
+        if not found:
+            raise InputError(
+                f"train.freeze: {pattern!r} matches no parameter; there are {', '.join(list(parameters)[:3])}, ..."
+            )
+        for name in found:
+            parameters[name].requires_grad_(False)
+    if patterns and not any(parameter.requires_grad for parameter in parameters.values()):
+        raise InputError(f"train.freeze={patterns} leaves nothing to train: use train.epochs=0 or freeze less")
+
+
+def logit_teacher(config: Config, class_names: list[str]) -> LogitTeacher | None:
+    """The model of `distill.checkpoint`; None without. Raises InputError if it was trained on other classes."""
+    distill = config.distill
+    if distill.checkpoint is None:
+        return None
+    run = read_run(distill.checkpoint)
+    if run.class_names != class_names:
+        raise InputError(
+            f"distill.checkpoint={run.path} was trained on other classes than those of data.root={config.data.root}: "
+            "give a run on the same data"
+        )
+    return LogitTeacher(model_of_run(run), distill.weight, distill.temperature)
 
 
 def build_evaluation(config: EvalConfig, device: torch.device) -> Evaluation:

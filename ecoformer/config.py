@@ -108,8 +108,18 @@ class TrainConfig:
     compile: bool = False
     log_every: int = 50  # steps between lines in metrics.jsonl
     max_steps: int | None = None  # per epoch; for smoke runs
+    freeze: list[str] = field(default_factory=list)  # name patterns of parameters that are not trained
     max_skipped_batches: int = 0  # steps with a non-finite loss or gradient that a run leaves out before it stops
     progress: bool = True
+
+
+@dataclass
+class DistillConfig:
+    """Learning from the logits of another run's model, beside the labels: its best.pt, with the same classes."""
+
+    checkpoint: str | None = None  # None: labels alone
+    weight: float = 0.5  # of the teacher's term; that of the labels is 1 - weight
+    temperature: float = 1.0
 
 
 @dataclass
@@ -203,6 +213,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     init: InitConfig = field(default_factory=InitConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
     callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     energy: EnergyConfig = field(default_factory=EnergyConfig)

@@ -113,6 +113,8 @@ def _check_ranges(config: Config) -> None:
         _require(config, key, lambda value: 0 <= value < math.inf, "at least 0")
     for key in ("schedule.warmup_lr", "schedule.min_lr", "augment.crop_padding", "augment.color_jitter"):
         _require(config, key, lambda value: 0 <= value < math.inf, "at least 0")
+    _require(config, "distill.weight", lambda value: 0 < value <= 1, "above 0 and at most 1")
+    _require(config, "distill.temperature", lambda value: 0 < value < math.inf, "above 0")
     _require(config, "optim.lr", lambda value: 0 < value < math.inf, "above 0")
     _require(config, "optim.clip_grad", lambda value: value is None or value > 0, "above 0, or null for no clipping")
     _require(config, "data.crop_pct", lambda value: value is None or 0 < value <= 1, "above 0 and at most 1")

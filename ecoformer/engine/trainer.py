@@ -24,6 +24,7 @@ from ecoformer.engine.callbacks import Callback
 from ecoformer.engine.divergence import ForwardState
 from ecoformer.engine.evaluate import evaluate
 from ecoformer.engine.loggers import CsvLogger, JsonlLogger, Logger
+from ecoformer.engine.logit_teacher import LogitTeacher
 from ecoformer.engine.optim import amp_dtype, build_loss, build_optimizer, build_schedule
 from ecoformer.engine.position import Position
 from ecoformer.engine.progress import ProgressDisplay
@@ -58,6 +59,7 @@ class Trainer:
         seed: of everything that is drawn while training; each rank adds its number.
         loggers: beside the two metrics files, which are always written.
         config: the run's settings as plain containers, stored in the checkpoints.
+        teacher: whose logits are learnt from, beside the labels.
 
     With `train.ema_decay` the EMA model is the one evaluated and kept in best.pt.
     """
@@ -77,6 +79,7 @@ class Trainer:
         callbacks: Sequence[Callback] = (),
         loggers: Sequence[Logger] = (),
         config: dict[str, Any] | None = None,
+        teacher: LogitTeacher | None = None,
     ) -> None:
         self.data, self.train, self.device, self.seed = data, train, device, seed
         self.checkpoint = checkpoint or CheckpointConfig()
@@ -98,6 +101,9 @@ class Trainer:
         )
         self.clip_grad = optim.clip_grad
         self.criterion = build_loss(train.smoothing)
+        self.teacher = teacher
+        if teacher is not None:
+            teacher.to(device, self.memory_format)
         self.amp_dtype = amp_dtype(train.amp, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=train.amp == "fp16")
         self.forward_state = ForwardState(self.model, enabled=train.max_skipped_batches > 0)
@@ -240,7 +246,6 @@ class Trainer:
             averaged = dict(self.ema.module.named_parameters())
             for name in parameters:
                 averaged[name].data.copy_(own[name].data)
-        if self.ema is not None:
             for ema_buffer, buffer in zip(self.ema.module.buffers(), self.model.buffers(), strict=True):
                 ema_buffer.copy_(buffer)
 

@@ -49,8 +49,13 @@ def train_step(trainer: Trainer, batches: list[Batch]) -> StepResult:
     for index, (images, targets) in enumerate(batches):
         with _gradient_sync(trainer, last=index == len(batches) - 1):
             with torch.autocast(trainer.device.type, dtype=trainer.amp_dtype, enabled=trainer.amp_dtype is not None):
-                logits = trainer.network(images.contiguous(memory_format=trainer.memory_format))
-            loss = trainer.criterion(logits, targets) * (len(images) / num_images)
+                images = images.contiguous(memory_format=trainer.memory_format)
+                logits = trainer.network(images)
+                taught = None if trainer.teacher is None else trainer.teacher.logits(images)
+            loss = trainer.criterion(logits, targets)
+            if trainer.teacher is not None and taught is not None:
+                loss = trainer.teacher.mix(loss, logits, taught)
+            loss = loss * (len(images) / num_images)
             trainer.scaler.scale(loss).backward()
         totals += torch.stack([loss.detach(), top1_hits(logits.detach(), targets)])
     trainer.scaler.unscale_(trainer.optimizer)

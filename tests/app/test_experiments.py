@@ -25,6 +25,7 @@ def test_no_experiment_is_missing() -> None:
     small = ("digits", "cifar10_pvt_v2_b0", "cifar100_pvt_v2_b0")
     expected = [f"{stem}_{kind}" for stem in small for kind in ("stock", "msa", "ecoformer")]
     expected += [f"imagenet_{model}_{kind}" for model in PUBLISHED_MODELS for kind in ("msa", "ecoformer")]
+    expected += [f"{data}_pvt_v2_b0_distilled_hash" for data in ("cifar10", "imagenet")]
     assert sorted(expected) == EXPERIMENTS
 
 
@@ -86,6 +87,8 @@ def test_two_steps(
         overrides += [f"data.root={cifar(100 if 'cifar100' in name else 10)}"]
     else:
         overrides += ["data.max_train_samples=32", "data.max_val_samples=16"]
+    if name.endswith("distilled_hash"):
+        overrides += TINY_HASH
     if name.endswith("ecoformer"):
         overrides += [*TINY_HASH, "attention.clamp=true"]
     summary = train(tmp_path / "run", *overrides)

@@ -282,3 +282,37 @@ def test_ledger_counts_every_operation(convention):
 def test_settings_out_of_range_are_refused(option, message):
     with pytest.raises(InputError, match=message):
         make_spec("distilled_hash", option)
+
+
+@pytest.fixture
+def fitted_layer():
+    layer = vit(SMALL).blocks[0].attn
+    layer.fit_hash(torch.randn(4, 17, 24), torch.Generator().manual_seed(0))
+    return layer, torch.randn(2, 35, 24)
+
+
+def test_compiles_in_one_graph_with_the_same_gradients(fitted_layer):
+    layer, x = fitted_layer
+    torch.compiler.reset()
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    found = []
+    for function in (layer, compiled):
+        layer.zero_grad()
+        leaf = x.clone().requires_grad_()
+        function(leaf).square().sum().backward()
+        found.append([leaf.grad, *(p.grad.clone() for p in layer.parameters())])
+    for eager, mine in zip(*found, strict=True):
+        torch.testing.assert_close(mine, eager)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), layer(x))
+
+
+def test_exports_and_traces_for_other_batch_sizes(fitted_layer):
+    layer, x = fitted_layer
+    with torch.no_grad():
+        batch = torch.export.Dim("batch", min=1, max=64)
+        exported = torch.export.export(layer, (x,), dynamic_shapes=({0: batch},)).module()
+        traced = torch.jit.trace(layer, x)
+        for other in (x, torch.randn(5, 35, 24)):
+            torch.testing.assert_close(exported(other), layer(other))
+            torch.testing.assert_close(traced(other), layer(other))

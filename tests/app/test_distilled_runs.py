@@ -1,0 +1,62 @@
+"""Distilled hashes in the normal recipe: fit, fine-tuning with and without a teacher, resume, evaluation."""
+
+import json
+
+import pytest
+import torch
+from app_helpers import TINY_DIGITS
+
+from ecoformer.init import model_of_run, read_run
+
+DISTILLED = ["attention=distilled_hash", "attention.fit_steps=3", "callbacks.hash_update.num_images=4"]
+
+
+@pytest.fixture
+def arguments(digits_runs):
+    msa = digits_runs("msa") / "best.pt"
+    return ["experiment=digits_msa", *TINY_DIGITS, *DISTILLED, f"init.checkpoint={msa}"]
+
+
+def test_a_run_fits_once_and_resumes_exactly(arguments, train, tmp_path, capsys):
+    arguments = [*arguments, "callbacks.hash_update.every=1", "schedule.warmup_epochs=0", "train.progress=true"]
+    whole = train(tmp_path / "whole", *arguments, "train.epochs=2")
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "no hash fit before epoch 2 or later: it is fitted once, to the attention that it replaces" in printed
+    events = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    fits = [event for event in events if event["event"] == "hash_fit"]
+    assert [fit["epoch"] for fit in fits] == [0, 0, 0]
+    assert all(fit["attention_error"] > 0 and fit["uniform_error"] > 0 for fit in fits)
+    torch.manual_seed(5)
+    train(tmp_path / "parts", *arguments, "train.epochs=1", "schedule=constant")
+    assert whole["attention"] == "distilled_hash" and whole["energy_pj"] > 0
+
+
+def test_fine_tuning_with_a_teacher_and_frozen_codes(arguments, train, command, tmp_path, digits_runs):
+    msa = digits_runs("msa") / "best.pt"
+    train(tmp_path / "fitted", *arguments, "train.epochs=0")
+    frozen = ["train.freeze=['*.codes.*','*.log_*']", f"distill.checkpoint={msa}", "distill.temperature=2"]
+    start = f"init.checkpoint={tmp_path / 'fitted' / 'best.pt'}"
+    options = [a for a in arguments if not a.startswith("init.")]
+    train(tmp_path / "tuned", *options, start, *frozen, "callbacks.hash_update.enabled=false")
+    before, after = (read_run(tmp_path / name / "best.pt").content["model"] for name in ("fitted", "tuned"))
+    moved = {key for key in before if not torch.equal(before[key], after[key])}
+    assert any(key.endswith("to_v.weight") for key in moved)
+    assert not any(".codes." in key or ".log_" in key for key in moved)
+    out = tmp_path / "figures.json"
+    assert command("eval", f"checkpoint={tmp_path / 'tuned' / 'best.pt'}", f"out={out}", "progress=false") == 0
+    assert json.loads(out.read_text())["attention"] == "distilled_hash"
+    assert model_of_run(read_run(tmp_path / "tuned" / "best.pt")).eval()(torch.randn(1, 3, 32, 32)).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.freeze=[nothing]", "train.freeze: 'nothing' matches no parameter; there are"),
+        ("train.freeze=['*']", "leaves nothing to train: use train.epochs=0 or freeze less"),
+        ("distill.weight=0", "distill.weight=0.0 must be above 0 and at most 1"),
+        ("distill.temperature=-1", "distill.temperature=-1.0 must be above 0"),
+        ("distill.checkpoint=none.pt", "checkpoint none.pt does not exist"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(override, message, arguments, refused, tmp_path):
+    assert message in refused("train", *arguments, override, f"output_dir={tmp_path / 'run'}")
