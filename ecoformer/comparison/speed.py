@@ -24,7 +24,7 @@ from ecoformer.nn.hashing import fit_hashes
 from ecoformer.nn.specs import SPECS, make_spec
 from ecoformer.ops.kernel_hash_attention import triton_kernels
 
-SUFFIXES = ("unfused", "compiled", "triton")
+SUFFIXES = ("unfused", "compiled", "torch")
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Variant:
     """An attention as a comparison names it: stock or a registered kind, and how it is run.
 
     "msa_unfused" forms softmax(q k^T) as a matrix instead of calling torch's fused attention, "ecoformer_compiled"
-    goes through torch.compile, "ecoformer_triton" uses the Triton kernels (CUDA only); suffixes can be chained.
+    goes through torch.compile, "ecoformer_torch" leaves the Triton kernels out (CUDA only); suffixes can be chained.
     """
 
     label: str
@@ -54,11 +54,12 @@ class Variant:
         return torch.compile(function) if "compiled" in self.suffixes else function
 
     def context(self, run: Pass) -> Pass:
-        """`run` with torch's attention unfused, and with or without the Triton kernels, as the variant says."""
+        """`run` with torch's attention unfused, and without the Triton kernels, as the variant says."""
 
         def run_in_context() -> object:
             unfused = sdpa_kernel(SDPBackend.MATH) if "unfused" in self.suffixes else nullcontext()
-            with triton_kernels("triton" in self.suffixes), unfused:
+            on_torch = triton_kernels(False) if "torch" in self.suffixes else nullcontext()
+            with on_torch, unfused:
                 return run()
 
         return run_in_context
@@ -107,8 +108,8 @@ class SpeedCase:
     def step(self) -> Pass:
         """One pass over one batch, as a function without arguments. Raises InputError as `build` does."""
         variant = Variant.parse(self.attention)
-        if "triton" in variant.suffixes and torch.device(self.device).type != "cuda":
-            raise InputError(f"{self.attention} runs on CUDA, not on {self.device}: leave out _triton")
+        if "torch" in variant.suffixes and torch.device(self.device).type != "cuda":
+            raise InputError(f"{self.attention}: there are no Triton kernels on {self.device}: leave out _torch")
         model = self.build()
         images = self._images(self.batch_size, self.img_size)
         if self.layer:

@@ -187,9 +187,9 @@ class EcoFormerAttention(ReplacementAttention, FittableAttention, KeptKeys):
             return self.proj_drop(kernel_hash_layer(x_BND, to_qk, to_v, proj, state, self.spec.numerator))
         qk_BND, v_BND = self.to_qk(x_BND), self.to_v(x_BND)
         with without_autocast(x_BND):
-            qk_BHNC = full_precision(split_heads(qk_BND, self.num_heads))
-            v_BHNC = full_precision(split_heads(v_BND, self.num_heads))
-            out_BHNC = kernel_hash_attention(qk_BHNC, v_BHNC, *self.hash.state(qk_BHNC.dtype), self.spec.numerator)
+            qk_BHNC, v_BHNC = (split_heads(part, self.num_heads) for part in (qk_BND, v_BND))
+            state = self.hash.state(torch.promote_types(qk_BHNC.dtype, torch.float32))
+            out_BHNC = kernel_hash_attention(qk_BHNC, v_BHNC, *state, self.spec.numerator)
         return self.proj_drop(self.proj(join_heads(out_BHNC).to(v_BND.dtype)))
 
     @property

@@ -7,12 +7,9 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+from ecoformer.ops.kernel_hash import full_precision as full_precision
+
 
 def without_autocast(x: Tensor) -> AbstractContextManager[object]:
     """Autocast off for x's device. Meta tensors, which only carry shapes, know no autocast."""
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
-
-
-def full_precision(x: Tensor) -> Tensor:
-    """x in float32, or as it is in float64."""
-    return x if x.dtype == torch.float64 else x.float()

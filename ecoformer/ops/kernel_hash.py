@@ -12,6 +12,11 @@ import torch
 from torch import Tensor
 
 
+def full_precision(x: Tensor) -> Tensor:
+    """x in float32, or as it is in float64."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def normalize(x: Tensor) -> Tensor:
     """x / |x| over the last dimension. A zero vector stays zero, and so does its gradient."""
     square = x.square().sum(dim=-1, keepdim=True)

@@ -16,6 +16,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -23,19 +24,20 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ecoformer.ops.hash_attention import hash_attention
-from ecoformer.ops.kernel_hash import sign
+from ecoformer.ops.kernel_hash import full_precision, sign
 
 State = tuple[Tensor, Tensor, Tensor]  # anchors_HMC, A_HKM, mean_HM
 CACHE_BYTES = 2**20  # of queries and keys in a group, per thread; what is computed from them is about three times that
 
-# The Triton kernels are tested by Triton's interpreter only, so they are asked for, not chosen: see docs/speed.md.
-USE_TRITON = os.environ.get("ECOFORMER_TRITON") == "1"
+USE_TRITON = os.environ.get("ECOFORMER_TRITON") != "0"
+TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 @contextmanager
 def triton_kernels(enabled: bool) -> Iterator[None]:
-    """Use the Triton kernels for float32 tokens on CUDA, or do not; at first ECOFORMER_TRITON=1 in the environment."""
+    """Use the Triton kernels on CUDA, or do not; at first as ECOFORMER_TRITON=0 in the environment says, or with it
+    unset, do."""
     global USE_TRITON
     before, USE_TRITON = USE_TRITON, enabled
     try:
@@ -54,11 +56,26 @@ def kernel_hash_attention(
     sign where its argument lies within (-1, 1), and through sigma, as in the published code. A zero token has the
     distance |a| to an anchor a, and gets no gradient.
 
+    On CUDA the Triton kernels do it, except in compiled graphs, where the compiler fuses the torch path.
+
     Args:
-        qk_BHNC, v_BHNC: float32 or float64; half precision flips codes and cannot count above 2048.
-        anchors_HMC, A_HKM, mean_HM: the hash functions, in the same dtype; they get no gradient.
+        qk_BHNC, v_BHNC: float32 or float64, or in half precision, which is taken to float32: half precision flips codes
+            and cannot count above 2048.
+        anchors_HMC, A_HKM, mean_HM: the hash functions, float32, or float64 for float64 tokens; they get no gradient.
         numerator: "own_token" or "kernel".
     """
+    state = anchors_HMC, A_HKM, mean_HM
+    if _on_triton(qk_BHNC):
+        from ecoformer.ops.triton_kernel_hash_attention import attend, require_agreement  # not on every platform
+
+        require_agreement(qk_BHNC.device, _on_torch)
+        return attend(qk_BHNC, v_BHNC, *state, numerator)
+    return _on_torch(full_precision(qk_BHNC), full_precision(v_BHNC), *state, numerator)
+
+
+def _on_torch(
+    qk_BHNC: Tensor, v_BHNC: Tensor, anchors_HMC: Tensor, A_HKM: Tensor, mean_HM: Tensor, numerator: str
+) -> Tensor:
     state = anchors_HMC, A_HKM, mean_HM
     # Traced and exported graphs hold plain operations only.
     traced = torch.jit.is_tracing() or torch.compiler.is_exporting()
@@ -94,12 +111,6 @@ class _Recomputed(torch.autograd.Function):
 def _forward(qk_BHNC: Tensor, v_BHNC: Tensor, state: State, numerator: str) -> Tensor:
     qk_HBNC, v_HBNC = qk_BHNC.transpose(0, 1), v_BHNC.transpose(0, 1)
     kernel = _kernel(qk_HBNC, state)
-    if _on_triton(qk_BHNC):
-        from ecoformer.ops.triton_kernel_hash_attention import attend  # Triton is not on every platform
-
-        gaussian = kernel.scale_HBN1, kernel.square_HBN1, kernel.anchor_square_HB1M
-        hash_functions = kernel.anchors_HMC, kernel.A_HKM, kernel.threshold_H11K
-        return attend(qk_HBNC, v_HBNC, gaussian, hash_functions, numerator).transpose(0, 1)
     groups = _groups(qk_BHNC)
     if len(groups) == 1:
         return _group_forward(qk_HBNC, v_HBNC, kernel, numerator).transpose(0, 1)
@@ -129,7 +140,11 @@ def _backward(
 
 
 def _on_triton(x: Tensor) -> bool:
-    return USE_TRITON and x.dtype == torch.float32 and (x.is_cuda or INTERPRETED)
+    if torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch.jit.is_tracing():
+        return False
+    if not USE_TRITON or x.dtype not in TRITON_DTYPES or x.is_meta or x.numel() == 0:
+        return False
+    return (x.is_cuda and find_spec("triton") is not None) or (INTERPRETED and x.device.type == "cpu")
 
 
 def _groups(x_BHNC: Tensor) -> list[slice]:

@@ -11,54 +11,127 @@ import torch
 
 pytest.importorskip("triton")
 SHAPES = [(1, 1, 7, 5, 3, 4), (2, 3, 65, 32, 25, 16), (1, 2, 130, 13, 7, 33), (2, 2, 3, 20, 2, 1)]
+CASES = [(shape, numerator, "float32") for shape in SHAPES for numerator in ("own_token", "kernel")]
+CASES += [(SHAPES[1], "own_token", "bfloat16"), (SHAPES[2], "kernel", "bfloat16"), (SHAPES[1], "kernel", "float16")]
 
 
-def check(shape, numerator):
+def check(shape, numerator, dtype):
     from ecoformer.ops.kernel_hash import normalize, straight_through_sign
-    from ecoformer.ops.kernel_hash_attention import kernel_hash_attention, triton_kernels
+    from ecoformer.ops.kernel_hash_attention import kernel_hash_attention
     from ecoformer.ops.reference import hash_attention_reference, pre_codes_reference
 
     B, H, N, C, M, K = shape
     torch.manual_seed(sum(shape))
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    tokens = torch.randn(B, N, 2, H, C, device=device)
+    tokens = torch.randn(B, N, 2, H, C, device=device).to(getattr(torch, dtype))
     tokens[0, 1, 0] = 0
-    anchors = normalize(tokens[0, :M, 0].transpose(0, 1))
-    A, mean = torch.randn(H, K, M, device=device) / M, torch.rand(H, M, device=device)
+    anchors = normalize(tokens[0, :M, 0].float().transpose(0, 1))
+    # Pre-codes on both sides of 1, where the straight-through gradient stops.
+    A, mean = 2 * torch.randn(H, K, M, device=device), torch.rand(H, M, device=device)
 
     def reference(qk, v, *state):
         codes = straight_through_sign(pre_codes_reference(normalize(qk), *state))
         return hash_attention_reference(codes, codes, v, numerator)
 
     results = []
-    for function in (lambda *args: kernel_hash_attention(*args, numerator), reference):
-        leaf = tokens.clone().requires_grad_()
+    for function, exact in ((lambda *args: kernel_hash_attention(*args, numerator), False), (reference, True)):
+        leaf = (tokens.double() if exact else tokens).clone().requires_grad_()
+        state = [x.double() if exact else x for x in (anchors, A, mean)]
         qk, v = (leaf[:, :, i].transpose(1, 2) for i in (0, 1))
-        with triton_kernels(True):
-            out = function(qk, v, anchors, A, mean)
-            (out * torch.linspace(-1, 2, out.numel(), device=device).view(out.shape)).sum().backward()
+        out = function(qk, v, *state)
+        assert exact or out.dtype == tokens.dtype
+        (out.float() * torch.linspace(-1, 2, out.numel(), device=device).view(out.shape)).sum().backward()
         results.append((out.detach(), leaf.grad))
+    rounding = 4 * torch.finfo(tokens.dtype).eps
     for mine, expected in zip(*results, strict=True):
-        torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-5)
+        scale = float(expected.abs().max())
+        torch.testing.assert_close(mine.double(), expected, rtol=max(1e-4, rounding), atol=scale * max(1e-5, rounding))
+
+
+def a_wrong_kernel_is_refused():
+    from ecoformer.ops import triton_kernel_hash_attention as mine
+    from ecoformer.ops.kernel_hash_attention import _on_torch
+
+    mine.require_agreement(torch.device("cpu"), _on_torch)
+    mine.require_agreement.cache_clear()
+    half = mine._sigma
+    mine._sigma = lambda *args: 0.5 * half(*args)
+    try:
+        mine.require_agreement(torch.device("cpu"), _on_torch)
+    except RuntimeError as error:
+        assert "set ECOFORMER_TRITON=0" in str(error) and "output differs by" in str(error), error
+    else:
+        raise AssertionError("half of sigma was not noticed")
+    finally:
+        mine._sigma = half
 
 
 def test_under_the_interpreter():
     code = (
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
         "import test_triton as t\n"
-        "for shape in t.SHAPES:\n"
-        "    for numerator in ('own_token', 'kernel'):\n"
-        "        t.check(shape, numerator); print(shape, numerator)\n"
-        "assert 'ecoformer.ops.triton_kernel_hash_attention' in sys.modules"
+        "for case in t.CASES:\n"
+        "    t.check(*case); print(*case)\n"
+        "assert 'ecoformer.ops.triton_kernels_backward' in sys.modules\n"
+        "t.a_wrong_kernel_is_refused()"
     )
-    environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "ECOFORMER_TRITON": ""}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("\n") == 2 * len(SHAPES)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("\n") == len(CASES)
+
+
+@pytest.mark.parametrize("setting", ["0", ""])
+def test_the_environment_turns_them_off(setting):
+    code = (
+        "import torch, ecoformer.ops.kernel_hash_attention as k\n"
+        "print(k._on_triton(torch.ones(1, 1, 2, 3)), k._on_triton(torch.ones(1, 1, 2, 3).double()))"
+    )
+    environment = os.environ | {"TRITON_INTERPRET": "1", "ECOFORMER_TRITON": setting}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.split() == ["False" if setting == "0" else "True", "False"]
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("numerator", ["own_token", "kernel"])
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "B{}-H{}-N{}-C{}-M{}-K{}".format(*s))
-def test_on_a_gpu(shape, numerator):
-    check(shape, numerator)
+@pytest.mark.parametrize("case", CASES, ids=lambda c: "B{}-H{}-N{}-C{}-M{}-K{}-{}-{}".format(*c[0], *c[1:]))
+def test_on_a_gpu(case):
+    check(*case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["unit_sums", "codes_and_context", "output"])
+def test_forward_kernels_compile_for_an_h100(name):
+    from ecoformer.ops import triton_kernels
+
+    compile_for_an_h100(getattr(triton_kernels, name))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["context_backward", "codes_backward", "norm_backward"])
+def test_backward_kernels_compile_for_an_h100(name):
+    from ecoformer.ops import triton_kernels_backward
+
+    compile_for_an_h100(getattr(triton_kernels_backward, name))
+
+
+def compile_for_an_h100(kernel):
+    """To machine code, which needs no GPU: the interpreter takes more than the compiler does."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    constants = {"TOKENS": 64, "CHANNELS": 32, "BITS": 16, "ANCHORS": 32, "OWN_TOKEN": True, "PACKED": True}
+    tokens = {"qk", "v", "out", "grad", "grad_v", "grad_qk"}
+    sizes = {"batch", "tokens", "channels", "bits", "num_anchors", "blocks"}
+
+    def kind(name):
+        if name in constants:
+            return "constexpr"
+        if name in sizes or "stride" in name:
+            return "i32"
+        return {"log_2": "fp32", "code": "*i32"}.get(name, "*bf16" if name in tokens else "*fp32")
+
+    signature = {name: kind(name) for name in kernel.arg_names}
+    values = {(i,): constants[name] for i, name in enumerate(kernel.arg_names) if name in constants}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=values)
+    assert triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["cubin"]
