@@ -7,7 +7,10 @@ from matplotlib.figure import Figure
 from ecoformer.sequence.crossover import crossovers, interpolate
 from ecoformer.sequence.study import BASELINE, CONTROLS, METRICS, Study
 
-COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b", "#e377c2", "#17becf", "#bcbd22", "#7f7f7f")
+COLOURS = (
+    *("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b", "#e377c2"),
+    *("#17becf", "#bcbd22", "#7f7f7f", "#1b3a6b", "#4d4d4d", "#98df8a", "#ffbb78", "#c5b0d5", "#aec7e8"),
+)
 MARKERS = "os^Dv<>Pp*hX"
 
 
