@@ -53,8 +53,7 @@ def read_split(
     key = "data.train_split" if training else "data.val_split"
     wanted = TRAIN_NAMES if training else VAL_NAMES
     image_key, label_key = image_key or IMAGE_KEY, label_key or LABEL_KEY
-    with _quiet():
-        dataset, chosen = _open(root, split, wanted, key, image_key)
+    dataset, chosen = _open(root, split, wanted, key, image_key)
     for column, setting in ((image_key, "image_key"), (label_key, "label_key")):
         if column not in dataset.column_names:
             raise InputError(
@@ -75,39 +74,49 @@ def read_split(
 
 
 def split_names(root: Path) -> list[str]:
-    """The splits that a folder holds; a dataset without splits has one called "all"."""
-    import datasets
+    """The splits that a folder holds; a dataset without splits has one called "all".
 
+    Raises InputError if it is no dataset, or the datasets package is missing.
+    """
     if (root / "dataset_dict.json").is_file():
         return sorted(name for name in os.listdir(root) if (root / name / "state.json").is_file())
     if (root / "state.json").is_file():
         return ["all"]
-    with _quiet():
+    datasets = _library()
+    with _readable(root), _quiet(datasets):
         return list(datasets.get_dataset_split_names(str(root)))
 
 
-def _open(root: Path, split: str | None, wanted: tuple[str, ...], key: str, image_key: str) -> tuple[Any, str]:
+def _library() -> Any:
     try:
         import datasets
     except ImportError as error:
         raise InputError("data=hfds needs the datasets package: pip install 'ecoformer[data]'") from error
-    try:
-        names = split_names(root)
-        chosen = split or next((name for name in wanted if name in names), None)
-        if chosen is None or chosen not in names:
-            asked = f"{key}={split} is" if split else f"{' or '.join(wanted)} is"
-            raise InputError(f"{asked} no split of data.root={root} (there: {', '.join(names)}): set {key}")
+    return datasets
+
+
+def _open(root: Path, split: str | None, wanted: tuple[str, ...], key: str, image_key: str) -> tuple[Any, str]:
+    datasets = _library()
+    names = split_names(root)
+    chosen = split or next((name for name in wanted if name in names), None)
+    if chosen is None or chosen not in names:
+        asked = f"{key}={split} is" if split else f"{' or '.join(wanted)} is"
+        raise InputError(f"{asked} no split of data.root={root} (there: {', '.join(names)}): set {key}")
+    with _readable(root), _quiet(datasets):
         if (root / "dataset_dict.json").is_file() or chosen == "all":
-            folder = root if chosen == "all" else root / chosen
-            dataset = datasets.load_from_disk(str(folder))
+            dataset = datasets.load_from_disk(str(root if chosen == "all" else root / chosen))
             if image_key in dataset.column_names:
                 dataset = dataset.cast_column(image_key, datasets.Image(decode=False))
             return dataset, chosen
         from timm.data.readers import create_reader
 
         return create_reader(f"hfds/{root}", split=chosen, input_key=image_key).dataset, chosen
-    except InputError:
-        raise
+
+
+@contextmanager
+def _readable(root: Path) -> Iterator[None]:
+    try:
+        yield
     except Exception as error:  # the library raises many kinds of its own and of pyarrow's
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise InputError(
@@ -117,13 +126,8 @@ def _open(root: Path, split: str | None, wanted: tuple[str, ...], key: str, imag
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet(datasets: Any) -> Iterator[None]:
     """No progress bars of the library while a run starts."""
-    try:
-        import datasets
-    except ImportError:
-        yield
-        return
     shown = not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:

@@ -117,12 +117,12 @@ def _listed_splits(root: Path) -> dict[str, Any]:
 
 
 def _expanded(root: Path, split: str, key: str) -> list[str]:
-    try:
-        from timm.data.readers import create_reader, reader_wds
-    except ImportError as error:
-        raise InputError("data=webdataset needs the webdataset package: pip install 'ecoformer[data]'") from error
+    from timm.data.readers import create_reader, reader_wds
+
     if reader_wds.wds is None:
-        raise InputError("data=webdataset needs the webdataset package: pip install 'ecoformer[data]'")
+        raise InputError(
+            f"{key}={split} needs the webdataset package: pip install 'ecoformer[data]', or give a glob pattern"
+        )
     reader_log = logging.getLogger(reader_wds.__name__)
     level = reader_log.level
     reader_log.setLevel(logging.ERROR)  # it warns of a missing _info.json, which a pattern does not need

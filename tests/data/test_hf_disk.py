@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -94,3 +95,9 @@ def test_refusals(open_data: Callable, image_folder: Path, tmp_path: Path):
     )
     (tmp_path / "empty").mkdir()
     assert refusal(root=tmp_path / "empty").startswith(f"data.root={tmp_path}/empty is no dataset that can be read (")
+
+
+def test_a_missing_package_is_named(open_data: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(InputError, match=r"data=hfds needs the datasets package: pip install 'ecoformer\[data\]'"):
+        open_data(name="hfds", root=tmp_path)

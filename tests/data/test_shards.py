@@ -280,3 +280,14 @@ def test_a_broken_image_in_a_shard_is_named(open_data, shards: Path):
     data = open_data(name="webdataset", root=shards, num_classes=2, in_memory=False)
     with pytest.raises(InputError, match=rf"{re.escape(str(path))}: ant_\d.png cannot be decoded"):
         list(data.val_loader)
+
+
+def test_a_missing_package_is_named(open_data, shards: Path, monkeypatch):
+    from timm.data.readers import reader_wds
+
+    monkeypatch.setattr(reader_wds, "wds", None)
+    assert refusal(open_data, shards, val_split="val-{0..1}.tar") == (
+        "data.val_split=val-{0..1}.tar needs the webdataset package: pip install 'ecoformer[data]', or give a glob "
+        "pattern"
+    )
+    assert open_data(name="webdataset", root=shards, num_classes=2).num_val == 7  # names alone need no package
