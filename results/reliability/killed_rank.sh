@@ -8,7 +8,7 @@ root=$1 out=$2
 mkdir -p "$out"
 
 launch() {
-    torchrun --standalone --nproc-per-node 2 --max-restarts 2 train.py name=imagenette_killed_rank \
+    exec torchrun --standalone --nproc-per-node 2 --max-restarts 2 train.py name=imagenette_killed_rank \
         model=pvt_v2_b0 '+model.kwargs={depths:[1,1,1,1],embed_dims:[16,32,40,64]}' \
         attention=ecoformer attention.num_bits=8 attention.num_anchors=12 attention.clamp=true attention.fit_steps=10 \
         data=folder data.root="$root" data.img_size=128 data.num_workers=1 \
@@ -20,19 +20,19 @@ launch() {
 }
 
 echo "undisturbed: $(date -u +%T)"
-launch undisturbed
+[ -e "$out/undisturbed/summary.json" ] || (launch undisturbed)
 
 echo "killed: $(date -u +%T)"
 launch killed &
+agent=$! # torchrun, whose children are the ranks
 # 20 steps an epoch: step 33 is the 13th of the second epoch, the latest checkpoint is from step 30.
 until grep -q '"event": "train", .*"step": 33,' "$out/killed/metrics.jsonl" 2>/dev/null; do sleep 0.1; done
-torchrun_pid=$(pgrep -f "torchrun .*output_dir=$out/killed" | head -1)
-for process in $(pgrep -P "$torchrun_pid" -f train.py); do
+for process in $(cat "/proc/$agent/task/$agent/children"); do
     if grep -qz '^RANK=1$' "/proc/$process/environ"; then rank1=$process; fi
 done
 tail -1 "$out/killed/metrics.jsonl"
 kill -9 "$rank1" && echo "kill -9 $rank1 (rank 1) at $(date -u +%T)"
-wait %1
+wait $agent
 echo "finished: $(date -u +%T)"
 
 python - "$out" <<'PYTHON'

@@ -104,13 +104,17 @@ def train_on_files(run_dir: str, root: str, stop: bool) -> None:
     trainer.fit(resume=resume_of(Path(run_dir)))
 
 
-def train_rank(run_dir: str, rank: int, port: int, fault: str | None = None, skip: int = 0, stop_rank: int = 1) -> None:
-    """One of two ranks; rank 1 has the fault: "nan" in its images, "term" or "kill" to its process."""
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+def train_rank(run_dir: str, rank: int, port: int | None, fault: str | None = None, skip: int = 0) -> None:
+    """One of two ranks; rank 1 has the fault: "nan" in its images, "term" or "kill" to its process.
+
+    `port=None`: torchrun has said which rank this is, and where the others are.
+    """
+    if port is not None:
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     distributed.init_distributed("cpu")
     data = FakeData(num_train=48, batch_size=4, rank=rank, world_size=2)
-    own_fault = fault if rank == stop_rank else None
+    own_fault = fault if rank == 1 else None
     if own_fault == "nan":
         data.train_loader.__class__ = PoisonedLoader
     options = {"batch_size": 4, "optim": OptimConfig(name="momentum", lr=0.1), "checkpoint": {"every_steps": 4}}
@@ -119,7 +123,7 @@ def train_rank(run_dir: str, rank: int, port: int, fault: str | None = None, ski
         signum = signal.SIGTERM if own_fault == "term" else signal.SIGKILL
         send_before_step(trainer, 9, lambda: os.kill(os.getpid(), signum))
     trainer.fit(resume=resume_of(Path(run_dir)))
-    state = {**trainer.model.state_dict(), "ema": trainer.ema.module.head.weight}  # type: ignore[union-attr, union-attr]
+    state = {**trainer.model.state_dict(), "ema": trainer.ema.module.head.weight}  # type: ignore[union-attr]
     torch.save(state, Path(run_dir) / f"rank{rank}.pt")
     distributed.close_distributed()
 
