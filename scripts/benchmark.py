@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -33,6 +34,7 @@ from ecoformer.engine.throughput import PRECISIONS, interleaved_seconds
 from ecoformer.errors import InputError
 
 SETTINGS = ("model", "attention", "img_size", "batch_size", "mode", "device", "precision")
+ALLOCATOR = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD", "THP_MEM_ALLOC")  # settings that change all rates
 FIGURES = ("images_per_second", "ratio_to_stock", "peak_mib", "milliseconds", "milliseconds_low", "milliseconds_high")
 
 
@@ -145,6 +147,7 @@ def row(
         "threads": args.threads,
         "torch": torch.__version__,
         "machine": machine(args.device),
+        "environment": {key: value for key, value in sorted(os.environ.items()) if key.startswith(ALLOCATOR)},
     }
 
 

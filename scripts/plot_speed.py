@@ -1,6 +1,6 @@
 """Draw what `benchmark.py --img-size 224,384,... --out rows.json` measured: time and peak memory over the tokens.
 
-python scripts/plot_speed.py rows.json --out growth.png
+python scripts/plot_speed.py rows.json [more.json ...] --out growth.png
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ PANELS = {
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("rows", type=Path, help="JSON rows of benchmark.py")
+    parser.add_argument("rows", type=Path, nargs="+", help="JSON rows of benchmark.py")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.png")
     args = parser.parse_args(argv)
     try:
-        save_figure(figure(read(args.rows)), args.out)
+        save_figure(figure([row for path in args.rows for row in read(path)]), args.out)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

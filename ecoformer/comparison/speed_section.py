@@ -1,0 +1,94 @@
+"""What the JSON rows of `scripts/benchmark.py` say, as the markdown between two markers of a document."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ecoformer.errors import InputError
+
+START, END = "<!-- speed: written by scripts/speed_section.py -->", "<!-- end of speed -->"
+COLUMNS = ("model", "mode", "attention", "images/s", "to stock", "peak MiB", "allocator")
+KEYS = ("model", "attention", "img_size", "batch_size", "mode", "threads", "precision", "images_per_second", "machine")
+Row = dict[str, Any]
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of one file. Raises InputError if they are not the benchmark's."""
+    try:
+        rows = json.loads(path.read_text())
+        if all(key in row for row in rows for key in KEYS):
+            return rows
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    except (json.JSONDecodeError, TypeError):
+        pass
+    raise InputError(f"{path} holds no rows of benchmark.py: give what --out wrote")
+
+
+def section(folder: Path) -> str:
+    """A table of all runs at one image size, and a line on the growth from runs at several (growth*.json)."""
+    growth = [row for path in sorted(folder.glob("growth*.json")) for row in read_rows(path)]
+    files = [path for path in sorted(folder.glob("*.json")) if not path.name.startswith("growth")]
+    rows = [row for path in files for row in read_rows(path)]
+    if not rows:
+        raise InputError(f"{folder} holds no results: run scripts/benchmark.py with --out {folder}/NAME.json")
+    lines = [_header(rows), "", _line(COLUMNS), _line(["---"] * 3 + ["---:"] * 3 + ["---"])]
+    lines += [_line(_cells(row)) for row in rows]
+    lines += ["", *_growth_lines(growth)] if growth else []
+    return "\n".join(lines)
+
+
+def replace_section(document: str, text: str) -> str:
+    """The document with `text` between its markers. Raises InputError without exactly one pair of them."""
+    before, start, rest = document.partition(START)
+    _, end, after = rest.partition(END)
+    if not start or not end or START in rest or END in after:
+        raise InputError(f"the document needs one line {START!r} and, below it, one {END!r}")
+    return f"{before}{START}\n{text}\n{END}{after}"
+
+
+def _header(rows: Sequence[Row]) -> str:
+    settings = {
+        f"{row['machine']}, {row['threads']} threads, {row['precision']}, batch {row['batch_size']}, "
+        f"{row['img_size']} px, torch {row.get('torch', '?')}"
+        for row in rows
+    }
+    return f"Measured ({'; '.join(sorted(settings))}):"
+
+
+def _cells(row: Row) -> list[str]:
+    ratio, peak = row.get("ratio_to_stock"), row.get("peak_mib")
+    return [
+        row["model"],
+        row["mode"],
+        row["attention"],
+        f"{row['images_per_second']:.1f}",
+        "" if ratio is None else f"{ratio:.2f}",
+        "" if peak is None else f"{peak:.0f}",
+        ", ".join(f"{key}={value}" for key, value in row.get("environment", {}).items()) or "default",
+    ]
+
+
+def _growth_lines(rows: Sequence[Row]) -> list[str]:
+    lines = []
+    for attention in dict.fromkeys(row["attention"] for row in rows):
+        mine = sorted((row["img_size"], _per_pixel(row)) for row in rows if row["attention"] == attention)
+        (small, least), (large, most) = mine[0], mine[-1]
+        highest = max(time for _, time in mine) / min(time for _, time in mine)
+        lines.append(
+            f"- {attention}: a token at {large} px takes {most / least:.2f} times its time at {small} px "
+            f"(largest over smallest of {len(mine)} sizes: {highest:.2f})"
+        )
+    first = rows[0]
+    return [f"Time per token of {first['model']}, {first['mode']}, batch {first['batch_size']}:", "", *lines]
+
+
+def _per_pixel(row: Row) -> float:
+    return 1 / (row["images_per_second"] * row["img_size"] ** 2)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"

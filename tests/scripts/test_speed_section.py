@@ -1,0 +1,78 @@
+"""README's speed section is what the results say, and says it whole."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from ecoformer.comparison.speed_section import END, START, replace_section, section
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("speed_section", ROOT / "scripts" / "speed_section.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def row(attention, rate, img_size=224, **others):
+    shared = {"model": "m", "mode": "eval", "batch_size": 2, "precision": "fp32", "threads": 1, "machine": "here"}
+    return shared | {"attention": attention, "images_per_second": rate, "img_size": img_size, "torch": "2"} | others
+
+
+@pytest.mark.parametrize("name", ["README.md", "results/speed/README.md"])
+def test_documents_say_what_was_measured(name):
+    document = (ROOT / name).read_text()
+    assert replace_section(document, section(ROOT / "results" / "speed")) == document, (
+        f"run python scripts/speed_section.py --write {name}"
+    )
+
+
+def test_rows_and_growth(tmp_path):
+    rows = [row("stock", 20.0, ratio_to_stock=1.0, peak_mib=99.6), row("msa", 5.04, environment={"MALLOC_X": "1"})]
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    growth = [row("msa", rate, img_size) for img_size, rate in ((224, 16.0), (448, 1.0), (336, 4.0))]
+    (tmp_path / "growth.json").write_text(json.dumps(growth))
+    lines = section(tmp_path).splitlines()
+    assert "here, 1 threads, fp32, batch 2, 224 px, torch 2" in lines[0]
+    assert lines[4:6] == [
+        "| m | eval | stock | 20.0 | 1.00 | 100 | default |",
+        "| m | eval | msa | 5.0 |  |  | MALLOC_X=1 |",
+    ]
+    assert lines[-1].startswith("- msa: a token at 448 px takes 4.00 times its time at 224 px")
+
+
+def test_writes_between_the_markers_only(script, tmp_path, capsys):
+    (tmp_path / "a.json").write_text(json.dumps([row("stock", 20.0)]))
+    document = tmp_path / "R.md"
+    document.write_text(f"before\n{START}\nold\n{END}\nafter\n")
+    assert script.main(["--results", str(tmp_path), "--write", str(document)]) == 0
+    text = document.read_text()
+    assert text.startswith(f"before\n{START}\nMeasured") and text.endswith(f"\n{END}\nafter\n") and "old" not in text
+    assert script.main(["--results", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.strip() in text
+
+
+@pytest.mark.parametrize(
+    ("results", "document", "message"),
+    [
+        (None, None, "holds no results"),
+        ("{", None, "holds no rows of benchmark.py"),
+        ('[{"model": 1}]', None, "holds no rows of benchmark.py"),
+        ("good", None, "cannot read"),
+        ("good", "no markers", "the document needs one line"),
+    ],
+)
+def test_refusals(script, tmp_path, capsys, results, document, message):
+    if results is not None:
+        (tmp_path / "a.json").write_text(json.dumps([row("stock", 20.0)]) if results == "good" else results)
+    if document is not None:
+        (tmp_path / "R.md").write_text(document)
+    assert script.main(["--results", str(tmp_path), "--write", str(tmp_path / "R.md")]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
