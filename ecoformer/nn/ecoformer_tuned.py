@@ -16,15 +16,15 @@ from torch import Tensor, nn
 from ecoformer.errors import InputError
 from ecoformer.nn.base import ReplacementAttention
 from ecoformer.nn.fitted_state import FittedState
-from ecoformer.nn.hashing import FittableAttention, HashFitReport, bit_statistics, finite_images
+from ecoformer.nn.hashing import FittableAttention, HashFitReport, finite_images
 from ecoformer.nn.heads import join_heads, refuse_mask, split_heads
 from ecoformer.nn.kept_keys import KeptKeys
+from ecoformer.nn.output_fit_report import output_fit_report
 from ecoformer.nn.precision import full_precision, without_autocast
 from ecoformer.nn.projections import Projections, linear_from, register_reader
 from ecoformer.nn.softmax_target import SoftmaxTarget
 from ecoformer.nn.specs import AttentionSpec, builds, one_of, register_spec
 from ecoformer.nn.token_hash import TokenHashFunctions
-from ecoformer.ops.attention_quality import relative_error
 from ecoformer.ops.binary_attention import binary_attention, binary_weights
 from ecoformer.ops.binary_fit import BinaryHash, fit_binary_hash, random_hash
 
@@ -205,7 +205,9 @@ class EcoFormerTunedAttention(FittedState, ReplacementAttention, FittableAttenti
             return SoftmaxTarget(q_BHNC, k_BHNC, v_BHNC)
 
     def signed_codes(self, x_BND: Tensor) -> Tensor:
-        codes = torch.cat(self._codes(x_BND, self._hashing(full_precision(x_BND).dtype)))
+        return self._signed(torch.cat(self._codes(x_BND, self._hashing(full_precision(x_BND).dtype))))
+
+    def _signed(self, codes: Tensor) -> Tensor:
         return codes if self.spec.code == "sign" else 2 * codes - 1
 
     @torch.no_grad()
@@ -219,9 +221,8 @@ class EcoFormerTunedAttention(FittedState, ReplacementAttention, FittableAttenti
         """Fit the codes to the softmax attention of the layer's own queries and keys on these inputs.
 
         A first fit starts from random functions, a later one from those it has. Images with NaN or infinite
-        features are left out. A head whose error does not fall keeps the functions it had; `accepted_bits` is K
-        times the share of heads that took new ones, rounded down, and `failed_bits` likewise those that met NaN.
-        The objective is the squared relative error. Raises InputError if no image has finite features.
+        features are left out. A head whose error does not fall keeps the functions it had. The objective is the squared
+        relative error. Raises InputError if no image has finite features.
         """
         started = time.perf_counter()
         spec = self.spec
@@ -242,24 +243,17 @@ class EcoFormerTunedAttention(FittedState, ReplacementAttention, FittableAttenti
                 batch_size=spec.fit_batch_size,
             )
             self._store(fit.hashing)
-            target_BND = target.output()
-            old, new = (torch.cat(h.codes(q_BHNC, k_BHNC)) for h in (before, fit.hashing))
-            balance, correlation = bit_statistics(new if spec.code == "sign" else 2 * new - 1)
-            return HashFitReport(
-                block="",
-                seconds=time.perf_counter() - started,
-                objective_before=float(fit.error_before_H.mean()),
-                objective_after=float(fit.error_after_H.mean()),
-                accepted_bits=int(fit.accepted_H.sum()) * spec.num_bits // self.num_heads,
+            old, new = (self._signed(torch.cat(h.codes(q_BHNC, k_BHNC))) for h in (before, fit.hashing))
+            return output_fit_report(
+                fit,
+                random,
+                [q_BHNC, k_BHNC, v_BHNC],
+                split_heads(target.output(), self.num_heads),
+                split_heads(target.uniform_output(), self.num_heads),
+                (old, new),
                 num_bits=spec.num_bits,
-                bit_balance=balance,
-                bit_correlation=correlation,
-                flipped_bits=float((old != new).float().mean()),
-                failed_bits=int((~fit.finite_H).sum()) * spec.num_bits // self.num_heads,
                 skipped_images=len(x_BND) - len(q_BHNC),
-                attention_error=relative_error(join_heads(fit.hashing.attend(q_BHNC, k_BHNC, v_BHNC)), target_BND),
-                random_error=relative_error(join_heads(random.attend(q_BHNC, k_BHNC, v_BHNC)), target_BND),
-                uniform_error=relative_error(target.uniform_output(), target_BND),
+                seconds=time.perf_counter() - started,
             )
 
     def _store(self, hashing: BinaryHash) -> None:

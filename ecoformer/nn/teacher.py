@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from ecoformer.errors import InputError
 from ecoformer.nn.base import ReplacementAttention, before_projection
 from ecoformer.nn.fitted_state import NEVER_FITTED
-from ecoformer.nn.hashing import FittableAttention, HashFitReport, bit_statistics, finite_images
+from ecoformer.nn.hashing import FittableAttention, HashFitReport, finite_images
 from ecoformer.nn.heads import split_heads
 from ecoformer.nn.msa import MSASpec, MultiHeadSelfAttention
+from ecoformer.nn.output_fit_report import output_fit_report
 from ecoformer.nn.precision import full_precision, without_autocast
 from ecoformer.nn.projections import Projections, linear_from
 from ecoformer.nn.specs import AttentionSpec
-from ecoformer.ops.attention_quality import relative_error
 from ecoformer.ops.distilled_attention import Affine
 from ecoformer.ops.distilled_fit import Standardiser
 from ecoformer.ops.output_fit import Attends, fit_to_output
@@ -164,8 +164,7 @@ class TaughtAttention(ReplacementAttention, FittableAttention):
         """Fit to the replaced attention on these inputs, and drop it.
 
         Images with NaN or infinite features are left out. A head whose error does not fall below that of the start
-        keeps the start; `accepted_bits` is K times the share of the others, rounded down, and `failed_bits` likewise
-        counts heads that met NaN. The objective is the squared relative error of the attention output.
+        keeps the start. The objective is the squared relative error of the attention output.
 
         Args:
             feat_size: height and width of the feature map, where the replaced attention needs them.
@@ -183,7 +182,6 @@ class TaughtAttention(ReplacementAttention, FittableAttention):
             v_BND = affine(self.to_v).like(x_BND)(x_BND)
             uniform_BND = teacher.uniform_output(v_BND, x_BND, feat_size, batch_size)
             v_BHNC, uniform_BHNC = (split_heads(y, self.num_heads) for y in (v_BND, uniform_BND))
-            uniform_error = relative_error(uniform_BHNC, target_BHNC)
             standard = Standardiser.of(x_BND)
             x_BND = standard(x_BND)
             start = self.start(x_BND, standard, generator, teacher)
@@ -202,26 +200,20 @@ class TaughtAttention(ReplacementAttention, FittableAttention):
             self.fit_count.add_(1)
             self._known_fitted, self._teacher = True, None
             num_bits = int(getattr(spec, "num_bits", 0))
-            balance = correlation = flipped = 0.0
+            codes = None
             if num_bits:
                 old, new = (torch.cat(h.codes(x_BND)) for h in (start, fit.hashing))  # type: ignore[attr-defined]
-                balance, correlation = bit_statistics(2 * new - 1)
-                flipped = float((old != new).float().mean())
-            return HashFitReport(
-                block="",
-                seconds=time.perf_counter() - started,
-                objective_before=float(fit.error_before_H.mean()),
-                objective_after=float(fit.error_after_H.mean()),
-                accepted_bits=int(fit.accepted_H.sum()) * num_bits // self.num_heads,
+                codes = 2 * old - 1, 2 * new - 1
+            return output_fit_report(
+                fit,
+                start,
+                inputs,
+                target_BHNC,
+                uniform_BHNC,
+                codes,
                 num_bits=num_bits,
-                bit_balance=balance,
-                bit_correlation=correlation,
-                flipped_bits=flipped,
-                failed_bits=int((~fit.finite_H).sum()) * num_bits // self.num_heads,
                 skipped_images=num_images - len(x_BND),
-                attention_error=relative_error(fit.hashing.attend(*inputs), target_BHNC),
-                random_error=relative_error(start.attend(*inputs), target_BHNC),
-                uniform_error=uniform_error,
+                seconds=time.perf_counter() - started,
             )
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
