@@ -14,7 +14,7 @@ from fakes import FakeData, FakeLoader, FakeModel, make_model, make_trainer
 from PIL import Image
 from test_resume import assert_same_run, metrics
 
-from ecoformer.config import AugmentConfig, DataConfig, OptimConfig, TrainConfig
+from ecoformer.config import AugmentConfig, DataConfig, OptimConfig, ScheduleConfig, TrainConfig
 from ecoformer.data import build_data
 from ecoformer.engine import Callback, Interrupted, Trainer, load_checkpoint
 from ecoformer.nn.hashing import fit_hashes
@@ -100,14 +100,25 @@ def test_fits_scheduled_in_steps_are_neither_repeated_nor_skipped(tmp_path: Path
     assert [(fit["step"], fit["number"]) for fit in fits] == [(4, 1), (8, 2)]
 
 
-def test_a_signal_in_the_evaluation_saves_and_stops_there(tmp_path: Path) -> None:
-    class Signalled(FakeLoader):
-        def __iter__(self):
-            for number, item in enumerate(super().__iter__()):
-                if number == 1:
-                    os.kill(os.getpid(), signal.SIGTERM)
-                yield item
+class Signalled(FakeLoader):
+    """Sends SIGTERM with its second batch."""
 
+    def __iter__(self):
+        for number, item in enumerate(super().__iter__()):
+            if number == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield item
+
+
+def test_a_signal_in_the_evaluation_of_an_untrained_model_loses_nothing(tmp_path: Path) -> None:
+    data = FakeData()
+    data.val_loader.__class__ = Signalled
+    with pytest.raises(Interrupted, match="nothing is saved yet; start again"):
+        make_trainer(tmp_path, data, epochs=0, schedule=ScheduleConfig()).fit()
+    assert not (tmp_path / "last.pt").exists()
+
+
+def test_a_signal_in_the_evaluation_saves_and_stops_there(tmp_path: Path) -> None:
     make_trainer(tmp_path / "straight").fit()
     data = FakeData()
     data.val_loader.__class__ = Signalled
