@@ -17,6 +17,7 @@ from ecoformer.config_checks import choose
 from ecoformer.data import DataModule, build_data
 from ecoformer.engine import distributed
 from ecoformer.engine.callbacks import Callback, EnergyLog
+from ecoformer.engine.feature_redraw import FeatureRedraw
 from ecoformer.engine.hash_update import HashUpdate
 from ecoformer.engine.loggers import Logger
 from ecoformer.engine.logit_teacher import LogitTeacher
@@ -81,7 +82,10 @@ def build_run(config: Config, folder: RunDir, device: torch.device, data: DataMo
     seed_everything(config.seed)  # new weights are the same on every rank
     built = build_model(config, data.num_classes, resume=folder.resume)
     freeze(built.model, config.train.freeze)
-    callbacks: list[Callback] = [HashUpdate(config.callbacks.hash_update)]
+    callbacks: list[Callback] = [
+        HashUpdate(config.callbacks.hash_update),
+        FeatureRedraw(config.callbacks.feature_redraw),
+    ]
     if config.callbacks.energy_log.enabled:
         callbacks.append(EnergyLog(config.energy))
     loggers: list[Logger] = [WandbLogger(config.logger.wandb)] if config.logger.wandb.enabled else []

@@ -157,6 +157,14 @@ class HashUpdateConfig:
 
 
 @dataclass
+class FeatureRedrawConfig:
+    """When random features (Performer) are drawn anew: before the steps of epochs n, 2n, ..., counted from 0."""
+
+    enabled: bool = True
+    every: int = 1
+
+
+@dataclass
 class EnergyLogConfig:
     enabled: bool = True
 
@@ -164,6 +172,7 @@ class EnergyLogConfig:
 @dataclass
 class CallbacksConfig:
     hash_update: HashUpdateConfig = field(default_factory=HashUpdateConfig)
+    feature_redraw: FeatureRedrawConfig = field(default_factory=FeatureRedrawConfig)
     energy_log: EnergyLogConfig = field(default_factory=EnergyLogConfig)
 
 

@@ -26,6 +26,7 @@ def check_config(config: Config) -> list[str]:
     """
     _check_ranges(config)
     _check_hash_update(config)
+    _require(config, "callbacks.feature_redraw.every", lambda value: value >= 1, "at least 1")
     _check_names(config)
     _check_augment(config)
     attention_spec(config.attention)

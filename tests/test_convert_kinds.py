@@ -1,6 +1,7 @@
 """Every kind on every family: conversion, what the report says, training and evaluation, the ledger, checkpoints."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -54,7 +55,8 @@ def image_size(family):
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "msa"])
 def test_from_stock_and_from_msa(kind, family):
     size = image_size(family)
-    model, images = FAMILIES[family][0](), torch.randn(2, 3, size, size)
+    build = partial(FAMILIES[family][0], **({"depths": (2, 1, 1, 1)} if family == "twins" else {}))
+    model, images = build(), torch.randn(2, 3, size, size)
     wanted = BUILDERS[type(spec_of(kind))]
     through_msa = copy.deepcopy(model)
     convert(through_msa, MSASpec())
@@ -85,7 +87,7 @@ def test_from_stock_and_from_msa(kind, family):
     assert not convert(model, spec_of(kind)).replaced
     assert torch.equal(model(images), expected)
 
-    fresh = FAMILIES[family][0]()
+    fresh = build()
     convert(fresh, spec_of(kind), img_size=size)
     fresh.load_state_dict(model.state_dict())
     assert torch.equal(fresh(images), expected)
@@ -96,6 +98,15 @@ def test_from_stock_and_from_msa(kind, family):
         ledger = count(model.to("meta"), size, convention=convention, strict=False)
         assert ledger.uncounted == []
         assert {e.attention for e in ledger.entries} >= {layer.name for layer in attention_layers(model)}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_without_values_converts_and_is_counted(kind):
+    with torch.device("meta"):
+        model = tiny_pvt()
+    convert(model, spec_of(kind), img_size=64)
+    assert all(x.is_meta for x in (*model.parameters(), *model.buffers()))
+    assert count(model, 64, convention="audited").uncounted == []
 
 
 def test_a_kind_without_queries_is_the_end_of_the_road():

@@ -21,7 +21,7 @@ class BinaryQKSpec(AttentionSpec):
     """softmax(sign(q) sign(k)^T / sqrt(C)) v.
 
     Binarising queries and keys directly, as binary networks do (Hubara et al., "Binarized Neural Networks", NeurIPS
-    2016; in transformers Qin et al., "BiBERT", ICLR 2022). Liu et al. (EcoFormer, NeurIPS 2022, sections 1 and 4) argue
+    2016; in transformers Qin et al., "BiBERT", ICLR 2022). Liu et al. (EcoFormer, NeurIPS 2022) argue
     against it: signs of single channels need not keep the similarity of two tokens, and the softmax over all pairs of
     tokens stays quadratic. Gradients pass straight through the sign where its argument lies within (-1, 1).
     """

@@ -22,7 +22,7 @@ from ecoformer.nn.specs import AttentionSpec, builds, register_spec
 class SharedQKSpec(AttentionSpec):
     """softmax(q q^T / sqrt(C)) v: plain attention with one projection for queries and keys.
 
-    The control for EcoFormer's shared projection (Liu et al., EcoFormer, NeurIPS 2022, section 4.3). Shared queries and
+    The control for EcoFormer's shared projection (Liu et al., EcoFormer, NeurIPS 2022). Shared queries and
     keys are known from Kitaev et al., "Reformer: The Efficient Transformer", ICLR 2020, which also normalises the keys
     and masks the token itself; here neither is done, so only the projection differs from MSA.
     """

@@ -1,0 +1,96 @@
+"""Every attention kind by its name on a command line: a config that says what the spec says, and a step of training."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from app_helpers import CONFIGS, QUICK, TINY_PVT, run_script
+
+from ecoformer.errors import InputError
+from ecoformer.nn import make_spec
+from ecoformer.nn.specs import SPECS
+from ecoformer.study.kinds import kinds_report
+
+CONTRACT = {
+    *("stock", "linear_sra", "msa", "msa_shared_qk", "performer", "linformer", "relu_linear", "random_hash"),
+    *("binary_qk", "uniform", "none", "ecoformer", "ecoformer_tuned", "distilled_hash"),
+}
+OPTIONS = {
+    "ecoformer": ["attention.clamp=true", "attention.fit_steps=1"],
+    "random_hash": ["attention.clamp=true"],
+    "ecoformer_tuned": ["attention.fit_steps=1", "attention.num_anchors=2"],
+    "distilled_hash": ["attention.fit_steps=1"],
+}
+FIT = ["callbacks.hash_update.num_images=4", "callbacks.hash_update.held_out_images=0"]
+STEP = [TINY_PVT, *QUICK, *FIT, "train.max_steps=1", "data.max_train_samples=8", "data.max_val_samples=8"]
+
+
+def test_every_kind_has_a_config_and_every_config_a_kind() -> None:
+    assert {"stock", *SPECS} >= CONTRACT
+    assert {path.stem for path in (CONFIGS / "attention").glob("*.yaml")} == {"stock", *SPECS}
+
+
+@pytest.mark.parametrize("kind", SPECS)
+def test_the_config_holds_the_spec_s_options_and_defaults(kind: str) -> None:
+    found = yaml.safe_load((CONFIGS / "attention" / f"{kind}.yaml").read_text())
+    assert found == {"name": kind, **dataclasses.asdict(SPECS[kind]()), "layers": None}
+
+
+def test_an_unknown_kind_is_answered_with_all_of_them(refused: Callable[..., str]) -> None:
+    message = refused("train", "experiment=digits_msa", "attention=nonsense")
+    listed = re.split("Options: |choose one of ", message)[1].split(", ")
+    assert set(listed) == {"stock", *SPECS}
+    with pytest.raises(InputError, match=r"attention=nonsense does not exist; choose one of stock, .*uniform"):
+        make_spec("nonsense")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("kinds")
+
+
+@pytest.mark.parametrize("kind", ["stock", *SPECS])
+def test_a_step_on_digits(kind: str, runs: Path) -> None:
+    options = [f"attention={kind}", *OPTIONS.get(kind, []), *STEP]
+    run_script("train", "experiment=digits_msa", *options, f"output_dir={runs / kind}")
+    summary = json.loads((runs / kind / "summary.json").read_text())
+    assert summary["attention"] == kind and summary["energy_pj"] > summary["attention_energy_pj"] > 0
+    assert summary["uncounted"] == []
+
+
+def test_the_runs_side_by_side(runs: Path, tmp_path: Path) -> None:
+    """After the steps above: the table of all kinds, controls last, in both conventions."""
+    text = kinds_report(runs, tmp_path)
+    rows: list[dict[str, Any]] = json.loads((tmp_path / "table.json").read_text())
+    assert [row["attention"] for row in rows[:2]] == ["msa", "stock"]
+    assert {row["attention"] for row in rows[-4:]} == {"uniform", "none", "random_hash", "msa_shared_qk"}
+    assert {row["attention"] for row in rows} == {"stock", *SPECS}
+    for row in rows:
+        assert row["paper"]["uncounted"] == row["audited"]["uncounted"] == []
+    assert "uniform (control)" in (tmp_path / "table.md").read_text() and "relu_linear" in text
+    assert (tmp_path / "energy.png").stat().st_size > 0
+
+
+def test_runs_that_cannot_be_compared_are_refused(runs: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is no folder"):
+        kinds_report(tmp_path / "none", tmp_path)
+    both = tmp_path / "both"
+    for name, kind in (("a", "uniform"), ("b", "uniform"), ("c", "none")):
+        (both / name).mkdir(parents=True)
+        for file in ("summary.json", "config.yaml", "best.pt"):
+            (both / name / file).write_bytes((runs / kind / file).read_bytes())
+    with pytest.raises(InputError, match="two runs of attention=uniform: a and b"):
+        kinds_report(both, tmp_path)
+    for file in (both / "b").iterdir():
+        file.unlink()
+    summary = json.loads((both / "c" / "summary.json").read_text())
+    (both / "c" / "summary.json").write_text(json.dumps(summary | {"epochs": 9}))
+    with pytest.raises(InputError, match="c has epochs=9, a 1: compare like runs"):
+        kinds_report(both, tmp_path)
