@@ -92,8 +92,12 @@ def test_what_a_run_leaves(digits_runs: Runs) -> None:
     assert config.output_dir == str(folder) and config.attention["fit_steps"] == 2
     assert summary["attention_options"]["numerator"] == "own_token"
     assert summary["versions"].keys() >= {"torch", "timm", "ecoformer"}
-    events = [json.loads(line)["event"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert events.count("hash_fit") == 3 and events.count("epoch") == 1
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    fits = [record for record in records if record["event"] == "hash_fit"]
+    assert len(fits) == 3 and [record["event"] for record in records].count("epoch") == 1
+    contract = "block epoch seconds objective_before objective_after accepted_bits correlation bit_balance flipped_bits"
+    assert all(set(contract.split()) <= fit.keys() and fit["held_out_images"] == 16 for fit in fits)
+    assert (folder / "hash_fits.png").stat().st_size > 5000
     assert not list(folder.glob("*.tmp"))
 
 
