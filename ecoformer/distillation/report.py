@@ -13,6 +13,10 @@ from torch import Tensor, nn
 
 from ecoformer.comparison.code_maps import layer_weights
 from ecoformer.comparison.figures import save_figure
+from ecoformer.layers import attention_layers
+from ecoformer.nn.heads import split_heads
+from ecoformer.nn.msa import MSASpec
+from ecoformer.nn.projections import read_projections
 
 Figures = dict[str, Any]
 
@@ -74,7 +78,7 @@ def plot_maps(figures: Figures, source: nn.Module, model: nn.Module, image_3SS: 
     left out. Returns the files.
     """
     ours = layer_weights(model, image_3SS[None])
-    theirs = layer_weights(source, image_3SS[None])
+    theirs = _softmax_weights(source, image_3SS[None])
     picture = image_3SS.mean(0)
     files = []
     for row in figures["blocks"]:
@@ -83,6 +87,31 @@ def plot_maps(figures: Figures, source: nn.Module, model: nn.Module, image_3SS: 
         files.append(folder / f"{name}.png")
         _plot_block({label: weights[0].mean(0) for label, weights in rows.items()}, picture, row, files[-1])
     return files
+
+
+def _softmax_weights(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    """Attention weights (B, H, N, N) of the layers that are softmax attention over all tokens, timm's or ours."""
+    inputs: dict[str, Tensor] = {}
+
+    def note(name: str) -> Any:
+        return lambda module, args: inputs.update({name: args[0]})
+
+    layers = {layer.name: layer.module for layer in attention_layers(model) if MSASpec().is_met_by(layer.module)}
+    hooks = [layer.register_forward_pre_hook(note(name)) for name, layer in layers.items()]
+    training = model.training
+    try:
+        model.eval()(images)
+    finally:
+        model.train(training)
+        for hook in hooks:
+            hook.remove()
+    weights = {}
+    for name, x_BND in inputs.items():
+        source = read_projections(layers[name], name)
+        assert source.key is not None
+        q_BHNC, k_BHNC = (split_heads(linear(x_BND), source.num_heads) for linear in (source.query, source.key))
+        weights[name] = (q_BHNC @ k_BHNC.transpose(-2, -1) * q_BHNC.shape[-1] ** -0.5).softmax(dim=-1)
+    return weights
 
 
 def _plot_block(rows: dict[str, Tensor], picture_SS: Tensor, row: dict[str, Any], out: Path) -> None:
@@ -124,6 +153,7 @@ def plot_study(rows: list[Figures], out: Path) -> None:
     worst.axhline(0.5, color="grey", lw=0.8, label="goal at 32 bits: 0.5")
     lost.set(xlabel="bits", ylabel="top-1 lost without training (points)", xscale="log")
     worst.set(xlabel="bits", ylabel="worst block: error / uniform's", xscale="log")
+    worst.set_ylim(bottom=0)
     lengths = sorted({row["num_bits"] for row in rows})
     for axis in (lost, worst):
         axis.set_xticks(lengths, [str(length) for length in lengths])
