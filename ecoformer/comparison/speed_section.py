@@ -68,8 +68,14 @@ def _cells(row: Row) -> list[str]:
         f"{row['images_per_second']:.1f}",
         "" if ratio is None else f"{ratio:.2f}",
         "" if peak is None else f"{peak:.0f}",
-        ", ".join(f"{key}={value}" for key, value in row.get("environment", {}).items()) or "default",
+        _allocator(row.get("environment", {})),
     ]
+
+
+def _allocator(environment: dict[str, str]) -> str:
+    if environment.keys() == {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"}:
+        return "keeps memory"
+    return ", ".join(f"{key}={value}" for key, value in environment.items()) or "default"
 
 
 def _growth_lines(rows: Sequence[Row]) -> list[str]:
