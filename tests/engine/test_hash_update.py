@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from fakes import FakeData, FakeModel, make_trainer
+from test_mid_epoch import crash_and_resume
+from test_resume import assert_same_run
 
 from ecoformer.config import HashUpdateConfig
 from ecoformer.engine.batches import Meter
@@ -150,3 +152,12 @@ def test_table_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 def test_table_says_between_which_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_trainer(tmp_path, epochs=1, progress=True, hash_update=STEPS).fit()
     assert "hash fit before step 5 of epoch 1: 8 images" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("at", [3, 4, 5, 8])  # before a fit, right after it, a step later, after the second
+def test_a_crash_in_mid_epoch_repeats_no_step_fit_and_skips_none(tmp_path: Path, at: int) -> None:
+    options = {"log_every": 1, "checkpoint": {"every_steps": 1}, "hash_update": STEPS}
+    make_trainer(tmp_path / "straight", **options).fit()
+    crash_and_resume(tmp_path / "parts", at, **options)
+    assert_same_run(tmp_path / "straight", tmp_path / "parts")
+    assert fits_of(tmp_path / "parts") == [(0, 0), (0, 4), (1, 8)]
