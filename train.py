@@ -32,7 +32,7 @@ def main(cfg: DictConfig) -> float | None:
             summary.write_compression(folder.path, run.built.compression)
         if config.train.progress:
             summary.show_plan(launch_plan(run, plan_figures(run)), notes)
-        figures = summary.run_summary(config, run.built.model, run.trainer.fit(folder.resume))
+        figures = summary.run_summary(config, run.trainer.skeleton, run.trainer.fit(folder.resume))
         if distributed.is_main():
             summary.write_json(folder.path / SUMMARY, figures)
             summary.draw_hash_fits(folder.path, run.built.model)

@@ -102,6 +102,7 @@ class TrainConfig:
     eval_batch_size: int | None = None  # None: the same
     grad_accum: int = 1
     amp: str = "off"  # off, bf16, fp16
+    parallel: str = "ddp"  # of several processes: each holds all weights (ddp), or a share of them (fsdp: FSDP2)
     smoothing: float = 0.0
     ema_decay: float = 0.0  # 0: off
     channels_last: bool = False

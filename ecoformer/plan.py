@@ -38,9 +38,9 @@ def plan_figures(run: Run, probe: Probe | None = None) -> dict[str, Any]:
     config, data, trainer = run.config, run.data, run.trainer
     train, steps = config.train, trainer.steps_per_epoch * config.train.epochs
     energy = summarize(
-        run.built.model, data.img_size, convention=config.energy.convention, profile=config.energy.profile
+        run.trainer.skeleton, data.img_size, convention=config.energy.convention, profile=config.energy.profile
     )
-    layers = hash_layers(run.built.model)
+    layers = hash_layers(run.trainer.skeleton)
     update = config.callbacks.hash_update
     fits = fit_steps(update, trainer.steps_per_epoch, train.epochs) if layers else []
     figures: dict[str, Any] = {
@@ -106,10 +106,7 @@ def _measured(run: Run, probe: Probe, num_fits: int) -> dict[str, Any]:
             "activations": probe.activation_bytes,
             "peak_on_gpu": probe.peak_bytes,
         },
-        "checkpoint_bytes": {
-            "last.pt": model_bytes + ema_bytes + probe.optimizer_bytes,
-            "best.pt": model_bytes,
-        },
+        "checkpoint_bytes": {"last.pt": probe.last_bytes, "best.pt": probe.best_bytes},
         "probe": probe.as_dict(),
         "expected_seconds": {**seconds, "total": sum(seconds.values())},
     }
@@ -200,9 +197,9 @@ def _hash_fits(run: Run, figures: dict[str, Any]) -> str:
 
 
 def _tokens(run: Run) -> str:
-    counts = token_counts(run.built.model, run.data.img_size)
+    counts = token_counts(run.trainer.skeleton, run.data.img_size)
     stages: dict[int, list[str]] = {}
-    for layer in attention_layers(run.built.model):
+    for layer in attention_layers(run.trainer.skeleton):
         stages.setdefault(layer.stage, []).append(f"{counts[layer.name]}")
     if not stages:
         return "no attention layer that we know"

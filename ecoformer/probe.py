@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ecoformer.build import Run, build_run
-from ecoformer.engine import distributed, run_state
+from ecoformer.engine import distributed, parallel, run_state
 from ecoformer.engine.batches import Batch, grouped
 from ecoformer.engine.hash_update import HashUpdate
 from ecoformer.engine.trainer import Trainer
@@ -24,7 +24,7 @@ from ecoformer.engine.training_step import train_step
 
 @dataclass(frozen=True)
 class Probe:
-    """Seconds are the slowest process's. Bytes are of one process.
+    """Seconds are the slowest process's. Bytes are of one process, but `last_bytes` and `best_bytes` of the files.
 
     `step_seconds` is the second step with the wait for its data (`data_seconds`); the first also pays for starting
     workers and allocating. `fit_seconds` is None where no fit comes before the first step. `activation_bytes` is what
@@ -42,6 +42,8 @@ class Probe:
     gradient_bytes: int
     optimizer_bytes: int
     activation_bytes: int
+    last_bytes: int
+    best_bytes: int
     peak_bytes: int | None
 
     def as_dict(self) -> dict[str, Any]:
@@ -73,6 +75,10 @@ def probe_run(run: Run) -> Probe:
     measured = [steps[0][0], *steps[1], _validation_batch_seconds(trainer), fit_seconds or 0.0]
     times = distributed.all_reduce_max(torch.tensor(measured, dtype=torch.float64, device=device)).tolist()
     parameters = [_local(parameter) for parameter in trainer.model.parameters()]
+    moments = [
+        value for state in trainer.optimizer.state.values() for value in state.values() if torch.is_tensor(value)
+    ]
+    best_bytes = _bytes([*trainer.model.parameters(), *trainer.model.buffers()])
     return Probe(
         start_epoch=trainer.epoch,
         fit_seconds=None if fit_seconds is None else times[4],
@@ -83,13 +89,10 @@ def probe_run(run: Run) -> Probe:
         parameter_bytes=_bytes(parameters),
         buffer_bytes=_bytes(trainer.model.buffers()),
         gradient_bytes=_bytes(parameter for parameter in parameters if parameter.requires_grad),
-        optimizer_bytes=_bytes(
-            _local(value)
-            for state in trainer.optimizer.state.values()
-            for value in state.values()
-            if isinstance(value, Tensor)
-        ),
+        optimizer_bytes=_bytes(map(_local, moments)),
         activation_bytes=activation_bytes,
+        last_bytes=best_bytes * (1 if trainer.ema is None else 2) + _bytes(moments),
+        best_bytes=best_bytes,
         peak_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
     )
 
@@ -136,7 +139,8 @@ def _validation_batch_seconds(trainer: Trainer) -> float:
         _forward(trainer, model, batch[0])
 
     found = batches()
-    return [_timed(found, work, trainer.device)[0] for _ in range(2)][1]
+    with parallel.whole_weights(model):
+        return [_timed(found, work, trainer.device)[0] for _ in range(2)][1]
 
 
 def _forward(trainer: Trainer, model: Any, images: Tensor) -> Tensor:

@@ -51,6 +51,7 @@ FREE = (
     "train.grad_accum",
     "train.eval_batch_size",
     "train.compile",
+    "train.parallel",
     "train.channels_last",
     "train.log_every",
     "train.progress",

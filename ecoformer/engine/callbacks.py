@@ -60,7 +60,7 @@ class EnergyLog(Callback):
 
         before = self.figures
         self.figures = summarize(
-            trainer.model,
+            trainer.skeleton,
             trainer.data.img_size,
             convention=self.config.convention,
             profile=self.config.profile,

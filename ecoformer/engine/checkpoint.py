@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ecoformer.engine.files import atomic_write
+from ecoformer.engine.parallel import shared_like
 from ecoformer.errors import InputError
 
 FORMAT = "ecoformer.checkpoint"
@@ -125,7 +126,7 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], source: Path | str)
             f"checkpoint {source} does not fit this model: {', '.join(found)}; use the model, attention and data "
             "settings of the run that wrote it"
         )
-    model.load_state_dict(state)
+    model.load_state_dict({key: shared_like(own[key], value) for key, value in state.items()})
 
 
 def _require_plain(value: Any, where: str) -> None:

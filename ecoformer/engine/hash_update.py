@@ -10,8 +10,9 @@ from rich import box
 from rich.table import Table
 
 from ecoformer.config import HashUpdateConfig
-from ecoformer.engine import distributed
+from ecoformer.engine import distributed, parallel
 from ecoformer.engine.callbacks import Callback
+from ecoformer.errors import InputError
 from ecoformer.nn.hashing import HashFitReport, fit_hashes, has_hashes, hash_layers
 
 if TYPE_CHECKING:
@@ -87,15 +88,17 @@ class HashUpdate(Callback):
 
     def fit(self, trainer: Trainer, step: int) -> list[HashFitReport]:
         """Fit now, as before `step`, and give every rank and the EMA model the result; only rank 0 has reports."""
-        reports = []
-        if distributed.is_main():
-            seed = fit_seed(trainer.seed, step)
-            num_images = self.config.num_images
-            left = max(0, trainer.data.num_train - num_images)
-            images = trainer.data.calibration_images(num_images + min(self.config.held_out_images, left), seed=seed)
-            # The first ones are those of a fit without held-out images.
-            reports = fit_hashes(trainer.model, images[:num_images], seed=seed, held_out=images[num_images:])
-        layers = hash_layers(trainer.model).items()
+        layers, reports = hash_layers(trainer.model).items(), []
+        if trainer.sharded and any(layer.fits_parameters for _, layer in layers):
+            raise InputError("train.parallel=fsdp shares weights that this hash fit would change: use ddp")
+        with parallel.whole_weights(trainer.model):
+            if distributed.is_main():
+                seed = fit_seed(trainer.seed, step)
+                num_images = self.config.num_images
+                left = max(0, trainer.data.num_train - num_images)
+                images = trainer.data.calibration_images(num_images + min(self.config.held_out_images, left), seed=seed)
+                # The first ones are those of a fit without held-out images.
+                reports = fit_hashes(trainer.model, images[:num_images], seed=seed, held_out=images[num_images:])
         changed = [layer.named_parameters(name) for name, layer in layers if layer.fits_parameters]
         trainer.sync_buffers([name for parameters in changed for name, _ in parameters])
         return reports

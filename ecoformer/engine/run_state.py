@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ecoformer.engine import distributed
+from ecoformer.engine import distributed, parallel
 from ecoformer.engine.checkpoint import load_checkpoint, load_weights, save_checkpoint
 from ecoformer.engine.files import atomic_write, remove
 from ecoformer.engine.position import Position
@@ -31,10 +31,20 @@ _MADE_OF = {
 
 
 def capture(trainer: Trainer) -> dict[str, Any]:
-    """What each rank alone knows: random states and its figures of the epoch. Every rank must call it."""
+    """What no rank knows alone: random states, figures of the epoch, sharded tensors. Every rank must call it."""
     return {
+        "state": _state(trainer) if trainer.sharded else None,
         "rng": distributed.gather_objects(rng_state(trainer.device)),
         "position": None if trainer.position is None else trainer.position.gathered(),
+    }
+
+
+def _state(trainer: Trainer) -> dict[str, Any]:
+    """The state dicts of the model, its average and the optimiser, of whole tensors."""
+    return {
+        "model": parallel.whole(dict(trainer.model.state_dict())),
+        "ema": None if trainer.ema is None else parallel.whole(dict(trainer.ema.module.state_dict())),
+        "optimizer": parallel.whole(trainer.optimizer.state_dict()),
     }
 
 
@@ -49,18 +59,18 @@ def save(trainer: Trainer, *, is_best: bool = False, captured: dict[str, Any] | 
         return
     completed = trainer.epoch + (captured["position"] is None)
     common = {"config": trainer.config, "epoch": completed, "step": trainer.step, "metrics": trainer.latest}
-    model = dict(trainer.model.state_dict())
-    ema = None if trainer.ema is None else dict(trainer.ema.module.state_dict())
-    weights = {"kind": "weights", **common, "model": ema or model}
+    state = captured["state"] or _state(trainer)
+    weights = {"kind": "weights", **common, "model": state["ema"] or state["model"]}
     if is_best:
         save_checkpoint(trainer.run_dir / BEST, weights)
     if captured["position"] is None:
         _keep_if_top(trainer, weights)
     training = {
-        "optimizer": trainer.optimizer.state_dict(),
+        "optimizer": state["optimizer"],
         "scaler": trainer.scaler.state_dict(),
         "settings": trainer.settings,
-        **captured,
+        "rng": captured["rng"],
+        "position": captured["position"],
         "callbacks": {callback.name: callback.state_dict() for callback in trainer.callbacks},
         "loggers": {logger.name: logger.state_dict() for logger in trainer.loggers},
         "best": trainer.best,
@@ -68,7 +78,8 @@ def save(trainer: Trainer, *, is_best: bool = False, captured: dict[str, Any] | 
         "skipped_batches": trainer.skipped_batches,
         "elapsed_s": trainer.duration_s(),
     }
-    content: dict[str, Any] = {"kind": "run", **common, "model": model, "ema": ema, "training": training}
+    content: dict[str, Any] = {"kind": "run", **common, "model": state["model"], "ema": state["ema"]}
+    content["training"] = training
     # A last.pt that this process neither read nor wrote may be damaged: it must not push out the good one before.
     previous = trainer.run_dir / PREVIOUS if trainer.last_is_good else None
     save_checkpoint(trainer.run_dir / LAST, content, previous)
@@ -112,7 +123,7 @@ def restore(trainer: Trainer, path: Path) -> dict[str, Any]:
     load_weights(trainer.model, checkpoint["model"], path)
     if trainer.ema is not None:
         load_weights(trainer.ema.module, checkpoint["ema"], path)
-    trainer.optimizer.load_state_dict(training["optimizer"])
+    parallel.load_optimizer(trainer.optimizer, training["optimizer"])
     trainer.scaler.load_state_dict(training["scaler"])
     # A callback or logger that was added since has no state yet.
     for callback in trainer.callbacks:

@@ -15,10 +15,9 @@ import torch
 from rich.table import Table
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from ecoformer.config import CheckpointConfig, OptimConfig, ScheduleConfig, TrainConfig
-from ecoformer.engine import distributed, run_state
+from ecoformer.engine import distributed, parallel, run_state
 from ecoformer.engine.batches import grouped, num_groups
 from ecoformer.engine.callbacks import Callback
 from ecoformer.engine.divergence import ForwardState
@@ -88,10 +87,16 @@ class Trainer:
         self.loggers = [JsonlLogger(), CsvLogger(), *loggers]
         self.memory_format = torch.channels_last if train.channels_last else torch.contiguous_format
         self.model = model.to(device).to(memory_format=self.memory_format)
-        self.ddp = self._distribute() if distributed.world_size() > 1 else None
+        self.sharded = parallel.is_sharded(train, model)
+        self.skeleton = parallel.skeleton(self.model) if self.sharded else self.model  # to count on
+        spread = distributed.world_size() > 1 and not self.sharded
+        self.ddp = parallel.data_parallel(self.model, device) if spread else None
+        self.ema = ModelEmaV3(self.model, train.ema_decay, exclude_buffers=True) if train.ema_decay > 0 else None
+        if self.sharded:
+            for copied in [self.model] if self.ema is None else [self.model, self.ema.module]:
+                parallel.shard(copied, device)
         network = self.ddp or self.model
         self.network: Any = torch.compile(network) if train.compile else network
-        self.ema = ModelEmaV3(self.model, train.ema_decay, exclude_buffers=True) if train.ema_decay > 0 else None
 
         self.steps_per_epoch = num_groups(len(data.train_loader), train.grad_accum, train.max_steps)
         self.global_batch = train.batch_size * train.grad_accum * distributed.world_size()
@@ -276,22 +281,19 @@ class Trainer:
             callback.on_fit_start(self)
 
     def _validate(self) -> dict[str, Any]:
-        result = evaluate(
-            self.model if self.ema is None else self.ema.module,
-            self.data.val_loader,
-            self.device,
-            self.train.amp,
-            channels_last=self.train.channels_last,
-            on_batch=run_state.when_asked_to_stop(self),
-        )
+        model, on_batch = self.model if self.ema is None else self.ema.module, run_state.when_asked_to_stop(self)
+        with parallel.whole_weights(model):
+            result = evaluate(
+                model,
+                self.data.val_loader,
+                self.device,
+                self.train.amp,
+                channels_last=self.train.channels_last,
+                on_batch=on_batch,
+            )
         return {
             "val_loss": result.loss,
             "val_top1": result.top1,
             "val_top5": result.top5,
             "images_per_second": result.images_per_second,
         }
-
-    def _distribute(self) -> DistributedDataParallel:
-        # Buffers follow rank 0 before each forward pass, so hash functions cannot drift apart.
-        devices = [self.device] if self.device.type == "cuda" else None
-        return DistributedDataParallel(self.model, device_ids=devices, broadcast_buffers=True)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from ecoformer.engine import distributed
+from ecoformer.engine import distributed, parallel
 from ecoformer.engine.batches import Batch, top1_hits
 from ecoformer.engine.divergence import leave_out
 
@@ -47,7 +46,7 @@ def train_step(trainer: Trainer, batches: list[Batch]) -> StepResult:
     num_images = sum(len(images) for images, _ in batches)
     totals = torch.zeros(2, device=trainer.device)
     for index, (images, targets) in enumerate(batches):
-        with _gradient_sync(trainer, last=index == len(batches) - 1):
+        with parallel.gradient_sync(trainer.model, trainer.ddp, last=index == len(batches) - 1):
             with torch.autocast(trainer.device.type, dtype=trainer.amp_dtype, enabled=trainer.amp_dtype is not None):
                 images = images.contiguous(memory_format=trainer.memory_format)
                 logits = trainer.network(images)
@@ -82,8 +81,8 @@ def train_step(trainer: Trainer, batches: list[Batch]) -> StepResult:
 def _clip(trainer: Trainer) -> Tensor:
     """Clip the gradients if the run does, and return their norm before it."""
     if trainer.clip_grad is not None:
-        return nn.utils.clip_grad_norm_(trainer.model.parameters(), trainer.clip_grad)
-    return nn.utils.get_total_norm([p.grad for p in trainer.model.parameters() if p.grad is not None])
+        return parallel.whole(nn.utils.clip_grad_norm_(trainer.model.parameters(), trainer.clip_grad))
+    return parallel.whole(nn.utils.get_total_norm([p.grad for p in trainer.model.parameters() if p.grad is not None]))
 
 
 def _agreed(trainer: Trainer, totals: Tensor, norm: Tensor) -> Tensor:
@@ -96,8 +95,3 @@ def _agreed(trainer: Trainer, totals: Tensor, norm: Tensor) -> Tensor:
     flags[0], flags[1] = ~figures[0].isfinite(), ~figures[2].isfinite()
     flags[2] = trainer.signals.received or 0
     return torch.cat([figures, distributed.all_reduce_max(flags)])
-
-
-def _gradient_sync(trainer: Trainer, last: bool) -> AbstractContextManager[None]:
-    # Ranks exchange gradients once per optimiser step, with the last batch of the group.
-    return nullcontext() if trainer.ddp is None or last else trainer.ddp.no_sync()

@@ -106,12 +106,18 @@ class FakeData:
     img_size = IMG_SIZE
 
     def __init__(
-        self, num_train: int = 44, batch_size: int = 8, rank: int = 0, world_size: int = 1, device: Any = "cpu"
+        self,
+        num_train: int = 44,
+        batch_size: int = 8,
+        rank: int = 0,
+        world_size: int = 1,
+        device: Any = "cpu",
+        num_val: int = 20,
     ) -> None:
         self.num_train = num_train
         ranks = {"rank": rank, "world_size": world_size, "device": device}
         self.train_loader = FakeLoader(num_train, batch_size, seed=1, shuffle=True, **ranks)
-        self.val_loader = FakeLoader(20, 8, seed=2, shuffle=False, **ranks)
+        self.val_loader = FakeLoader(num_val, 8, seed=2, shuffle=False, **ranks)
 
     def calibration_images(self, num_images: int, seed: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed)

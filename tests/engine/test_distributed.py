@@ -13,42 +13,61 @@ import pytest
 import torch
 from fakes import FakeData, make_model, make_trainer
 
-from ecoformer.config import OptimConfig
-from ecoformer.engine import load_checkpoint
+from ecoformer.config import OptimConfig, TrainConfig
+from ecoformer.engine import Trainer, load_checkpoint
 from ecoformer.engine.distributed import init_distributed
+from ecoformer.engine.parallel import is_sharded
 from ecoformer.errors import InputError
 
 OPTIM = {"name": "momentum", "lr": 0.1, "momentum": 0.9, "weight_decay": 0.0}
 CHILD = """
 import json
+import shutil
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import torch
 import fakes
 from ecoformer.config import OptimConfig
-from ecoformer.engine import distributed
+from ecoformer.engine import distributed, parallel
 torch.set_num_threads(1)
 assert distributed.init_distributed("cpu") == torch.device("cpu")
 rank, run_dir = distributed.rank(), Path(sys.argv[2])
-data = fakes.FakeData(num_train=48, batch_size=4, rank=rank, world_size=2)
+data = fakes.FakeData(num_train=48, batch_size=4, rank=rank, world_size=2, num_val=17)  # 2 batches and 1
 if rank == 1:
     def refused(*args, **kwargs):
         raise AssertionError("only rank 0 fits")
     data.calibration_images = refused
-model = fakes.make_model(dropout=0.0, batch_norm=False)
-with torch.no_grad():
-    model.head.weight.mul_(1 + rank)  # ranks that start differently must agree all the same
 optim = OptimConfig(**json.loads(sys.argv[3]))
-trainer = fakes.make_trainer(run_dir, data, model, batch_size=4, optim=optim, grad_accum=2)
-summary = trainer.fit()
-result = {"model": model.state_dict(), "ema": trainer.ema.module.state_dict(), "summary": summary}
-torch.save(result, run_dir / f"rank{rank}.pt")
+
+def make(kind):
+    model = fakes.make_model(dropout=0.0, batch_norm=False)
+    with torch.no_grad():
+        model.head.weight.mul_(1 + rank)  # ranks that start differently must agree all the same
+    folder = run_dir / kind
+    return fakes.make_trainer(folder, data, model, batch_size=4, optim=optim, grad_accum=2, parallel=kind)
+
+def save(trainer, summary):
+    result = {"model": trainer.model.state_dict(), "ema": trainer.ema.module.state_dict(), "summary": summary}
+    torch.save(parallel.whole(result), trainer.run_dir / f"rank{rank}.pt")
+
+trainer = make("ddp")
+save(trainer, trainer.fit())
+make("fsdp").fit(stop_after=1)
+if rank == 0:
+    shutil.copy(run_dir / "fsdp" / "last.pt", run_dir / "after_one_epoch.pt")
+trainer = make("fsdp")
+assert type(trainer.model.head.weight).__name__ == "DTensor" and trainer.skeleton.head.weight.is_meta
+save(trainer, trainer.fit(resume=run_dir / "fsdp" / "last.pt"))
 distributed.close_distributed()
 """
 
 
-def run_two_processes(run_dir: Path) -> list[dict]:
+Ranks = dict[str, list[dict]]
+
+
+def run_two_processes(run_dir: Path) -> Ranks:
+    """What the two ranks were left with, for train.parallel=ddp and fsdp."""
     run_dir.mkdir()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -61,19 +80,23 @@ def run_two_processes(run_dir: Path) -> list[dict]:
         command = [sys.executable, "-c", CHILD, here, str(run_dir), json.dumps(OPTIM)]
         processes.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
     for process in processes:
-        _, errors = process.communicate(timeout=90)
+        _, errors = process.communicate(timeout=600)
         assert process.returncode == 0, errors
-    return [torch.load(run_dir / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+    return {
+        kind: [torch.load(run_dir / kind / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+        for kind in ("ddp", "fsdp")
+    }
 
 
 @pytest.fixture(scope="module")
-def two_processes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict]]:
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ranks]:
     run_dir = tmp_path_factory.mktemp("ddp") / "run"
     return run_dir, run_two_processes(run_dir)
 
 
-def test_ranks_agree_bit_for_bit(two_processes: tuple[Path, list[dict]]) -> None:
-    _, (first, second) = two_processes
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_ranks_agree_bit_for_bit(two_processes: tuple[Path, Ranks], kind: str) -> None:
+    first, second = two_processes[1][kind]
     for part in ("model", "ema"):
         for key, value in first[part].items():
             assert torch.equal(value, second[part][key]), f"{part} {key}"
@@ -82,23 +105,60 @@ def test_ranks_agree_bit_for_bit(two_processes: tuple[Path, list[dict]]) -> None
         assert first["summary"][key] == second["summary"][key]
 
 
+def one_process(folder: Path, resume: Path | None = None) -> tuple[Trainer, dict]:
+    """The same run with one process: 16 images at once instead of two ranks with 2 x 4; hashes fitted twice."""
+    data = FakeData(num_train=48, batch_size=16, num_val=17)
+    model = make_model(dropout=0.0, batch_norm=False)
+    trainer = make_trainer(folder, data, model, batch_size=16, optim=OptimConfig(**OPTIM))
+    return trainer, trainer.fit(resume=resume)
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_one_process_with_the_global_batch_does_the_same(
-    two_processes: tuple[Path, list[dict]], tmp_path: Path
+    two_processes: tuple[Path, Ranks], tmp_path: Path, kind: str
 ) -> None:
-    _, (first, _) = two_processes
-    data = FakeData(num_train=48, batch_size=16)
-    trainer = make_trainer(
-        tmp_path, data, make_model(dropout=0.0, batch_norm=False), batch_size=16, optim=OptimConfig(**OPTIM)
-    )
-    summary = trainer.fit()
-    assert trainer.step == 6
-    for key, value in trainer.model.state_dict().items():
-        torch.testing.assert_close(first["model"][key], value, rtol=1e-4, atol=1e-5, msg=key)
+    first, _ = two_processes[1][kind]
+    trainer, summary = one_process(tmp_path)
+    assert trainer.step == 6 and trainer.ema is not None
+    for part, module in (("model", trainer.model), ("ema", trainer.ema.module)):
+        for key, value in module.state_dict().items():
+            torch.testing.assert_close(first[part][key], value, rtol=1e-4, atol=1e-5, msg=f"{part} {key}")
     assert first["summary"]["top1"] == summary["top1"] and first["summary"]["loss"] == pytest.approx(summary["loss"])
 
 
-def test_rank_0_alone_writes_and_keeps_all_random_states(two_processes: tuple[Path, list[dict]]) -> None:
-    run_dir, _ = two_processes
+def test_a_sharded_run_goes_on_in_one_process(two_processes: tuple[Path, Ranks], tmp_path: Path) -> None:
+    """Its checkpoints hold whole tensors; so does what it wrote itself after resuming from one."""
+    run_dir, ranks = two_processes
+    trainer, _ = one_process(tmp_path, resume=run_dir / "after_one_epoch.pt")
+    saved = load_checkpoint(run_dir / "fsdp" / "last.pt")
+    for key, value in trainer.model.state_dict().items():
+        torch.testing.assert_close(saved["model"][key], value, rtol=1e-4, atol=1e-5, msg=key)
+        assert torch.equal(saved["model"][key], ranks["fsdp"][0]["model"][key])
+    assert load_checkpoint(run_dir / "ddp" / "last.pt")["training"]["optimizer"]["state"].keys() == (
+        saved["training"]["optimizer"]["state"].keys()
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"parallel": "fsdp3"}, "train.parallel=fsdp3 does not exist: choose one of ddp, fsdp"),
+        ({"parallel": "fsdp"}, "shares the weights among processes: start several with torchrun"),
+        ({"parallel": "fsdp", "amp": "fp16"}, "does not scale losses: use train.amp=bf16 or off"),
+        ({"parallel": "fsdp", "compile": True}, "does not go with train.compile=true"),
+        ({"parallel": "fsdp", "channels_last": True}, "does not go with train.channels_last=true"),
+        ({"parallel": "fsdp"}, "running means of batch norm"),
+    ],
+)
+def test_what_cannot_be_sharded(settings: dict, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "start several" not in message:
+        monkeypatch.setattr("ecoformer.engine.parallel.distributed.world_size", lambda: 2)
+    with pytest.raises(InputError, match=message.replace(".", r"\.")):
+        is_sharded(TrainConfig(**settings), make_model(batch_norm="batch norm" in message))
+
+
+def test_rank_0_alone_writes_and_keeps_all_random_states(two_processes: tuple[Path, Ranks]) -> None:
+    run_dir = two_processes[0] / "ddp"
     lines = (run_dir / "metrics.csv").read_text().splitlines()
     assert [line.split(",")[0] for line in lines] == ["epoch", "0", "1"]
     states = load_checkpoint(run_dir / "last.pt")["training"]["rng"]

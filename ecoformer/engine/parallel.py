@@ -1,0 +1,121 @@
+"""One model over several processes: each holds all of its weights (DDP), or a share of them (FSDP2).
+
+Sharded parameters are DTensors of the whole shape. Checkpoints hold whole tensors, so that both kinds, and any number
+of processes, read each other's. Buffers, hash functions among them, are whole on every process.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+
+from ecoformer.config import TrainConfig
+from ecoformer.engine import distributed
+from ecoformer.errors import InputError
+
+PARALLEL = ("ddp", "fsdp")
+
+
+def is_sharded(train: TrainConfig, model: nn.Module) -> bool:
+    """Whether `train.parallel` asks for FSDP2. Raises InputError where that cannot be, or is not supported here."""
+    if train.parallel not in PARALLEL:
+        raise InputError(f"train.parallel={train.parallel} does not exist: choose one of {', '.join(PARALLEL)}")
+    if train.parallel == "ddp":
+        return False
+    where = "train.parallel=fsdp"
+    if distributed.world_size() == 1:
+        raise InputError(f"{where} shares the weights among processes: start several with torchrun, or leave it out")
+    if train.amp == "fp16":
+        raise InputError(f"{where} does not scale losses: use train.amp=bf16 or off")
+    for key in ("compile", "channels_last"):
+        if getattr(train, key):
+            raise InputError(f"{where} does not go with train.{key}=true: leave out one of them")
+    if any(isinstance(module, _BatchNorm) for module in model.modules()):
+        raise InputError(f"{where} would let the running means of batch norm differ between processes: use ddp")
+    return True
+
+
+def data_parallel(model: nn.Module, device: torch.device) -> DistributedDataParallel:
+    """The model wrapped for DDP. Buffers follow rank 0 before each forward pass, so hash functions cannot drift."""
+    devices = [device] if device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=True)
+
+
+def shard(model: nn.Module, device: torch.device) -> None:
+    """Share the parameters among the processes, block by block, in place; all start from rank 0's values."""
+    distributed.broadcast_tensors(parameter.data for parameter in model.parameters())
+    distributed.broadcast_buffers(model)
+    mesh = init_device_mesh(device.type, (distributed.world_size(),))
+    for module in model.modules():
+        if type(module).__name__.endswith("Block"):  # timm's name for them in every transformer
+            fully_shard(module, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+
+
+def skeleton(model: nn.Module) -> nn.Module:
+    """The model without values, for counting: a sharded one can only run on all processes at once."""
+    return copy.deepcopy(model).to("meta")
+
+
+@contextmanager
+def whole_weights(model: nn.Module) -> Iterator[None]:
+    """While this lasts, a sharded model's weights are whole on every process, and any of them may run it alone.
+
+    Every process must enter and leave. For passes without gradients: a hash fit on rank 0, and evaluation, where
+    the processes may have different numbers of batches.
+    """
+    sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for module in sharded:
+        module.unshard()
+        module.set_reshard_after_forward(False, recurse=False)
+    try:
+        yield
+    finally:
+        for module in sharded:
+            module.set_reshard_after_forward(True, recurse=False)
+            module.reshard()
+
+
+def gradient_sync(model: nn.Module, ddp: DistributedDataParallel | None, last: bool) -> AbstractContextManager[None]:
+    """Around a backward pass: processes exchange gradients once per optimiser step, with the group's last batch."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(last)
+    return nullcontext() if ddp is None or last else ddp.no_sync()
+
+
+def whole(value: Any) -> Any:
+    """Plain containers with every sharded tensor made whole, on the CPU; every process must call it."""
+    if isinstance(value, dict):
+        return {key: whole(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [whole(item) for item in value]
+    return value.full_tensor().detach().cpu() if isinstance(value, DTensor) else value
+
+
+def shared_like(own: Any, value: Any) -> Any:
+    """`value`, a whole tensor, shared among the processes as `own` is, if it is; every process must call it."""
+    if isinstance(own, DTensor) and isinstance(value, Tensor) and value.shape == own.shape:
+        return distribute_tensor(value.to(own.device), own.device_mesh, own.placements)
+    return value
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load an optimiser's state dict of whole tensors, into sharded parameters as well."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    numbers = [number for group in state["param_groups"] for number in group["params"]]
+    owners = dict(zip(numbers, parameters, strict=True))
+    moments = {
+        number: {key: shared_like(owners[number], value) for key, value in entry.items()}
+        for number, entry in state["state"].items()
+    }
+    optimizer.load_state_dict({**state, "state": moments})
