@@ -213,3 +213,25 @@ def test_jobs_of_two_processes_through_submitits_local_executor(tmp_path: Path) 
         assert (summary["epochs"], summary["seed"]) == (6, job)
     logs = "".join(path.read_text() for path in (tmp_path / ".submitit").glob("*/*_log.*"))
     assert "Requeued job" in logs
+
+
+@pytest.mark.slow
+def test_two_nodes_are_one_run(tmp_path: Path) -> None:
+    """Two torchrun agents with one process each meet on 127.0.0.1 and leave one run directory."""
+    line = ["experiment=digits_ecoformer", *TINY_DIGITS, *TINY_HASH, f"output_dir={tmp_path}"]
+    agents = [
+        subprocess.Popen(
+            torchrun_command(Place(f"test {os.getpid()}", node, 2, "127.0.0.1"), 1, 0, [str(ROOT / "train.py"), *line]),
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for node in range(2)
+    ]
+    for agent in agents:
+        _, errors = agent.communicate(timeout=900)
+        assert agent.returncode == 0, errors
+    marks = json.loads((tmp_path / "launch.json").read_text())["marks"]
+    assert len({mark.split()[3] for mark in marks if mark.startswith("torchrun")}) == 2
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["epochs"] == 1 and not list(tmp_path.glob("earlier-*"))
