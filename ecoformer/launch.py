@@ -88,6 +88,8 @@ def run_torchrun(cfg: DictConfig, script: Path, full_errors: bool = False) -> fl
     place, nproc = _place(), _processes(cfg)
     command = torchrun_command(place, nproc, cfg.launch.max_restarts, [os.fspath(script), *_arguments(folder)])
     environment = {**os.environ, "HYDRA_FULL_ERROR": "1" if full_errors else "0"}
+    # A store of their own for the processes of each restart: a kept one holds addresses of processes that are gone.
+    environment.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     if place.job is not None:
         environment[JOB] = place.job
     environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // nproc)))

@@ -26,7 +26,15 @@ def init_distributed(device: str = "auto") -> torch.device:
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     chosen = _choose_device(device, local_rank)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        store, number, size = next(dist.rendezvous("env://"))
+        # torchrun keeps one store over its restarts, with the addresses of processes that are gone. The count differs
+        # between the torchruns of several nodes, which need TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 (docs/imagenet.md).
+        attempt = (
+            os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if os.environ.get("GROUP_WORLD_SIZE") == "1" else "0"
+        )
+        store = dist.PrefixStore(f"attempt_{attempt}", store)
+        backend = "nccl" if chosen.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=number, world_size=size)
     return chosen
 
 
