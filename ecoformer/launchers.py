@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -25,7 +26,7 @@ def through_launcher(argv: list[str], config_name: str, config_dir: Path) -> lis
     Hydra hands only sweeps to a launcher. A single run therefore becomes a sweep of one whose folder is output_dir
     itself, and its settings are checked here already.
 
-    Raises InputError: torchrun outside, no output_dir, a sweep without -m, or a setting of the run that cannot be.
+    Raises InputError: torchrun outside, no output_dir, a sweep without -m, an impossible setting, no SLURM.
     """
     sweeps = any(argument in MULTIRUN_FLAGS for argument in argv)
     if sweeps and under_torchrun():
@@ -55,6 +56,10 @@ def through_launcher(argv: list[str], config_name: str, config_dir: Path) -> lis
         with initialize_config_dir(str(config_dir), version_base="1.3"):
             check_config(load_config(Config, compose(config_name, overrides)))
         argv, extra = ["--multirun", *argv], [*extra, "hydra.sweep.subdir=."]
+    if launcher == "slurm" and shutil.which("srun") is None:
+        raise InputError(
+            "hydra/launcher=slurm: there is no srun here: submit on the cluster, or use hydra/launcher=local"
+        )
     return [*argv, *extra]
 
 

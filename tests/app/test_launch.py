@@ -147,7 +147,8 @@ def submitted(*overrides: str) -> list[str]:
 
 
 @pytest.mark.parametrize("launcher", ["slurm", "local"])
-def test_single_runs_and_sweeps_are_submitted(launcher: str) -> None:
+def test_single_runs_and_sweeps_are_submitted(launcher: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ecoformer.launchers.shutil.which", lambda name: name)
     line = [f"hydra/launcher={launcher}", *LINE, "output_dir=runs/a b"]
     single = ["--multirun", *line, "hydra.sweep.dir='runs/a b'", "hydra.sweep.subdir=."]
     assert submitted(*line) == single
@@ -161,11 +162,15 @@ def test_single_runs_and_sweeps_are_submitted(launcher: str) -> None:
     [
         ("", ["hydra/launcher=slurm needs output_dir=DIR", "all nodes share"]),
         ("output_dir=x seed=0,1", ["seed=0,1 is a sweep: add -m"]),
-        ("output_dir=x train.epochs=0", ["train.epochs=0 must be at least 1"]),
+        ("output_dir=x train.batch_size=0", ["train.batch_size=0 must be at least 1"]),
+        ("output_dir=x", ["there is no srun here", "use hydra/launcher=local"]),
         ("output_dir=x train.epoch=3", ["unknown key train.epoch;"]),
     ],
 )
-def test_refused_before_a_job_is_queued(line: str, fragments: list[str], refused: Callable[..., str]) -> None:
+def test_refused_before_a_job_is_queued(
+    line: str, fragments: list[str], refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ecoformer.launchers.shutil.which", lambda name: None)
     message = refused("train", "hydra/launcher=slurm", *LINE, *line.split())
     assert all(fragment in message for fragment in fragments), message
 
