@@ -67,19 +67,25 @@ def token_counts(model: nn.Module, img_size: int | tuple[int, int]) -> dict[str,
     Nothing is computed or allocated, and the model is left as it was. Raises InputError if it refuses the size.
     Attention itself is passed over, so it may be made for another size.
     """
-    height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
     counts: dict[str, int] = {}
+    with _counting(attention_layers(model), counts):
+        require_image_size(model, img_size)
+    return counts
+
+
+def require_image_size(model: nn.Module, img_size: int | tuple[int, int]) -> None:
+    """Raise InputError if a forward pass on the meta device, attention as it is, refuses images of this size."""
+    height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
     state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     meta_state = {name: torch.empty_like(value, device="meta") for name, value in state.items()}
     stem = next(p for p in model.parameters() if p.ndim == 4)
     images = torch.empty(1, stem.shape[1], height, width, device="meta", dtype=stem.dtype)
     try:
-        with torch.no_grad(), _counting(attention_layers(model), counts):
+        with torch.no_grad():
             torch.func.functional_call(model, meta_state, (images,))
     except (AssertionError, RuntimeError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(f"{type(model).__name__} does not accept {height}x{width} images: {reason}") from error
-    return counts
 
 
 @contextmanager

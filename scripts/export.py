@@ -30,7 +30,7 @@ from ecoformer.arguments import Parser
 from ecoformer.engine.files import atomic_write
 from ecoformer.errors import InputError
 from ecoformer.init import model_of_run, read_run
-from ecoformer.layers import token_counts
+from ecoformer.layers import require_image_size
 from ecoformer.nn import fit_hashes
 
 Run = Callable[[Tensor], Tensor]
@@ -77,7 +77,7 @@ def load(args: argparse.Namespace) -> tuple[nn.Module, int]:
     else:
         raise InputError(f"{args.source} is neither a file nor a timm model name: see timm.list_models()")
     img_size = args.img_size or own_size
-    token_counts(model, img_size)
+    require_image_size(model, img_size)
     if not Path(args.source).exists() and fit_hashes(model, images(args.seed, 1, img_size), args.seed):
         print(f"note: {args.source} is not trained: its hash functions are fitted to a random image", file=sys.stderr)
     return model.eval().requires_grad_(False), img_size

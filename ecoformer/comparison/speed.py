@@ -19,7 +19,7 @@ import ecoformer.models  # noqa: F401  registers the converted models
 from ecoformer.convert import convert
 from ecoformer.engine.throughput import Pass, autocast, forward_pass, training_step
 from ecoformer.errors import InputError
-from ecoformer.layers import attention_layers, token_counts
+from ecoformer.layers import attention_layers, require_image_size
 from ecoformer.nn.hashing import fit_hashes
 from ecoformer.nn.specs import SPECS, make_spec
 from ecoformer.ops.kernel_hash_attention import triton_kernels
@@ -93,12 +93,12 @@ class SpeedCase:
         torch.manual_seed(self.seed)
         options: dict[str, Any] = {"img_size": self.img_size} if fixed else {}
         model: nn.Module = timm.create_model(self.model, **options)
-        token_counts(model, self.img_size)
         spec = make_spec(kind)
         if spec is not None:
             if "fit_steps" in {field.name for field in fields(spec)}:
                 spec = replace(spec, fit_steps=1)  # type: ignore[call-arg]  # how well codes fit changes no speed
             convert(model, spec, img_size=self.img_size)
+        require_image_size(model, self.img_size)
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         model.to(self.device, memory_format=layout)  # type: ignore[call-overload]
         # Codes of a fit at 224 px serve larger images too, and cost less to find.
