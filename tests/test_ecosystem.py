@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from dataclasses import replace
 
 import pytest
 import timm
@@ -89,6 +90,20 @@ def test_autocast_is_close_and_trains(layer, dtype):
     v = attention.to_v(x)
     spread = (half[0].float() - attention(x)).abs().max() / v.abs().max()
     assert spread < 0.05
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sums_of_codes_are_exact_under_autocast(dtype):
+    """Weights of the kernel numerator sum to one, so equal values come out as they went in, also for many tokens."""
+    attention = EcoFormerAttention(8, 2, replace(SPEC, numerator="kernel")).eval()
+    x = torch.randn(1, 5001, 8)
+    attention.fit_hash(x[:, :50], torch.Generator().manual_seed(0))
+    with torch.no_grad(), torch.autocast("cpu", dtype=dtype):
+        attention.to_v.weight.zero_()
+        attention.to_v.bias.copy_(torch.arange(8))
+        attention.proj.weight.copy_(torch.eye(8))
+        attention.proj.bias.zero_()
+        assert torch.equal(attention(x).float(), torch.arange(8.0).expand(1, 5001, 8))
 
 
 def test_channels_last(fitted):
