@@ -19,7 +19,7 @@ launch() {
         callbacks.hash_update.every_steps=15 device=cpu output_dir="$out/$1"
 }
 until_step() {
-    until grep -q "\"event\": \"train\", .*\"step\": $1," "$out/disturbed/metrics.jsonl" 2>/dev/null; do sleep 0.1; done
+    until grep -q "\"event\": \"train\", .*\"step\": $1," "$out/disturbed/metrics.jsonl" 2>/dev/null; do kill -0 "$launched" || exit 1; sleep 0.1; done
 }
 agent() { grep -o 'torchrun [^"]*' "$out/disturbed/launch.json" | head -1 | cut -d' ' -f4; }
 
@@ -28,6 +28,7 @@ launch undisturbed
 
 echo "disturbed: $(date -u +%T)"
 launch disturbed &
+launched=$!
 until_step 33
 for process in $(pgrep -P "$(agent)"); do
     if grep -qz '^RANK=1$' "/proc/$process/environ"; then rank1=$process; fi
