@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from ecoformer.comparison.figures import save_figure
 from ecoformer.errors import InputError
@@ -62,8 +62,9 @@ def figure(rows: list[dict[str, Any]]) -> Figure:
             axes.set_ylim(bottom=0)
         else:
             axes.set_yscale("log")
-            axes.yaxis.set_minor_formatter(ScalarFormatter())
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.yaxis.set_major_formatter(ScalarFormatter())
+            axes.yaxis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.3)
     axes.legend()
     first = rows[0]

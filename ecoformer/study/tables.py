@@ -12,7 +12,8 @@ UNITS = ((1e12, "J"), (1e9, "mJ"), (1e6, "µJ"), (1e3, "nJ"), (1.0, "pJ"))
 NOTES = (
     "top-1: of the last epoch, mean ± sample deviation over the seeds. vs MSA, vs uniform: points of top-1 above that "
     "row of the same backbone with the same training. Energy: modelled, one image; savings against stock and against "
-    "MSA of the same backbone; attention: the cores between the projections.",
+    "MSA of the same backbone; attention: the cores between the projections, which distilled_hash has folded into its "
+    "core: compare it by whole models.",
 )
 
 

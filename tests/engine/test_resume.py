@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -123,7 +124,15 @@ def test_asked_to_stop_in_the_middle_of_an_epoch(tmp_path: Path, signum: int, ex
     assert_same_run(straight, stopped)
 
 
-def test_stopped_before_anything_is_saved(tmp_path: Path) -> None:
+@pytest.fixture
+def pythons_sigint() -> Iterator[None]:
+    """Python's own handler of Ctrl-C: a process that is started in the background inherits an ignored one."""
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, inherited)
+
+
+def test_stopped_before_anything_is_saved(tmp_path: Path, pythons_sigint: None) -> None:
     class AtTheStart(Callback):
         def on_fit_start(self, trainer: Trainer) -> None:
             os.kill(os.getpid(), signal.SIGINT)
