@@ -92,7 +92,7 @@ trainer.fit()
 
 def run_child(run_dir: Path) -> subprocess.CompletedProcess[str]:
     here = str(Path(__file__).parent)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     command = [sys.executable, "-c", CHILD, here, str(run_dir)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
 
