@@ -39,7 +39,9 @@ def sweep_report(folder: Path, out: Path) -> str:
 def _row(run: RunRecord, folder: Path, keys: list[str]) -> dict[str, object]:
     assert run.summary is not None
     settings = {key: run.settings.get(key) for key in keys}
-    swept = ", ".join(f"{key.rpartition('.')[2]}={value}" for key, value in settings.items() if key != "seed")
+    swept = ", ".join(
+        f"{key.rpartition('.')[2]}={value}" for key, value in settings.items() if key != "seed" and value is not None
+    )
     return {
         **run.summary,
         "run": str(run.path.relative_to(folder)),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
+from ecoformer.nn.specs import SPECS
 from ecoformer.study.rows import Row, saving
 from ecoformer.study.runs import RunRecord
 
@@ -70,9 +72,21 @@ def sweep_table(runs: Sequence[RunRecord], root: Any) -> list[dict[str, str]]:
 
 
 def swept_keys(runs: Sequence[RunRecord]) -> list[str]:
-    """The settings that are not the same in all runs."""
+    """The settings that are not the same in all runs.
+
+    Options of attention kinds count only where a run changed them: the defaults differ with the kind, which is named.
+    """
     keys = dict.fromkeys(key for run in runs for key in run.settings)
-    return [key for key in keys if len({_setting(run, key) for run in runs}) > 1]
+    return [key for key in keys if len({_chosen(run, key) for run in runs}) > 1]
+
+
+def _chosen(run: RunRecord, key: str) -> str:
+    group, _, option = key.partition(".")
+    spec = SPECS.get(run.settings.get("attention.name", ""))
+    if group == "attention" and spec is not None and option in {field.name for field in fields(spec)}:
+        default = next(field.default for field in fields(spec) if field.name == option)
+        return "-" if run.settings.get(key) == default else _setting(run, key)
+    return _setting(run, key)
 
 
 def energy_unit(energies_pj: Sequence[float]) -> tuple[float, str]:

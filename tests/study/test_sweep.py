@@ -57,6 +57,21 @@ def test_a_sweep_is_gathered_with_the_settings_that_differ_and_its_unfinished_ru
     assert {"sweep.md", "sweep.csv", "sweep.tex", "front.png"} <= {path.name for path in (tmp_path / "out").iterdir()}
 
 
+def test_defaults_of_different_kinds_are_no_settings_of_a_sweep(tmp_path: Path) -> None:
+    kinds: list[dict[str, object]] = [
+        {"name": "ecoformer", "num_bits": 16, "num_anchors": 25},
+        {"name": "distilled_hash", "num_bits": 16, "fit_lr": 0.03},
+        {"name": "distilled_hash", "num_bits": 8, "fit_lr": 0.03},
+        {"name": "msa"},
+    ]
+    for number, attention in enumerate(kinds):
+        write_run(tmp_path / f"{number}", {"seed": 0, "attention": attention}, 50.0 + number)
+    sweep_report(tmp_path, tmp_path)
+    rows = json.loads((tmp_path / "sweep.json").read_text())["rows"]
+    assert list(rows[0]["settings"]) == ["attention.name", "attention.num_bits"]
+    assert rows[2]["label"] == "name=distilled_hash, num_bits=8"
+
+
 def test_a_sweep_without_a_finished_run_says_so(tmp_path: Path) -> None:
     write_run(tmp_path / "run", {"seed": 0})
     assert "1 runs, none finished" in sweep_report(tmp_path, tmp_path)
