@@ -8,6 +8,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from ecoformer.comparison.figures import save_figure
 
@@ -75,7 +76,9 @@ def _panel(axes: Axes, fits: Fits, key: str, floors: dict[str, str]) -> None:
             axes.plot(steps, _values(records, name), FLOOR_STYLES[floor], color=colour, lw=0.8, marker=".", ms=3)
         axes.plot(steps, _values(records, key), color=colour, marker="o", markersize=4, lw=1.4, label=block)
     axes.set_xlabel("optimiser step", fontsize=8)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.grid(alpha=0.3)
+    axes.margins(y=0.1)
     axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
 
 
