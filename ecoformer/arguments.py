@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from ecoformer.errors import InputError
@@ -21,3 +23,14 @@ def names(text: str) -> list[str]:
     if not found:
         raise argparse.ArgumentTypeError(f"{text!r} lists nothing")
     return list(dict.fromkeys(found))
+
+
+def run_script(
+    run: Callable[[argparse.Namespace], int], parser: argparse.ArgumentParser, argv: Sequence[str] | None
+) -> int:
+    """The exit code of `run` with the parsed arguments; a user's mistake is one line on stderr and code 2."""
+    try:
+        return run(parser.parse_args(argv))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2

@@ -15,8 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ecoformer.arguments import Parser
-from ecoformer.errors import InputError
+from ecoformer.arguments import Parser, run_script
 
 KEYS = ("checkpoint", "num_bits", "seed", "fit_steps", "num_images", "fit_values")
 
@@ -41,11 +40,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    try:
-        return run(parser().parse_args(argv))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run_script(run, parser(), argv)
 
 
 def run(args: argparse.Namespace) -> int:

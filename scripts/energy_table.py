@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ecoformer.arguments import Parser, names
+from ecoformer.arguments import Parser, names, run_script
 from ecoformer.energy import count, load_profile, profile_names
 from ecoformer.energy import report as tables
 from ecoformer.energy.cases import Case, cases
@@ -15,7 +15,6 @@ from ecoformer.energy.conventions import CONVENTIONS
 from ecoformer.energy.difference import difference
 from ecoformer.energy.profile import Profile
 from ecoformer.energy.published import compare_published, faults
-from ecoformer.errors import InputError
 
 
 def numbers(text: str) -> list[int]:
@@ -51,11 +50,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    try:
-        return run(parser().parse_args(argv))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run_script(run, parser(), argv)
 
 
 def run(args: argparse.Namespace) -> int:

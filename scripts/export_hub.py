@@ -13,7 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ecoformer.arguments import Parser
+from ecoformer.arguments import Parser, run_script
 from ecoformer.errors import InputError
 
 
@@ -28,11 +28,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    try:
-        return run(parser().parse_args(argv))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run_script(run, parser(), argv)
 
 
 def run(args: argparse.Namespace) -> int:

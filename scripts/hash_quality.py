@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ecoformer.arguments import Parser
+from ecoformer.arguments import Parser, run_script
 from ecoformer.errors import InputError
 
 DEFAULT_SETTINGS = (
@@ -45,11 +45,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    try:
-        return run(parser().parse_args(argv))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run_script(run, parser(), argv)
 
 
 def run(args: argparse.Namespace) -> int:

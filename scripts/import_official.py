@@ -18,7 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ecoformer.arguments import Parser
+from ecoformer.arguments import Parser, run_script
 from ecoformer.errors import InputError
 
 if TYPE_CHECKING:
@@ -47,11 +47,7 @@ def heads(text: str) -> list[int]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    try:
-        return run(parser().parse_args(argv))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run_script(run, parser(), argv)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -18,7 +18,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ecoformer.arguments import Parser
+from ecoformer.arguments import Parser, run_script
 from ecoformer.errors import InputError
 
 if TYPE_CHECKING:
@@ -46,10 +46,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     try:
-        return run(parser().parse_args(argv))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return run_script(run, parser(), argv)
     except KeyboardInterrupt:
         print("stopped: the same command goes on where it was", file=sys.stderr)
         return 130

@@ -21,7 +21,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from ecoformer.arguments import Parser, names
+from ecoformer.arguments import Parser, names, run_script
 from ecoformer.comparison.figures import save_figure
 from ecoformer.engine.files import write_text
 from ecoformer.errors import InputError
@@ -64,11 +64,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    try:
-        return run(parser().parse_args(argv))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run_script(run, parser(), argv)
 
 
 def run(args: argparse.Namespace) -> int:

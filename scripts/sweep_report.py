@@ -12,8 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ecoformer.arguments import Parser
-from ecoformer.errors import InputError
+from ecoformer.arguments import Parser, run_script
 
 
 def parser() -> argparse.ArgumentParser:
@@ -24,15 +23,14 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    try:
-        args = parser().parse_args(argv)
-        # Imported late: --help should not wait for torch.
-        from ecoformer.study.sweep import sweep_report
+    return run_script(run, parser(), argv)
 
-        print(sweep_report(args.folder, args.out or args.folder))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+
+def run(args: argparse.Namespace) -> int:
+    # Imported late: --help should not wait for torch.
+    from ecoformer.study.sweep import sweep_report
+
+    print(sweep_report(args.folder, args.out or args.folder))
     return 0
 
 

@@ -12,7 +12,6 @@ from ecoformer.study.plan import Job, StudyConfig
 from ecoformer.study.runner import JOB
 
 Row = dict[str, Any]
-CONTROLS = ("stock", "msa", "uniform", "none")
 
 
 def collect(study: StudyConfig, jobs: Sequence[Job]) -> list[Row]:
