@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ecoformer.build import Run, build_run
 from ecoformer.engine import distributed, parallel, run_state
+from ecoformer.engine.autocast import autocast
 from ecoformer.engine.batches import Batch, grouped
 from ecoformer.engine.hash_update import HashUpdate
 from ecoformer.engine.trainer import Trainer
@@ -144,8 +145,7 @@ def _validation_batch_seconds(trainer: Trainer) -> float:
 
 
 def _forward(trainer: Trainer, model: Any, images: Tensor) -> Tensor:
-    dtype = trainer.amp_dtype
-    with torch.autocast(trainer.device.type, dtype=dtype, enabled=dtype is not None):
+    with autocast(trainer.device, trainer.amp_dtype):
         return model(images.contiguous(memory_format=trainer.memory_format))
 
 

@@ -36,7 +36,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--out", type=Path, help="folder of runs and report (default: outputs/study/TABLE)")
     p.add_argument("--report", action="store_true", help="run nothing")
     p.add_argument("--dry-run", action="store_true", help="print every run's command, state and predicted energy")
-    p.add_argument("--only", default="*", metavar="PATTERN", help="runs to start, e.g. 'vit/*' or '*/seed0'")
+    p.add_argument(
+        "--only", action="append", metavar="PATTERN", help="runs to start, e.g. 'vit/*' or '*/seed0'; may be repeated"
+    )
     p.add_argument("--launch", default="python", metavar="COMMAND", help='e.g. "torchrun --nproc-per-node 8"')
     p.add_argument("--speed", action="store_true", help="measure images/s of all models in turns (an idle machine)")
     p.add_argument("--threads", type=int, help="CPU threads of the speed measurement")
@@ -66,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     study = load_study(CONFIGS / "study" / f"{args.table}.yaml")
     common = [*([f"data.root={args.data}"] if args.data else []), *args.overrides]
     planned = jobs(study, out, common)
-    chosen = with_their_sources(planned, args.only)
+    chosen = with_their_sources(planned, args.only or ["*"])
     if args.dry_run:
         return dry_run(chosen, args.launch)
     failed: list[Job] = []
@@ -83,11 +85,14 @@ def run(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def with_their_sources(planned: list[Job], pattern: str) -> list[Job]:
-    """The jobs whose id matches, and those they start from. Raises InputError if none does."""
-    wanted = {job.id for job in planned if fnmatchcase(job.id, pattern)}
-    if not wanted:
-        raise InputError(f"--only {pattern!r} matches no run: there are {planned[0].id}, {planned[-1].id}, ...")
+def with_their_sources(planned: list[Job], patterns: list[str]) -> list[Job]:
+    """The jobs whose id matches, and those they start from. Raises InputError if a pattern matches none."""
+    wanted: set[str] = set()
+    for pattern in patterns:
+        matching = {job.id for job in planned if fnmatchcase(job.id, pattern)}
+        if not matching:
+            raise InputError(f"--only {pattern!r} matches no run: there are {planned[0].id}, {planned[-1].id}, ...")
+        wanted |= matching
     needed = wanted | {job.needs for job in planned if job.id in wanted}
     return [job for job in planned if job.id in needed]
 

@@ -17,7 +17,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import ecoformer.models  # noqa: F401  registers the converted models
 from ecoformer.convert import convert
-from ecoformer.engine.throughput import Pass, autocast, forward_pass, training_step
+from ecoformer.engine.autocast import autocast
+from ecoformer.engine.throughput import PRECISIONS, Pass, forward_pass, training_step
 from ecoformer.errors import InputError
 from ecoformer.layers import attention_layers, require_image_size
 from ecoformer.nn.hashing import fit_hashes
@@ -137,7 +138,7 @@ class SpeedCase:
 
         def forward_backward() -> None:
             layer.zero_grad()
-            with autocast(x_BND.device, self.precision):
+            with autocast(x_BND.device, PRECISIONS[self.precision]):
                 out_BND = run(x_BND, *rest)
             out_BND.backward(torch.ones_like(out_BND))
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ecoformer.engine import distributed
+from ecoformer.engine.autocast import autocast
 from ecoformer.engine.optim import amp_dtype
 from ecoformer.errors import InputError
 
@@ -58,7 +59,7 @@ def evaluate(
     clock = _Clock(device)
 
     def forward(images: Tensor) -> Tensor:
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+        with autocast(device, dtype):
             return model(images.contiguous(memory_format=memory_format)).float()
 
     was_training = model.training

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ecoformer.engine.autocast import autocast
+
 Pass = Callable[[], object]
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -67,7 +69,7 @@ def forward_pass(model: Callable[[Tensor], object], images: Tensor, precision: s
 
     @torch.inference_mode()
     def run() -> object:
-        with autocast(images.device, precision):
+        with autocast(images.device, PRECISIONS[precision]):
             return model(images)
 
     return run
@@ -81,19 +83,13 @@ def training_step(model: nn.Module, images: Tensor, num_classes: int, precision:
 
     def run() -> object:
         optimizer.zero_grad()
-        with autocast(images.device, precision):
+        with autocast(images.device, PRECISIONS[precision]):
             loss = F.cross_entropy(model(images), targets)
         loss.backward()
         optimizer.step()
         return loss
 
     return run
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Autocast on `device` in one of PRECISIONS; fp32 switches it off."""
-    dtype = PRECISIONS[precision]
-    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
 def _wait(device: torch.device) -> None:

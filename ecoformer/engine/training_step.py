@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ecoformer.engine import distributed, parallel
+from ecoformer.engine.autocast import autocast
 from ecoformer.engine.batches import Batch, top1_hits
 from ecoformer.engine.divergence import leave_out
 
@@ -47,7 +48,7 @@ def train_step(trainer: Trainer, batches: list[Batch]) -> StepResult:
     totals = torch.zeros(2, device=trainer.device)
     for index, (images, targets) in enumerate(batches):
         with parallel.gradient_sync(trainer.model, trainer.ddp, last=index == len(batches) - 1):
-            with torch.autocast(trainer.device.type, dtype=trainer.amp_dtype, enabled=trainer.amp_dtype is not None):
+            with autocast(trainer.device, trainer.amp_dtype):
                 images = images.contiguous(memory_format=trainer.memory_format)
                 logits = trainer.network(images)
                 taught = None if trainer.teacher is None else trainer.teacher.logits(images)
