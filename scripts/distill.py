@@ -31,6 +31,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--num-images", type=int, default=64, help="training images of the fit")
     p.add_argument("--num-bits", type=int, default=16, help="code length per head")
     p.add_argument("--steps", type=int, default=1000, help="of the fit of each layer")
+    p.add_argument("--joint-steps", type=int, default=0, help="then, of a fit of all layers together to the logits")
     p.add_argument("--fit-values", choices=("auto", "true", "false"), default="auto", help="see attention.fit_values")
     p.add_argument("--held-out", type=int, default=64, help="validation images that errors are measured on")
     p.add_argument("--max-val", type=int, help="evaluate on so many validation images only")
@@ -69,7 +70,9 @@ def run(args: argparse.Namespace) -> int:
     from ecoformer.nn.distilled_hash import DistilledHashSpec
 
     check(args)
-    spec = DistilledHashSpec(num_bits=args.num_bits, fit_steps=args.steps, fit_values=args.fit_values)
+    spec = DistilledHashSpec(
+        num_bits=args.num_bits, fit_steps=args.steps, fit_values=args.fit_values, joint_steps=args.joint_steps
+    )
     profile = load_profile(args.profile)
     if args.threads is not None:
         torch.set_num_threads(args.threads)

@@ -17,7 +17,7 @@ from typing import Any
 
 from ecoformer.arguments import Parser, run_script
 
-KEYS = ("checkpoint", "num_bits", "seed", "fit_steps", "num_images", "fit_values")
+KEYS = ("checkpoint", "num_bits", "seed", "fit_steps", "num_images", "fit_values", "joint_steps")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -27,6 +27,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--num-bits", nargs="+", type=int, default=[16])
     p.add_argument("--seeds", nargs="+", type=int, default=[0])
     p.add_argument("--steps", nargs="+", type=int, default=[1000], help="of the fit of each layer")
+    p.add_argument("--joint-steps", nargs="+", type=int, default=[0], help="then, of a fit of all layers together")
     p.add_argument("--num-images", nargs="+", type=int, default=[512], help="training images of the fit")
     p.add_argument("--fit-values", choices=("auto", "true", "false"), default="auto")
     p.add_argument("--held-out", type=int, default=64, help="validation images that errors are measured on")
@@ -58,12 +59,13 @@ def run(args: argparse.Namespace) -> int:
     profile = load_profile(args.profile)
     table = args.out / "table.json"
     rows: list[dict[str, Any]] = json.loads(table.read_text()) if table.exists() else []
-    done = {tuple(row[key] for key in KEYS) for row in rows}
+    done = {tuple(row.get(key, 0) for key in KEYS) for row in rows}
     before: dict[str, float] = {}
     for checkpoint in args.checkpoints:
         name = checkpoint.parent.name
         settings = [
-            (name, bits, seed, steps, images, args.fit_values)
+            (name, bits, seed, steps, images, args.fit_values, joint)
+            for joint in args.joint_steps
             for steps in args.steps
             for images in args.num_images
             for bits in args.num_bits
@@ -75,11 +77,11 @@ def run(args: argparse.Namespace) -> int:
         source = load_source(model=None, checkpoint=checkpoint, pretrained=False, root=args.data, max_val=args.max_val)
         known = [row for row in rows if (row["checkpoint"], row["epochs"]) == (name, source.epoch)]
         for setting in missing:
-            _, bits, seed, steps, images, fit_values = setting
+            _, bits, seed, steps, images, fit_values, joint = setting
             same = [row for row in known if row["num_val"] == source.data.num_val]
             found = measure(
                 source,
-                DistilledHashSpec(num_bits=bits, fit_steps=steps, fit_values=fit_values),
+                DistilledHashSpec(num_bits=bits, fit_steps=steps, fit_values=fit_values, joint_steps=joint),
                 num_images=images,
                 num_held_out=args.held_out,
                 seed=seed,
@@ -126,6 +128,7 @@ def table_row(name: str, setting: tuple[Any, ...], figures: dict[str, Any]) -> d
         "error_per_block": [block["error"] for block in blocks],
         "uniform_per_block": [block["error_uniform"] for block in blocks],
         "random_per_block": [block["error_random"] for block in blocks],
+        "joint_fit": figures["joint_fit"],
         "seconds": figures["seconds"],
         "threads": figures["threads"],
     }

@@ -14,6 +14,7 @@ from ecoformer.convert import FilterFn, convert
 from ecoformer.errors import InputError
 from ecoformer.nn.base import before_projection
 from ecoformer.nn.hashing import HashFitReport, fit_hashes
+from ecoformer.nn.joint_fit import JointFitReport
 from ecoformer.nn.projections import read_projections
 from ecoformer.nn.specs import BUILDERS
 from ecoformer.nn.teacher import TaughtAttention, TaughtSpec
@@ -22,10 +23,11 @@ from ecoformer.ops.attention_quality import relative_error
 
 @dataclass(frozen=True)
 class Distilled:
-    """A converted and fitted copy of a model, and what each fit reports of the images that it was made on."""
+    """A converted and fitted copy of a model, and what the fits report of the images that they were made on."""
 
     model: nn.Module
     reports: list[HashFitReport]
+    joint: JointFitReport | None = None
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ def distill(
     seed: int,
     filter_fn: FilterFn | None = None,
     on_report: Callable[[HashFitReport], None] | None = None,
+    on_joint_step: Callable[[int, int], None] | None = None,
 ) -> Distilled:
     """A copy of `source` with the attention of `spec`, fitted to that of `source`. Which layers: see `convert`.
 
@@ -61,7 +64,9 @@ def distill(
     """
     model = copy.deepcopy(source)
     convert(model, spec, filter_fn, img_size=images.shape[-1])
-    return Distilled(model, fit_hashes(model, images, seed, on_report))
+    joint: list[JointFitReport] = []
+    reports = fit_hashes(model, images, seed, on_report, on_joint=joint.append, on_joint_step=on_joint_step)
+    return Distilled(model, reports, joint[0] if joint else None)
 
 
 @torch.no_grad()

@@ -11,11 +11,13 @@ import torch
 from torch import nn
 
 from ecoformer.distillation.controls import ControlSpec
-from ecoformer.distillation.distill import block_errors, distill
+from ecoformer.distillation.distill import Distilled, block_errors, distill
 from ecoformer.distillation.source import Source
 from ecoformer.energy import Profile, at_measured_shares, count
+from ecoformer.engine.progress import paced
 from ecoformer.nn.distilled_hash import DistilledHashSpec
 from ecoformer.nn.hashing import HashFitReport
+from ecoformer.nn.joint_fit import joint_line
 from ecoformer.nn.teacher import TaughtSpec
 
 LEDGERS: dict[str, dict[str, Any]] = {
@@ -30,8 +32,9 @@ class Measured:
     """A distilled model and its figures.
 
     `figures` has model, dataset, img_size, source, num_bits, seed, num_images, seconds, blocks (each block, num_tokens,
-    error, error_uniform, error_random, error_fit, seconds), top1_before, top1_after, controls (top1 and block errors of
-    uniform and none), energy_pj and energy_audited_pj (before, after, and of stock, msa and ecoformer attention).
+    error, error_uniform, error_random, error_fit, seconds), joint_fit (its report, or None), top1_before, top1_after,
+    controls (top1 and block errors of uniform and none), energy_pj and energy_audited_pj (before, after, and of stock,
+    msa and ecoformer attention).
     """
 
     model: nn.Module
@@ -72,22 +75,26 @@ def measure(
         say(f"{name}: top-1 {top1:.2f} %")
         return top1
 
-    def fitted(of: TaughtSpec, name: str) -> tuple[nn.Module, list[dict[str, Any]], float]:
+    def fitted(of: TaughtSpec, name: str) -> tuple[Distilled, list[dict[str, Any]], float]:
         def told(report: HashFitReport) -> None:
             say(f"{name}: {report.block} error {report.attention_error:.3f} in {report.seconds:.1f} s")
 
         started = time.perf_counter()
-        made = distill(source.model, of, images, seed=seed, on_report=told)
+        on_joint_step = paced(say, f"{name}: joint fit")
+        made = distill(source.model, of, images, seed=seed, on_report=told, on_joint_step=on_joint_step)
         seconds = time.perf_counter() - started
+        if made.joint is not None:
+            say(f"{name}: {joint_line(made.joint)}")
         found = block_errors(source.model, made.model, held_out, seed=seed)
         blocks = [
             {**asdict(row), "error_fit": report.attention_error, "seconds": report.seconds}
             for row, report in zip(found, made.reports, strict=True)
         ]
-        return made.model, blocks, seconds
+        return made, blocks, seconds
 
     before = top1_before if top1_before is not None else accuracy(source.model, f"before ({source.kind})")
-    model, blocks, seconds = fitted(spec, "distilled")
+    distilled, blocks, seconds = fitted(spec, "distilled")
+    model = distilled.model
     after = accuracy(model, "distilled")
     attention = {"name": spec.name, **{f.name: getattr(spec, f.name) for f in fields(spec)}}
     figures = {
@@ -105,6 +112,7 @@ def measure(
         "threads": torch.get_num_threads(),
         "seconds": seconds,
         "blocks": blocks,
+        "joint_fit": None if distilled.joint is None else asdict(distilled.joint),
         "top1_before": before,
         "top1_after": after,
         "controls": {},
@@ -117,9 +125,12 @@ def measure(
                 fit_lr=spec.fit_lr,
                 fit_steps=spec.fit_steps,
                 fit_batch_size=spec.fit_batch_size,
+                joint_steps=spec.joint_steps,
+                joint_lr=spec.joint_lr,
+                joint_batch_size=spec.joint_batch_size,
             )
             made, rows, _ = fitted(control, mode)
-            figures["controls"][mode] = {"top1": accuracy(made, mode), "errors": [row["error"] for row in rows]}
+            figures["controls"][mode] = {"top1": accuracy(made.model, mode), "errors": [row["error"] for row in rows]}
     return Measured(model, attention, figures)
 
 

@@ -12,8 +12,10 @@ from rich.table import Table
 from ecoformer.config import HashUpdateConfig
 from ecoformer.engine import distributed, parallel
 from ecoformer.engine.callbacks import Callback
+from ecoformer.engine.progress import paced
 from ecoformer.errors import InputError
 from ecoformer.nn.hashing import HashFitReport, fit_hashes, has_hashes, hash_layers
+from ecoformer.nn.joint_fit import JointFitReport, joint_line
 
 if TYPE_CHECKING:
     from ecoformer.engine.trainer import Trainer
@@ -86,7 +88,9 @@ class HashUpdate(Callback):
         """Whether a fit is due before this step, and possible."""
         return self._is_due(trainer, step) and self._refusal(trainer) is None
 
-    def fit(self, trainer: Trainer, step: int) -> list[HashFitReport]:
+    def fit(
+        self, trainer: Trainer, step: int, on_joint: Callable[[JointFitReport], None] | None = None
+    ) -> list[HashFitReport]:
         """Fit now, as before `step`, and give every rank and the EMA model the result; only rank 0 has reports."""
         layers, reports = hash_layers(trainer.model).items(), []
         if trainer.sharded and any(layer.fits_parameters for _, layer in layers):
@@ -98,7 +102,14 @@ class HashUpdate(Callback):
                 left = max(0, trainer.data.num_train - num_images)
                 images = trainer.data.calibration_images(num_images + min(self.config.held_out_images, left), seed=seed)
                 # The first ones are those of a fit without held-out images.
-                reports = fit_hashes(trainer.model, images[:num_images], seed=seed, held_out=images[num_images:])
+                reports = fit_hashes(
+                    trainer.model,
+                    images[:num_images],
+                    seed=seed,
+                    held_out=images[num_images:],
+                    on_joint=on_joint,
+                    on_joint_step=paced(trainer.print, "joint fit"),
+                )
         changed = [layer.named_parameters(name) for name, layer in layers if layer.fits_parameters]
         trainer.sync_buffers([name for parameters in changed for name, _ in parameters])
         return reports
@@ -108,11 +119,15 @@ class HashUpdate(Callback):
             return
         when, refusal = _when(step, trainer.steps_per_epoch), self._refusal(trainer)
         if refusal is None:
-            reports = self.fit(trainer, step)
+            joint: list[JointFitReport] = []
+            reports = self.fit(trainer, step, joint.append)
             for report in reports:
                 trainer.log("hash_fit", **asdict(report))
             if reports:
                 trainer.print(_table(when, self.config.num_images, reports))
+            for together in joint:
+                trainer.log("joint_fit", **asdict(together))
+                trainer.print(joint_line(together))
         elif not self._told:
             trainer.print(f"no hash fit before {when} or later: {refusal}")
             self._told = True

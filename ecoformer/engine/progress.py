@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -69,6 +69,20 @@ class ProgressDisplay:
         """Print a line or a rich table, above the bar if there is one."""
         if self.enabled:
             self.console.print(content, highlight=False, soft_wrap=isinstance(content, str))
+
+
+def paced(say: Callable[[str], None], title: str) -> Callable[[int, int], None]:
+    """A callback (steps done, steps of all) that says a line now and then, with the time that is left."""
+    started = last = time.perf_counter()
+
+    def on_step(done: int, steps: int) -> None:
+        nonlocal last
+        now = time.perf_counter()
+        if now - last >= PLAIN_INTERVAL_S:
+            last = now
+            say(f"{title}  step {done}/{steps}  {_duration((now - started) / done * (steps - done))} left")
+
+    return on_step
 
 
 class RemainingTime:

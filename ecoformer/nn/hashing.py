@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from ecoformer.errors import InputError
 from ecoformer.nn.precision import without_autocast
 from ecoformer.nn.softmax_target import SoftmaxTarget
+
+if TYPE_CHECKING:
+    from ecoformer.nn.joint_fit import JointFitReport
 
 
 @dataclass(frozen=True)
@@ -151,22 +154,29 @@ def fit_hashes(
     seed: int,
     on_report: Callable[[HashFitReport], None] | None = None,
     held_out: Tensor | None = None,
+    on_joint: Callable[[JointFitReport], None] | None = None,
+    on_joint_step: Callable[[int, int], None] | None = None,
 ) -> list[HashFitReport]:
     """Fit every hash layer in one forward pass, each on the features that the layers before it now produce.
 
     A layer that has fitted functions keeps them where no image gives finite features, and reports all bits as failed.
+    Where the layers ask for it (`joint_steps`), all of them are then fitted together (`nn.joint_fit`).
 
     Args:
         model: its mode is restored; the pass runs in eval mode and without autocast.
         images: (B, 3, S, S), normalised, on the model's device.
         seed: of the anchor draw.
         on_report: called with each layer's report as soon as it is fitted.
-        held_out: further images to measure the fitted functions on.
+        held_out: further images to measure the fitted functions on, before any joint fit.
+        on_joint, on_joint_step: called with the report of a joint fit, and after each of its steps.
     Returns:
         One report a layer, in the order of the forward pass; empty if there is nothing to fit.
     Raises:
         InputError: a layer cannot be fitted again, or not at all on these images.
     """
+    # Imported late: the joint fit needs the layers, which need this file.
+    from ecoformer.nn.joint_fit import fit_jointly, original_of
+
     layers = hash_layers(model)
     if not layers:
         return []
@@ -174,6 +184,7 @@ def fit_hashes(
         if layer.refit_refusal():
             raise InputError(f"{name}: {layer.refit_refusal()}")
     generator = torch.Generator().manual_seed(seed)
+    original = original_of(model)  # before the layers forget what they were
     reports: list[HashFitReport] = []
     num_images, all_images = len(images), images if held_out is None else torch.cat([images, held_out])
     busy = False
@@ -202,6 +213,11 @@ def fit_hashes(
         for hook in hooks:
             hook.remove()
     assert len(reports) == len(layers), "a hash layer did not run, or ran twice, in one forward pass"
+    if original is not None:
+        with _eval_mode(model), without_autocast(images):
+            joint = fit_jointly(model, original, images, generator, on_joint_step)
+        if on_joint is not None:
+            on_joint(joint)
     return reports
 
 

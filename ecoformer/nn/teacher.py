@@ -44,22 +44,28 @@ class TaughtSpec(AttentionSpec):
             does not sum the values of all tokens (SRA of PVTv2, LSA and GSA of Twins).
         fit_lr, fit_steps, fit_batch_size: Adam over all bits at once; fit_steps=0 leaves the random start. A step takes
             fewer images where a map has so many tokens that they would be more than 8192 together, but at least two.
+        joint_steps, joint_lr, joint_batch_size: afterwards, Adam steps on all layers together, against the logits of
+            the original model (`nn.joint_fit`); 0: none.
     """
 
     fit_values: Literal["auto", "true", "false"] = "auto"
     fit_lr: float = 0.03
     fit_steps: int = 1000
     fit_batch_size: int = 16
+    joint_steps: int = 0
+    joint_lr: float = 3e-3
+    joint_batch_size: int = 64
 
     def __post_init__(self) -> None:
-        for key, least in (("fit_steps", 0), ("fit_batch_size", 1)):
+        for key, least in (("fit_steps", 0), ("fit_batch_size", 1), ("joint_steps", 0), ("joint_batch_size", 1)):
             self._require_whole(key, least)
         if isinstance(self.fit_values, bool):  # YAML reads the words so
             object.__setattr__(self, "fit_values", str(self.fit_values).lower())
         if self.fit_values not in ("auto", "true", "false"):
             raise InputError(f"attention.fit_values={self.fit_values!r} must be auto, true or false")
-        if not 0 < self.fit_lr < float("inf"):
-            raise InputError(f"attention.fit_lr={self.fit_lr!r} must be a finite number above 0")
+        for key in ("fit_lr", "joint_lr"):
+            if not 0 < getattr(self, key) < float("inf"):
+                raise InputError(f"attention.{key}={getattr(self, key)!r} must be a finite number above 0")
 
     def _require_whole(self, key: str, least: int) -> None:
         value = getattr(self, key)
@@ -135,6 +141,11 @@ class TaughtAttention(ReplacementAttention, FittableAttention):
     def store(self, fitted: Any, standard: Standardiser, x_BND: Tensor) -> None:
         """Fold what was fitted on standardised tokens into the layer's own parameters, in place."""
         raise TypeError(f"{type(self).__name__} does not say how its fit is stored")
+
+    def jointly_fitted(self) -> list[nn.Parameter]:
+        """What a joint fit changes: all that this kind adds to the layer, or its values if it adds nothing."""
+        added = [parameter for part in self.new_parts for parameter in _parameters(getattr(self, part))]
+        return added or list(self.to_v.parameters())
 
     @property
     def is_fitted(self) -> bool:
@@ -225,6 +236,10 @@ class TaughtAttention(ReplacementAttention, FittableAttention):
 def _run(layer: nn.Module, x_BND: Tensor, feat_size: Any, batch_size: int) -> Tensor:
     args = () if feat_size is None else (feat_size,)
     return torch.cat([before_projection(layer, x, *args) for x in x_BND.split(batch_size)])
+
+
+def _parameters(part: nn.Module | nn.Parameter) -> list[nn.Parameter]:
+    return [part] if isinstance(part, nn.Parameter) else list(part.parameters())
 
 
 def affine(linear: nn.Linear) -> Affine:

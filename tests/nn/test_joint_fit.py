@@ -1,0 +1,137 @@
+"""All taught layers of a model fitted together to the original's logits."""
+
+import copy
+from dataclasses import asdict
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+
+from ecoformer import InputError, convert, fit_hashes
+from ecoformer.nn import DistilledHashSpec
+from ecoformer.nn.joint_fit import JointFitReport, joint_line, original_of
+
+SPEC = DistilledHashSpec(num_bits=4, fit_steps=20, fit_batch_size=4, joint_steps=30, joint_batch_size=6, joint_lr=0.01)
+
+
+def vit():
+    torch.manual_seed(0)
+    model = timm.create_model(
+        "vit_tiny_patch16_224", num_classes=7, img_size=16, patch_size=4, embed_dim=24, num_heads=3, depth=3
+    )
+    for block in model.blocks:  # sharper than at initialisation, where attention is almost uniform
+        block.attn.qkv.weight.data.mul_(30)
+    return model.eval()
+
+
+def images(count=12):
+    return torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+def fitted(spec=SPEC, seed=0, source=None, x=None):
+    model, joint, steps = copy.deepcopy(source or vit()), [], []
+    convert(model, spec, img_size=16)
+    x = images() if x is None else x
+    reports = fit_hashes(model, x, seed, on_joint=joint.append, on_joint_step=lambda *at: steps.append(at))
+    return model, reports, joint, steps
+
+
+def divergence(original, model, x):
+    with torch.no_grad():
+        p, q = (F.softmax(m(x), dim=-1).double() for m in (original, model))
+    return float((p * (p.log() - q.log())).sum(dim=-1).mean())
+
+
+def test_it_lowers_the_divergence_from_the_original_and_says_so():
+    source = vit()
+    alone, *_ = fitted(DistilledHashSpec(num_bits=4, fit_steps=20, fit_batch_size=4))
+    model, reports, (joint,), steps = fitted()
+    assert len(reports) == 3
+    assert steps == [(number, 30) for number in range(1, 31)]
+    assert joint.accepted and joint.steps == 30 and joint.num_images == 12
+    assert joint.divergence_before == pytest.approx(divergence(source, alone, images()), rel=1e-4)
+    assert joint.divergence_after == pytest.approx(divergence(source, model, images()), rel=1e-4)
+    assert joint.divergence_after < 0.8 * joint.divergence_before
+    with torch.no_grad():
+        same = (source(images()).argmax(-1) == model(images()).argmax(-1)).float().mean()
+    assert joint.agreement_after == pytest.approx(float(same))
+    line = joint_line(joint)
+    assert "30 steps, 12 images" in line and f"{joint.divergence_after:.4f}" in line and "not kept" not in line
+
+
+def test_only_what_the_kind_adds_changes_and_gradients_are_left_as_they_were():
+    source = vit()
+    model, *_ = fitted(source=source)
+    added = ("codes", "log_weight", "log_floor")
+    for name, parameter in model.named_parameters():
+        assert parameter.requires_grad and parameter.grad is None, name
+        if not any(part in name for part in added) and ".attn." not in name:
+            assert torch.equal(parameter, source.get_parameter(name)), name
+    values = source.blocks[1].attn.qkv.weight[48:]
+    assert torch.equal(model.blocks[1].attn.to_v.weight, values)
+    assert torch.equal(model.blocks[1].attn.proj.weight, source.blocks[1].attn.proj.weight)
+
+
+def test_the_original_is_the_model_before_its_conversion():
+    source = vit()
+    model = copy.deepcopy(source)
+    assert original_of(model) is None  # nothing converted
+    convert(model, SPEC, img_size=16)
+    original = original_of(model)
+    assert original is not None and not original.training
+    with torch.no_grad():
+        assert torch.equal(original(images()), source(images()))
+    before = copy.deepcopy(model.state_dict())
+    fit_hashes(model, images(), 0)
+    assert original_of(model) is None  # its teachers are gone
+    assert before.keys() == model.state_dict().keys()
+
+
+def test_the_same_seed_gives_the_same_fit():
+    first, second, other = (fitted(seed=seed)[0].state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    assert any(not torch.equal(value, other[name]) for name, value in first.items())
+
+
+def test_a_fit_that_does_not_help_leaves_everything_as_it_was():
+    wild = DistilledHashSpec(num_bits=4, fit_steps=20, fit_batch_size=4, joint_steps=3, joint_lr=1e6)
+    alone, *_ = fitted(DistilledHashSpec(num_bits=4, fit_steps=20, fit_batch_size=4))
+    model, _, (joint,), _ = fitted(wild)
+    assert not joint.accepted
+    assert joint.divergence_after == joint.divergence_before
+    assert "not kept" in joint_line(joint)
+    expected = alone.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
+
+
+def test_stock_pyramids_are_fitted_jointly_too():
+    torch.manual_seed(0)
+    source = timm.create_model("pvt_v2_b0", num_classes=5).eval()
+    model, joint = copy.deepcopy(source), []
+    x = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(2))
+    convert(model, DistilledHashSpec(num_bits=4, fit_steps=3, joint_steps=2, joint_batch_size=2), img_size=64)
+    original = original_of(model)
+    with torch.no_grad():
+        assert torch.equal(original(x), source(x))
+    fit_hashes(model, x, 0, on_joint=joint.append)
+    assert joint[0].steps == 2
+
+
+def test_a_model_that_is_frozen_or_training_comes_back_so():
+    model = copy.deepcopy(vit())
+    convert(model, SPEC, img_size=16)
+    model.requires_grad_(False).train()
+    fit_hashes(model, images(), 0)
+    assert model.training and not any(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(("key", "value"), [("joint_steps", -1), ("joint_batch_size", 0), ("joint_lr", 0.0)])
+def test_impossible_settings_are_refused(key, value):
+    with pytest.raises(InputError, match=f"attention.{key}={value}"):
+        DistilledHashSpec(**{key: value})
+
+
+def test_the_report_is_ready_for_json():
+    report = JointFitReport(1, 2, 3.0, 0.4, 0.3, 0.5, 0.6, True)
+    assert asdict(report)["divergence_after"] == 0.3
