@@ -1,0 +1,115 @@
+"""The search: its space in Hydra's language, energy before training, going on after an interruption."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+from test_sweep import script
+
+from ecoformer.errors import InputError
+from ecoformer.study import search as module
+from ecoformer.study.search import Search, front, parse_space, preview
+
+ROOT = Path(__file__).resolve().parents[2]
+SPACE = ["attention=msa", "train.epochs=1", "seed=range(0,4)"]
+
+
+def test_a_space_in_the_language_of_the_command_line() -> None:
+    space = parse_space(["data=digits", "a.b=4,8", "c=range(1,4)", "d=interval(0,1)", "e=tag(log,interval(1e-4,1))"])
+    assert space.choices == {"a.b": ["4", "8"], "c": ["1", "2", "3"]}
+    assert space.intervals == {"d": (0.0, 1.0, False), "e": (1e-4, 1.0, True)}
+    assert space.fixed == ("data=digits",)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data=digits"], "nothing to search"),
+        (["a=interval(1,0)"], r"a: interval\(1,0\) must rise"),
+        (["a=tag(log,interval(0,1))"], "from above 0"),
+        (["a b c"], "a b c"),
+    ],
+)
+def test_what_is_no_space_is_refused_in_one_line(overrides: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message) as error:
+        parse_space(overrides)
+    assert "\n" not in str(error.value)
+
+
+@pytest.fixture
+def energies(monkeypatch: pytest.MonkeyPatch) -> None:
+    def energy(overrides: list[str], root: Path) -> float:
+        seed = int(overrides[-1].removeprefix("seed="))
+        if seed == 3:
+            raise InputError("no such thing")
+        return 1e6 * (seed + 1) if seed != 1 else 9e6
+
+    monkeypatch.setattr(module, "_energy", energy)
+
+
+def started(out: Path) -> list[str]:
+    return [Path(line).name for line in (out / "started.txt").read_text().split()]
+
+
+@pytest.mark.usefixtures("energies")
+def test_points_are_trained_once_and_the_front_is_of_those_that_no_other_beats(tmp_path: Path, checkout: Path) -> None:
+    pytest.importorskip("optuna")
+    lines: list[str] = []
+    space = parse_space(SPACE)
+    search = Search(space, tmp_path, checkout, "python", 0, lines.append)
+    search.run(5)
+    assert sum("µJ an image" in line or "cannot be built" in line for line in lines) == 5
+    failed = search.run(24)
+    # Four different points, one of which cannot be built; drawn again, they are not run again.
+    assert len(started(tmp_path)) == len(set(started(tmp_path))) == 3
+    assert failed == sum("cannot be built: no such thing" in line for line in lines) > 0
+    # The pretended top-1 is 50 + seed: seed 1 costs more than seed 2 and is worse.
+    points = {line.split("  ")[-1] for line in front(tmp_path)}
+    assert points == {"seed=0", "seed=2"}
+    assert front(tmp_path)[0].split()[:2] == ["50.00", "%"]
+
+
+@pytest.mark.usefixtures("energies")
+def test_an_interrupted_point_goes_on_first(tmp_path: Path, checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("optuna")
+
+    def interrupted(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    space = parse_space(["attention=msa", "train.epochs=1", "seed=1,2"])
+    search = Search(space, tmp_path, checkout, "python", 0, lambda line: None)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module, "run_jobs", interrupted)
+        search.run(1)
+    assert search.run(1) == 0
+    assert started(tmp_path) == ["trial-0000"]
+    assert len(front(tmp_path)) == 1
+
+
+def test_a_preview_counts_real_models_and_trains_nothing(tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    lines: list[str] = []
+    space = parse_space(
+        ["model=pvt_v2_b0", "data=digits", "data.img_size=32", "attention=ecoformer", "attention.num_anchors=2,4096"]
+    )
+    preview(space, ROOT, trials=6, seed=0, show=lines.append)
+    assert len(lines) == 6
+    assert any("µJ an image" in line for line in lines) or any("cannot be built" in line for line in lines)
+    assert all("num_anchors=4096: cannot be built" in line for line in lines if "=4096" in line)
+
+
+def test_without_optuna_it_names_the_remedy(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "optuna" else real(name))
+    assert script("search").main(["--out", "x", "seed=0,1"]) == 2
+    error = capsys.readouterr().err
+    assert "ecoformer[sweep]" in error and error.count("\n") == 1
+
+
+def test_impossible_arguments(capsys: pytest.CaptureFixture[str]) -> None:
+    assert script("search").main(["--out", "x", "--trials", "0", "seed=0,1"]) == 2
+    assert "--trials 0 must be at least 1" in capsys.readouterr().err
