@@ -17,7 +17,8 @@ from ecoformer.errors import InputError
 from ecoformer.nn.heads import join_heads, refuse_mask, split_heads
 from ecoformer.nn.projections import Projections
 from ecoformer.nn.specs import builds
-from ecoformer.nn.teacher import TaughtAttention, TaughtSpec, Teacher, affine, store_affine
+from ecoformer.nn.taught import TaughtAttention, TaughtSpec
+from ecoformer.nn.teacher import Teacher, affine, store_affine
 from ecoformer.ops.distilled_attention import Affine
 from ecoformer.ops.distilled_fit import FittedValues, Standardiser
 

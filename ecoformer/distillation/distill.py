@@ -17,7 +17,7 @@ from ecoformer.nn.hashing import HashFitReport, fit_hashes
 from ecoformer.nn.joint_fit import JointFitReport
 from ecoformer.nn.projections import read_projections
 from ecoformer.nn.specs import BUILDERS
-from ecoformer.nn.teacher import TaughtAttention, TaughtSpec
+from ecoformer.nn.taught import TaughtAttention, TaughtSpec
 from ecoformer.ops.attention_quality import relative_error
 
 

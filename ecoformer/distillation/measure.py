@@ -18,7 +18,7 @@ from ecoformer.engine.progress import paced
 from ecoformer.nn.distilled_hash import DistilledHashSpec
 from ecoformer.nn.hashing import HashFitReport
 from ecoformer.nn.joint_fit import joint_line
-from ecoformer.nn.teacher import TaughtSpec
+from ecoformer.nn.taught import TaughtSpec
 
 LEDGERS: dict[str, dict[str, Any]] = {
     "stock": {"name": "stock"},

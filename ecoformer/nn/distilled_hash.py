@@ -16,7 +16,8 @@ from ecoformer.nn.heads import refuse_mask, split_heads
 from ecoformer.nn.precision import full_precision, without_autocast
 from ecoformer.nn.projections import Projections, read_projections, register_reader
 from ecoformer.nn.specs import builds, register_spec
-from ecoformer.nn.teacher import TaughtAttention, TaughtSpec, Teacher, affine, store_affine
+from ecoformer.nn.taught import TaughtAttention, TaughtSpec
+from ecoformer.nn.teacher import Teacher, affine, store_affine
 from ecoformer.ops.binary_attention import binary_attention, binary_weights
 from ecoformer.ops.distilled_attention import distilled_attention, token_codes
 from ecoformer.ops.distilled_fit import DistilledHash, FittedValues, Standardiser, random_distilled_hash
@@ -54,6 +55,7 @@ class DistilledHashAttention(TaughtAttention):
     the gradient, the bits by the straight-through estimator.
     """
 
+    shows_codes = True
     new_parts = ("codes", "log_weight", "log_floor")
     spec: DistilledHashSpec
     ones: Tensor
@@ -105,6 +107,11 @@ class DistilledHashAttention(TaughtAttention):
             split_heads(code_BNL, self.num_heads) for code_BNL in token_codes(x, affine(self.codes).like(x))
         )
         return code_q, code_k, *self._bit_weights(x.dtype)
+
+    def signed_codes(self, x_BND: Tensor) -> Tensor:
+        with without_autocast(x_BND):
+            codes = token_codes(full_precision(x_BND), affine(self.codes).like(full_precision(x_BND)))
+        return torch.cat([2 * split_heads(code_BNL, self.num_heads).float() - 1 for code_BNL in codes])
 
     def attention_weights(self, x_BND: Tensor) -> Tensor:
         with without_autocast(x_BND):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ecoformer.errors import InputError
+from ecoformer.nn.attention_target import SoftmaxTarget
 from ecoformer.nn.bare import only_weights_matter
 from ecoformer.nn.base import ReplacementAttention
 from ecoformer.nn.hashing import FittableAttention, HashFitReport
@@ -20,7 +21,6 @@ from ecoformer.nn.kept_keys import KeptKeys
 from ecoformer.nn.kernel_hash import KernelHash
 from ecoformer.nn.precision import full_precision, without_autocast
 from ecoformer.nn.projections import Projections, linear_from, register_reader
-from ecoformer.nn.softmax_target import SoftmaxTarget
 from ecoformer.nn.specs import AttentionSpec, builds, one_of, register_spec
 from ecoformer.ops.anchors import ANCHORS
 from ecoformer.ops.kernel_hash import normalize
@@ -196,7 +196,7 @@ class EcoFormerAttention(ReplacementAttention, FittableAttention, KeptKeys):
     def is_fitted(self) -> bool:
         return self.hash.is_fitted
 
-    def softmax_target(self, x_BND: Tensor) -> SoftmaxTarget | None:
+    def target(self, x_BND: Tensor, feat_size: Any = None) -> SoftmaxTarget | None:
         """Known with target="attention" alone, which keeps the keys: that of the layer's queries and the kept keys."""
         if self.spec.target != "attention":
             return None
@@ -212,7 +212,7 @@ class EcoFormerAttention(ReplacementAttention, FittableAttention, KeptKeys):
 
     def fit_hash(self, x_BND: Tensor, generator: torch.Generator) -> HashFitReport:
         """Fit the hash to the tokens of a batch of this layer's inputs; the block name is left to the caller."""
-        target = self.softmax_target(x_BND)
+        target = self.target(x_BND)
         return self.hash.fit(
             self.hash_input(x_BND),
             generator,

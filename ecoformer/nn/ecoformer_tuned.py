@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ecoformer.errors import InputError
+from ecoformer.nn.attention_target import SoftmaxTarget
 from ecoformer.nn.base import ReplacementAttention
 from ecoformer.nn.fitted_state import FittedState
 from ecoformer.nn.hashing import FittableAttention, HashFitReport, finite_images
@@ -22,7 +23,6 @@ from ecoformer.nn.kept_keys import KeptKeys
 from ecoformer.nn.output_fit_report import output_fit_report
 from ecoformer.nn.precision import full_precision, without_autocast
 from ecoformer.nn.projections import Projections, linear_from, register_reader
-from ecoformer.nn.softmax_target import SoftmaxTarget
 from ecoformer.nn.specs import AttentionSpec, builds, one_of, register_spec
 from ecoformer.nn.token_hash import TokenHashFunctions
 from ecoformer.ops.binary_attention import binary_attention, binary_weights
@@ -198,7 +198,7 @@ class EcoFormerTunedAttention(FittedState, ReplacementAttention, FittableAttenti
         hashing = self._hashing(full_precision(x_BND).dtype)
         return binary_weights(*self._codes(x_BND, hashing), hashing.weight_HK, hashing.raised_floor_H)
 
-    def softmax_target(self, x_BND: Tensor) -> SoftmaxTarget:
+    def target(self, x_BND: Tensor, feat_size: Any = None) -> SoftmaxTarget:
         """That of the layer's own queries and keys; with qk="shared", of the keys as they were converted."""
         with without_autocast(x_BND):
             q_BHNC, k_BHNC, v_BHNC = self._heads(self.to_q(x_BND)), self._keys(x_BND), self._heads(self.to_v(x_BND))
@@ -212,7 +212,7 @@ class EcoFormerTunedAttention(FittedState, ReplacementAttention, FittableAttenti
 
     @torch.no_grad()
     def draw_random_hash(self, x_BND: Tensor, generator: torch.Generator) -> None:
-        target = self.softmax_target(x_BND)
+        target = self.target(x_BND)
         q_BHNC, k_BHNC, _ = finite_images([target.q_BHNC, target.k_BHNC, target.v_BHNC])
         self._store(self._random_hash(q_BHNC, k_BHNC, generator))
 
@@ -227,7 +227,7 @@ class EcoFormerTunedAttention(FittedState, ReplacementAttention, FittableAttenti
         started = time.perf_counter()
         spec = self.spec
         with without_autocast(x_BND):
-            target = self.softmax_target(x_BND)
+            target = self.target(x_BND)
             q_BHNC, k_BHNC, v_BHNC = finite_images([target.q_BHNC, target.k_BHNC, target.v_BHNC])
             target = SoftmaxTarget(q_BHNC, k_BHNC, v_BHNC)
             random = self._random_hash(q_BHNC, k_BHNC, generator)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ecoformer.errors import InputError
+from ecoformer.nn.attention_target import AttentionTarget
 from ecoformer.nn.precision import without_autocast
-from ecoformer.nn.softmax_target import SoftmaxTarget
 
 if TYPE_CHECKING:
     from ecoformer.nn.joint_fit import JointFitReport
@@ -121,8 +121,8 @@ class FittableAttention(nn.Module):
         """Why the layer cannot be fitted (again); empty if it can."""
         return ""
 
-    def softmax_target(self, x_BND: Tensor) -> SoftmaxTarget | None:
-        """The softmax attention that the codes stand for on these inputs; None if the layer does not know it."""
+    def target(self, x_BND: Tensor, feat_size: Any = None) -> AttentionTarget | None:
+        """The attention that the codes stand for on these inputs; None if the layer does not know it."""
         return None
 
     def signed_codes(self, x_BND: Tensor) -> Tensor:
@@ -227,7 +227,7 @@ def _fit_and_measure(
     # Imported late: the measure needs the layers, which need this file.
     from ecoformer.nn.held_out import HeldOutMeasure
 
-    before = HeldOutMeasure.before_fit(layer, x_BND, held_out_BND, generator) if len(held_out_BND) else None
+    before = HeldOutMeasure.before_fit(layer, x_BND, held_out_BND, others, generator) if len(held_out_BND) else None
     try:
         report = layer.fit_on_call((x_BND, *others), generator)
     except NoFiniteImages:

@@ -6,15 +6,16 @@ Shapes: B batch, H heads, N tokens, D model channels, K code bits.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ecoformer.nn.attention_target import AttentionTarget
 from ecoformer.nn.base import ReplacementAttention
 from ecoformer.nn.hashing import FittableAttention, NoFiniteImages, bit_statistics
-from ecoformer.nn.softmax_target import SoftmaxTarget
 from ecoformer.ops.attention_quality import relative_error, row_correlation, strongest_key_recall
 
 NUM_KEYS = 8  # strongest keys of a token that a good hash finds
@@ -27,15 +28,22 @@ class HeldOutMeasure:
     """What has to be known before a fit: held-out inputs, their target, the codes so far, and the random floor."""
 
     x_BND: Tensor
-    target: SoftmaxTarget | None
+    target: AttentionTarget | None
     codes_BHNK: Tensor | None
     random: FittableAttention | None
 
     @classmethod
     def before_fit(
-        cls, layer: FittableAttention, fit_BND: Tensor, x_BND: Tensor, generator: torch.Generator
+        cls,
+        layer: FittableAttention,
+        fit_BND: Tensor,
+        x_BND: Tensor,
+        others: Sequence[Any],
+        generator: torch.Generator,
     ) -> HeldOutMeasure | None:
         """Take it from a layer that is about to be fitted to `fit_BND`, and measured on `x_BND`.
+
+        `others` is what else the layer is called with.
 
         `generator` is that of the fit; it is not advanced. None if the inputs are not finite: nothing can be measured.
         """
@@ -45,7 +53,7 @@ class HeldOutMeasure:
         random = _with_random_hash(layer, fit_BND, generator)
         shown = layer if layer.shows_codes and layer.is_fitted else random
         codes_BHNK = None if shown is None else shown.signed_codes(x_BND)
-        return cls(x_BND, None if random is None else layer.softmax_target(x_BND), codes_BHNK, random)
+        return cls(x_BND, None if random is None else layer.target(x_BND, *others), codes_BHNK, random)
 
     def figures(self, layer: FittableAttention) -> dict[str, Any]:
         """Fields of `HashFitReport`, of the layer as it is fitted now."""
@@ -71,10 +79,11 @@ class HeldOutMeasure:
 def _with_random_hash(
     layer: FittableAttention, fit_BND: Tensor, generator: torch.Generator
 ) -> FittableAttention | None:
-    """A copy of the layer that shares its weights and has random hash functions; None for kinds without any to show."""
+    """A copy with random hash functions that shares what a fit leaves alone; None for kinds without codes to show."""
     if not layer.shows_codes:
         return None
-    twin = copy.deepcopy(layer, {id(parameter): parameter for parameter in layer.parameters()})
+    shared = {} if layer.fits_parameters else {id(parameter): parameter for parameter in layer.parameters()}
+    twin = copy.deepcopy(layer, shared)
     same = torch.Generator()
     same.set_state(generator.get_state())
     try:
@@ -88,16 +97,18 @@ def _num_keys(num_tokens: int) -> int:
     return max(1, min(NUM_KEYS, num_tokens // 2))
 
 
-def _maps(layer: ReplacementAttention, target: SoftmaxTarget, x_BND: Tensor) -> tuple[float | None, float | None]:
-    """Recall and correlation, one image and head at a time; None where the maps are too large."""
+def _maps(layer: ReplacementAttention, target: AttentionTarget, x_BND: Tensor) -> tuple[float | None, float | None]:
+    """Recall and correlation, one image and head at a time; None where the maps are too large, or there are none."""
     num_tokens = x_BND.shape[1]
-    if layer.num_heads * num_tokens**2 > MAP_ENTRIES:
+    if layer.num_heads * num_tokens**2 > MAP_ENTRIES or target.weights(0, 0) is None:
         return None, None
     recalls, correlations = [], []
     for image in range(min(MAP_IMAGES, len(x_BND))):
         weights_1HNN = layer.attention_weights(x_BND[image : image + 1])
         for head in range(layer.num_heads):
-            pair = weights_1HNN[:, head : head + 1], target.weights(image, head)
+            expected_11NN = target.weights(image, head)
+            assert expected_11NN is not None
+            pair = weights_1HNN[:, head : head + 1], expected_11NN
             recalls.append(strongest_key_recall(*pair, _num_keys(num_tokens)))
             correlations.append(row_correlation(*pair))
     return sum(recalls) / len(recalls), sum(correlations) / len(correlations)

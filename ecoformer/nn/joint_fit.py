@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ecoformer.nn.teacher import TaughtAttention
+from ecoformer.nn.taught import TaughtAttention
 
 OnStep = Callable[[int, int], None]
 

@@ -1,4 +1,4 @@
-"""Layers that learn, once, from the attention that they replace, and what they keep of it until then.
+"""A replaced attention layer as the teacher of the one that takes its place.
 
 Shapes: B batch, H heads, N tokens, C head channels, D model channels.
 """
@@ -6,71 +6,37 @@ Shapes: B batch, H heads, N tokens, C head channels, D model channels.
 from __future__ import annotations
 
 import copy
-import time
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ecoformer.errors import InputError
-from ecoformer.nn.base import ReplacementAttention, before_projection
-from ecoformer.nn.fitted_state import NEVER_FITTED
-from ecoformer.nn.hashing import FittableAttention, HashFitReport, finite_images
+from ecoformer.nn.attention_target import SoftmaxTarget
+from ecoformer.nn.base import before_projection
 from ecoformer.nn.heads import split_heads
 from ecoformer.nn.msa import MSASpec, MultiHeadSelfAttention
-from ecoformer.nn.output_fit_report import output_fit_report
-from ecoformer.nn.precision import full_precision, without_autocast
-from ecoformer.nn.projections import Projections, linear_from
-from ecoformer.nn.specs import AttentionSpec
+from ecoformer.nn.projections import Projections
 from ecoformer.ops.distilled_attention import Affine
-from ecoformer.ops.distilled_fit import Standardiser
-from ecoformer.ops.output_fit import Attends, fit_to_output
-
-STEP_TOKENS = 8192
-NO_TEACHER = (
-    "it is fitted once, to the attention that it replaces, which is dropped afterwards: to fit anew, convert the "
-    "original model again"
-)
 
 
 @dataclass(frozen=True)
-class TaughtSpec(AttentionSpec):
-    """Settings of a fit to the replaced layer's output.
+class TaughtTarget:
+    """What a teacher makes of some inputs. `softmax` where its map is one of all tokens."""
 
-    Args:
-        fit_values: "true" fits the value projection too, "false" keeps it; "auto" fits it where the replaced attention
-            does not sum the values of all tokens (SRA of PVTv2, LSA and GSA of Twins).
-        fit_lr, fit_steps, fit_batch_size: Adam over all bits at once; fit_steps=0 leaves the random start. A step takes
-            fewer images where a map has so many tokens that they would be more than 8192 together, but at least two.
-        joint_steps, joint_lr, joint_batch_size: afterwards, Adam steps on all layers together, against the logits of
-            the original model (`nn.joint_fit`); 0: none.
-    """
+    output_BND: Tensor
+    uniform_BND: Tensor
+    softmax: SoftmaxTarget | None
 
-    fit_values: Literal["auto", "true", "false"] = "auto"
-    fit_lr: float = 0.03
-    fit_steps: int = 1000
-    fit_batch_size: int = 16
-    joint_steps: int = 0
-    joint_lr: float = 3e-3
-    joint_batch_size: int = 64
+    def output(self) -> Tensor:
+        return self.output_BND
 
-    def __post_init__(self) -> None:
-        for key, least in (("fit_steps", 0), ("fit_batch_size", 1), ("joint_steps", 0), ("joint_batch_size", 1)):
-            self._require_whole(key, least)
-        if isinstance(self.fit_values, bool):  # YAML reads the words so
-            object.__setattr__(self, "fit_values", str(self.fit_values).lower())
-        if self.fit_values not in ("auto", "true", "false"):
-            raise InputError(f"attention.fit_values={self.fit_values!r} must be auto, true or false")
-        for key in ("fit_lr", "joint_lr"):
-            if not 0 < getattr(self, key) < float("inf"):
-                raise InputError(f"attention.{key}={getattr(self, key)!r} must be a finite number above 0")
+    def uniform_output(self) -> Tensor:
+        return self.uniform_BND
 
-    def _require_whole(self, key: str, least: int) -> None:
-        value = getattr(self, key)
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise InputError(f"attention.{key}={value!r} must be a whole number of at least {least}")
+    def weights(self, image: int, head: int) -> Tensor | None:
+        return None if self.softmax is None else self.softmax.weights(image, head)
 
 
 @dataclass(frozen=True)
@@ -83,7 +49,32 @@ class Teacher:
     layer: nn.Module
     query: Affine
     key: Affine
+    num_heads: int
     fits_values: bool
+
+    @classmethod
+    def of(cls, source: Projections, kind: str, fit_values: str) -> Teacher:
+        """The layer that `source` was read from. Raises InputError if `kind` cannot be fitted to it."""
+        if source.key is None:
+            raise InputError(
+                f"{source.where}: a shared query and key projection is no attention to fit {kind} to: start from the "
+                "MSA or the stock checkpoint"
+            )
+        layer = source.layer or MultiHeadSelfAttention.from_projections(source, MSASpec())
+        fits_values = not MSASpec().is_met_by(layer) if fit_values == "auto" else fit_values == "true"
+        if fits_values and source.value.bias is None:
+            raise InputError(f"{source.where} has values without a bias: set attention.fit_values=false")
+        return cls(layer, affine(source.query), affine(source.key), source.num_heads, fits_values)
+
+    @torch.no_grad()
+    def target(self, x_BND: Tensor, v_BND: Tensor, feat_size: Any, batch_size: int) -> TaughtTarget:
+        """What the layer makes of these tokens; `v_BND` are the values that the new layer has for them."""
+        softmax = None
+        if MSASpec().is_met_by(self.layer):
+            projected = (self.query.like(x_BND)(x_BND), self.key.like(x_BND)(x_BND), v_BND)
+            softmax = SoftmaxTarget(*(split_heads(y_BND, self.num_heads) for y_BND in projected))
+        output_BND = self.output(x_BND, feat_size, batch_size)
+        return TaughtTarget(output_BND, self.uniform_output(v_BND, x_BND, feat_size, batch_size), softmax)
 
     @torch.no_grad()
     def output(self, x_BND: Tensor, feat_size: Any, batch_size: int) -> Tensor:
@@ -110,136 +101,9 @@ class Teacher:
         return _run(layer, x_BND, feat_size, batch_size)
 
 
-class TaughtAttention(ReplacementAttention, FittableAttention):
-    """Base of layers that keep values and output projection and learn the rest from the layer that they replace.
-
-    That layer is kept, outside of the module tree and the state dict, until the fit. A subclass says where a fit
-    starts and how it is stored; what is fitted are parameters, which training goes on with.
-    """
-
-    carries = ("value", "proj")
-    fits_parameters = True
-    spec: TaughtSpec
-    fitted: Tensor
-    fit_count: Tensor
-
-    def __init__(self, source: Projections, spec: TaughtSpec) -> None:
-        super().__init__(source.dim, source.num_heads, spec)
-        device = source.proj.weight.device
-        self.to_v = linear_from(source.value)
-        self.proj = linear_from(source.proj)
-        self.proj_drop = nn.Dropout(source.proj_drop)
-        self.register_buffer("fitted", torch.zeros((), dtype=torch.bool, device=device))
-        self.register_buffer("fit_count", torch.zeros((), dtype=torch.int64, device=device))
-        self._known_fitted = False
-        self._teacher: Teacher | None = _teacher_from(source, spec)
-
-    def start(self, x_BND: Tensor, standard: Standardiser, generator: torch.Generator, teacher: Teacher) -> Attends:
-        """Where the fit starts; `x_BND` are standardised tokens, which is what is fitted on."""
-        raise TypeError(f"{type(self).__name__} does not say where its fit starts")
-
-    def store(self, fitted: Any, standard: Standardiser, x_BND: Tensor) -> None:
-        """Fold what was fitted on standardised tokens into the layer's own parameters, in place."""
-        raise TypeError(f"{type(self).__name__} does not say how its fit is stored")
-
-    def jointly_fitted(self) -> list[nn.Parameter]:
-        """What a joint fit changes: all that this kind adds to the layer, or its values if it adds nothing."""
-        added = [parameter for part in self.new_parts for parameter in _parameters(getattr(self, part))]
-        return added or list(self.to_v.parameters())
-
-    @property
-    def is_fitted(self) -> bool:
-        """Whether it was fitted. The flag is read from the device until it is set; meta tensors count as fitted."""
-        if not self._known_fitted and not self.fitted.is_meta and bool(self.fitted):
-            self._known_fitted, self._teacher = True, None
-        return self._known_fitted or self.fitted.is_meta
-
-    def require_fitted(self) -> None:
-        """Raise InputError if the layer was never fitted."""
-        if not self.is_fitted:
-            raise InputError(NEVER_FITTED)
-
-    @property
-    def teacher(self) -> Teacher | None:
-        """The layer to learn from; None once learned, or where the layer came without weights."""
-        return None if self.is_fitted else self._teacher
-
-    def refit_refusal(self) -> str:
-        return NO_TEACHER if self.teacher is None else ""
-
-    def fit_on_call(self, args: Sequence[Any], generator: torch.Generator) -> HashFitReport:
-        return self.fit_hash(args[0], generator, feat_size=args[1] if len(args) > 1 else None)
-
-    @torch.no_grad()
-    def fit_hash(self, x_BND: Tensor, generator: torch.Generator, feat_size: Any = None) -> HashFitReport:
-        """Fit to the replaced attention on these inputs, and drop it.
-
-        Images with NaN or infinite features are left out. A head whose error does not fall below that of the start
-        keeps the start. The objective is the squared relative error of the attention output.
-
-        Args:
-            feat_size: height and width of the feature map, where the replaced attention needs them.
-        Raises:
-            InputError: the replaced attention is gone, or no image has finite features.
-        """
-        started = time.perf_counter()
-        spec, teacher, num_images = self.spec, self.teacher, len(x_BND)
-        batch_size = min(spec.fit_batch_size, max(2, STEP_TOKENS // x_BND.shape[1]))
-        if teacher is None:
-            raise InputError(NO_TEACHER)
-        with without_autocast(x_BND):
-            (x_BND,) = finite_images([full_precision(x_BND)])
-            target_BHNC = split_heads(teacher.output(x_BND, feat_size, batch_size), self.num_heads)
-            v_BND = affine(self.to_v).like(x_BND)(x_BND)
-            uniform_BND = teacher.uniform_output(v_BND, x_BND, feat_size, batch_size)
-            v_BHNC, uniform_BHNC = (split_heads(y, self.num_heads) for y in (v_BND, uniform_BND))
-            standard = Standardiser.of(x_BND)
-            x_BND = standard(x_BND)
-            start = self.start(x_BND, standard, generator, teacher)
-            inputs = [x_BND] if teacher.fits_values else [x_BND, v_BHNC]
-            fit = fit_to_output(
-                start,
-                inputs,
-                target_BHNC,
-                generator,
-                lr=spec.fit_lr,
-                steps=spec.fit_steps,
-                batch_size=batch_size,
-            )
-            self.store(fit.hashing, standard, x_BND)
-            self.fitted.fill_(True)
-            self.fit_count.add_(1)
-            self._known_fitted, self._teacher = True, None
-            num_bits = int(getattr(spec, "num_bits", 0))
-            codes = None
-            if num_bits:
-                old, new = (torch.cat(h.codes(x_BND)) for h in (start, fit.hashing))  # type: ignore[attr-defined]
-                codes = 2 * old - 1, 2 * new - 1
-            return output_fit_report(
-                fit,
-                start,
-                inputs,
-                target_BHNC,
-                uniform_BHNC,
-                codes,
-                num_bits=num_bits,
-                skipped_images=num_images - len(x_BND),
-                seconds=time.perf_counter() - started,
-            )
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        # The weights that come are those of another model than the teacher's.
-        super()._load_from_state_dict(*args, **kwargs)
-        self._known_fitted, self._teacher = False, None
-
-
 def _run(layer: nn.Module, x_BND: Tensor, feat_size: Any, batch_size: int) -> Tensor:
     args = () if feat_size is None else (feat_size,)
     return torch.cat([before_projection(layer, x, *args) for x in x_BND.split(batch_size)])
-
-
-def _parameters(part: nn.Module | nn.Parameter) -> list[nn.Parameter]:
-    return [part] if isinstance(part, nn.Parameter) else list(part.parameters())
 
 
 def affine(linear: nn.Linear) -> Affine:
@@ -252,16 +116,3 @@ def store_affine(linear: nn.Linear, new: Affine) -> None:
     linear.weight.copy_(new.weight)
     if new.bias is not None:
         linear.bias.copy_(new.bias)
-
-
-def _teacher_from(source: Projections, spec: TaughtSpec) -> Teacher:
-    if source.key is None:
-        raise InputError(
-            f"{source.where}: a shared query and key projection is no attention to fit {spec.name} to: start from the "
-            "MSA or the stock checkpoint"
-        )
-    layer = source.layer or MultiHeadSelfAttention.from_projections(source, MSASpec())
-    fits_values = not MSASpec().is_met_by(layer) if spec.fit_values == "auto" else spec.fit_values == "true"
-    if fits_values and source.value.bias is None:
-        raise InputError(f"{source.where} has values without a bias: set attention.fit_values=false")
-    return Teacher(layer, affine(source.query), affine(source.key), fits_values)

@@ -15,7 +15,7 @@ def relative_error(out: Tensor, target: Tensor) -> float:
     size = target.double().norm()
     if size == 0:
         return 0.0 if distance == 0 else float("inf")
-    return float(distance / size)
+    return float((distance / size).detach())
 
 
 def strongest_key_recall(weights_BHNN: Tensor, target_BHNN: Tensor, num_keys: int) -> float:

@@ -59,7 +59,7 @@ def test_attention_targets_keep_the_keys_for_fits_alone(images):
     assert torch.equal(layer.key_weight, qkv.weight[24:48]) and torch.equal(layer.key_bias, qkv.bias[24:48])
     assert not {"key_weight", "key_bias"} & {name for name, _ in layer.named_parameters()}
     x = torch.randn(2, 17, 24)
-    target = layer.softmax_target(x)
+    target = layer.target(x)
     torch.testing.assert_close(layer.proj(target.output()), source.blocks[0].attn(x), rtol=1e-4, atol=1e-5)
     convert(model, MSASpec())
     torch.testing.assert_close(model(images), expected, rtol=1e-4, atol=1e-5)

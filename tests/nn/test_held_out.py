@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import timm
 import torch
 
 from ecoformer import EcoFormerSpec, InputError, convert, fit_hashes
-from ecoformer.nn import EcoFormerTunedSpec, held_out
+from ecoformer.nn import DistilledHashSpec, EcoFormerTunedSpec, held_out
 from ecoformer.nn.hashing import bit_statistics
 from ecoformer.quality import quality
 
 TUNED = EcoFormerTunedSpec(num_bits=8, num_anchors=5, fit_steps=30, fit_batch_size=4)
+DISTILLED = DistilledHashSpec(num_bits=8, fit_steps=30, fit_batch_size=4)
 OFFICIAL = EcoFormerSpec(num_bits=6, num_anchors=5, top_k=3, fit_lr=0.05, fit_steps=20)
 ATTENTION = EcoFormerSpec(num_bits=6, num_anchors=5, top_k=3, fit_lr=0.05, fit_steps=20, target="attention")
 KNOWN = ("attention_error", "random_error", "uniform_error", "recall", "random_recall", "chance_recall", "correlation")
@@ -37,9 +38,10 @@ def images():
     return torch.randn(12, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 
 
-def test_figures_are_those_of_the_comparison_with_the_original(images):
+@pytest.mark.parametrize("spec", [TUNED, DISTILLED], ids=["tuned", "distilled"])
+def test_figures_are_those_of_the_comparison_with_the_original(spec, images):
     """A model of one block: its inputs are the original's, so `quality` must find the same."""
-    model = vit(TUNED, depth=1)
+    model = vit(spec, depth=1)
     (report,) = fit_hashes(model, images[:8], seed=0, held_out=images[8:])
     (block,) = quality(vit(depth=1), model, images[8:], map_images=held_out.MAP_IMAGES)
     assert report.held_out_images == 4
@@ -50,7 +52,7 @@ def test_figures_are_those_of_the_comparison_with_the_original(images):
     assert report.correlation == pytest.approx(block.correlation, rel=1e-4)
 
 
-@pytest.mark.parametrize("spec", [TUNED, ATTENTION], ids=["tuned", "attention"])
+@pytest.mark.parametrize("spec", [TUNED, ATTENTION, DISTILLED], ids=["tuned", "attention", "distilled"])
 def test_every_figure_is_known_beside_its_floors(spec, images):
     for report in fit_hashes(vit(spec), images[:8], seed=0, held_out=images[8:]):
         assert all(getattr(report, key) is not None for key in (*KNOWN, "random_correlation"))
@@ -80,21 +82,29 @@ def test_bit_figures_are_those_of_the_held_out_images(spec, images):
     assert again.flipped_bits == pytest.approx(float((layer.signed_codes(x) != old).float().mean()))
 
 
-def test_a_fit_that_changes_nothing_flips_nothing_and_equals_its_random_floor(images):
-    spec = EcoFormerTunedSpec(num_bits=8, num_anchors=5, fit_steps=0, fit_batch_size=4)
+@pytest.mark.parametrize(
+    "spec", [replace(TUNED, fit_steps=0), replace(DISTILLED, fit_steps=0)], ids=["tuned", "distilled"]
+)
+def test_a_fit_that_changes_nothing_flips_nothing_and_equals_its_random_floor(spec, images):
     for report in fit_hashes(vit(spec), images[:8], seed=0, held_out=images[8:]):
         assert report.flipped_bits == 0 and report.attention_error == report.random_error
 
 
-@pytest.mark.parametrize("spec", [TUNED, OFFICIAL, ATTENTION], ids=["tuned", "official", "attention"])
+ALL = pytest.mark.parametrize(
+    "spec", [TUNED, OFFICIAL, ATTENTION, DISTILLED], ids=["tuned", "official", "attention", "distilled"]
+)
+
+
+@ALL
 def test_measuring_does_not_touch_the_fit(spec, images):
     """The same draws; only rounding may differ, because the pass sees more images at once."""
     plain, measured = vit(spec), vit(spec)
     parameters = [p.data_ptr() for p in measured.parameters()]
     fit_hashes(plain, images[:8], seed=0)
     fit_hashes(measured, images[:8], seed=0, held_out=images[8:])
-    for (name, one), two in zip(plain.named_buffers(), measured.buffers(), strict=True):
-        torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-3, msg=name)
+    found = measured.state_dict()
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(value, found[name], rtol=1e-3, atol=1e-3, msg=name)
     assert [p.data_ptr() for p in measured.parameters()] == parameters
     assert not any(module._forward_pre_hooks for module in measured.modules())
 
@@ -119,7 +129,7 @@ def test_without_a_finite_image_a_refit_keeps_the_functions_and_reports_failure(
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize("spec", [TUNED, OFFICIAL, ATTENTION], ids=["tuned", "official", "attention"])
+@ALL
 def test_constant_images_give_finite_figures(spec):
     images = torch.ones(6, 3, 16, 16)
     model = vit(spec)
@@ -127,3 +137,17 @@ def test_constant_images_give_finite_figures(spec):
         known = [value for value in asdict(report).values() if isinstance(value, float)]
         assert all(value == value and abs(value) != float("inf") for value in known)
     assert model(images).isfinite().all()
+
+
+def test_a_subsampled_source_has_errors_but_no_map(images):
+    """Stock PVTv2: the target is SRA's output, whose map is not one of all tokens."""
+    torch.manual_seed(0)
+    model = timm.models.PyramidVisionTransformerV2(
+        num_classes=3, depths=(1, 1, 1, 1), embed_dims=(8, 16, 16, 16), num_heads=(1, 2, 2, 2), mlp_ratios=(1, 1, 1, 1)
+    ).eval()
+    convert(model, DISTILLED, img_size=64)
+    images = torch.randn(6, 3, 64, 64, generator=torch.Generator().manual_seed(2))
+    for report in fit_hashes(model, images[:4], seed=0, held_out=images[4:]):
+        assert report.held_out_images == 2
+        assert report.attention_error is not None and report.uniform_error is not None
+        assert report.recall is None and report.correlation is None

@@ -1,13 +1,33 @@
-"""The softmax attention that codes stand for, on some inputs. Shapes: B batch, H heads, N tokens, C head channels."""
+"""The attention that codes stand for, on some inputs.
+
+Shapes: B batch, H heads, N tokens, C head channels, D model channels.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from ecoformer.nn.heads import join_heads
+
+
+class AttentionTarget(Protocol):
+    """What a fit is measured against."""
+
+    def output(self) -> Tensor:
+        """The attention output (B, N, D) before the output projection, without an N x N matrix."""
+        ...
+
+    def uniform_output(self) -> Tensor:
+        """What a replacement that knows nothing gives, (B, N, D)."""
+        ...
+
+    def weights(self, image: int, head: int) -> Tensor | None:
+        """The attention map of one head on one image, (1, 1, N, N); None where it is no map of all tokens."""
+        ...
 
 
 @dataclass(frozen=True)
