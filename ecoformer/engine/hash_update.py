@@ -89,9 +89,18 @@ class HashUpdate(Callback):
         return self._is_due(trainer, step) and self._refusal(trainer) is None
 
     def fit(
-        self, trainer: Trainer, step: int, on_joint: Callable[[JointFitReport], None] | None = None
+        self,
+        trainer: Trainer,
+        step: int,
+        on_joint: Callable[[JointFitReport], None] | None = None,
+        say: Callable[[str], None] = lambda line: None,
     ) -> list[HashFitReport]:
-        """Fit now, as before `step`, and give every rank and the EMA model the result; only rank 0 has reports."""
+        """Fit now, as before `step`, and give every rank and the EMA model the result; only rank 0 has reports.
+
+        Args:
+            on_joint: gets the report of a joint fit.
+            say: gets lines of progress.
+        """
         layers, reports = hash_layers(trainer.model).items(), []
         if trainer.sharded and any(layer.fits_parameters for _, layer in layers):
             raise InputError("train.parallel=fsdp shares weights that this hash fit would change: use ddp")
@@ -108,7 +117,7 @@ class HashUpdate(Callback):
                     seed=seed,
                     held_out=images[num_images:],
                     on_joint=on_joint,
-                    on_joint_step=paced(trainer.print, "joint fit"),
+                    on_joint_step=paced(say, "joint fit"),
                 )
         changed = [layer.named_parameters(name) for name, layer in layers if layer.fits_parameters]
         trainer.sync_buffers([name for parameters in changed for name, _ in parameters])
@@ -120,7 +129,7 @@ class HashUpdate(Callback):
         when, refusal = _when(step, trainer.steps_per_epoch), self._refusal(trainer)
         if refusal is None:
             joint: list[JointFitReport] = []
-            reports = self.fit(trainer, step, joint.append)
+            reports = self.fit(trainer, step, joint.append, trainer.print)
             for report in reports:
                 trainer.log("hash_fit", **asdict(report))
             if reports:

@@ -31,6 +31,17 @@ def test_a_run_fits_once_and_resumes_exactly(arguments, train, tmp_path, capsys)
     assert whole["attention"] == "distilled_hash" and whole["energy_pj"] > 0
 
 
+def test_a_joint_fit_is_told_recorded_and_part_of_the_dry_run(arguments, train, command, tmp_path, capsys):
+    joint = [*arguments, "attention.joint_steps=3", "attention.joint_lr=1e-3"]
+    assert command("train", *joint, f"output_dir={tmp_path / 'dry'}", "dry_run=true") == 0
+    train(tmp_path / "run", *joint, "train.epochs=0", "train.progress=true")
+    assert "joint fit: 3 steps, 4 images" in " ".join(capsys.readouterr().out.split())
+    events = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    (record,) = [event for event in events if event["event"] == "joint_fit"]
+    assert record["divergence_after"] <= record["divergence_before"]
+    assert record["steps"] == 3 and record["num_images"] == 4
+
+
 def test_fine_tuning_with_a_teacher_and_frozen_codes(arguments, train, command, tmp_path, digits_runs):
     msa = digits_runs("msa") / "best.pt"
     train(tmp_path / "fitted", *arguments, "train.epochs=0")

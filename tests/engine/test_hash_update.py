@@ -82,7 +82,7 @@ def test_a_step_is_fitted_for_once_wherever_a_run_goes_on(tmp_path: Path, step: 
     trainer = make_trainer(tmp_path, hash_update=STEPS)
     (update,) = trainer.callbacks
     seen: list[int] = []
-    update.fit = lambda trainer, step, on_joint: seen.append(step) or []
+    update.fit = lambda trainer, step, on_joint, say: seen.append(step) or []
     trainer.step = step
     update.on_epoch_start(trainer, step // 6)  # also called where a run goes on in the middle of an epoch
     update.on_step_start(trainer, step)
