@@ -10,6 +10,7 @@ from typing import Any
 from ecoformer.engine.run_files import SUMMARY
 from ecoformer.study.plan import Job, StudyConfig
 from ecoformer.study.runner import JOB
+from ecoformer.study.runs import steps_done
 
 Row = dict[str, Any]
 
@@ -18,9 +19,9 @@ def collect(study: StudyConfig, jobs: Sequence[Job]) -> list[Row]:
     """One row for each finished run that is a row of the table, JSON-ready.
 
     Keys: backbone, model, attention, name, label, source, seed, epochs_stage1, epochs_stage2 (0: converted without
-    training), top1 (of the last epoch), best_top1, params, energy_pj, attention_energy_pj, energy_convention,
-    images_per_second (of the run's own evaluation, until `study.speed` measures all in turns), published_top1,
-    published_energy_pj, command, commit, run.
+    training), steps_stage2 (optimiser steps: train.max_steps may cut an epoch short), top1 (of the last epoch),
+    best_top1, params, energy_pj, attention_energy_pj, energy_convention, images_per_second (of the run's own
+    evaluation, until `study.speed` measures all in turns), published_top1, published_energy_pj, command, commit, run.
     """
     by_id = {job.id: job for job in jobs}
     rows = []
@@ -42,6 +43,7 @@ def collect(study: StudyConfig, jobs: Sequence[Job]) -> list[Row]:
                 "seed": job.seed,
                 "epochs_stage1": first["epochs"],
                 "epochs_stage2": summary["epochs"],
+                "steps_stage2": steps_done(job.folder) or 0,
                 "top1": summary["last_top1"],
                 "best_top1": summary["top1"],
                 **{key: summary[key] for key in ("params", "energy_pj", "attention_energy_pj", "energy_convention")},

@@ -60,6 +60,12 @@ def hash_fits(path: Path) -> list[dict[str, Any]]:
     return [record for record in _records(path / METRICS) if record.get("event") == "hash_fit"]
 
 
+def steps_done(path: Path) -> int | None:
+    """Optimiser steps at the end of a run's last epoch, as metrics.jsonl has them; None if it has none."""
+    steps = [record.get("step") for record in _records(path / METRICS) if record.get("event") == "epoch"]
+    return steps[-1] if steps else None
+
+
 def _how_far(path: Path) -> str:
     job = _json(path / JOB) or {}
     epochs = [record for record in _records(path / METRICS) if record.get("event") == "epoch"]

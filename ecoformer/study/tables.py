@@ -13,9 +13,10 @@ from ecoformer.study.runs import RunRecord
 UNITS = ((1e12, "J"), (1e9, "mJ"), (1e6, "µJ"), (1e3, "nJ"), (1.0, "pJ"))
 NOTES = (
     "top-1: of the last epoch, mean ± sample deviation over the seeds. vs MSA, vs uniform: points of top-1 above that "
-    "row of the same backbone with the same training. Energy: modelled, one image; savings against stock and against "
-    "MSA of the same backbone; attention: the cores between the projections, which distilled_hash has folded into its "
-    "core: compare it by whole models.",
+    "row of the same backbone with the same training. steps: optimiser steps of stage 2, where train.max_steps may cut "
+    "an epoch short. Energy: modelled, one image; savings against stock and against MSA of the same backbone; "
+    "attention: the cores between the projections, which distilled_hash has folded into its core: compare it by whole "
+    "models.",
 )
 
 
@@ -28,6 +29,7 @@ def study_table(rows: Sequence[Row]) -> list[dict[str, str]]:
             "attention": row["label"],
             "from": row["source"],
             "epochs": f"{row['epochs_stage1']}+{row['epochs_stage2']}",
+            "steps": f"+{row['steps_stage2']}",
             "seeds": str(len(row["seeds"])),
             "top-1 %": with_spread(row["top1"], row["top1_sd"]),
             "published": _figure(row["published_top1"], "{:.2f}"),

@@ -57,6 +57,7 @@ def test_rows_carry_both_epochs_seed_command_and_published_figures(
         ("ecoformer, kernel, no training", 0, 3, 0),
     ]
     assert rows[0]["top1"] == 50.0, "the last epoch, not the best of several on the same images"
+    assert rows[0]["steps_stage2"] == 7
     contract = {"model", "attention", "seed", "epochs_stage1", "epochs_stage2", "top1", "energy_pj"}
     contract |= {"attention_energy_pj", "images_per_second", "command", "commit"}
     assert contract <= rows[0].keys()
