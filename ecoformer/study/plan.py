@@ -17,6 +17,7 @@ Every run is one train.py command with a folder of its own, so each can also be 
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -54,7 +55,8 @@ class RowConfig:
     @property
     def folder(self) -> str:
         parts = [self.attention, self.name, "" if self.finetune else "converted"]
-        return "-".join(part.replace(" ", "_") for part in parts if part)
+        # Hydra reads a comma in output_dir as a sweep.
+        return "-".join(re.sub(r"[^\w.]+", "_", part) for part in parts if part)
 
 
 @dataclass

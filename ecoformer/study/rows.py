@@ -87,14 +87,14 @@ def over_seeds(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
 
 
 def baseline(row: Mapping[str, Any], rows: Sequence[Row], attention: str) -> Row | None:
-    """The row of `attention` on the same backbone with the same training, without settings of its own."""
+    """The row of `attention` on the same backbone with the same training; of several, that of the shortest name."""
     same = [
         other
         for other in rows
-        if other["backbone"] == row["backbone"] and other["attention"] == attention and not other["name"]
+        if (other["backbone"], other["attention"]) == (row["backbone"], attention)
+        and all(other[key] == row[key] for key in ("epochs_stage2", "steps_stage2"))
     ]
-    trained_alike = [other for other in same if (other["epochs_stage2"] == 0) == (row["epochs_stage2"] == 0)]
-    return next(iter(trained_alike), None)
+    return min(same, key=lambda other: len(other["name"]), default=None)
 
 
 def saving(row: Mapping[str, Any], rows: Sequence[Row], against: str, key: str) -> float | None:
