@@ -9,23 +9,24 @@ import timm
 import torch
 
 from ecoformer import EcoFormerSpec, convert, fit_hashes
-from ecoformer.nn import EcoFormerAttention
+from ecoformer.nn import DistilledHashSpec, EcoFormerAttention
 
 SPEC = EcoFormerSpec(num_bits=8, num_anchors=5, top_k=2, fit_steps=2)
+DISTILLED = DistilledHashSpec(num_bits=8, fit_steps=2)
 
 
-def converted(name="pvt_v2_b0", size=64, **options):
+def converted(name="pvt_v2_b0", size=64, spec=SPEC, **options):
     model = timm.create_model(name, **options)
-    convert(model, SPEC, img_size=size)
+    convert(model, spec, img_size=size)
     images = torch.randn(2, 3, size, size)
     fit_hashes(model, images, seed=0)
     return model.eval(), images
 
 
-@pytest.fixture(scope="module")
-def fitted():
+@pytest.fixture(scope="module", params=[SPEC, DISTILLED], ids=lambda spec: spec.name)
+def fitted(request):
     torch.manual_seed(0)
-    return converted(num_classes=7)
+    return converted(num_classes=7, spec=request.param)
 
 
 @pytest.fixture

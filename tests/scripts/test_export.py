@@ -36,12 +36,13 @@ def test_torch_export(script, capsys, tmp_path, extra):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["pvt_v2_b0_ecoformer", "pvt_v2_b0_distilled_hash"])
 @pytest.mark.parametrize("extra", [[], ["--dynamic-size"]], ids=["fixed", "dynamic"])
-def test_onnx(script, capsys, tmp_path, extra):
-    for name in ("onnx", "onnxruntime", "onnxscript"):
-        pytest.importorskip(name)
+def test_onnx(script, capsys, tmp_path, name, extra):
+    for package in ("onnx", "onnxruntime", "onnxscript"):
+        pytest.importorskip(package)
     out = tmp_path / "model.onnx"
-    assert script.main(["pvt_v2_b0_ecoformer", "--format=onnx", f"--out={out}", "--img-size=96", *extra]) == 0
+    assert script.main([name, "--format=onnx", f"--out={out}", "--img-size=96", *extra]) == 0
     assert difference(capsys.readouterr().out) < 1e-4
 
 
