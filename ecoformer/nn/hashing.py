@@ -167,7 +167,7 @@ def fit_hashes(
         images: (B, 3, S, S), normalised, on the model's device.
         seed: of the anchor draw.
         on_report: called with each layer's report as soon as it is fitted.
-        held_out: further images to measure the fitted functions on, before any joint fit.
+        held_out: further images to measure the fitted functions on, and a joint fit.
         on_joint, on_joint_step: called with the report of a joint fit, and after each of its steps.
     Returns:
         One report a layer, in the order of the forward pass; empty if there is nothing to fit.
@@ -215,7 +215,7 @@ def fit_hashes(
     assert len(reports) == len(layers), "a hash layer did not run, or ran twice, in one forward pass"
     if original is not None:
         with _eval_mode(model), without_autocast(images):
-            joint = fit_jointly(model, original, images, generator, on_joint_step)
+            joint = fit_jointly(model, original, images, generator, held_out, on_joint_step)
         if on_joint is not None:
             on_joint(joint)
     return reports

@@ -60,6 +60,20 @@ def test_it_lowers_the_divergence_from_the_original_and_says_so():
     assert "30 steps, 12 images" in line and f"{joint.divergence_after:.4f}" in line and "not kept" not in line
 
 
+def test_held_out_images_are_measured_and_change_nothing():
+    source, plain = vit(), fitted()[0]
+    model, joint = copy.deepcopy(source), []
+    convert(model, SPEC, img_size=16)
+    others = images(20)[12:]
+    fit_hashes(model, images(), 0, held_out=others, on_joint=joint.append)
+    (report,) = joint
+    assert report.held_out_images == 8
+    assert report.held_out_divergence_after == pytest.approx(divergence(source, model, others), rel=1e-4)
+    assert 0 <= report.held_out_agreement_before <= 1 and "on 8 held-out images" in joint_line(report)
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(value, model.state_dict()[name], rtol=1e-3, atol=1e-3, msg=name)
+
+
 def test_only_what_the_kind_adds_changes_and_gradients_are_left_as_they_were():
     source = vit()
     model, *_ = fitted(source=source)
@@ -134,4 +148,5 @@ def test_impossible_settings_are_refused(key, value):
 
 def test_the_report_is_ready_for_json():
     report = JointFitReport(1, 2, 3.0, 0.4, 0.3, 0.5, 0.6, True)
-    assert asdict(report)["divergence_after"] == 0.3
+    assert asdict(report)["divergence_after"] == 0.3 and report.held_out_agreement_after is None
+    assert "held-out" not in joint_line(report)
