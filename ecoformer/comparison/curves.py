@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -10,15 +11,19 @@ from matplotlib.figure import Figure
 from ecoformer.comparison.figures import save_figure
 
 
-def plot_training_curves(runs: dict[str, Path], out: Path) -> None:
-    """Validation top-1 and training loss over the epochs; `runs` maps a label to a run directory."""
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+def plot_training_curves(runs: Mapping[str, Path], out: Path, start: Mapping[str, int] | None = None) -> None:
+    """Validation top-1 and training loss over the epochs; `runs` maps a label to a run directory.
+
+    `start` says how many epochs of an earlier stage a run began after.
+    """
+    figure = Figure(figsize=(11, 3.6 + 0.16 * max(0, len(runs) - 12)), layout="constrained")
     accuracy, loss = figure.subplots(1, 2)
     for label, run in runs.items():
         with (run / "metrics.csv").open(newline="") as file:
             epochs = list(csv.DictReader(file))
         # Epoch e of the log is done after e + 1 epochs of training.
-        done = [int(row["epoch"]) + 1 for row in epochs]
+        first = (start or {}).get(label, 0) + 1
+        done = [first + int(row["epoch"]) for row in epochs]
         accuracy.plot(done, [float(row["val_top1"]) for row in epochs], marker="o", markersize=3, label=label)
         loss.plot(done, [float(row["train_loss"]) for row in epochs], marker="o", markersize=3, label=label)
     accuracy.set(xlabel="epochs", ylabel="validation top-1 (%)")
@@ -26,5 +31,5 @@ def plot_training_curves(runs: dict[str, Path], out: Path) -> None:
     for axes in (accuracy, loss):
         axes.grid(alpha=0.3)
         axes.xaxis.get_major_locator().set_params(integer=True)
-    accuracy.legend()
+    figure.legend(*accuracy.get_legend_handles_labels(), loc="outside right upper", fontsize=7)
     save_figure(figure, out)

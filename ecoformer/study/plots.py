@@ -13,6 +13,8 @@ from ecoformer.study.tables import energy_unit
 
 PANELS = (("energy_pj", "whole model"), ("attention_energy_pj", "attention cores alone"))
 MARKERS = "osD^v<>pP*Xhd"
+QUALITY_LINES = (("attention_error", "o-", 1.5), ("random_error", "x:", 0.8), ("uniform_error", "+--", 0.8))
+QUALITY_NAMES = {"attention_error": "fitted", "random_error": "random codes", "uniform_error": "uniform attention"}
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[int]:
@@ -52,16 +54,16 @@ def plot_front(rows: Sequence[Mapping[str, Any]], out: Path, title: str) -> None
             axis.set_xscale("log")
         axis.set(xlabel=f"energy an image, {name} ({unit}, modelled)", ylabel="top-1 (%)")
         axis.grid(alpha=0.3)
-    figure.suptitle(title, fontsize=10)
+    axes[0].set_title(title, fontsize=9, loc="left")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=7)
     save_figure(figure, out)
 
 
 def plot_hash_quality(fits: Mapping[str, Sequence[Mapping[str, Any]]], out: Path) -> bool:
-    """Attention error of each run's hash fits over the epochs, mean over blocks, beside its two floors.
+    """Attention error of each run's hash fits beside its two floors: over the epochs, or over the blocks of one fit.
 
-    `fits` maps a label to a run's `hash_fit` records; runs whose fits know no error are left out. Returns whether
-    anything was left to draw.
+    `fits` maps a label to a run's `hash_fit` records; runs whose fits know no error are left out. Over the epochs it is
+    the mean over the blocks. Returns whether anything was left to draw.
     """
     known = {
         label: [record for record in records if record.get("attention_error") is not None]
@@ -70,19 +72,25 @@ def plot_hash_quality(fits: Mapping[str, Sequence[Mapping[str, Any]]], out: Path
     known = {label: records for label, records in known.items() if records}
     if not known:
         return False
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    refitted = any(len({record["epoch"] for record in records}) > 1 for records in known.values())
+    figure = Figure(figsize=(9, 4), layout="constrained")
     axis = figure.subplots()
     for number, (label, records) in enumerate(known.items()):
-        for key, style in (("attention_error", "o-"), ("random_error", "x:"), ("uniform_error", "+--")):
-            epochs: dict[int, list[float]] = {}
-            for record in records:
+        for key, style, width in QUALITY_LINES:
+            where = [record["epoch"] if refitted else block for block, record in enumerate(records, start=1)]
+            values: dict[int, list[float]] = {}
+            for place, record in zip(where, records, strict=True):
                 if record.get(key) is not None:
-                    epochs.setdefault(record["epoch"], []).append(record[key])
-            means = [sum(values) / len(values) for values in epochs.values()]
-            kind = key.removesuffix("_error")
-            axis.plot(list(epochs), means, style, color=f"C{number % 10}", label=f"{label}: {kind}")
-    axis.set(xlabel="epoch of the fit", ylabel="relative L2 error of the attention output", ylim=(0, None))
+                    values.setdefault(place, []).append(record[key])
+            means = [sum(found) / len(found) for found in values.values()]
+            named = label if key == "attention_error" else None
+            axis.plot(list(values), means, style, lw=width, markersize=4, color=f"C{number % 10}", label=named)
+    for key, style, width in QUALITY_LINES:
+        axis.plot([], [], style, lw=width, markersize=4, color="grey", label=QUALITY_NAMES[key])
+    axis.set(xlabel="epoch of the fit" if refitted else "block", ylabel="relative L2 error of the attention output")
+    axis.set_ylim(0, None)
+    axis.xaxis.get_major_locator().set_params(integer=True)
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=7)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper", fontsize=7)
     save_figure(figure, out)
     return True

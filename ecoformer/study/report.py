@@ -32,14 +32,28 @@ def report(study: StudyConfig, jobs: Sequence[Job], out: Path) -> str:
     table = study_table(merged)
     for format, name in FILES.items():
         write_text(out / name, render(table, format, study.title, NOTES) + "\n")
+    by_id = {job.id: job for job in jobs}
     for name, backbone in study.backbones.items():
         of_backbone = [row for row in merged if row["backbone"] == name]
         if of_backbone:
             plot_front(of_backbone, out / f"{name}_energy.png", f"{study.title}, {backbone.title}")
         finished = [job for job in jobs if job.backbone == name and (job.folder / SUMMARY).is_file()]
-        trained = {job.id.partition("/")[2]: job.folder for job in finished if job.row is None or job.row.finetune}
+        # One seed of a row: the others lie on top of it.
+        trained = {
+            job.id.partition("/")[2] if job.row is None else job.row.label: job
+            for job in finished
+            if job.row is None or (job.row.finetune and job.seed == job.row.seeds[0])
+        }
         if trained:
-            plot_training_curves(trained, out / f"{name}_curves.png")
+            folders = {label: job.folder for label, job in trained.items()}
+            before = {label: _epochs(by_id[job.needs]) for label, job in trained.items() if job.needs is not None}
+            plot_training_curves(folders, out / f"{name}_curves.png", before)
         fits = {job.row.label: hash_fits(job.folder) for job in finished if job.row is not None and job.seed == 0}
         plot_hash_quality(fits, out / f"{name}_hash_quality.png")
     return render(table, "table", study.title, NOTES)
+
+
+def _epochs(job: Job) -> int:
+    found = json.loads((job.folder / SUMMARY).read_text())["epochs"]
+    assert isinstance(found, int)
+    return found
