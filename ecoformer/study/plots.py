@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from ecoformer.comparison.figures import save_figure
 from ecoformer.study.tables import energy_unit
@@ -89,7 +90,7 @@ def plot_hash_quality(fits: Mapping[str, Sequence[Mapping[str, Any]]], out: Path
         axis.plot([], [], style, lw=width, markersize=4, color="grey", label=QUALITY_NAMES[key])
     axis.set(xlabel="epoch of the fit" if refitted else "block", ylabel="relative L2 error of the attention output")
     axis.set_ylim(0, None)
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.grid(alpha=0.3)
     figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper", fontsize=7)
     save_figure(figure, out)
