@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -93,9 +93,13 @@ class Search:
         """Go on until `trials` points are done, and return how many of them failed.
 
         A point that was interrupted goes on first. One that cannot be built fails at once, with its reason; one that
-        was drawn before is not trained again.
+        was drawn before is not trained again. Raises InputError if the folder holds the search of another space.
         """
         study = open_study(self.out, self.seed)
+        searched = json.loads(json.dumps(asdict(self.space)))
+        if study.user_attrs.setdefault("space", searched) != searched:
+            raise InputError(f"{self.out} holds a search over other keys or values: give another --out")
+        study.set_user_attr("space", searched)
         for frozen in study.get_trials(deepcopy=False):
             if not frozen.state.is_finished() and OVERRIDES in frozen.user_attrs:
                 self._train(study, frozen.number, frozen.user_attrs[OVERRIDES], frozen.user_attrs[ENERGY])
@@ -130,6 +134,7 @@ def preview(space: Space, root: Path, *, trials: int, seed: int, show: Show) -> 
     """The first points that a search draws before it knows anything, with their energy; nothing is trained."""
     import optuna
 
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(directions=["maximize", "minimize"], sampler=optuna.samplers.RandomSampler(seed))
     for number in range(trials):
         trial = study.ask()

@@ -88,6 +88,18 @@ def test_an_interrupted_point_goes_on_first(tmp_path: Path, checkout: Path, monk
     assert len(front(tmp_path)) == 1
 
 
+@pytest.mark.usefixtures("energies")
+def test_a_folder_holds_one_search(tmp_path: Path, checkout: Path) -> None:
+    pytest.importorskip("optuna")
+    for values in ("1,2", "1,2,0"):
+        space = parse_space(["attention=msa", "train.epochs=1", f"seed={values}"])
+        search = Search(space, tmp_path, checkout, "python", 0, lambda line: None)
+        if values == "1,2":
+            search.run(1)
+    with pytest.raises(InputError, match="search over other keys or values: give another --out"):
+        search.run(2)
+
+
 def test_a_preview_counts_real_models_and_trains_nothing(tmp_path: Path) -> None:
     pytest.importorskip("optuna")
     lines: list[str] = []
