@@ -143,6 +143,12 @@ class DistilledHashAttention(TaughtAttention):
         self.log_floor.copy_(fitted.floor_H.log())
         self.ones.copy_(torch.stack([codes.mean() for codes in fitted.codes(x_BND)]))
 
+    @torch.no_grad()
+    def measure(self, x_BND: Tensor) -> None:
+        """The share of ones in the codes of these inputs."""
+        codes = self._codes_and_weights(x_BND)[:2]
+        self.ones.copy_(torch.stack([code.float().mean() for code in codes]))
+
     def paper_core_ops(self, num_tokens: int) -> tuple[int, int]:
         """(multiplications, additions) of one image's attention in the paper's way of accounting.
 

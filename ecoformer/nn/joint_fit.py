@@ -129,6 +129,8 @@ def fit_jointly(
         with torch.no_grad():
             for parameter, old in zip(parameters, kept, strict=True):
                 parameter.copy_(old)
+    else:
+        _measure_layers(model, layers, images[:size])
     others_after = _held_out(model, original, others, size)
     return JointFitReport(
         steps=spec.joint_steps,
@@ -145,6 +147,16 @@ def fit_jointly(
         held_out_agreement_before=others_before[1],
         held_out_agreement_after=others_after[1],
     )
+
+
+@torch.no_grad()
+def _measure_layers(model: nn.Module, layers: list[TaughtAttention], images: Tensor) -> None:
+    hooks = [layer.register_forward_pre_hook(lambda module, args: module.measure(args[0])) for layer in layers]
+    try:
+        model(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @contextmanager

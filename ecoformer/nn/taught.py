@@ -103,6 +103,9 @@ class TaughtAttention(ReplacementAttention, FittableAttention):
         """Fold what was fitted on standardised tokens into the layer's own parameters, in place."""
         raise TypeError(f"{type(self).__name__} does not say how its fit is stored")
 
+    def measure(self, x_BND: Tensor) -> None:
+        """Measure anew, on these inputs, what the layer knows about its own fit: nothing, for most kinds."""
+
     def jointly_fitted(self) -> list[nn.Parameter]:
         """What a joint fit changes: all that this kind adds to the layer, or its values if it adds nothing."""
         added = [parameter for part in self.new_parts for parameter in _parameters(getattr(self, part))]

@@ -87,6 +87,17 @@ def test_only_what_the_kind_adds_changes_and_gradients_are_left_as_they_were():
     assert torch.equal(model.blocks[1].attn.proj.weight, source.blocks[1].attn.proj.weight)
 
 
+@torch.no_grad()
+def test_the_share_of_ones_is_that_of_the_codes_as_they_are_now():
+    model, *_ = fitted()
+    caught = []
+    layer = model.blocks[2].attn
+    layer.register_forward_pre_hook(lambda module, args: caught.append(args[0]))
+    model(images()[: SPEC.joint_batch_size])
+    codes = layer.signed_codes(caught[0]).chunk(2)
+    assert layer.ones.tolist() == pytest.approx([float((code > 0).float().mean()) for code in codes])
+
+
 def test_the_original_is_the_model_before_its_conversion():
     source = vit()
     model = copy.deepcopy(source)
