@@ -76,6 +76,10 @@ def run(args: argparse.Namespace) -> int:
         waiting = sum(not is_finished(job) for job in chosen)
         print(f"{len(chosen)} runs of {len(planned)}, {waiting} to do; {out}", flush=True)
         failed = run_jobs(chosen, ROOT, args.launch, lambda line: print(line, flush=True))
+    if failed and not any(is_finished(job) for job in planned if job.row is not None):
+        raise InputError(
+            f"no row of {args.table} is finished: the runs that failed are listed above, with their reasons"
+        )
     if args.speed:
         measure(study, planned, out, args.threads)
     print(report(study, planned, out))

@@ -153,3 +153,11 @@ def test_a_dry_run_predicts_the_energy_of_every_run(tmp_path: Path, capsys: pyte
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 8, "stage 1 and three seeds, with a command each"
     assert "µJ in attention" in lines[0] and "python train.py data=cifar10" in lines[1]
+
+
+def test_where_every_run_fails_the_reason_is_not_a_missing_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("ecoformer.study.runner.run_jobs", lambda jobs, *rest: list(jobs))
+    assert script("reproduce").main(["--table", "cifar10", "--only", "vit/msa/seed0", "--out", str(tmp_path)]) == 2
+    assert "no row of cifar10 is finished: the runs that failed are listed above" in capsys.readouterr().err
