@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from ecoformer.arguments import Parser
+from ecoformer.arguments import Parser, run_script
 from ecoformer.engine.files import atomic_write
 from ecoformer.errors import InputError
 from ecoformer.init import model_of_run, read_run
@@ -50,16 +50,15 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    try:
-        args = parser().parse_args(argv)
-        missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if importlib.util.find_spec(name) is None]
-        if args.format == "onnx" and missing:
-            raise InputError(f"--format onnx needs {', '.join(missing)}: pip install 'ecoformer[export]'")
-        model, img_size = load(args)
-        return export(model, img_size, args)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run_script(run, parser(), argv)
+
+
+def run(args: argparse.Namespace) -> int:
+    missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if importlib.util.find_spec(name) is None]
+    if args.format == "onnx" and missing:
+        raise InputError(f"--format onnx needs {', '.join(missing)}: pip install 'ecoformer[export]'")
+    model, img_size = load(args)
+    return export(model, img_size, args)
 
 
 def load(args: argparse.Namespace) -> tuple[nn.Module, int]:
