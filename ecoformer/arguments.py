@@ -26,11 +26,22 @@ def names(text: str) -> list[str]:
 
 
 def run_script(
-    run: Callable[[argparse.Namespace], int], parser: argparse.ArgumentParser, argv: Sequence[str] | None
+    run: Callable[[argparse.Namespace], int],
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str] | None,
+    resumable: bool = False,
 ) -> int:
-    """The exit code of `run` with the parsed arguments; a user's mistake is one line on stderr and code 2."""
+    """The exit code of `run` with the parsed arguments; a user's mistake is one line on stderr and code 2.
+
+    With `resumable`, Ctrl-C is one line too, and code 130: the same command goes on where it was.
+    """
     try:
         return run(parser.parse_args(argv))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        if not resumable:
+            raise
+        print("stopped: the same command goes on where it was", file=sys.stderr)
+        return 130

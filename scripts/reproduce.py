@@ -47,11 +47,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    try:
-        return run_script(run, parser(), argv)
-    except KeyboardInterrupt:
-        print("stopped: the same command goes on where it was", file=sys.stderr)
-        return 130
+    return run_script(run, parser(), argv, resumable=True)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -183,9 +183,10 @@ class TaughtAttention(ReplacementAttention, FittableAttention):
         with without_autocast(x_BND):
             (x_BND,) = finite_images([full_precision(x_BND)])
             v_BND = affine(self.to_v).like(x_BND)(x_BND)
-            target = teacher.target(x_BND, v_BND, feat_size, batch_size)
+            target_BND = teacher.output(x_BND, feat_size, batch_size)
+            uniform_BND = teacher.uniform_output(v_BND, x_BND, feat_size, batch_size)
             v_BHNC, target_BHNC, uniform_BHNC = (
-                split_heads(y_BND, self.num_heads) for y_BND in (v_BND, target.output(), target.uniform_output())
+                split_heads(y_BND, self.num_heads) for y_BND in (v_BND, target_BND, uniform_BND)
             )
             standard = Standardiser.of(x_BND)
             x_BND = standard(x_BND)
