@@ -25,6 +25,11 @@ def names(text: str) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def stage_or_pattern(text: str) -> int | str:
+    """An item of `attention.layers`: a stage's number, or a pattern of module names."""
+    return int(text) if text.isdecimal() else text
+
+
 def run_script(
     run: Callable[[argparse.Namespace], int],
     parser: argparse.ArgumentParser,

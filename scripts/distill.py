@@ -16,7 +16,7 @@ import json
 import sys
 from pathlib import Path
 
-from ecoformer.arguments import Parser, run_script
+from ecoformer.arguments import Parser, run_script, stage_or_pattern
 from ecoformer.errors import InputError
 
 
@@ -32,6 +32,13 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--num-bits", type=int, default=16, help="code length per head")
     p.add_argument("--steps", type=int, default=1000, help="of the fit of each layer")
     p.add_argument("--joint-steps", type=int, default=0, help="then, of a fit of all layers together to the logits")
+    p.add_argument("--layers", nargs="+", type=stage_or_pattern, metavar="STAGE", help="as attention.layers")
+    p.add_argument(
+        "--relaxation",
+        choices=("sigmoid", "straight_through"),
+        default="sigmoid",
+        help="what stands for the codes' step in a fit; see attention.relaxation",
+    )
     p.add_argument("--fit-values", choices=("auto", "true", "false"), default="auto", help="see attention.fit_values")
     p.add_argument("--held-out", type=int, default=64, help="validation images that errors are measured on")
     p.add_argument("--max-val", type=int, help="evaluate on so many validation images only")
@@ -71,7 +78,11 @@ def run(args: argparse.Namespace) -> int:
 
     check(args)
     spec = DistilledHashSpec(
-        num_bits=args.num_bits, fit_steps=args.steps, fit_values=args.fit_values, joint_steps=args.joint_steps
+        num_bits=args.num_bits,
+        relaxation=args.relaxation,
+        fit_steps=args.steps,
+        fit_values=args.fit_values,
+        joint_steps=args.joint_steps,
     )
     profile = load_profile(args.profile)
     if args.threads is not None:
@@ -94,6 +105,7 @@ def run(args: argparse.Namespace) -> int:
         profile=profile,
         with_accuracy=not args.no_accuracy,
         controls=not args.no_controls,
+        layers=args.layers,
         say=lambda line: print(line, file=sys.stderr, flush=True),
     )
     metrics = {key: found.figures[key] for key in ("top1_before", "top1_after", "seconds")}

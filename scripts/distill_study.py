@@ -15,9 +15,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ecoformer.arguments import Parser, run_script
+from ecoformer.arguments import Parser, run_script, stage_or_pattern
 
-KEYS = ("checkpoint", "num_bits", "seed", "fit_steps", "num_images", "fit_values", "joint_steps")
+# What tells a row from all others: where it comes from, and the settings of DistilledHashSpec.
+WHERE = ("checkpoint", "seed", "num_images", "layers")
+SPEC = ("num_bits", "fit_steps", "fit_values", "joint_steps", "relaxation")
+OLDER = {"joint_steps": 0, "relaxation": "straight_through", "layers": None}  # rows from before a key was there
 
 
 def parser() -> argparse.ArgumentParser:
@@ -29,6 +32,13 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--steps", nargs="+", type=int, default=[1000], help="of the fit of each layer")
     p.add_argument("--joint-steps", nargs="+", type=int, default=[0], help="then, of a fit of all layers together")
     p.add_argument("--num-images", nargs="+", type=int, default=[512], help="training images of the fit")
+    p.add_argument("--layers", nargs="+", type=stage_or_pattern, metavar="STAGE", help="as attention.layers")
+    p.add_argument(
+        "--relaxation",
+        choices=("sigmoid", "straight_through"),
+        default="sigmoid",
+        help="what stands for the codes' step in a fit; see attention.relaxation",
+    )
     p.add_argument("--fit-values", choices=("auto", "true", "false"), default="auto")
     p.add_argument("--held-out", type=int, default=64, help="validation images that errors are measured on")
     p.add_argument("--max-val", type=int, help="top-1 on so many validation images only")
@@ -59,57 +69,73 @@ def run(args: argparse.Namespace) -> int:
     profile = load_profile(args.profile)
     table = args.out / "table.json"
     rows: list[dict[str, Any]] = json.loads(table.read_text()) if table.exists() else []
-    done = {tuple(row.get(key, 0) for key in KEYS) for row in rows}
+    done = {key_of(OLDER | row) for row in rows}
     before: dict[str, float] = {}
     for checkpoint in args.checkpoints:
         name = checkpoint.parent.name
         settings = [
-            (name, bits, seed, steps, images, args.fit_values, joint)
+            {
+                "checkpoint": name,
+                "num_bits": bits,
+                "seed": seed,
+                "fit_steps": steps,
+                "num_images": images,
+                "fit_values": args.fit_values,
+                "joint_steps": joint,
+                "relaxation": args.relaxation,
+                "layers": args.layers,
+            }
             for joint in args.joint_steps
             for steps in args.steps
             for images in args.num_images
             for bits in args.num_bits
             for seed in args.seeds
         ]
-        missing = [setting for setting in settings if setting not in done]
+        missing = [setting for setting in settings if key_of(setting) not in done]
         if not missing:
             continue
         source = load_source(model=None, checkpoint=checkpoint, pretrained=False, root=args.data, max_val=args.max_val)
         known = [row for row in rows if (row["checkpoint"], row["epochs"]) == (name, source.epoch)]
         for setting in missing:
-            _, bits, seed, steps, images, fit_values, joint = setting
             same = [row for row in known if row["num_val"] == source.data.num_val]
             found = measure(
                 source,
-                DistilledHashSpec(num_bits=bits, fit_steps=steps, fit_values=fit_values, joint_steps=joint),
-                num_images=images,
+                DistilledHashSpec(**{key: setting[key] for key in SPEC}),
+                num_images=setting["num_images"],
                 num_held_out=args.held_out,
-                seed=seed,
+                seed=setting["seed"],
                 profile=profile,
                 top1_before=before.get(name, same[0]["top1_before"] if same else None),
                 controls=args.controls and not any("controls" in row for row in same),
+                layers=setting["layers"],
                 say=lambda line: print(line, file=sys.stderr, flush=True),
             )
             before[name] = found.figures["top1_before"]
-            row = table_row(name, setting, found.figures)
+            row = table_row(setting, found.figures)
             rows.append(row)
             known.append(row)
             write_text(table, json.dumps(rows, indent=1) + "\n")  # after every row: a study may be cut short
-            if seed == args.seeds[0] and steps == args.steps[0]:
-                plot_errors(found.figures, args.out / f"{name}_{bits}bits.png")
+            stem = f"{name}_{setting['num_bits']}bits"
+            if (setting["seed"], setting["fit_steps"]) == (args.seeds[0], args.steps[0]):
+                plot_errors(found.figures, args.out / f"{stem}.png")
             if args.keep is not None:
                 metrics = {key: row[key] for key in ("top1_before", "top1_after")}
-                source.save(args.keep / f"{name}_{bits}bits_seed{seed}.pt", found.model, found.attention, metrics)
+                source.save(args.keep / f"{stem}_seed{setting['seed']}.pt", found.model, found.attention, metrics)
     if rows:
         plot_study(rows, args.out / "study.png")
     print(f"{len(rows)} rows in {table}")
     return 0
 
 
-def table_row(name: str, setting: tuple[Any, ...], figures: dict[str, Any]) -> dict[str, Any]:
+def key_of(row: dict[str, Any]) -> str:
+    """Equal for rows that would be made alike."""
+    return json.dumps([row[key] for key in (*WHERE, *SPEC)])
+
+
+def table_row(setting: dict[str, Any], figures: dict[str, Any]) -> dict[str, Any]:
     """A row of table.json. Lists go block by block; energies are picojoules of one image, paper convention."""
     blocks = figures["blocks"]
-    row = dict(zip(KEYS, setting, strict=True)) | {
+    row = setting | {
         "dataset": figures["dataset"],
         "model": figures["model"],
         "model_kwargs": figures["model_kwargs"],

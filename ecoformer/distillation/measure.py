@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -53,6 +53,7 @@ def measure(
     top1_before: float | None = None,
     with_accuracy: bool = True,
     controls: bool = True,
+    layers: Sequence[int | str] | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Measured:
     """Distil `source` and measure it; `source.model` is left as it is.
@@ -62,11 +63,14 @@ def measure(
         num_held_out: of the validation split, for the errors of the blocks.
         top1_before: accuracy of the source, if it was measured before.
         controls: also fit and measure uniform attention and none, with the same images and steps.
+        layers: which attention layers, as `attention.layers`; None: those that conversion replaces anyway.
         say: gets a line of progress at every step.
     """
     config, data = source.config, source.data
     images = data.calibration_images(num_images, seed=seed)
     held_out = source.held_out(num_held_out)
+    chosen = None if layers is None else list(layers)
+    wanted = source.layer_filter(chosen)
 
     def accuracy(model: nn.Module, name: str) -> float | None:
         if not with_accuracy:
@@ -81,7 +85,9 @@ def measure(
 
         started = time.perf_counter()
         on_joint_step = paced(say, f"{name}: joint fit")
-        made = distill(source.model, of, images, seed=seed, on_report=told, on_joint_step=on_joint_step)
+        made = distill(
+            source.model, of, images, seed=seed, filter_fn=wanted, on_report=told, on_joint_step=on_joint_step
+        )
         seconds = time.perf_counter() - started
         if made.joint is not None:
             say(f"{name}: {joint_line(made.joint)}")
@@ -96,7 +102,7 @@ def measure(
     distilled, blocks, seconds = fitted(spec, "distilled")
     model = distilled.model
     after = accuracy(model, "distilled")
-    attention = {"name": spec.name, **{f.name: getattr(spec, f.name) for f in fields(spec)}}
+    attention = {"name": spec.name, **{f.name: getattr(spec, f.name) for f in fields(spec)}, "layers": chosen}
     figures = {
         "model": config.model.name,
         "model_kwargs": config.model.kwargs,
@@ -125,6 +131,7 @@ def measure(
                 fit_lr=spec.fit_lr,
                 fit_steps=spec.fit_steps,
                 fit_batch_size=spec.fit_batch_size,
+                fit_images=spec.fit_images,
                 joint_steps=spec.joint_steps,
                 joint_lr=spec.joint_lr,
                 joint_batch_size=spec.joint_batch_size,

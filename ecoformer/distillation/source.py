@@ -12,11 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from ecoformer.config import Config
+from ecoformer.convert import FilterFn
 from ecoformer.data import DataModule, build_data
 from ecoformer.engine.checkpoint import save_checkpoint
 from ecoformer.engine.evaluate import evaluate
 from ecoformer.errors import InputError
-from ecoformer.init import build_model, is_own, model_of_run, read_run
+from ecoformer.init import build_model, is_own, layer_filter, model_of_run, read_run
+from ecoformer.layers import attention_layers
+from ecoformer.nn.msa import MSASpec
 from ecoformer.quality.sweep import pick_images
 
 
@@ -48,6 +51,22 @@ class Source:
         config.attention = attention
         with torch.device("meta"):
             return build_model(config, self.data.num_classes, with_weights=False).model
+
+    def layer_filter(self, layers: list[int | str] | None) -> FilterFn | None:
+        """The layers of `attention.layers`, as `convert` takes them.
+
+        Raises InputError where what is left out could not be built again: the file of a converted model says which
+        layers were replaced, and the others are then those that timm builds.
+        """
+        wanted = layer_filter(self.model, {"layers": layers})
+        if wanted is not None and self.kind == "msa":
+            for layer in attention_layers(self.empty_model({"name": "stock"})):
+                if not wanted(layer.module, layer.name) and not MSASpec().is_met_by(layer.module):
+                    raise InputError(
+                        f"--layers leaves out {layer.name}, softmax attention in this checkpoint and "
+                        f"{type(layer.module).__name__} in timm's model: name all stages, or start from stock"
+                    )
+        return wanted
 
     def save(self, path: Path, model: nn.Module, attention: dict[str, Any], metrics: dict[str, Any]) -> None:
         """Write a converted model as a weights checkpoint, for eval.py and for init.checkpoint."""

@@ -5,8 +5,9 @@ Measured in docs/distilled_hash.md. Shapes: B batch, H heads, N tokens, C head c
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from ecoformer.nn.taught import TaughtAttention, TaughtSpec
 from ecoformer.nn.teacher import Teacher, affine, store_affine
 from ecoformer.ops.binary_attention import binary_attention, binary_weights
 from ecoformer.ops.distilled_attention import distilled_attention, token_codes
-from ecoformer.ops.distilled_fit import DistilledHash, FittedValues, Standardiser, random_distilled_hash
+from ecoformer.ops.distilled_fit import DistilledHash, FittedValues, Standardiser, annealed_slope, random_distilled_hash
 
 
 @register_spec("distilled_hash")
@@ -30,13 +31,18 @@ class DistilledHashSpec(TaughtSpec):
 
     Args:
         num_bits: code length K per head.
+        relaxation: what stands for the step while codes are fitted. "sigmoid" sharpens a sigmoid until it is all but a
+            step; "straight_through" keeps the step and gives it a gradient. Training takes the second in any case.
     """
 
     num_bits: int = 16
+    relaxation: Literal["sigmoid", "straight_through"] = "sigmoid"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require_whole("num_bits", 1)
+        if self.relaxation not in ("sigmoid", "straight_through"):
+            raise InputError(f"attention.relaxation={self.relaxation!r} must be sigmoid or straight_through")
 
     def is_met_by(self, module: nn.Module) -> bool:
         """What is fitted stays so: the settings of the fit no longer matter then."""
@@ -70,6 +76,7 @@ class DistilledHashAttention(TaughtAttention):
         self.log_floor = nn.Parameter(torch.zeros(self.num_heads, **factory))
         # Share of ones in the codes of queries and of keys, on the images of the fit: what sums of rows really cost.
         self.register_buffer("ones", torch.ones(2, device=source.proj.weight.device))
+        self._slope: float | None = None
 
     @classmethod
     def from_projections(cls, source: Projections, spec: DistilledHashSpec) -> DistilledHashAttention:
@@ -79,6 +86,13 @@ class DistilledHashAttention(TaughtAttention):
     @property
     def num_bits(self) -> int:
         return self.spec.num_bits
+
+    @property
+    def slope_at(self) -> Callable[[float], float] | None:
+        return annealed_slope if self.spec.relaxation == "sigmoid" else None
+
+    def anneal(self, done: float | None) -> None:
+        self._slope = None if done is None or self.slope_at is None else self.slope_at(done)
 
     def _bit_weights(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """s (H, K) and floor (H,), above 0."""
@@ -97,7 +111,7 @@ class DistilledHashAttention(TaughtAttention):
         x = full_precision(x_BND)
         with without_autocast(x_BND):
             to_codes, value, proj = (affine(linear).like(x) for linear in (self.codes, self.to_v, self.proj))
-            out_BND = distilled_attention(x, to_codes, value, proj, *self._bit_weights(x.dtype))
+            out_BND = distilled_attention(x, to_codes, value, proj, *self._bit_weights(x.dtype), self._slope)
         return self.proj_drop(out_BND.to(x_BND.dtype))
 
     def _codes_and_weights(self, x_BND: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -109,6 +109,11 @@ class FittableAttention(nn.Module):
         """Whether the layer has fitted functions to fall back on."""
         return False
 
+    @property
+    def most_images(self) -> int | None:
+        """How many images the layer's own fit takes at most; None: any number."""
+        return None
+
     def fit_hash(self, x_BND: Tensor, generator: torch.Generator) -> HashFitReport:
         """Fit to a batch of this layer's inputs; the block name is left to the caller."""
         raise TypeError(f"{type(self).__name__} does not say how its hash functions are fitted")
@@ -164,7 +169,8 @@ def fit_hashes(
 
     Args:
         model: its mode is restored; the pass runs in eval mode and without autocast.
-        images: (B, 3, S, S), normalised, on the model's device.
+        images: (B, 3, S, S), normalised, on the model's device. A joint fit takes them all, layers at most their
+            `most_images`.
         seed: of the anchor draw.
         on_report: called with each layer's report as soon as it is fitted.
         held_out: further images to measure the fitted functions on, and a joint fit.
@@ -186,7 +192,8 @@ def fit_hashes(
     generator = torch.Generator().manual_seed(seed)
     original = original_of(model)  # before the layers forget what they were
     reports: list[HashFitReport] = []
-    num_images, all_images = len(images), images if held_out is None else torch.cat([images, held_out])
+    few = images[: min(layer.most_images or len(images) for layer in layers.values())]
+    num_images, all_images = len(few), few if held_out is None else torch.cat([few, held_out])
     busy = False
 
     def fit_before_forward(name: str) -> Any:

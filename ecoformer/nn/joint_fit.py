@@ -111,9 +111,11 @@ def fit_jointly(
     kept = [parameter.detach().clone() for parameter in parameters]
     target_BK = _all_log_probabilities(original, images, size)
     before, others_before = _closeness(model, images, target_BK, size), _held_out(model, original, others, size)
-    with _only_these_train(model, parameters), torch.enable_grad():
+    with _only_these_train(model, parameters), _as_ever_afterwards(layers), torch.enable_grad():
         optimizer = torch.optim.Adam(parameters, lr=spec.joint_lr)
         for step in range(spec.joint_steps):
+            for layer in layers:
+                layer.anneal(step / spec.joint_steps)
             optimizer.param_groups[0]["lr"] = 0.5 * spec.joint_lr * (1 + math.cos(math.pi * step / spec.joint_steps))
             chosen = torch.randperm(len(images), generator=generator)[:size].to(images.device)
             loss = _divergence(target_BK[chosen], _log_probabilities(model(images[chosen])))
@@ -173,6 +175,16 @@ def _only_these_train(model: nn.Module, parameters: list[nn.Parameter]) -> Itera
         for parameter, (needs, gradient) in asked.items():
             parameter.requires_grad_(needs)
             parameter.grad = gradient
+
+
+@contextmanager
+def _as_ever_afterwards(layers: list[TaughtAttention]) -> Iterator[None]:
+    """Whatever happens, the layers do not stay annealed."""
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.anneal(None)
 
 
 def _taught(model: nn.Module) -> dict[str, TaughtAttention]:

@@ -6,7 +6,7 @@ Shapes: B batch, H heads, N tokens, C head channels, D model channels.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -42,6 +42,7 @@ class TaughtSpec(AttentionSpec):
             does not sum the values of all tokens (SRA of PVTv2, LSA and GSA of Twins).
         fit_lr, fit_steps, fit_batch_size: Adam over all bits at once; fit_steps=0 leaves the random start. A step takes
             fewer images where a map has so many tokens that they would be more than 8192 together, but at least two.
+        fit_images: a layer's own fit takes at most so many of the images, because it holds all their features.
         joint_steps, joint_lr, joint_batch_size: afterwards, Adam steps on all layers together, against the logits of
             the original model (`nn.joint_fit`); 0: none.
     """
@@ -50,13 +51,16 @@ class TaughtSpec(AttentionSpec):
     fit_lr: float = 0.03
     fit_steps: int = 1000
     fit_batch_size: int = 16
+    fit_images: int = 2048
     joint_steps: int = 0
     joint_lr: float = 3e-3
     joint_batch_size: int = 64
 
     def __post_init__(self) -> None:
-        for key, least in (("fit_steps", 0), ("fit_batch_size", 1), ("joint_steps", 0), ("joint_batch_size", 1)):
-            self._require_whole(key, least)
+        for key in ("fit_steps", "joint_steps"):
+            self._require_whole(key, 0)
+        for key in ("fit_batch_size", "fit_images", "joint_batch_size"):
+            self._require_whole(key, 1)
         if isinstance(self.fit_values, bool):  # YAML reads the words so
             object.__setattr__(self, "fit_values", str(self.fit_values).lower())
         if self.fit_values not in ("auto", "true", "false"):
@@ -122,6 +126,18 @@ class TaughtAttention(ReplacementAttention, FittableAttention):
         """Raise InputError if the layer was never fitted."""
         if not self.is_fitted:
             raise InputError(NEVER_FITTED)
+
+    @property
+    def most_images(self) -> int:
+        return self.spec.fit_images
+
+    @property
+    def slope_at(self) -> Callable[[float], float] | None:
+        """How a fit of this layer sharpens its codes, as `fit_to_output` takes it; None where nothing is annealed."""
+        return None
+
+    def anneal(self, done: float | None) -> None:
+        """Compute as in a fit of which a share `done` is over, with soft codes if it anneals; None: as ever again."""
 
     @property
     def teacher(self) -> Teacher | None:
@@ -200,6 +216,7 @@ class TaughtAttention(ReplacementAttention, FittableAttention):
                 lr=spec.fit_lr,
                 steps=spec.fit_steps,
                 batch_size=batch_size,
+                slope_at=self.slope_at,
             )
             self.store(fit.hashing, standard, x_BND)
             self._learned()

@@ -58,6 +58,11 @@ def straight_through_step(y: Tensor) -> Tensor:
     return (y >= 0).to(y.dtype)
 
 
+def soft_step(y: Tensor, slope: float) -> Tensor:
+    """sigmoid(slope y): codes in (0, 1) that near those of `straight_through_step` as the slope grows."""
+    return torch.sigmoid(slope * y)
+
+
 def binary_codes(x_BHNC: Tensor, hashing: TokenHash) -> Tensor:
     """Codes (B, H, N, K) in {0, 1}."""
     features_BHNF = token_features(x_BHNC, hashing.anchors_HMC, hashing.bandwidth_H)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ecoformer.ops.binary_attention import straight_through_step
+from ecoformer.ops.binary_attention import soft_step, straight_through_step
 
 
 @dataclass(frozen=True)
@@ -33,20 +33,29 @@ class Affine:
         return Affine(self.weight.to(x), None if self.bias is None else self.bias.to(x))
 
 
-def token_codes(x_BND: Tensor, to_codes: Affine) -> tuple[Tensor, Tensor]:
+def token_codes(x_BND: Tensor, to_codes: Affine, slope: float | None = None) -> tuple[Tensor, Tensor]:
     """Codes (B, N, L) of queries and of keys, in {0, 1}. `to_codes` has the rows of the queries' bits first.
 
-    Differentiable by the straight-through estimator (see `straight_through_step`).
+    Differentiable by the straight-through estimator (see `straight_through_step`); with a slope, soft codes in (0, 1).
     """
     y_BNT = to_codes(x_BND)
-    # Without gradients the codes take the memory of y: one pass less.
-    codes_BNT = straight_through_step(y_BNT) if torch.is_grad_enabled() and y_BNT.requires_grad else y_BNT.ge_(0)
+    if slope is not None:
+        codes_BNT = soft_step(y_BNT, slope)
+    else:
+        # Without gradients the codes take the memory of y: one pass less.
+        codes_BNT = straight_through_step(y_BNT) if torch.is_grad_enabled() and y_BNT.requires_grad else y_BNT.ge_(0)
     code_q_BNL, code_k_BNL = codes_BNT.chunk(2, dim=-1)
     return code_q_BNL, code_k_BNL
 
 
 def distilled_attention(
-    x_BND: Tensor, to_codes: Affine, value: Affine, proj: Affine, weight_HK: Tensor, floor_H: Tensor
+    x_BND: Tensor,
+    to_codes: Affine,
+    value: Affine,
+    proj: Affine,
+    weight_HK: Tensor,
+    floor_H: Tensor,
+    slope: float | None = None,
 ) -> Tensor:
     """The output (B, N, D) of the layer, output projection included; see `ops.reference.distilled_attention_reference`.
 
@@ -58,9 +67,10 @@ def distilled_attention(
         to_codes: D to 2 L, the bits of all heads' queries and then those of their keys.
         value, proj: D to D.
         weight_HK, floor_H: above 0.
+        slope: of soft codes, for a fit that anneals; None: codes in {0, 1}.
     """
     num_heads, num_bits = weight_HK.shape
-    code_q_BNL, code_k_BNL = token_codes(x_BND, to_codes)
+    code_q_BNL, code_k_BNL = token_codes(x_BND, to_codes, slope)
     mean_B1D = x_BND.mean(dim=1, keepdim=True)
     rows_BLD, mass_BLH = bit_rows(x_BND, mean_B1D, code_k_BNL, value, proj, weight_HK)
     uniform_B1D = proj(value(mean_B1D))

@@ -13,10 +13,20 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ecoformer.ops.binary_attention import binary_attention, straight_through_step
+from ecoformer.ops.binary_attention import binary_attention, soft_step, straight_through_step
 from ecoformer.ops.distilled_attention import Affine
 
 START_FLOOR = 1.0  # as much as a bit's weight: fits that start with less end further from their target
+START_SLOPE, END_SLOPE = 2.0, 40.0  # of soft codes: found by measurement, and flat around it
+
+
+def annealed_slope(done: float) -> float:
+    """The slope of soft codes once a share `done` of a fit is over: geometric, from 2 to 40.
+
+    Bits are thresholds of values that start with a deviation of 1, so that codes are blurred at first and all but hard
+    at the end. Continuation of this kind: Cao et al., HashNet, ICCV 2017.
+    """
+    return START_SLOPE * (END_SLOPE / START_SLOPE) ** done
 
 
 @dataclass(frozen=True)
@@ -89,18 +99,19 @@ class DistilledHash:
     floor_H: Tensor
     values: FittedValues | None = None
 
-    def codes(self, x_BND: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes of queries and keys, (B, H, N, K) each, in {0, 1}."""
-        codes_BNT = straight_through_step(self.to_codes(x_BND))
+    def codes(self, x_BND: Tensor, slope: float | None = None) -> tuple[Tensor, Tensor]:
+        """Codes of queries and keys, (B, H, N, K) each, in {0, 1}; soft ones, in (0, 1), with a slope."""
+        y_BNT = self.to_codes(x_BND)
+        codes_BNT = straight_through_step(y_BNT) if slope is None else soft_step(y_BNT, slope)
         code_q_BHNK, code_k_BHNK = codes_BNT.unflatten(-1, (2, *self.weight_HK.shape)).permute(2, 0, 3, 1, 4)
         return code_q_BHNK, code_k_BHNK
 
-    def attend(self, x_BND: Tensor, v_BHNC: Tensor | None = None) -> Tensor:
-        """The attention output (B, H, N, C)."""
+    def attend(self, x_BND: Tensor, v_BHNC: Tensor | None = None, slope: float | None = None) -> Tensor:
+        """The attention output (B, H, N, C), of soft codes with a slope."""
         if v_BHNC is None:
             assert self.values is not None
             v_BHNC = self.values(x_BND)
-        return binary_attention(*self.codes(x_BND), v_BHNC, self.weight_HK, self.floor_H)
+        return binary_attention(*self.codes(x_BND, slope), v_BHNC, self.weight_HK, self.floor_H)
 
     def tensors(self) -> Iterator[Tensor]:
         yield from (getattr(self, name) for name in _BITS)

@@ -7,7 +7,7 @@ samples, the rate falling to zero along a cosine. Shapes: B batch, H heads, N to
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, Self, TypeVar
 
@@ -31,7 +31,10 @@ class Attends(Protocol):
         ...
 
     def attend(self, *args: Any, **kwargs: Any) -> Tensor:
-        """The attention output (B, H, N, C) of a batch of samples, given as tensors."""
+        """The attention output (B, H, N, C) of a batch of samples, given as tensors.
+
+        A fit that anneals passes `slope`, that of the soft codes to compute it with.
+        """
         ...
 
 
@@ -62,6 +65,7 @@ def fit_to_output(
     lr: float,
     steps: int,
     batch_size: int,
+    slope_at: Callable[[float], float] | None = None,
 ) -> OutputFit[AttendsT]:
     """Lower the error of `start.attend(*inputs)` against the target.
 
@@ -70,6 +74,8 @@ def fit_to_output(
         inputs: tensors with the samples in dimension 0, float32 or float64, finite.
         generator: CPU generator that draws the samples of each step.
         lr, steps, batch_size: Adam's rate, its steps (0: only measure), and samples per step.
+        slope_at: anneals: `attend` gets, as `slope`, what this says for the share of the steps that is done. Errors are
+            of hard codes all the same.
     """
     data = (*inputs, target_BHNC)
     before_H = _error(start, batch_size, *data)
@@ -90,7 +96,8 @@ def fit_to_output(
             optimizer.param_groups[0]["lr"] = 0.5 * lr * (1 + math.cos(math.pi * step / steps))
             chosen = torch.randperm(len(target_BHNC), generator=generator)[:batch_size].to(target_BHNC.device)
             *batch, target = (x.index_select(0, chosen) for x in data)
-            loss = _ratio(*_squares(current().attend(*batch), target)).sum()
+            softness = {} if slope_at is None else {"slope": slope_at(step / steps)}
+            loss = _ratio(*_squares(current().attend(*batch, **softness), target)).sum()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -61,11 +61,18 @@ def binary_attention_reference(
 
 
 def distilled_attention_reference(
-    x_BND: Tensor, to_codes: Affine, value: Affine, proj: Affine, weight_HK: Tensor, floor_H: Tensor
+    x_BND: Tensor,
+    to_codes: Affine,
+    value: Affine,
+    proj: Affine,
+    weight_HK: Tensor,
+    floor_H: Tensor,
+    slope: float | None = None,
 ) -> Tensor:
     """Binary attention on the codes of all tokens, step by step: codes, values, N x N weights, output projection."""
     num_heads, num_bits = weight_HK.shape
-    codes_BNT = (to_codes(x_BND) >= 0).to(x_BND.dtype)
+    y_BNT = to_codes(x_BND)
+    codes_BNT = (y_BNT >= 0).to(y_BNT.dtype) if slope is None else 1 / (1 + (-slope * y_BNT).exp())
     code_q_BHNK, code_k_BHNK = codes_BNT.unflatten(-1, (2, num_heads, num_bits)).permute(2, 0, 3, 1, 4)
     v_BHNC = value(x_BND).unflatten(-1, (num_heads, -1)).transpose(1, 2)
     out_BHNC = binary_attention_reference(code_q_BHNK, code_k_BHNK, v_BHNC, weight_HK, floor_H)

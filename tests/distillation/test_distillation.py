@@ -5,6 +5,7 @@ import importlib.util
 import json
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -14,10 +15,11 @@ import torch.nn.functional as F
 from ecoformer import InputError, convert, fit_hashes
 from ecoformer.config import Config
 from ecoformer.distillation import ControlSpec, block_errors, distill
+from ecoformer.distillation.source import Source
 from ecoformer.energy import at_measured_shares, count
 from ecoformer.engine.checkpoint import save_checkpoint
 from ecoformer.init import model_of_run, read_run
-from ecoformer.nn import DistilledHashSpec
+from ecoformer.nn import DistilledHashSpec, MSASpec
 from ecoformer.nn.heads import join_heads, split_heads
 from ecoformer.ops.attention_quality import relative_error
 
@@ -158,6 +160,37 @@ def test_the_study_goes_on_where_it_was(run, tmp_path, capsys):
     assert (tmp_path / "study" / "study.png").stat().st_size > 5000
 
 
+def test_the_study_tells_relaxations_and_layers_apart(run, tmp_path, capsys):
+    out = tmp_path / "study"
+    arguments = ["--checkpoints", str(run), "--num-images", "8", "--steps", "2", "--held-out", "4", "--max-val", "20"]
+    study = script("distill_study")
+    for _ in range(2):  # the second time nothing is left to do
+        assert study.main([*arguments, "--out", str(out)]) == 0
+        assert study.main([*arguments, "--out", str(out), "--relaxation", "straight_through"]) == 0
+        assert study.main([*arguments, "--out", str(out), "--layers", "blocks.1.*"]) == 0
+    rows = json.loads((out / "table.json").read_text())
+    assert [(row["relaxation"], row["layers"]) for row in rows] == [
+        ("sigmoid", None),
+        ("straight_through", None),
+        ("sigmoid", ["blocks.1.*"]),
+    ]
+    assert rows[2]["blocks"] == ["blocks.1.attn"]
+
+    # Rows from before there was a choice were straight-through ones.
+    older = {key: value for key, value in rows[1].items() if key not in ("relaxation", "layers", "joint_steps")}
+    (out / "table.json").write_text(json.dumps([older]))
+    assert study.main([*arguments, "--out", str(out), "--relaxation", "straight_through"]) == 0
+    assert len(json.loads((out / "table.json").read_text())) == 1
+
+
+def test_a_distilled_model_remembers_which_layers_were_replaced(run, tmp_path, capsys):
+    out = tmp_path / "part.pt"
+    quick = ["--num-images", "4", "--steps", "1", "--no-controls", "--no-accuracy", "--layers", "blocks.1.*"]
+    assert script("distill").main(["--checkpoint", str(run), *quick, "--out", str(out)]) == 0
+    model = model_of_run(read_run(out))
+    assert [type(block.attn).__name__ for block in model.blocks] == ["Attention", "DistilledHashAttention"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -171,6 +204,8 @@ def test_the_study_goes_on_where_it_was(run, tmp_path, capsys):
         (["--checkpoint", "RUN", "--data-name", "moon"], "data.name=moon"),
         (["--checkpoint", "RUN", "--out", "FOLDER"], "is a folder: name a file"),
         (["--checkpoint", "RUN", "--format", "yaml"], "invalid choice: 'yaml'"),
+        (["--checkpoint", "RUN", "--relaxation", "tanh"], "invalid choice: 'tanh'"),
+        (["--checkpoint", "RUN", "--layers", "5"], "attention.layers: 5 matches no attention layer"),
     ],
 )
 def test_the_script_refuses_in_one_line(arguments, message, run, tmp_path, capsys):
@@ -180,6 +215,23 @@ def test_the_script_refuses_in_one_line(arguments, message, run, tmp_path, capsy
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and message in error
     assert not (tmp_path / "out.pt").exists()
+
+
+def test_layers_of_an_msa_pyramid_are_taken_all_or_none():
+    torch.manual_seed(0)
+    config = Config()
+    config.model.name = "pvt_v2_b0"
+    config.model.kwargs = {"depths": [1, 1, 1, 1], "embed_dims": [8, 8, 8, 8], "num_heads": [1, 1, 1, 1]}
+    config.attention = {"name": "msa"}
+    model = timm.create_model("pvt_v2_b0", num_classes=3, **config.model.kwargs)
+    convert(model, MSASpec(), img_size=64)
+    source = Source(config, model, SimpleNamespace(num_classes=3), 0)
+    with pytest.raises(InputError, match=r"--layers leaves out stages\.1\.blocks\.0\.attn, softmax attention in this"):
+        source.layer_filter([1])
+    assert source.layer_filter([1, 2, 3]) is not None  # stage 4 of timm's model subsamples nothing
+    assert source.layer_filter(None) is None
+    config.attention = {"name": "stock"}
+    assert source.layer_filter([1]) is not None
 
 
 def test_a_hashed_run_is_no_source(run, tmp_path, capsys):

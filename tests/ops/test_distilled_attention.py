@@ -50,6 +50,24 @@ def test_gradients_beside_the_codes_are_those_of_the_quadratic_form(shape):
         torch.testing.assert_close(mine, expected)
 
 
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "B{}N{}D{}H{}K{}".format(*s))
+def test_soft_codes_give_the_quadratic_form_and_its_gradients(shape):
+    given = case(*shape)
+    found = []
+    for function in (distilled_attention, distilled_attention_reference):
+        for tensor in leaves(*given):
+            tensor.requires_grad_().grad = None
+        out = function(*given, slope=3.0)
+        out.square().sum().backward()
+        found.append([out.detach(), *(tensor.grad.clone() for tensor in leaves(*given))])
+    for mine, expected in zip(*found, strict=True):
+        torch.testing.assert_close(mine, expected)
+    with torch.no_grad():
+        torch.testing.assert_close(distilled_attention(*given, slope=3.0), found[0][0])
+        # Thresholds are met nowhere, so a steep slope is the step.
+        torch.testing.assert_close(distilled_attention(*given, slope=1e9), distilled_attention(*given))
+
+
 def test_gradients_of_the_codes_pass_straight_through():
     x, codes, value, proj, weight, floor = case(1, 9, 4, 1, 2)
     codes.bias.requires_grad_()
