@@ -135,7 +135,8 @@ def measure(study: StudyConfig, planned: list[Job], out: Path, threads: int | No
                 folders.setdefault(job.row.label, job.folder)
         if folders:
             measured[backbone] = measure_speed(folders, batch_size=64)
-    write_text(out / "speed.json", json.dumps(measured, indent=2) + "\n")
+    if measured:
+        write_text(out / "speed.json", json.dumps(measured, indent=2) + "\n")
 
 
 if __name__ == "__main__":
