@@ -6,10 +6,10 @@
       vit:
         title: plain ViT
         overrides: [model=..., optim.lr=1e-3]
-        stage1: {msa: [train.epochs=10]}          # attention -> overrides; trained once, seed 0
+        stage1: {msa: [train.epochs=10]}          # attention -> overrides; trained with seed 0
         stage2: [train.epochs=1]                  # of every row that is fine-tuned
         rows:
-          - {attention: msa, seeds: [0, 1, 2]}
+          - {attention: msa, seeds: [0, 1, 2], stage1_seeds: [1, 2]}    # 3 runs from seed 0, 1 each from 1 and 2
           - {attention: ecoformer, name: kernel, overrides: [attention.numerator=kernel], finetune: false}
 
 Every run is one train.py command with a folder of its own, so each can also be started by hand.
@@ -36,6 +36,9 @@ class RowConfig:
 
     `name` tells apart rows of the same attention; `source` is the stage-1 run that it starts from; `finetune: false`
     converts, fits and evaluates without any training; `published` holds printed figures (top1, energy_pj).
+
+    `seeds` are of stage 2, all from the stage-1 run of seed 0. Each of `stage1_seeds` is one run more, from a stage-1
+    run of that seed, itself with the same seed: the spread of fine-tuning and that of training are told apart.
     """
 
     attention: str = MISSING
@@ -43,6 +46,7 @@ class RowConfig:
     source: str = "msa"
     overrides: list[str] = field(default_factory=list)
     seeds: list[int] = field(default_factory=lambda: [0])
+    stage1_seeds: list[int] = field(default_factory=list)
     finetune: bool = True
     published: dict[str, float] = field(default_factory=dict)
 
@@ -86,6 +90,7 @@ class Job:
     arguments: tuple[str, ...]  # of train.py, output_dir included
     folder: Path
     needs: str | None = None
+    stage1_seed: int = 0
 
     def command(self, launch: str = "python") -> str:
         """The command line, e.g. with launch="torchrun --nproc-per-node 8"."""
@@ -111,6 +116,11 @@ def load_study(path: Path) -> StudyConfig:
                     f"study {path}: backbones.{name}: {row.label} starts from {row.source}, which stage1 does not "
                     f"train (it has {', '.join(backbone.stage1) or 'nothing'}): add it there, or set source"
                 )
+            if 0 in row.stage1_seeds or len(set(row.stage1_seeds)) < len(row.stage1_seeds):
+                raise InputError(
+                    f"study {path}: backbones.{name}: {row.label} has stage1_seeds={row.stage1_seeds}: each must be "
+                    f"new, and 0 is where all of its seeds start from already"
+                )
         folders = [row.folder for row in backbone.rows]
         for folder in folders:
             if folders.count(folder) > 1:
@@ -127,19 +137,31 @@ def _backbone_jobs(study: StudyConfig, name: str, out: Path, common: tuple[str, 
     backbone = study.backbones[name]
     shared = (*study.overrides, *backbone.overrides)
 
-    def job(id: str, row: RowConfig | None, seed: int, overrides: Sequence[str], needs: str | None) -> Job:
+    def stage1_id(attention: str, seed: int) -> str:
+        return f"{name}/stage1-{attention}" + (f"-seed{seed}" if seed else "")
+
+    def job(
+        id: str, row: RowConfig | None, seed: int, overrides: Sequence[str], needs: str | None, stage1_seed: int
+    ) -> Job:
         folder = out / "runs" / id
         given = [*shared, *overrides, f"seed={seed}", *common]
         if needs is not None:
             given.append(f"init.checkpoint={out / 'runs' / needs / 'best.pt'}")
-        return Job(id, name, row, seed, (*given, f"output_dir={folder}", "resume=auto"), folder, needs)
+        arguments = (*given, f"output_dir={folder}", "resume=auto")
+        return Job(id, name, row, seed, arguments, folder, needs, stage1_seed)
 
     for attention, overrides in backbone.stage1.items():
-        yield job(f"{name}/stage1-{attention}", None, 0, [f"attention={attention}", *overrides], None)
+        more = {seed for row in backbone.rows if row.source == attention for seed in row.stage1_seeds}
+        for seed in (0, *sorted(more)):
+            yield job(
+                stage1_id(attention, seed), None, seed, [f"attention={attention}", *overrides], None, stage1_seed=seed
+            )
     for row in backbone.rows:
         recipe = [*backbone.stage2, *([] if row.finetune else ["train.epochs=0"])]
+        overrides = [f"attention={row.attention}", *recipe, *row.overrides]
         for seed in row.seeds:
             id = f"{name}/{row.folder}/seed{seed}"
-            yield job(
-                id, row, seed, [f"attention={row.attention}", *recipe, *row.overrides], f"{name}/stage1-{row.source}"
-            )
+            yield job(id, row, seed, overrides, stage1_id(row.source, 0), stage1_seed=0)
+        for seed in row.stage1_seeds:
+            id = f"{name}/{row.folder}/stage1_seed{seed}"
+            yield job(id, row, seed, overrides, stage1_id(row.source, seed), stage1_seed=seed)

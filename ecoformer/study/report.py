@@ -27,7 +27,8 @@ def report(study: StudyConfig, jobs: Sequence[Job], out: Path) -> str:
     if not rows:
         raise InputError(f"{out} holds no finished row of {study.title}: run it without --report")
     speed = out / "speed.json"
-    merged = over_seeds(with_speed(rows, json.loads(speed.read_text()) if speed.exists() else {}))
+    rows_of_first = [row for row in rows if row["stage1_seed"] == 0]
+    merged = over_seeds(with_speed(rows_of_first, json.loads(speed.read_text()) if speed.exists() else {}))
     write_text(out / "table.json", json.dumps(rows, indent=2) + "\n")
     table = study_table(merged)
     for format, name in FILES.items():
@@ -42,7 +43,7 @@ def report(study: StudyConfig, jobs: Sequence[Job], out: Path) -> str:
         trained = {
             job.id.partition("/")[2] if job.row is None else job.row.label: job
             for job in finished
-            if job.row is None or (job.row.finetune and job.seed == job.row.seeds[0])
+            if job.row is None or (job.row.finetune and job.stage1_seed == 0 and job.seed == job.row.seeds[0])
         }
         if trained:
             folders = {label: job.folder for label, job in trained.items()}

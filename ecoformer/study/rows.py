@@ -18,10 +18,11 @@ Row = dict[str, Any]
 def collect(study: StudyConfig, jobs: Sequence[Job]) -> list[Row]:
     """One row for each finished run that is a row of the table, JSON-ready.
 
-    Keys: backbone, model, attention, name, label, source, seed, epochs_stage1, epochs_stage2 (0: converted without
-    training), steps_stage2 (optimiser steps: train.max_steps may cut an epoch short), top1 (of the last epoch),
-    best_top1, params, energy_pj, attention_energy_pj, energy_convention, images_per_second (of the run's own
-    evaluation, until `study.speed` measures all in turns), published_top1, published_energy_pj, command, commit, run.
+    Keys: backbone, model, attention, name, label, source, seed, stage1_seed, epochs_stage1, epochs_stage2 (0:
+    converted without training), steps_stage2 (optimiser steps: train.max_steps may cut an epoch short), top1 (of the
+    last epoch), best_top1, params, energy_pj, attention_energy_pj, energy_convention, images_per_second (of the run's
+    own evaluation, until `study.speed` measures all in turns), published_top1, published_energy_pj, command, commit,
+    run.
     """
     by_id = {job.id: job for job in jobs}
     rows = []
@@ -41,6 +42,7 @@ def collect(study: StudyConfig, jobs: Sequence[Job]) -> list[Row]:
                 "label": job.row.label,
                 "source": job.row.source,
                 "seed": job.seed,
+                "stage1_seed": job.stage1_seed,
                 "epochs_stage1": first["epochs"],
                 "epochs_stage2": summary["epochs"],
                 "steps_stage2": steps_done(job.folder) or 0,

@@ -33,6 +33,17 @@ def test_every_run_is_one_command_with_a_folder_of_its_own_after_the_run_it_star
     assert len({job.folder for job in planned}) == len(planned)
 
 
+def test_a_stage1_seed_is_one_run_more_from_a_stage1_run_of_that_seed(study: StudyConfig) -> None:
+    study.backbones["net"].rows[1].stage1_seeds = [2]
+    planned = jobs(study, Path("out"))
+    assert [job.id for job in planned[:2]] == ["net/stage1-msa", "net/stage1-msa-seed2"]
+    assert "seed=2" in planned[1].arguments
+    (row,) = (job for job in planned if job.stage1_seed == 2 and job.row is not None)
+    assert row.id == "net/uniform/stage1_seed2" and row.needs == "net/stage1-msa-seed2"
+    assert {"seed=2", "init.checkpoint=out/runs/net/stage1-msa-seed2/best.pt"} < set(row.arguments)
+    assert all(job.needs in {None, "net/stage1-msa"} for job in planned if job is not row)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -43,6 +54,7 @@ def test_every_run_is_one_command_with_a_folder_of_its_own_after_the_run_it_star
             "stock, which stage1 does not train (it has msa)",
         ),
         ("attention: uniform}", "attention: msa}", "two rows 'msa'"),
+        ("attention: uniform}", "attention: uniform, stage1_seeds: [1, 0]}", "stage1_seeds=[1, 0]: each must be new"),
         ("overrides: [data=digits]", "overrides: [data=digits", "is no YAML"),
     ],
 )

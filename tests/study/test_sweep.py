@@ -148,7 +148,7 @@ def test_reproduce_refuses_in_one_line(
 
 
 def test_a_dry_run_predicts_the_energy_of_every_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--table", "cifar10", "--dry-run", "--only", "vit/msa/*", "--out", str(tmp_path)]
+    arguments = ["--table", "cifar10", "--dry-run", "--only", "vit/msa/seed*", "--out", str(tmp_path)]
     assert script("reproduce").main(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 8, "stage 1 and three seeds, with a command each"
