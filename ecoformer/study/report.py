@@ -1,4 +1,5 @@
-"""The report of a study: table.json, .md, .csv, .tex and the plots, from whatever runs are finished."""
+"""The report of a study, from whatever runs are finished: table.json, .md, .csv, .tex, the plots, and stage1_seeds.*
+where rows start from models trained with several seeds."""
 
 from __future__ import annotations
 
@@ -7,32 +8,45 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ecoformer.comparison.curves import plot_training_curves
-from ecoformer.energy.report import render
+from ecoformer.energy.report import Text, render
 from ecoformer.engine.files import write_text
 from ecoformer.engine.run_files import SUMMARY
 from ecoformer.errors import InputError
 from ecoformer.study.plan import Job, StudyConfig
 from ecoformer.study.plots import plot_front, plot_hash_quality
-from ecoformer.study.rows import collect, over_seeds
+from ecoformer.study.rows import Row, collect, over_seeds, over_stage1_seeds
 from ecoformer.study.runs import hash_fits
 from ecoformer.study.speed import with_speed
-from ecoformer.study.tables import NOTES, study_table
+from ecoformer.study.tables import NOTES, STAGE1_SEED_NOTES, stage1_seed_table, study_table
 
-FILES = {"md": "table.md", "csv": "table.csv", "latex": "table.tex"}
+SUFFIXES = {"md": ".md", "csv": ".csv", "latex": ".tex"}
 
 
 def report(study: StudyConfig, jobs: Sequence[Job], out: Path) -> str:
-    """Write the report and return its table for a terminal. Raises InputError if no row is finished."""
+    """Write the report and return its tables for a terminal. Raises InputError if no row is finished."""
     rows = collect(study, jobs)
     if not rows:
         raise InputError(f"{out} holds no finished row of {study.title}: run it without --report")
     speed = out / "speed.json"
-    rows_of_first = [row for row in rows if row["stage1_seed"] == 0]
-    merged = over_seeds(with_speed(rows_of_first, json.loads(speed.read_text()) if speed.exists() else {}))
+    first = min(row["stage1_seed"] for row in rows)
+    of_one_model = [row for row in rows if row["stage1_seed"] == first]
+    merged = over_seeds(with_speed(of_one_model, json.loads(speed.read_text()) if speed.exists() else {}))
     write_text(out / "table.json", json.dumps(rows, indent=2) + "\n")
-    table = study_table(merged)
-    for format, name in FILES.items():
-        write_text(out / name, render(table, format, study.title, NOTES) + "\n")
+    printed = [_write_table(study_table(merged), out / "table", study.title, NOTES)]
+    if of_seeds := over_stage1_seeds(rows):
+        table = stage1_seed_table(of_seeds)
+        printed.append(_write_table(table, out / "stage1_seeds", f"{study.title}, stage-1 seeds", STAGE1_SEED_NOTES))
+    _plot(study, jobs, merged, out)
+    return "\n".join(printed)
+
+
+def _write_table(table: Text, out: Path, title: str, notes: Sequence[str]) -> str:
+    for format, suffix in SUFFIXES.items():
+        write_text(out.with_suffix(suffix), render(table, format, title, notes) + "\n")
+    return render(table, "table", title, notes)
+
+
+def _plot(study: StudyConfig, jobs: Sequence[Job], merged: Sequence[Row], out: Path) -> None:
     by_id = {job.id: job for job in jobs}
     for name, backbone in study.backbones.items():
         of_backbone = [row for row in merged if row["backbone"] == name]
@@ -43,7 +57,7 @@ def report(study: StudyConfig, jobs: Sequence[Job], out: Path) -> str:
         trained = {
             job.id.partition("/")[2] if job.row is None else job.row.label: job
             for job in finished
-            if job.row is None or (job.row.finetune and job.stage1_seed == 0 and job.seed == job.row.seeds[0])
+            if job.stage1_seed == 0 and (job.row is None or (job.row.finetune and job.seed == job.row.seeds[0]))
         }
         if trained:
             folders = {label: job.folder for label, job in trained.items()}
@@ -51,7 +65,6 @@ def report(study: StudyConfig, jobs: Sequence[Job], out: Path) -> str:
             plot_training_curves(folders, out / f"{name}_curves.png", before)
         fits = {job.row.label: hash_fits(job.folder) for job in finished if job.row is not None and job.seed == 0}
         plot_hash_quality(fits, out / f"{name}_hash_quality.png")
-    return render(table, "table", study.title, NOTES)
 
 
 def _epochs(job: Job) -> int:

@@ -13,6 +13,7 @@ from ecoformer.study.runner import JOB
 from ecoformer.study.runs import steps_done
 
 Row = dict[str, Any]
+CONTROLS = ("msa", "stock", "uniform")
 
 
 def collect(study: StudyConfig, jobs: Sequence[Job]) -> list[Row]:
@@ -63,8 +64,8 @@ def collect(study: StudyConfig, jobs: Sequence[Job]) -> list[Row]:
 def over_seeds(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
     """Rows that differ in nothing but their seed as one: top1 is the mean, top1_sd the sample deviation (None for one).
 
-    `seeds` lists them; `vs_msa` and `vs_uniform` are the points of the mean above the msa and the uniform row of the
-    same backbone with the same training; None where there is no such row.
+    `seeds` lists them; `vs_msa`, `vs_stock` and `vs_uniform` are the points of the mean above that row of the same
+    backbone with the same training; None where there is no such row.
     """
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in rows:
@@ -82,10 +83,39 @@ def over_seeds(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
             }
         )
     for row in merged:
-        for control in ("msa", "uniform"):
+        for control in CONTROLS:
             other = baseline(row, merged, control)
             row[f"vs_{control}"] = None if other is None else row["top1"] - other["top1"]
     return merged
+
+
+def over_stage1_seeds(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """Rows with runs from several stage-1 seeds (`stage1_seeds`): means over those, sample deviations as top1_sd etc.
+
+    Each stage-1 seed counts once, as the mean of its runs. Points above a control (`vs_msa`, `vs_msa_sd`, ...) are
+    taken between runs from the same stage-1 seed, which share its luck; None where one of them lacks the control.
+    """
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for seed in sorted({row["stage1_seed"] for row in rows}):
+        for row in over_seeds([row for row in rows if row["stage1_seed"] == seed]):
+            groups.setdefault((row["backbone"], row["label"]), []).append(row)
+    keys = ("top1", *(f"vs_{control}" for control in CONTROLS))
+    return [
+        {
+            **found[0],
+            "stage1_seeds": [row["stage1_seed"] for row in found],
+            **{name: value for key in keys for name, value in _mean_and_spread(key, found).items()},
+        }
+        for found in groups.values()
+        if len(found) > 1
+    ]
+
+
+def _mean_and_spread(key: str, rows: Sequence[Row]) -> dict[str, float | None]:
+    values = [row[key] for row in rows]
+    if None in values:
+        return {key: None, f"{key}_sd": None}
+    return {key: statistics.fmean(values), f"{key}_sd": statistics.stdev(values)}
 
 
 def baseline(row: Mapping[str, Any], rows: Sequence[Row], attention: str) -> Row | None:

@@ -12,11 +12,15 @@ from ecoformer.study.runs import RunRecord
 
 UNITS = ((1e12, "J"), (1e9, "mJ"), (1e6, "µJ"), (1e3, "nJ"), (1.0, "pJ"))
 NOTES = (
-    "top-1: of the last epoch, mean ± sample deviation over the seeds. vs MSA, vs uniform: points of top-1 above that "
-    "row of the same backbone with the same training. steps: optimiser steps of stage 2, where train.max_steps may cut "
-    "an epoch short. Energy: modelled, one image; savings against stock and against MSA of the same backbone; "
-    "attention: the cores between the projections, which distilled_hash has folded into its core: compare it by whole "
-    "models.",
+    "top-1: of the last epoch, mean ± sample deviation over the seeds. vs MSA, vs stock, vs uniform: points of top-1 "
+    "above that row of the same backbone with the same training. steps: optimiser steps of stage 2, where "
+    "train.max_steps may cut an epoch short. Energy: modelled, one image; savings against stock and against MSA of the "
+    "same backbone; attention: the cores between the projections, which distilled_hash has folded into its core: "
+    "compare it by whole models.",
+)
+STAGE1_SEED_NOTES = (
+    "Over models trained with different seeds, each counted once. vs MSA, vs stock, vs uniform: between rows from the "
+    "same trained model.",
 )
 
 
@@ -34,6 +38,7 @@ def study_table(rows: Sequence[Row]) -> list[dict[str, str]]:
             "top-1 %": with_spread(row["top1"], row["top1_sd"]),
             "published": _figure(row["published_top1"], "{:.2f}"),
             "vs MSA": _figure(row["vs_msa"], "{:+.2f}"),
+            "vs stock": _figure(row["vs_stock"], "{:+.2f}"),
             "vs uniform": _figure(row["vs_uniform"], "{:+.2f}"),
             unit[1]: f"{row['energy_pj'] / unit[0]:.4g}",
             f"published {unit[1]}": _figure(row["published_energy_pj"], "{:.4g}", unit[0]),
@@ -43,6 +48,28 @@ def study_table(rows: Sequence[Row]) -> list[dict[str, str]]:
             "attn vs stock": _percent(saving(row, rows, "stock", "attention_energy_pj")),
             "attn vs MSA": _percent(saving(row, rows, "msa", "attention_energy_pj")),
             "images/s": f"{row['images_per_second']:.0f}",
+        }
+        for row in rows
+    ]
+
+
+def stage1_seed_table(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """Rows of `over_stage1_seeds` for reading."""
+    unit = energy_unit([row["energy_pj"] for row in rows])
+    return [
+        {
+            "model": row["backbone"],
+            "attention": row["label"],
+            "from": row["source"],
+            "epochs": f"{row['epochs_stage1']}+{row['epochs_stage2']}",
+            "steps": f"+{row['steps_stage2']}",
+            "stage-1 seeds": str(len(row["stage1_seeds"])),
+            "top-1 %": with_spread(row["top1"], row["top1_sd"]),
+            **{
+                name: "" if row[key] is None else with_spread(row[key], row[f"{key}_sd"], "+.2f")
+                for name, key in (("vs MSA", "vs_msa"), ("vs stock", "vs_stock"), ("vs uniform", "vs_uniform"))
+            },
+            unit[1]: f"{row['energy_pj'] / unit[0]:.4g}",
         }
         for row in rows
     ]
@@ -97,8 +124,8 @@ def energy_unit(energies_pj: Sequence[float]) -> tuple[float, str]:
     return next(((scale, name) for scale, name in UNITS if most >= scale), UNITS[-1])
 
 
-def with_spread(mean: float, deviation: float | None) -> str:
-    return f"{mean:.2f}" if deviation is None else f"{mean:.2f} ± {deviation:.2f}"
+def with_spread(mean: float, deviation: float | None, form: str = ".2f") -> str:
+    return f"{mean:{form}}" if deviation is None else f"{mean:{form}} ± {deviation:.2f}"
 
 
 def _setting(run: RunRecord, key: str) -> str:

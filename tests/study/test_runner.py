@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from ecoformer.study.plan import StudyConfig, jobs
-from ecoformer.study.rows import collect, over_seeds
+from ecoformer.study.report import report
+from ecoformer.study.rows import collect, over_seeds, over_stage1_seeds
 from ecoformer.study.runner import commit, is_finished, run_jobs
 
 
@@ -67,6 +69,49 @@ def test_rows_carry_both_epochs_seed_command_and_published_figures(
     assert hashed["top1"] == 50.5 and round(hashed["top1_sd"], 6) == 0.707107 and hashed["seeds"] == [0, 1]
     assert hashed["vs_msa"] == 0.0 and hashed["vs_uniform"] is None and hashed["published_top1"] == 70.44
     assert merged["ecoformer, kernel, no training"]["vs_msa"] is None, "no MSA row went without training"
+
+
+def row(label: str, stage1_seed: int, seed: int, top1: float) -> dict[str, Any]:
+    return {
+        "backbone": "net",
+        "attention": label,
+        "label": label,
+        "name": "",
+        "stage1_seed": stage1_seed,
+        "seed": seed,
+        "epochs_stage2": 1,
+        "steps_stage2": 7,
+        "top1": top1,
+        "images_per_second": 1.0,
+    }
+
+
+def test_over_stage1_seeds_each_trained_model_counts_once_and_is_compared_with_its_own_control() -> None:
+    rows = [
+        row("msa", 0, 0, 60.0),
+        row("msa", 0, 1, 62.0),
+        row("msa", 5, 5, 71.0),
+        row("ecoformer", 0, 0, 60.0),
+        row("ecoformer", 5, 5, 68.0),
+        row("none", 0, 0, 10.0),
+    ]
+    msa, hashed = over_stage1_seeds(rows)
+    assert (msa["label"], msa["top1"], msa["stage1_seeds"]) == ("msa", 66.0, [0, 5]), "61 and 71, not all three runs"
+    assert (hashed["top1"], hashed["vs_msa"]) == (64.0, -2.0)
+    assert round(hashed["top1_sd"], 4) == 5.6569 and round(hashed["vs_msa_sd"], 4) == 1.4142, "-1 and -3"
+    assert hashed["vs_stock"] is None and hashed["vs_uniform"] is None
+
+
+def test_the_report_keeps_trained_models_apart(study: StudyConfig, checkout: Path, tmp_path: Path) -> None:
+    study.backbones["net"].rows[0].stage1_seeds = [4]
+    planned = jobs(study, tmp_path / "out")
+    run_jobs(planned, checkout, "python", lambda line: None)
+    printed = report(study, planned, tmp_path / "out")
+    assert "stage-1 seeds" in printed
+    assert "| net | msa | msa | 3+1 | +7 | 2 | 50.50 ± 0.71 |" in (tmp_path / "out" / "table.md").read_text()
+    # 50.5, the mean of seeds 0 and 1, and 54.
+    seeds = (tmp_path / "out" / "stage1_seeds.md").read_text()
+    assert "| net | msa | msa | 3+1 | +7 | 2 | 52.25 ± 2.47 | +0.00 ± 0.00 |  |  |" in seeds
 
 
 def test_outside_a_checkout_the_commit_is_unknown(tmp_path: Path) -> None:
