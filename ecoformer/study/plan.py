@@ -159,9 +159,8 @@ def _backbone_jobs(study: StudyConfig, name: str, out: Path, common: tuple[str, 
     for row in backbone.rows:
         recipe = [*backbone.stage2, *([] if row.finetune else ["train.epochs=0"])]
         overrides = [f"attention={row.attention}", *recipe, *row.overrides]
-        for seed in row.seeds:
-            id = f"{name}/{row.folder}/seed{seed}"
-            yield job(id, row, seed, overrides, stage1_id(row.source, 0), stage1_seed=0)
-        for seed in row.stage1_seeds:
-            id = f"{name}/{row.folder}/stage1_seed{seed}"
-            yield job(id, row, seed, overrides, stage1_id(row.source, seed), stage1_seed=seed)
+        runs = [(f"seed{seed}", seed, 0) for seed in row.seeds]
+        runs += [(f"stage1_seed{seed}", seed, seed) for seed in row.stage1_seeds]
+        for folder, seed, stage1_seed in runs:
+            id = f"{name}/{row.folder}/{folder}"
+            yield job(id, row, seed, overrides, stage1_id(row.source, stage1_seed), stage1_seed)

@@ -36,7 +36,7 @@ def report(study: StudyConfig, jobs: Sequence[Job], out: Path) -> str:
     if of_seeds := over_stage1_seeds(rows):
         table = stage1_seed_table(of_seeds)
         printed.append(_write_table(table, out / "stage1_seeds", f"{study.title}, stage-1 seeds", STAGE1_SEED_NOTES))
-    _plot(study, jobs, merged, out)
+    _plot(study, [job for job in jobs if job.stage1_seed == first], merged, out)
     return "\n".join(printed)
 
 
@@ -54,16 +54,15 @@ def _plot(study: StudyConfig, jobs: Sequence[Job], merged: Sequence[Row], out: P
             plot_front(of_backbone, out / f"{name}_energy.png", f"{study.title}, {backbone.title}")
         finished = [job for job in jobs if job.backbone == name and (job.folder / SUMMARY).is_file()]
         # One seed of a row: the others lie on top of it.
-        trained = {
-            job.id.partition("/")[2] if job.row is None else job.row.label: job
-            for job in finished
-            if job.stage1_seed == 0 and (job.row is None or (job.row.finetune and job.seed == job.row.seeds[0]))
-        }
+        shown: dict[str, Job] = {}
+        for job in finished:
+            shown.setdefault(job.id.partition("/")[2] if job.row is None else job.row.label, job)
+        trained = {label: job for label, job in shown.items() if job.row is None or job.row.finetune}
         if trained:
             folders = {label: job.folder for label, job in trained.items()}
             before = {label: _epochs(by_id[job.needs]) for label, job in trained.items() if job.needs is not None}
             plot_training_curves(folders, out / f"{name}_curves.png", before)
-        fits = {job.row.label: hash_fits(job.folder) for job in finished if job.row is not None and job.seed == 0}
+        fits = {label: hash_fits(job.folder) for label, job in shown.items() if job.row is not None}
         plot_hash_quality(fits, out / f"{name}_hash_quality.png")
 
 

@@ -29,17 +29,9 @@ def study_table(rows: Sequence[Row]) -> list[dict[str, str]]:
     unit = energy_unit([row["energy_pj"] for row in rows])
     return [
         {
-            "model": row["backbone"],
-            "attention": row["label"],
-            "from": row["source"],
-            "epochs": f"{row['epochs_stage1']}+{row['epochs_stage2']}",
-            "steps": f"+{row['steps_stage2']}",
-            "seeds": str(len(row["seeds"])),
-            "top-1 %": with_spread(row["top1"], row["top1_sd"]),
+            **_first_columns(row, "seeds"),
             "published": _figure(row["published_top1"], "{:.2f}"),
-            "vs MSA": _figure(row["vs_msa"], "{:+.2f}"),
-            "vs stock": _figure(row["vs_stock"], "{:+.2f}"),
-            "vs uniform": _figure(row["vs_uniform"], "{:+.2f}"),
+            **_above_controls(row),
             unit[1]: f"{row['energy_pj'] / unit[0]:.4g}",
             f"published {unit[1]}": _figure(row["published_energy_pj"], "{:.4g}", unit[0]),
             "saves vs stock": _percent(saving(row, rows, "stock", "energy_pj")),
@@ -58,21 +50,31 @@ def stage1_seed_table(rows: Sequence[Row]) -> list[dict[str, str]]:
     unit = energy_unit([row["energy_pj"] for row in rows])
     return [
         {
-            "model": row["backbone"],
-            "attention": row["label"],
-            "from": row["source"],
-            "epochs": f"{row['epochs_stage1']}+{row['epochs_stage2']}",
-            "steps": f"+{row['steps_stage2']}",
-            "stage-1 seeds": str(len(row["stage1_seeds"])),
-            "top-1 %": with_spread(row["top1"], row["top1_sd"]),
-            **{
-                name: "" if row[key] is None else with_spread(row[key], row[f"{key}_sd"], "+.2f")
-                for name, key in (("vs MSA", "vs_msa"), ("vs stock", "vs_stock"), ("vs uniform", "vs_uniform"))
-            },
+            **_first_columns(row, "stage1_seeds"),
+            **_above_controls(row),
             unit[1]: f"{row['energy_pj'] / unit[0]:.4g}",
         }
         for row in rows
     ]
+
+
+def _first_columns(row: Row, seeds: str) -> dict[str, str]:
+    return {
+        "model": row["backbone"],
+        "attention": row["label"],
+        "from": row["source"],
+        "epochs": f"{row['epochs_stage1']}+{row['epochs_stage2']}",
+        "steps": f"+{row['steps_stage2']}",
+        seeds.replace("stage1_", "stage-1 "): str(len(row[seeds])),
+        "top-1 %": with_spread(row["top1"], row["top1_sd"]),
+    }
+
+
+def _above_controls(row: Row) -> dict[str, str]:
+    return {
+        name: "" if row[key] is None else with_spread(row[key], row.get(f"{key}_sd"), "+.2f")
+        for name, key in (("vs MSA", "vs_msa"), ("vs stock", "vs_stock"), ("vs uniform", "vs_uniform"))
+    }
 
 
 def sweep_table(runs: Sequence[RunRecord], root: Any) -> list[dict[str, str]]:
