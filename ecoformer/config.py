@@ -49,6 +49,7 @@ class DataConfig:
     std: list[float] | None = None
     max_train_samples: int | None = None
     max_val_samples: int | None = None
+    dev_samples: int = 0  # cut these off the training split and evaluate on them, not on the test data; 0: no
     max_corrupt: int = 0  # broken images that are passed over, each reported by path; 0: the first one ends the run
     train_split: str | None = None  # webdataset and hfds, as the keys below; None: train, else validation, val, test
     val_split: str | None = None

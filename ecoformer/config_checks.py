@@ -104,7 +104,14 @@ def _check_ranges(config: Config) -> None:
     for key in optional:
         _require(config, key, lambda value: value is None or value >= 1, "at least 1, or null")
     non_negative = ("train.epochs", "train.max_skipped_batches", "checkpoint.every_steps", "checkpoint.keep_top_k")
-    for key in ("data.num_workers", "data.max_corrupt", "schedule.warmup_epochs", "augment.repeats", *non_negative):
+    for key in (
+        "data.num_workers",
+        "data.max_corrupt",
+        "data.dev_samples",
+        "schedule.warmup_epochs",
+        "augment.repeats",
+        *non_negative,
+    ):
         _require(config, key, lambda value: value >= 0, "at least 0")
     for key in ("train.smoothing", "train.ema_decay", "model.drop_path_rate", "optim.momentum"):
         _require(config, key, lambda value: 0 <= value < 1, "at least 0 and below 1")

@@ -40,6 +40,7 @@ def parser() -> argparse.ArgumentParser:
         "--only", action="append", metavar="PATTERN", help="runs to start, e.g. 'vit/*' or '*/seed0'; may be repeated"
     )
     p.add_argument("--launch", default="python", metavar="COMMAND", help='e.g. "torchrun --nproc-per-node 8"')
+    p.add_argument("--jobs", type=int, default=1, metavar="N", help="runs side by side (give each threads=1 on a CPU)")
     p.add_argument("--speed", action="store_true", help="measure images/s of all models in turns (an idle machine)")
     p.add_argument("--threads", type=int, help="CPU threads of the speed measurement")
     p.add_argument("overrides", nargs="*", metavar="key=value", help="settings for every run")
@@ -71,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.report:
         waiting = sum(not is_finished(job) for job in chosen)
         print(f"{len(chosen)} runs of {len(planned)}, {waiting} to do; {out}", flush=True)
-        failed = run_jobs(chosen, ROOT, args.launch, lambda line: print(line, flush=True))
+        failed = run_jobs(chosen, ROOT, args.launch, lambda line: print(line, flush=True), args.jobs)
     if failed and not any(is_finished(job) for job in planned if job.row is not None):
         raise InputError(
             f"no row of {args.table} is finished: the runs that failed are listed above, with their reasons"

@@ -25,7 +25,7 @@ from ecoformer.nn.hashing import fit_hashes
 from ecoformer.nn.specs import SPECS, make_spec
 from ecoformer.ops.kernel_hash_attention import triton_kernels
 
-SUFFIXES = ("unfused", "compiled", "torch")
+SUFFIXES = ("unfused", "compiled", "torch", "graph")
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,8 @@ class Variant:
     """An attention as a comparison names it: stock or a registered kind, and how it is run.
 
     "msa_unfused" forms softmax(q k^T) as a matrix instead of calling torch's fused attention, "ecoformer_compiled"
-    goes through torch.compile, "ecoformer_torch" leaves the Triton kernels out (CUDA only); suffixes can be chained.
+    goes through torch.compile, "ecoformer_torch" leaves the Triton kernels out, "ecoformer_graph" replays the pass as one
+    CUDA graph, without the host's time to launch its kernels (both CUDA only); suffixes can be chained.
     """
 
     label: str
@@ -63,7 +64,21 @@ class Variant:
             with on_torch, unfused:
                 return run()
 
-        return run_in_context
+        return cuda_graph(run_in_context) if "graph" in self.suffixes else run_in_context
+
+
+def cuda_graph(run: Pass) -> Pass:
+    """`run` recorded once; the pass that is returned replays its kernels on the same memory."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # what happens once (compilation, self-checks, work spaces) must not be recorded
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
 
 
 @dataclass(frozen=True)
@@ -109,8 +124,12 @@ class SpeedCase:
     def step(self) -> Pass:
         """One pass over one batch, as a function without arguments. Raises InputError as `build` does."""
         variant = Variant.parse(self.attention)
-        if "torch" in variant.suffixes and torch.device(self.device).type != "cuda":
-            raise InputError(f"{self.attention}: there are no Triton kernels on {self.device}: leave out _torch")
+        if (cuda_only := variant.suffixes & {"torch", "graph"}) and torch.device(self.device).type != "cuda":
+            raise InputError(
+                f"{self.attention}: _{min(cuda_only)} is for CUDA, the device is {self.device}: leave it out"
+            )
+        if "graph" in variant.suffixes and self.mode == "train":
+            raise InputError(f"{self.attention}: a training step is not recorded as a graph: use --mode eval")
         model = self.build()
         images = self._images(self.batch_size, self.img_size)
         if self.layer:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -27,7 +27,7 @@ from ecoformer.data.decode import EvalTransform, decode_images
 from ecoformer.data.files import FileLoader, train_transform
 from ecoformer.data.loader import BatchLoader, MemoryLoader, TrainPlan
 from ecoformer.data.sources import CIFAR, LabelledSource, Splits, load_cifar, load_digits, load_folder
-from ecoformer.data.subset import take
+from ecoformer.data.subset import split_off, take
 from ecoformer.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -113,7 +113,11 @@ def build_data(
         InputError: whatever the user can mend: a missing or unsuitable data set, a setting that does not fit it.
     """
     check_data(data, train)
-    splits = _load(data, world_size=world_size, with_train=with_train)
+    splits = _load(data, world_size=world_size, with_train=with_train or data.dev_samples > 0)
+    if data.dev_samples > 0:
+        assert splits.train is not None, "it was asked for"
+        left, dev = split_off(splits.train, data.dev_samples)
+        splits = replace(splits, train=left, val=dev)
     val = take(splits.val, data.max_val_samples)
     train_source = take(splits.train, data.max_train_samples) if with_train and splits.train is not None else None
     sources = [source for source in (None if calibration_only else train_source, val) if source is not None]

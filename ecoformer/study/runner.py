@@ -1,4 +1,4 @@
-"""Running the jobs of a study one after the other: finished ones are skipped, interrupted ones are resumed."""
+"""Running the jobs of a study, one after the other or side by side: finished ones are skipped, others resumed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from ecoformer.engine.files import write_text
@@ -23,37 +24,55 @@ def is_finished(job: Job) -> bool:
     return (job.folder / SUMMARY).is_file()
 
 
-def run_jobs(jobs: Sequence[Job], root: Path, launch: str, show: Show) -> list[Job]:
-    """Run what is not finished, in order, and return the jobs that failed or that miss the run they start from.
+def run_jobs(jobs: Sequence[Job], root: Path, launch: str, show: Show, parallel: int = 1) -> list[Job]:
+    """Run what is not finished and return the jobs that failed or that miss the run they start from, in order.
 
-    A failure does not end the study: jobs that do not build on it go on. Ctrl-C ends the job in hand, which keeps its
+    A failure does not end the study: jobs that do not build on it go on. Ctrl-C ends the jobs in hand, which keep their
     state as any run does, and is raised on.
 
     Args:
+        jobs: each after the one that it starts from.
         root: the checkout, which holds train.py.
         launch: what stands before train.py, "python" or e.g. "torchrun --nproc-per-node 8".
         show: takes one line for the user.
+        parallel: how many jobs run side by side.
     """
-    failed: list[Job] = []
-    for number, job in enumerate(jobs, start=1):
-        head = f"[{number}/{len(jobs)}] {job.id}"
-        if is_finished(job):
-            show(f"{head}: finished before")
-            continue
-        if job.needs in {other.id for other in failed}:
-            show(f"{head}: skipped, {job.needs} failed")
-            failed.append(job)
-            continue
-        started = time.perf_counter()
-        show(f"{head}: {job.command(launch)}")
-        code = _run(job, root, launch, show)
-        if code == 0:
-            top1 = json.loads((job.folder / SUMMARY).read_text())["top1"]
-            show(f"{head}: {top1:.2f} % top-1 in {time.perf_counter() - started:.0f} s")
-        else:
-            show(f"{head}: failed with exit code {code}: {last_line(job.folder / LOG)}")
-            failed.append(job)
-    return failed
+    failed: set[str] = set()
+    waiting = list(enumerate(jobs, start=1))
+    running: dict[Future[bool], str] = {}
+    with ThreadPoolExecutor(parallel) as pool:
+        while waiting or running:
+            busy = set(running.values())
+            for number, job in list(waiting):
+                if len(running) == parallel or job.needs in busy or job.needs in {other.id for _, other in waiting}:
+                    continue
+                waiting.remove((number, job))
+                head = f"[{number}/{len(jobs)}] {job.id}"
+                if is_finished(job):
+                    show(f"{head}: finished before")
+                elif job.needs in failed:
+                    show(f"{head}: skipped, {job.needs} failed")
+                    failed.add(job.id)
+                else:
+                    running[pool.submit(_succeeds, job, head, root, launch, show)] = job.id
+                    busy.add(job.id)
+            for done in wait(running, return_when=FIRST_COMPLETED).done:
+                name = running.pop(done)
+                if not done.result():
+                    failed.add(name)
+    return [job for job in jobs if job.id in failed]
+
+
+def _succeeds(job: Job, head: str, root: Path, launch: str, show: Show) -> bool:
+    started = time.perf_counter()
+    show(f"{head}: {job.command(launch)}")
+    code = _run(job, root, launch, lambda line: show(f"{head}: {line}"))
+    if code:
+        show(f"{head}: failed with exit code {code}: {last_line(job.folder / LOG)}")
+        return False
+    top1 = json.loads((job.folder / SUMMARY).read_text())["top1"]
+    show(f"{head}: {top1:.2f} % top-1 in {time.perf_counter() - started:.0f} s")
+    return True
 
 
 def _run(job: Job, root: Path, launch: str, show: Show) -> int:
@@ -76,7 +95,7 @@ def _run(job: Job, root: Path, launch: str, show: Show) -> int:
                 log.write(line)
                 log.flush()
                 if line.startswith("epoch ") and "top-1" in line and "step" not in line:
-                    show(f"    {line.rstrip()}")
+                    show(line.rstrip())
         except KeyboardInterrupt:
             # The terminal sent the signal to the run as well; it needs a moment to keep its state.
             process.wait()

@@ -13,6 +13,7 @@ from torchvision.datasets import CIFAR10
 
 from ecoformer.data.sources import ArraySource
 from ecoformer.data.subset import take
+from ecoformer.errors import InputError
 
 
 def test_digits_come_without_a_download(open_data):
@@ -152,3 +153,14 @@ def test_subsets_of_a_data_set(open_data):
     assert np.bincount(data.train_source.targets).tolist() == [3] * 10
     assert np.bincount(data.val_loader.targets).tolist() == [2] * 10
     assert data.mean == open_data(name="digits").mean
+
+
+def test_a_development_split_is_cut_off_the_training_images(open_data):
+    whole, cut = open_data(name="digits"), open_data(name="digits", dev_samples=200)
+    assert (cut.num_train, cut.num_val) == (whole.num_train - 200, 200)
+    per_class = np.bincount(cut.val_loader.targets)
+    assert per_class.max() - per_class.min() <= 1
+    left, dev = cut.train_source.indices, cut.val_loader.images
+    assert len(set(left)) == cut.num_train and len(dev) == 200
+    with pytest.raises(InputError, match=r"data\.dev_samples=1437 must be less than the 1437 training images"):
+        open_data(name="digits", dev_samples=whole.num_train)

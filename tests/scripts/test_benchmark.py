@@ -86,7 +86,7 @@ def test_suffixes_are_read_off_the_end_but_never_off_a_name(monkeypatch):
         (["--img-size", "64"], "16 tokens"),
         (["--img-size", "16"], "does not accept 16x16 images"),
         (["--img-size", "0"], "'0' must be a whole number"),
-        (["--attention", "ecoformer_torch"], "ecoformer_torch: there are no Triton kernels on cpu"),
+        (["--attention", "ecoformer_torch"], "ecoformer_torch: _torch is for CUDA"),
         (["--layer", "9"], "attention layers 1 to 8"),
     ],
 )

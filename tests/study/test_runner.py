@@ -116,3 +116,12 @@ def test_the_report_keeps_trained_models_apart(study: StudyConfig, checkout: Pat
 
 def test_outside_a_checkout_the_commit_is_unknown(tmp_path: Path) -> None:
     assert commit(tmp_path) == "unknown"
+
+
+def test_runs_side_by_side_wait_for_the_one_they_start_from(study: StudyConfig, checkout: Path, tmp_path: Path) -> None:
+    planned = jobs(study, tmp_path / "out")
+    shown: list[str] = []
+    failed = run_jobs(planned, checkout, "python", shown.append, parallel=4)
+    assert [job.id for job in failed] == ["net/uniform/seed0"]
+    order = started(tmp_path / "out")
+    assert order[0] == "net/stage1-msa" and sorted(order) == sorted(job.id for job in planned)
