@@ -78,7 +78,11 @@ def cuda_graph(run: Pass) -> Pass:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         run()
-    return graph.replay
+
+    def replay(keep: Pass = run) -> None:  # the graph knows addresses alone: what `run` holds must live as long
+        graph.replay()
+
+    return replay
 
 
 @dataclass(frozen=True)
