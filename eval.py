@@ -1,32 +1,8 @@
-"""Evaluate a checkpoint: python eval.py checkpoint=RUN/best.pt [data.root=DIR] [out=FILE.json]; --help lists keys."""
+"""The same as `ecoformer eval`: python eval.py --help."""
 
-from dataclasses import asdict
-from pathlib import Path
+import sys
 
-from omegaconf import DictConfig
-
-from ecoformer import cli, summary
-from ecoformer.build import build_evaluation, session
-from ecoformer.config import EvalConfig
-from ecoformer.config_loading import load_config
-from ecoformer.engine import distributed
-from ecoformer.engine.evaluate import evaluate
-
-
-def main(cfg: DictConfig) -> float:
-    """Top-1, top-5, loss, images/s and energy of one checkpoint, printed and, with `out`, written as JSON."""
-    config = load_config(EvalConfig, cfg)
-    with session(config.device, threads=config.threads) as device:
-        evaluation = build_evaluation(config, device)
-        run = evaluation.run
-        result = evaluate(evaluation.model, evaluation.data.val_loader, device, evaluation.amp)
-        origin = {"checkpoint": str(run.path), "epochs": run.content["epoch"]}
-        figures = summary.run_summary(run.config, evaluation.model, {**asdict(result), **origin})
-        if config.out is not None and distributed.is_main():
-            summary.write_json(Path(config.out).expanduser(), figures)
-        summary.show_figures(f"{run.config.name}: {run.path}", figures)
-        return result.top1
-
+from ecoformer.cli.eval import main
 
 if __name__ == "__main__":
-    cli.run(main, config_name="eval", config_dir=Path(__file__).resolve().parent / "configs")
+    sys.exit(main())

@@ -12,9 +12,9 @@ import timm
 from timm.models import load_pretrained, register_model, resolve_pretrained_cfg
 from torch import nn
 
-from ecoformer.convert import convert
-from ecoformer.nn.specs import make_spec
-from ecoformer.patch_stride import set_patch_stride
+from ecoformer.kinds import make_spec
+from ecoformer.model.convert import convert
+from ecoformer.model.patch_stride import set_patch_stride
 
 ARCHITECTURE = "converted_backbone"
 

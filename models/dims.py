@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ecoformer.errors import InputError
-from ecoformer.layers import attention_layers
+from ecoformer.model.layers import attention_layers
 
 _BLOCK = re.compile(r"^(?:stages\.(\d+)\.blocks|blocks\.(\d+))\.(\d+)\.(.+)$")
 

@@ -9,9 +9,9 @@ import timm
 from timm.models import register_model
 from torch import nn
 
-import ecoformer.nn  # noqa: F401  registers the attention specs
-from ecoformer.convert import convert
-from ecoformer.nn.specs import SPECS, make_spec
+import ecoformer.kinds  # noqa: F401  registers the attention specs
+from ecoformer.kinds import SPECS, make_spec
+from ecoformer.model.convert import convert
 
 BACKBONES = (*(f"pvt_v2_b{size}" for size in range(6)), *(f"twins_svt_{size}" for size in ("small", "base", "large")))
 MODEL_NAMES: list[str] = []

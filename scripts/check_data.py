@@ -1,98 +1,11 @@
-"""Look through a data set before a job: counts per split and class, and a list of everything that is wrong.
+"""The same as `ecoformer check-data`."""
 
-    python scripts/check_data.py ROOT
-    python scripts/check_data.py ROOT --val-only --format json
-
-ROOT holds image folders (train/CLASS, val/CLASS), WebDataset shards (train*.tar, val*.tar, classes.txt) or a Hugging
-Face dataset on disk; which of them is seen from its files. Every image is decoded. Exits with 0 if nothing is wrong,
-1 if there are faults, 2 if ROOT is missing or no data set.
-"""
-
-from __future__ import annotations
-
-import argparse
-import json
-import os
 import sys
-from dataclasses import asdict
-from typing import Any
+from pathlib import Path
 
-from ecoformer.arguments import Parser, run_script
-from ecoformer.errors import InputError
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-SHOWN_FAULTS = 100  # in the table; JSON has all of them
-
-
-def parser() -> argparse.ArgumentParser:
-    p = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("root", metavar="ROOT")
-    p.add_argument("--layout", choices=("auto", "folder", "webdataset", "hfds"), default="auto")
-    p.add_argument("--val-only", action="store_true", help="a data set for evaluation: no training split is needed")
-    p.add_argument("--train-split", metavar="SPLIT", help="pattern of shards or name of a split, as data.train_split")
-    p.add_argument("--val-split", metavar="SPLIT", help="the same, as data.val_split")
-    p.add_argument("--image-key", metavar="KEY", help="as data.image_key")
-    p.add_argument("--label-key", metavar="KEY", help="as data.label_key")
-    p.add_argument("--num-classes", type=int, metavar="N", help="as data.num_classes")
-    p.add_argument("--class-names", metavar="FILE", help="as data.class_names")
-    p.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="processes that decode images")
-    p.add_argument("--format", choices=("table", "json"), default="table")
-    return p
-
-
-def main(argv: list[str] | None = None) -> int:
-    return run_script(run, parser(), argv)
-
-
-def run(args: argparse.Namespace) -> int:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from ecoformer.config import DataConfig
-    from ecoformer.data.audit import audit
-
-    for key in ("workers", "num_classes"):
-        value = getattr(args, key)
-        if value is not None and value < 1:
-            raise InputError(f"--{key.replace('_', '-')} {value} must be at least 1")
-    data = DataConfig(
-        name=args.layout,
-        root=args.root,
-        train_split=args.train_split,
-        val_split=args.val_split,
-        image_key=args.image_key,
-        label_key=args.label_key,
-        num_classes=args.num_classes,
-        class_names=args.class_names,
-    )
-    console = Console(stderr=True)
-    columns = (TextColumn("decoding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        task = bar.add_task("decoding", total=None)
-        found = audit(
-            data,
-            with_train=not args.val_only,
-            workers=args.workers,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )
-    show(found, args.format)
-    return 1 if found.faults else 0
-
-
-def show(found: Any, kind: str) -> None:
-    from ecoformer.data.faults import summary
-
-    if kind == "json":
-        print(json.dumps({**asdict(found), "ok": not found.faults}, indent=2))
-        return
-    print(f"{found.root}: {found.layout}")
-    for split in found.splits:
-        print(summary(split))
-    for fault in found.faults[:SHOWN_FAULTS]:
-        print(fault)
-    if len(found.faults) > SHOWN_FAULTS:
-        print(f"... and {len(found.faults) - SHOWN_FAULTS} more; --format json lists all")
-    print(f"{len(found.faults)} faults" if found.faults else "nothing is wrong")
-
+from ecoformer.cli.check_data import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,54 +1,11 @@
-"""Write a checkpoint as a folder for timm and the Hugging Face hub: safetensors, config.json, model card.
+"""The same as `ecoformer hub`."""
 
-    python scripts/export_hub.py runs/b0/best.pt --out b0
-    python scripts/export_hub.py runs/b0/best.pt --out b0 --push USER/NAME
-
-The folder is loaded back with timm.create_model("local-dir:b0", pretrained=True) and compared with the checkpoint
-before the command ends. --push uploads it with the token that `hf auth login` stored.
-"""
-
-from __future__ import annotations
-
-import argparse
 import sys
 from pathlib import Path
 
-from ecoformer.arguments import Parser, run_script
-from ecoformer.errors import InputError
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-
-def parser() -> argparse.ArgumentParser:
-    p = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("checkpoint", help="a run's best.pt or last.pt, or what import_official.py wrote")
-    p.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new or empty folder")
-    p.add_argument("--name", help="title of the model card; default: the run's name")
-    p.add_argument("--push", metavar="USER/NAME", help="also upload the folder to the Hugging Face hub")
-    p.add_argument("--private", action="store_true", help="with --push, if the repository is new")
-    return p
-
-
-def main(argv: list[str] | None = None) -> int:
-    return run_script(run, parser(), argv)
-
-
-def run(args: argparse.Namespace) -> int:
-    import ecoformer.models  # noqa: F401  registers the architecture
-
-    from ecoformer.hub import CARD, CONFIG, TOLERANCE, WEIGHTS, export_folder, push_folder
-    from ecoformer.init import read_run
-
-    if args.private and args.push is None:
-        raise InputError("--private says how to push: add --push USER/NAME")
-    saved = read_run(args.checkpoint)
-    exported = export_folder(saved, args.out, args.name or saved.config.name)
-    print(f"{args.out}: {WEIGHTS}, {CONFIG}, {CARD}; largest difference of the logits {exported.difference:.2e}")
-    if not exported.difference <= TOLERANCE:
-        print(f"loaded back by timm, {args.out} computes something else: do not use it", file=sys.stderr)
-        return 1
-    if args.push is not None:
-        print(push_folder(args.out, args.push, private=args.private))
-    return 0
-
+from ecoformer.cli.hub import main
 
 if __name__ == "__main__":
     sys.exit(main())

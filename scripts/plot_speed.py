@@ -1,77 +1,11 @@
-"""Draw what `benchmark.py --img-size 224,384,... --out rows.json` measured: time and peak memory over the tokens.
+"""The same as `ecoformer plot-speed`."""
 
-python scripts/plot_speed.py rows.json [more.json ...] --out growth.png
-"""
-
-from __future__ import annotations
-
-import argparse
-import json
 import sys
 from pathlib import Path
-from typing import Any
 
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ecoformer.comparison.figures import save_figure
-from ecoformer.errors import InputError
-
-PANELS = {
-    "milliseconds_per_image": "ms per image",
-    "microseconds_per_token": "µs per token of stage 1",
-    "peak_mib": "peak memory, MiB",
-}
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("rows", type=Path, nargs="+", help="JSON rows of benchmark.py")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE.png")
-    args = parser.parse_args(argv)
-    try:
-        save_figure(figure([row for path in args.rows for row in read(path)]), args.out)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """The rows, with time per image and per token of the first stage (4 x 4 pixels)."""
-    try:
-        rows = json.loads(path.read_text())
-        for row in rows:
-            row["milliseconds_per_image"] = row["milliseconds"] / row["batch_size"]
-            row["microseconds_per_token"] = 1e3 * row["milliseconds_per_image"] / (row["img_size"] / 4) ** 2
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise InputError(f"{path} holds no rows of benchmark.py: give what --out wrote") from error
-    return rows
-
-
-def figure(rows: list[dict[str, Any]]) -> Figure:
-    drawing = Figure(figsize=(12, 4), layout="constrained")
-    for axes, (key, label) in zip(drawing.subplots(1, len(PANELS)), PANELS.items(), strict=True):
-        for attention in dict.fromkeys(row["attention"] for row in rows):
-            line = sorted((row["img_size"], row[key]) for row in rows if row["attention"] == attention and row[key])
-            axes.plot(*zip(*line, strict=True), marker="o", label=attention)
-        axes.set(xlabel="image size, px", ylabel=label, xticks=sorted({row["img_size"] for row in rows}))
-        if key == "microseconds_per_token":
-            axes.set_ylim(bottom=0)
-        else:
-            axes.set_yscale("log")
-            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.yaxis.set_major_formatter(ScalarFormatter())
-            axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.grid(alpha=0.3)
-    axes.legend()
-    first = rows[0]
-    setting = f"{first['model']}, {first['mode']}, batch {first['batch_size']}, {first['precision']}"
-    drawing.suptitle(f"{setting}, {first['threads']} threads, {first['machine']}")
-    return drawing
-
+from ecoformer.cli.plot_speed import main
 
 if __name__ == "__main__":
     sys.exit(main())

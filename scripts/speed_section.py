@@ -1,44 +1,11 @@
-"""Write the speed section of a document from the JSON rows of benchmark.py, between its two markers.
+"""The same as `ecoformer speed-section`."""
 
-python scripts/speed_section.py                       # prints the section of results/speed
-python scripts/speed_section.py --write README.md     # puts it there
-"""
-
-from __future__ import annotations
-
-import argparse
 import sys
 from pathlib import Path
 
-from ecoformer.arguments import Parser
-from ecoformer.comparison.speed_section import replace_section, section
-from ecoformer.engine.files import write_text
-from ecoformer.errors import InputError
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-
-def main(argv: list[str] | None = None) -> int:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=Path("results/speed"), metavar="FOLDER")
-    parser.add_argument("--write", type=Path, metavar="FILE.md", help="replace the section of this document")
-    try:
-        args = parser.parse_args(argv)
-        text = section(args.results)
-        if args.write is None:
-            print(text)
-        else:
-            write_text(args.write, replace_section(_read(args.write), text))
-        return 0
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
-
+from ecoformer.cli.speed_section import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -9,7 +9,7 @@ import torch
 
 from ecoformer import convert
 from ecoformer.energy import count
-from ecoformer.nn.specs import BUILDERS, SPECS, make_spec
+from ecoformer.kinds import BUILDERS, SPECS, make_spec
 
 
 @pytest.fixture

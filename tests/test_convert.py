@@ -9,9 +9,9 @@ import torch
 from tiny_models import FAMILIES, tiny_pvt, tiny_twins, tiny_vit
 
 from ecoformer import EcoFormerSpec, InputError, MSASpec, attention_layers, convert, fit_hashes, set_patch_stride
-from ecoformer.layers import token_counts
-from ecoformer.nn import EcoFormerAttention, MultiHeadSelfAttention
-from ecoformer.ops.reference import softmax_attention_reference
+from ecoformer.kinds import EcoFormerAttention, MultiHeadSelfAttention
+from ecoformer.model.layers import token_counts
+from ecoformer.ops.naive import softmax_attention_reference
 
 SMALL = EcoFormerSpec(num_bits=6, num_anchors=5, top_k=3)
 

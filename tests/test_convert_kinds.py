@@ -9,8 +9,7 @@ from tiny_models import FAMILIES, tiny_pvt, tiny_vit
 
 from ecoformer import InputError, MSASpec, attention_layers, convert, fit_hashes
 from ecoformer.energy import count
-from ecoformer.nn import make_spec
-from ecoformer.nn.specs import BUILDERS, SPECS
+from ecoformer.kinds import BUILDERS, SPECS, make_spec
 
 OPTIONS = {
     "ecoformer": {"num_bits": 4, "num_anchors": 3, "top_k": 2, "fit_steps": 2},
@@ -183,7 +182,7 @@ class TestLinformerAndTheNumberOfTokens:
 
     @pytest.mark.parametrize(("num_tokens", "num_segments"), [(7, 3), (10, 5), (5, 5), (9, 1)])
     def test_starts_as_means_of_neighbours(self, num_tokens, num_segments):
-        from ecoformer.nn.linformer import segment_means
+        from ecoformer.kinds.linformer import segment_means
 
         expected = torch.nn.functional.adaptive_avg_pool1d(torch.eye(num_tokens), num_segments).T
         torch.testing.assert_close(segment_means(num_tokens, num_segments), expected)

@@ -9,7 +9,7 @@ import timm
 import torch
 
 from ecoformer import EcoFormerSpec, convert, fit_hashes
-from ecoformer.nn import DistilledHashSpec, EcoFormerAttention
+from ecoformer.kinds import DistilledHashSpec, EcoFormerAttention
 
 SPEC = EcoFormerSpec(num_bits=8, num_anchors=5, top_k=2, fit_steps=2)
 DISTILLED = DistilledHashSpec(num_bits=8, fit_steps=2)

@@ -1,13 +1,12 @@
 """The published rows in timm's registry."""
 
-import ecoformer.models
 import pytest
 import timm
 import torch
 
+import ecoformer.models
 from ecoformer import EcoFormerSpec, InputError, convert, fit_hashes
-from ecoformer.nn import hash_layers
-from ecoformer.nn.specs import SPECS
+from ecoformer.kinds import SPECS, hash_layers
 
 
 def test_every_row_is_registered():

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from ecoformer.config import DataConfig
+from ecoformer.config.schema import DataConfig
 from ecoformer.data.folders import shorten
 from ecoformer.data.hf_disk import read_split
 from ecoformer.data.shards import TRAIN_NAMES, VAL_NAMES, find_shards, shard_source

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from ecoformer.config import DataConfig
+from ecoformer.config.schema import DataConfig
 from ecoformer.data.corrupt import CorruptImage
 from ecoformer.data.decode import open_rgb
 from ecoformer.data.faults import Audit, DataFault

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 
-from ecoformer.config import AugmentConfig, DataConfig, TrainConfig
+from ecoformer.config.schema import AugmentConfig, DataConfig, TrainConfig
 from ecoformer.data.decode import INTERPOLATIONS
 from ecoformer.errors import InputError
 

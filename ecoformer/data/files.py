@@ -15,7 +15,7 @@ from PIL import Image
 from timm.data import create_transform
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from ecoformer.config import AugmentConfig, DataConfig
+from ecoformer.config.schema import AugmentConfig, DataConfig
 from ecoformer.data.augment import derive_seed
 from ecoformer.data.corrupt import CorruptImage, CorruptImages
 from ecoformer.data.decode import open_rgb

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from ecoformer.config import DataConfig
+from ecoformer.config.schema import DataConfig
 from ecoformer.data.archives import class_names, label_faults
 from ecoformer.data.faults import Audit, DataFault, count
 from ecoformer.data.folders import IMAGE_SUFFIXES, VAL_NAMES, FolderSource

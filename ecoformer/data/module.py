@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from ecoformer.config import AugmentConfig, DataConfig, TrainConfig
+from ecoformer.config.schema import AugmentConfig, DataConfig, TrainConfig
 from ecoformer.data.archives import load_archives
 from ecoformer.data.augment import Mix, derive_seed, normalize
 from ecoformer.data.checks import (

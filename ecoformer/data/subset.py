@@ -39,7 +39,7 @@ def take(source: LabelledSource, limit: int | None) -> LabelledSource:
 def split_off(source: LabelledSource, num_dev: int) -> tuple[LabelledSource, LabelledSource]:
     """(what is left to train on, a development split of `num_dev` images as `take` chooses them).
 
-    Settings are chosen on the second, so that the test data are looked at once. Raises InputError where nothing is left.
+    Settings are chosen on the second, so that the test data are looked at once. Raises InputError if nothing is left.
     """
     if num_dev >= len(source):
         raise InputError(f"data.dev_samples={num_dev} must be less than the {len(source)} training images: lower it")

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ecoformer.energy.meters import Meter, MeterUnavailable, meter_for
-from ecoformer.nn.hashing import fit_hashes, has_hashes
+from ecoformer.fit.hashes import fit_hashes, has_hashes
 
 UNAVAILABLE = "unavailable"
 

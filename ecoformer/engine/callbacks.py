@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ecoformer.config import EnergyConfig
+from ecoformer.config.schema import EnergyConfig
 
 if TYPE_CHECKING:
     from ecoformer.engine.trainer import Trainer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ecoformer.config import FeatureRedrawConfig
+from ecoformer.config.schema import FeatureRedrawConfig
 from ecoformer.engine.callbacks import Callback
 from ecoformer.nn.random_features import redraw_features, redrawn_layers
 

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 from rich import box
 from rich.table import Table
 
-from ecoformer.config import HashUpdateConfig
+from ecoformer.config.schema import HashUpdateConfig
 from ecoformer.engine import distributed, parallel
 from ecoformer.engine.callbacks import Callback
 from ecoformer.engine.progress import paced
 from ecoformer.errors import InputError
-from ecoformer.nn.hashing import HashFitReport, fit_hashes, has_hashes, hash_layers
-from ecoformer.nn.joint_fit import JointFitReport, joint_line
+from ecoformer.fit.hashes import HashFitReport, fit_hashes, has_hashes, hash_layers
+from ecoformer.fit.joint import JointFitReport, joint_line
 
 if TYPE_CHECKING:
     from ecoformer.engine.trainer import Trainer

@@ -14,8 +14,8 @@ import os
 from pathlib import Path
 from typing import Any, TextIO
 
-from ecoformer.engine.files import unwritable, write_text
 from ecoformer.errors import InputError
+from ecoformer.files import unwritable, write_text
 
 CSV_COLUMNS = (
     "epoch",

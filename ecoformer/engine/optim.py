@@ -12,7 +12,7 @@ from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 
-from ecoformer.config import OptimConfig, ScheduleConfig
+from ecoformer.config.schema import OptimConfig, ScheduleConfig
 from ecoformer.errors import InputError
 
 SCHEDULES = ("cosine", "poly", "tanh", "constant", "none")

@@ -12,16 +12,17 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from ecoformer.config import TrainConfig
+from ecoformer.config.schema import TrainConfig
 from ecoformer.engine import distributed
 from ecoformer.errors import InputError
+from ecoformer.model.checkpoint import shared_like
 
 PARALLEL = ("ddp", "fsdp")
 
@@ -100,13 +101,6 @@ def whole(value: Any) -> Any:
     if isinstance(value, list):
         return [whole(item) for item in value]
     return value.full_tensor().detach().cpu() if isinstance(value, DTensor) else value
-
-
-def shared_like(own: Any, value: Any) -> Any:
-    """`value`, a whole tensor, shared among the processes as `own` is, if it is; every process must call it."""
-    if isinstance(own, DTensor) and isinstance(value, Tensor) and value.shape == own.shape:
-        return distribute_tensor(value.to(own.device), own.device_mesh, own.placements)
-    return value
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:

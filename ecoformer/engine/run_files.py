@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from ecoformer.engine import distributed
-from ecoformer.engine.checkpoint import UnreadableCheckpoint
-from ecoformer.engine.files import set_aside
 from ecoformer.errors import InputError
+from ecoformer.files import set_aside
+from ecoformer.model.checkpoint import UnreadableCheckpoint
 
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
 TOP = "top"  # folder with the weights of the best epochs

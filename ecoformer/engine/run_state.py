@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ecoformer.engine import distributed, parallel
-from ecoformer.engine.checkpoint import load_checkpoint, load_weights, save_checkpoint
-from ecoformer.engine.files import atomic_write, remove
 from ecoformer.engine.position import Position
 from ecoformer.engine.rng import rng_state, set_rng_state
 from ecoformer.engine.run_files import BEST, LAST, METRICS, PREVIOUS, TOP, read_intact, set_earlier_run_aside
 from ecoformer.engine.signals import Interrupted
 from ecoformer.errors import InputError
+from ecoformer.files import atomic_write, remove
+from ecoformer.model.checkpoint import load_checkpoint, load_weights, save_checkpoint
 
 if TYPE_CHECKING:
     from ecoformer.engine.trainer import Trainer

@@ -16,18 +16,18 @@ from rich.table import Table
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from ecoformer.config import CheckpointConfig, OptimConfig, ScheduleConfig, TrainConfig
+from ecoformer.config.schema import CheckpointConfig, OptimConfig, ScheduleConfig, TrainConfig
 from ecoformer.engine import distributed, parallel, run_state
 from ecoformer.engine.batches import grouped, num_groups
 from ecoformer.engine.callbacks import Callback
 from ecoformer.engine.divergence import ForwardState
 from ecoformer.engine.evaluate import evaluate
+from ecoformer.engine.lines import epoch_line, evaluation_line, run_summary
 from ecoformer.engine.loggers import CsvLogger, JsonlLogger, Logger
 from ecoformer.engine.logit_teacher import LogitTeacher
 from ecoformer.engine.optim import amp_dtype, build_loss, build_optimizer, build_schedule
 from ecoformer.engine.position import Position
 from ecoformer.engine.progress import ProgressDisplay
-from ecoformer.engine.report import epoch_line, evaluation_line, run_summary
 from ecoformer.engine.rng import seed_everything
 from ecoformer.engine.signals import Interrupted, StopSignals
 from ecoformer.engine.training_step import train_step

@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from ecoformer.config import WandbConfig
+from ecoformer.config.schema import WandbConfig
 from ecoformer.engine.loggers import Logger
 
 

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from ecoformer.ops.kernel_hash import full_precision as full_precision
+from ecoformer.ops.ecoformer.codes import full_precision as full_precision
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[object]:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
-from ecoformer.config import Config, register_schemas
-from ecoformer.config_loading import load_config
+from ecoformer.cli.eval import evaluate_checkpoint
+from ecoformer.cli.train import train
+from ecoformer.config.loading import CONFIGS, load_config
+from ecoformer.config.schema import Config, register_schemas
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIGS = ROOT / "configs"
 EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
 
 # A PVTv2 and a Twins with all four stages, small enough to train in a second.
@@ -32,20 +31,15 @@ def compose_config(*overrides: str) -> Config:
         return load_config(Config, compose("train", list(overrides)))
 
 
-def load_script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"{name}_script", ROOT / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+TASKS = {"train": train, "eval": evaluate_checkpoint}
 
 
-def run_script(name: str, *overrides: str) -> object:
-    """What a script's main returns for these overrides, without the command line around it."""
+def run_task(name: str, *overrides: str) -> object:
+    """What a command does for these overrides, without the command line around it."""
     register_schemas()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         composed = compose(name, list(overrides))
-    return load_script(name).main(composed)
+    return TASKS[name](composed)
 
 
 def make_folders(root: Path, class_names: list[str], size: int, per_class: dict[str, int]) -> Path:

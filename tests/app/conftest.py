@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from app_helpers import CONFIGS, TINY_DIGITS, TINY_HASH, load_script, make_folders, run_script
+from app_helpers import TASKS, TINY_DIGITS, TINY_HASH, make_folders, run_task
 
-from ecoformer import cli
+from ecoformer.cli import app as cli
 
 
 @pytest.fixture
@@ -19,9 +19,9 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """command("train", *overrides): run the script as the command line would, and return the exit code."""
 
     def run(script: str, *overrides: str) -> int:
-        monkeypatch.setattr(sys, "argv", [f"{script}.py", *overrides])
+        monkeypatch.setattr(sys, "argv", sys.argv)  # what Hydra reads is put there
         try:
-            cli.run(load_script(script).main, config_name=script, config_dir=CONFIGS)
+            cli.run(TASKS[script], script, overrides)
         except SystemExit as end:
             return int(end.code or 0)
         return 0
@@ -85,7 +85,7 @@ def digits_runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
         if kind not in made:
             made[kind] = tmp_path_factory.mktemp("runs") / kind
             hashes = TINY_HASH if kind == "ecoformer" else []
-            run_script("train", f"experiment=digits_{kind}", *TINY_DIGITS, *hashes, f"output_dir={made[kind]}")
+            run_task("train", f"experiment=digits_{kind}", *TINY_DIGITS, *hashes, f"output_dir={made[kind]}")
         return made[kind]
 
     return get

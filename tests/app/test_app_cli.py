@@ -8,21 +8,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from app_helpers import CONFIGS, ROOT, compose_config
+from app_helpers import ROOT, compose_config
 from omegaconf import DictConfig, OmegaConf
 
-from ecoformer import cli
-from ecoformer.config import Config
-from ecoformer.config_checks import check_config
-from ecoformer.config_loading import known_keys, unknown_key
+from ecoformer.cli import app as cli
+from ecoformer.config.loading import known_keys, unknown_key
+from ecoformer.config.schema import Config
 from ecoformer.engine.signals import Interrupted
+from ecoformer.run.checks import check_config
 
 
 @pytest.mark.parametrize("script", ["train", "eval"])
 def test_help(script: str, command: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
     assert command(script, "--help") == 0
     text = capsys.readouterr().out
-    assert f"python {script}.py" in text and "ecoformer/config.py" in text
+    assert f"python {script}.py" in text and "ecoformer/config/schema.py" in text
     if script == "train":
         assert "digits_ecoformer" in text and "warmup_epochs" in text
 
@@ -42,7 +42,7 @@ def test_one_line_and_code_2_from_a_real_process() -> None:
 
 def run_task(task: Callable[[DictConfig], None], monkeypatch: pytest.MonkeyPatch, *overrides: str) -> None:
     monkeypatch.setattr(sys, "argv", ["train.py", "experiment=digits_msa", *overrides])
-    cli.run(task, config_name="train", config_dir=CONFIGS)
+    cli.run(task, "train")
 
 
 def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

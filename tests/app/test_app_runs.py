@@ -17,9 +17,9 @@ import torch
 from app_helpers import ROOT, TINY_DIGITS, TINY_HASH
 from omegaconf import OmegaConf
 
-from ecoformer.config import Config
-from ecoformer.config_loading import load_config
-from ecoformer.init import build_model, model_of_run, read_run
+from ecoformer.config.loading import load_config
+from ecoformer.config.schema import Config
+from ecoformer.run.start import build_model, model_of_run, read_run
 
 Train = Callable[..., dict[str, Any]]
 Runs = Callable[[str], Path]

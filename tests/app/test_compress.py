@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from app_helpers import TINY_DIGITS, compose_config, run_script
+from app_helpers import TINY_DIGITS, compose_config, run_task
 
-from ecoformer.compress import low_rank_layers
 from ecoformer.errors import InputError
-from ecoformer.init import build_model, model_of_run, read_run
+from ecoformer.model.low_rank import low_rank_layers
+from ecoformer.run.start import build_model, model_of_run, read_run
 
 Train = Callable[..., dict[str, Any]]
 Runs = Callable[[str], Path]
@@ -27,7 +27,7 @@ def run(digits_runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("low_rank") / "run"
     checkpoint = digits_runs("stock") / "best.pt"
     line = ["experiment=digits_stock", *TINY_DIGITS, *LOW_RANK, f"init.checkpoint={checkpoint}"]
-    run_script("train", *line, f"output_dir={folder}")
+    run_task("train", *line, f"output_dir={folder}")
     return folder
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from app_helpers import TINY_DIGITS
 
-from ecoformer.init import model_of_run, read_run
+from ecoformer.run.start import model_of_run, read_run
 
 DISTILLED = ["attention=distilled_hash", "attention.fit_steps=3", "callbacks.hash_update.num_images=4"]
 

@@ -11,11 +11,11 @@ import torch
 from app_helpers import QUICK, TINY_DIGITS, TINY_HASH, TINY_PVT, compose_config
 from torch import nn
 
-from ecoformer.build import build_run
-from ecoformer.config_checks import check_config
-from ecoformer.plan import class_counts, duration, mib
-from ecoformer.probe import probe_run
-from ecoformer.run_dir import RunDir
+from ecoformer.run.build import build_run
+from ecoformer.run.checks import check_config
+from ecoformer.run.directory import RunDir
+from ecoformer.run.plan import class_counts, duration, mib
+from ecoformer.run.probe import probe_run
 
 
 def test_plan_of_an_image_folder(
@@ -58,7 +58,7 @@ def test_plan_of_an_image_folder(
 def test_without_the_probe_nothing_is_computed(
     command: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ecoformer.plan.probe_run", None)
+    monkeypatch.setattr("ecoformer.run.plan.probe_run", None)
     line = ["experiment=digits_ecoformer", *TINY_DIGITS, f"output_dir={tmp_path / 'run'}", "dry_run=true"]
     assert command("train", *line, "dry_run_probe=false") == 0
     plan = capsys.readouterr().out
@@ -86,8 +86,8 @@ def test_the_probe_leaves_the_run_as_it_is(tmp_path: Path) -> None:
 
 def test_activations_are_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A Linear keeps its input, which two users share; cross-entropy keeps the log-probabilities and the labels."""
-    from ecoformer import probe
-    from ecoformer.config import TrainConfig
+    from ecoformer.config.schema import TrainConfig
+    from ecoformer.run import probe
 
     class Stub:
         device, amp_dtype, memory_format = torch.device("cpu"), None, torch.contiguous_format

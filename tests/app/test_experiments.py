@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from app_helpers import CONFIGS, EXPERIMENTS, QUICK, TINY_HASH, TINY_PVT, TINY_TWINS, compose_config
 
-from ecoformer.config_checks import check_config
 from ecoformer.engine.optim import scaled_lr
+from ecoformer.run.checks import check_config
 
 PUBLISHED_MODELS = [*(f"pvt_v2_b{size}" for size in range(5)), "twins_svt_small"]
 SUMMARY_KEYS = {

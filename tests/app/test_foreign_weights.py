@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 
-from app_helpers import QUICK, ROOT, load_script, make_folders
+from app_helpers import QUICK, ROOT, make_folders
 
 GOLDEN = ROOT / "tests" / "weights" / "golden" / "official_pvt_tiny_ecoformer.npz"
 TINY = "+model.kwargs={embed_dims:[16,32,40,64],depths:[1,2,1,1],mlp_ratios:[2,2,2,2]}"
@@ -29,7 +30,7 @@ def test_training_goes_on_from_published_weights(train, tmp_path: Path):
 
 
 def test_an_imported_file_is_evaluated(command, tmp_path: Path):
-    script = load_script("scripts/import_official")
+    script = importlib.import_module("ecoformer.cli.import_weights")
     names = [f"class{index}" for index in range(10)]
     (tmp_path / "names.txt").write_text("\n".join(names))
     arguments = [str(GOLDEN), "--model=pvt_v2_b0_ecoformer", f"--out={tmp_path / 'imported.pt'}"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import re
 import shlex
 from pathlib import Path
@@ -13,9 +15,9 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from torch.distributed.run import get_args_parser
 
-from ecoformer.config import SCHEMAS, Config, register_schemas
-from ecoformer.config_checks import check_config
-from ecoformer.config_loading import load_config
+from ecoformer.config.loading import load_config
+from ecoformer.config.schema import SCHEMAS, Config, register_schemas
+from ecoformer.run.checks import check_config
 
 
 def commands(page: Path) -> list[str]:
@@ -43,7 +45,9 @@ def test_command(command: str) -> None:
     if script in ("train.py", "eval.py"):
         compose_each(Path(script).stem, arguments)
     else:
-        source = (ROOT / script).read_text()
+        module = re.search(r"from (ecoformer\.cli\.\w+) import main", (ROOT / script).read_text())
+        assert module is not None
+        source = inspect.getsource(importlib.import_module(module[1]))
         for flag in (argument for argument in arguments if argument.startswith("--")):
             assert f'"{flag}"' in source, flag
 

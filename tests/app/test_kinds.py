@@ -12,12 +12,11 @@ from typing import Any
 
 import pytest
 import yaml
-from app_helpers import CONFIGS, QUICK, TINY_PVT, run_script
+from app_helpers import CONFIGS, QUICK, TINY_PVT, run_task
 
 from ecoformer.errors import InputError
-from ecoformer.nn import make_spec
-from ecoformer.nn.specs import SPECS
-from ecoformer.study.kinds import kinds_report
+from ecoformer.kinds import SPECS, make_spec
+from ecoformer.lab.study.kinds import kinds_report
 
 CONTRACT = {
     *("stock", "linear_sra", "msa", "msa_shared_qk", "performer", "linformer", "relu_linear", "random_hash"),
@@ -60,7 +59,7 @@ def run_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     def get(kind: str) -> Path:
         if not (folder / kind).exists():
             options = [f"attention={kind}", *OPTIONS.get(kind, []), *STEP]
-            run_script("train", "experiment=digits_msa", *options, f"output_dir={folder / kind}")
+            run_task("train", "experiment=digits_msa", *options, f"output_dir={folder / kind}")
         return folder / kind
 
     return get

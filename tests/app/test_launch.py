@@ -20,11 +20,11 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from ecoformer import launch
-from ecoformer.config import register_schemas
+from ecoformer.config.schema import register_schemas
 from ecoformer.engine.signals import Interrupted
-from ecoformer.launch import Place, quoted, supervise, torchrun_command
-from ecoformer.launchers import through_launcher
+from ecoformer.run import launch
+from ecoformer.run.launch import Place, quoted, supervise, torchrun_command
+from ecoformer.run.launchers import through_launcher
 
 pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="needs the extra: pip install 'ecoformer[slurm]'")
 LINE = ["experiment=digits_msa", *TINY_DIGITS]
@@ -83,8 +83,8 @@ def test_train_starts_torchrun_itself(command: Callable[..., int], torchrun: See
     (tmp_path / "run" / "summary.json").write_text('{"top1": 12.5}')
     assert command("train", *LINE, "launch.nproc_per_node=2", f"output_dir={tmp_path / 'run'}") == 0
     (line,) = torchrun["commands"]
-    assert line[:4] == ["--nproc-per-node=2", "--max-restarts=3", "--standalone", str(ROOT / "train.py")]
-    assert line[4:] == [*LINE, f"output_dir='{tmp_path / 'run'}'"]
+    assert line[:3] == ["--nproc-per-node=2", "--max-restarts=3", "--standalone"]
+    assert line[3:] == ["-m", "ecoformer", "train", *LINE, f"output_dir='{tmp_path / 'run'}'"]
     assert torchrun["environment"]["HYDRA_FULL_ERROR"] == "0" and "ECOFORMER_JOB" not in torchrun["environment"]
 
 
@@ -104,7 +104,7 @@ def test_each_job_of_a_sweep_is_its_own_torchrun(
 def test_a_slurm_job_runs_torchrun_over_its_gpus(monkeypatch: pytest.MonkeyPatch, torchrun: Seen) -> None:
     cfg = in_slurm_job(monkeypatch, "hydra.launcher.nodes=2", "hydra.launcher.gpus_per_node=4", node=1)
     assert launch.starts_torchrun(cfg)
-    launch.run_torchrun(cfg, ROOT / "train.py")
+    launch.run_torchrun(cfg)
     (line,) = torchrun["commands"]
     assert {"--nproc-per-node=4", "--nnodes=2", "--node-rank=1", "--rdzv-id=slurm-42"} <= set(line)
     assert line[-1] == "output_dir='runs/x'" and not any(part.startswith("hydra") for part in line)
@@ -120,9 +120,9 @@ def test_a_job_told_to_save_is_handed_to_submitit(monkeypatch: pytest.MonkeyPatc
     try:
         if node == 0:
             with pytest.raises(Interrupted, match="stopped by SIGUSR2: go on with resume=auto"):
-                launch.run_torchrun(cfg, ROOT / "train.py")
+                launch.run_torchrun(cfg)
         else:
-            assert launch.run_torchrun(cfg, ROOT / "train.py") is None
+            assert launch.run_torchrun(cfg) is None
     finally:
         signal.signal(signal.SIGUSR2, before)
     assert queued == [signal.SIGUSR2]
@@ -143,12 +143,12 @@ def test_signals_are_passed_on_and_waited_for(signum: signal.Signals, passed_on:
 
 def submitted(*overrides: str) -> list[str]:
     register_schemas()
-    return through_launcher(list(overrides), "train", CONFIGS)
+    return through_launcher(list(overrides), "train")
 
 
 @pytest.mark.parametrize("launcher", ["slurm", "local"])
 def test_single_runs_and_sweeps_are_submitted(launcher: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ecoformer.launchers.shutil.which", lambda name: name)
+    monkeypatch.setattr("ecoformer.run.launchers.shutil.which", lambda name: name)
     line = [f"hydra/launcher={launcher}", *LINE, "output_dir=runs/a b"]
     single = ["--multirun", *line, "hydra.sweep.dir='runs/a b'", "hydra.sweep.subdir=."]
     assert submitted(*line) == single
@@ -170,7 +170,7 @@ def test_single_runs_and_sweeps_are_submitted(launcher: str, monkeypatch: pytest
 def test_refused_before_a_job_is_queued(
     line: str, fragments: list[str], refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ecoformer.launchers.shutil.which", lambda name: None)
+    monkeypatch.setattr("ecoformer.run.launchers.shutil.which", lambda name: None)
     message = refused("train", "hydra/launcher=slurm", *LINE, *line.split())
     assert all(fragment in message for fragment in fragments), message
 

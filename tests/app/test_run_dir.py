@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from app_helpers import TINY_DIGITS, TINY_HASH, compose_config
 
-from ecoformer import run_dir
-from ecoformer.config import Config
-from ecoformer.config_checks import check_config
+from ecoformer.config.schema import Config
 from ecoformer.errors import InputError
-from ecoformer.run_dir import RunDir, choose_run_dir, open_run_dir
+from ecoformer.run import directory as run_dir
+from ecoformer.run.checks import check_config
+from ecoformer.run.directory import RunDir, choose_run_dir, open_run_dir
 
 Runs = Callable[[str], Path]
 

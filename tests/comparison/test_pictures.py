@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 
 from ecoformer import EcoFormerSpec, MSASpec, convert, fit_hashes
-from ecoformer.comparison.code_maps import layer_weights, plot_code_maps
-from ecoformer.comparison.curves import plot_training_curves
-from ecoformer.comparison.hash_fits import plot_hash_fits, read_fits
-from ecoformer.engine.throughput import interleaved_throughput
+from ecoformer.lab.speed.throughput import interleaved_throughput
+from ecoformer.report.code_maps import layer_weights, plot_code_maps
+from ecoformer.report.curves import plot_training_curves
+from ecoformer.report.hash_fits import plot_hash_fits, read_fits
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """The comparison table: savings by hand, and no baseline that is not there."""
 
-from ecoformer.comparison.table import comparison_cells, comparison_markdown
+from ecoformer.report.comparison import comparison_cells, comparison_markdown
 
 
 def row(attention, energy, attention_energy):

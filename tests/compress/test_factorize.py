@@ -9,10 +9,18 @@ import torch
 from torch import nn
 
 from ecoformer import EcoFormerSpec, InputError, MSASpec, convert, fit_hashes
-from ecoformer.compress import LowRankConv2d, LowRankLinear, LowRankSpec, expand, factorize, low_rank_layers, take_ranks
 from ecoformer.energy import count
-from ecoformer.energy.compression import factorize_and_count
-from ecoformer.nn import EcoFormerTunedSpec
+from ecoformer.kinds import EcoFormerTunedSpec
+from ecoformer.model.low_rank import (
+    LowRankConv2d,
+    LowRankLinear,
+    LowRankSpec,
+    expand,
+    factorize,
+    low_rank_layers,
+    take_ranks,
+)
+from ecoformer.run.compression import factorize_and_count
 
 
 def tiny_pvt():

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ecoformer.config import AugmentConfig, DataConfig, TrainConfig
+from ecoformer.config.schema import AugmentConfig, DataConfig, TrainConfig
 from ecoformer.data import DataModule, build_data
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -17,10 +17,7 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "check_data.py"
 @pytest.fixture
 def check(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, dict[str, Any]]]:
     """check(root, *options): exit code and the JSON that was printed."""
-    spec = importlib.util.spec_from_file_location("check_data", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = importlib.import_module("ecoformer.cli.check_data")
 
     def run(root: Path, *options: str) -> tuple[int, Any]:
         capsys.readouterr()

@@ -1,7 +1,7 @@
 """From a checkpoint to a distilled one: errors and controls by hand, the two command lines, what they refuse."""
 
 import copy
-import importlib.util
+import importlib
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -13,15 +13,15 @@ import torch
 import torch.nn.functional as F
 
 from ecoformer import InputError, convert, fit_hashes
-from ecoformer.config import Config
-from ecoformer.distillation import ControlSpec, block_errors, distill
-from ecoformer.distillation.source import Source
+from ecoformer.config.schema import Config
 from ecoformer.energy import at_measured_shares, count
-from ecoformer.engine.checkpoint import save_checkpoint
-from ecoformer.init import model_of_run, read_run
-from ecoformer.nn import DistilledHashSpec, MSASpec
+from ecoformer.kinds import DistilledHashSpec, MSASpec
+from ecoformer.lab.closeness import ControlSpec, block_errors, distill
+from ecoformer.lab.closeness.source import Source
+from ecoformer.model.checkpoint import save_checkpoint
 from ecoformer.nn.heads import join_heads, split_heads
-from ecoformer.ops.attention_quality import relative_error
+from ecoformer.ops.closeness import relative_error
+from ecoformer.run.start import model_of_run, read_run
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = DistilledHashSpec(num_bits=4, fit_steps=15, fit_batch_size=4)
@@ -42,10 +42,7 @@ def images():
 
 
 def script(name):
-    spec = importlib.util.spec_from_file_location(f"{name}_script", ROOT / "scripts" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module(f"ecoformer.cli.{name}")
 
 
 @pytest.fixture

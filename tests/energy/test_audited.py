@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-import ecoformer.nn  # noqa: F401
+import ecoformer.kinds  # noqa: F401
 from ecoformer.energy import count
 from ecoformer.energy.kinds import ARITHMETIC
-from ecoformer.nn.ecoformer import EcoFormerAttention, EcoFormerSpec
+from ecoformer.kinds.ecoformer import EcoFormerAttention, EcoFormerSpec
 from ecoformer.nn.msa import MultiHeadSelfAttention
 
 

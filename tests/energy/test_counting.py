@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ecoformer.energy import UncountedOperationError, count, summarize
-from ecoformer.energy.cases import Case
 from ecoformer.errors import InputError
+from ecoformer.lab.energy.cases import Case
 
 OTHERS = [
     "resnet50",

@@ -7,9 +7,9 @@ import timm
 import torch
 from torch import nn
 
-from ecoformer.convert import convert
 from ecoformer.energy import count, load_profile, summarize
-from ecoformer.nn.specs import make_spec
+from ecoformer.kinds import make_spec
+from ecoformer.model.convert import convert
 
 # (multiplications, additions) at 224 px, 1000 classes, 16 bits, 25 anchors
 EXPECTED = {

@@ -8,12 +8,12 @@ import pytest
 from matplotlib.figure import Figure
 
 from ecoformer.energy import count, load_profile
-from ecoformer.energy import report as tables
-from ecoformer.energy.cases import ROW_KEYS, Case, predict, saving
 from ecoformer.energy.difference import OTHERWISE, PAPER_CORE, difference
 from ecoformer.energy.kinds import ARITHMETIC
-from ecoformer.energy.plots import PARTS, part_name, plot_bits_anchors, plot_layers, plot_resolution
 from ecoformer.errors import InputError
+from ecoformer.lab.energy import report as tables
+from ecoformer.lab.energy.cases import ROW_KEYS, Case, predict, saving
+from ecoformer.lab.energy.plots import PARTS, part_name, plot_bits_anchors, plot_layers, plot_resolution
 
 PROFILE = load_profile("45nm_fp32")
 SIZE = 96

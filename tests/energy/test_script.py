@@ -1,25 +1,21 @@
 """scripts/energy_table.py: its options, keys, exit codes and messages."""
 
-import importlib.util
+import importlib
 import json
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from ecoformer.energy import published
-from ecoformer.energy.cases import ROW_KEYS
+from ecoformer.lab.energy import published
+from ecoformer.lab.energy.cases import ROW_KEYS
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "energy_table.py"
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("energy_table", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("ecoformer.cli.energy")
 
 
 def test_json_rows(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:

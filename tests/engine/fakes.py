@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ecoformer.config import CheckpointConfig, HashUpdateConfig, OptimConfig, ScheduleConfig, TrainConfig
+from ecoformer.config.schema import CheckpointConfig, HashUpdateConfig, OptimConfig, ScheduleConfig, TrainConfig
 from ecoformer.engine import HashUpdate, Trainer
 from ecoformer.errors import InputError
-from ecoformer.nn.hashing import FittableAttention, HashFitReport
+from ecoformer.fit.hashes import FittableAttention, HashFitReport
 
 NUM_CLASSES = 3
 IMG_SIZE = 8

@@ -19,11 +19,12 @@ from typing import Any
 import torch
 from fakes import FakeData, FakeHash, FakeLoader, make_model, make_trainer
 
-from ecoformer.config import AugmentConfig, DataConfig, HashUpdateConfig, OptimConfig, TrainConfig
+from ecoformer.config.schema import AugmentConfig, DataConfig, HashUpdateConfig, OptimConfig, TrainConfig
 from ecoformer.data import build_data
-from ecoformer.engine import Interrupted, checkpoint, distributed, loggers
+from ecoformer.engine import Interrupted, distributed, loggers
 from ecoformer.engine.run_files import LAST, can_resume
 from ecoformer.errors import InputError
+from ecoformer.model import checkpoint
 
 
 class Moments:

@@ -124,7 +124,7 @@ def test_failing_disk_leaves_the_previous_file(checkpoint: Path, monkeypatch: py
     def full(*args: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(f"ecoformer.engine.files.os.{call}", full)
+    monkeypatch.setattr(f"ecoformer.files.os.{call}", full)
     with pytest.raises(InputError, match=r"cannot write .*: No space left on device; free space"):
         save_checkpoint(checkpoint, {"model": {"w": torch.ones(9)}})
     assert checkpoint.read_bytes() == before and list(checkpoint.parent.iterdir()) == [checkpoint]

@@ -13,7 +13,7 @@ import pytest
 import torch
 from fakes import FakeData, make_model, make_trainer
 
-from ecoformer.config import OptimConfig, TrainConfig
+from ecoformer.config.schema import OptimConfig, TrainConfig
 from ecoformer.engine import Trainer, load_checkpoint
 from ecoformer.engine.distributed import init_distributed
 from ecoformer.engine.parallel import is_sharded
@@ -28,7 +28,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import torch
 import fakes
-from ecoformer.config import OptimConfig
+from ecoformer.config.schema import OptimConfig
 from ecoformer.engine import distributed, parallel
 torch.set_num_threads(1)
 assert distributed.init_distributed("cpu") == torch.device("cpu")

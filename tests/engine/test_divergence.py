@@ -13,7 +13,7 @@ import torch
 from fakes import FakeData, FakeLoader, make_model, make_trainer
 from test_resume import assert_same
 
-from ecoformer.config import OptimConfig
+from ecoformer.config.schema import OptimConfig
 from ecoformer.engine import Callback, Diverged, Trainer, load_checkpoint
 
 

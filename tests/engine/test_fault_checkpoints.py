@@ -20,8 +20,8 @@ from test_checkpoint import Exploit
 from test_resume import assert_same, assert_same_run
 
 from ecoformer.engine import load_checkpoint, save_checkpoint
-from ecoformer.engine.checkpoint import UnreadableCheckpoint
 from ecoformer.errors import InputError
+from ecoformer.model.checkpoint import UnreadableCheckpoint
 
 STEPS = {"checkpoint": {"every_steps": 4}}
 

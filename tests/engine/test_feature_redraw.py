@@ -10,7 +10,7 @@ import torch
 from fakes import FakeModel, make_trainer
 from torch import Tensor
 
-from ecoformer.config import FeatureRedrawConfig
+from ecoformer.config.schema import FeatureRedrawConfig
 from ecoformer.engine.feature_redraw import FeatureRedraw, redraw_due, redraw_seed
 from ecoformer.nn.random_features import RedrawnAttention, redraw_features
 

@@ -9,8 +9,8 @@ import torch
 from fakes import NUM_CLASSES, FakeData, make_trainer
 
 from ecoformer import convert
-from ecoformer.config import HashUpdateConfig
-from ecoformer.nn import DistilledHashSpec
+from ecoformer.config.schema import HashUpdateConfig
+from ecoformer.kinds import DistilledHashSpec
 
 
 def test_the_averaged_model_starts_from_what_was_fitted(tmp_path: Path) -> None:

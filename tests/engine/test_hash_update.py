@@ -12,10 +12,10 @@ from fakes import FakeData, FakeModel, make_trainer
 from test_mid_epoch import crash_and_resume
 from test_resume import assert_same_run
 
-from ecoformer.config import HashUpdateConfig
+from ecoformer.config.schema import HashUpdateConfig
 from ecoformer.engine.batches import Meter
-from ecoformer.engine.checkpoint import load_checkpoint
 from ecoformer.engine.hash_update import due, fit_seed, fit_steps, schedule_line
+from ecoformer.model.checkpoint import load_checkpoint
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import torch
 from test_resume import assert_same_run
 
 from ecoformer import EcoFormerSpec, convert, set_patch_stride
-from ecoformer.config import (
+from ecoformer.config.schema import (
     AugmentConfig,
     DataConfig,
     EnergyConfig,

@@ -11,7 +11,7 @@ import pytest
 from fakes import make_trainer
 from rich.console import Console
 
-from ecoformer.config import EnergyConfig, WandbConfig
+from ecoformer.config.schema import EnergyConfig, WandbConfig
 from ecoformer.engine import EnergyLog, WandbLogger
 from ecoformer.engine.loggers import CSV_COLUMNS, CsvLogger, JsonlLogger
 from ecoformer.engine.progress import ProgressDisplay, RemainingTime

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from fakes import FakeData, make_model, make_trainer
 
-from ecoformer.config import OptimConfig, ScheduleConfig
+from ecoformer.config.schema import OptimConfig, ScheduleConfig
 from ecoformer.engine.logit_teacher import LogitTeacher
 
 PLAIN = OptimConfig(name="momentum", lr=0.1, momentum=0.0, weight_decay=0.0)

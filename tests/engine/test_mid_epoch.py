@@ -14,10 +14,10 @@ from fakes import FakeData, FakeLoader, FakeModel, make_model, make_trainer
 from PIL import Image
 from test_resume import assert_same_run, metrics
 
-from ecoformer.config import AugmentConfig, DataConfig, OptimConfig, ScheduleConfig, TrainConfig
+from ecoformer.config.schema import AugmentConfig, DataConfig, OptimConfig, ScheduleConfig, TrainConfig
 from ecoformer.data import build_data
 from ecoformer.engine import Callback, Interrupted, Trainer, load_checkpoint
-from ecoformer.nn.hashing import fit_hashes
+from ecoformer.fit.hashes import fit_hashes
 
 
 class Crash(BaseException):

@@ -15,7 +15,7 @@ import pytest
 import torch
 from fakes import SignalData, make_trainer
 
-from ecoformer.config import OptimConfig
+from ecoformer.config.schema import OptimConfig
 from ecoformer.engine import Callback, Interrupted, Trainer, load_checkpoint
 from ecoformer.engine.signals import StopSignals
 from ecoformer.errors import InputError

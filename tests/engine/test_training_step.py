@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from fakes import NUM_CLASSES, FakeData, FakeModel, make_model, make_trainer
 
-from ecoformer.config import HashUpdateConfig, OptimConfig, ScheduleConfig
+from ecoformer.config.schema import HashUpdateConfig, OptimConfig, ScheduleConfig
 from ecoformer.engine import Diverged, load_checkpoint
 from ecoformer.engine.batches import grouped, num_groups
 from ecoformer.engine.optim import amp_dtype, build_loss, build_optimizer, build_schedule, scaled_lr

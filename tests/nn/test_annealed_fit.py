@@ -8,8 +8,8 @@ import timm
 import torch
 
 from ecoformer import InputError, convert, fit_hashes
-from ecoformer.nn import DistilledHashSpec
-from ecoformer.ops.distilled_fit import END_SLOPE, START_SLOPE, annealed_slope
+from ecoformer.kinds import DistilledHashSpec
+from ecoformer.ops.codes.distilled import END_SLOPE, START_SLOPE, annealed_slope
 
 SPEC = DistilledHashSpec(num_bits=8, fit_steps=60, fit_batch_size=4)
 
@@ -37,7 +37,7 @@ def converted(spec):
 def slopes_seen(monkeypatch):
     """The slope of every soft code that is computed, in order."""
     seen = []
-    for module in ("distilled_fit", "distilled_attention"):
+    for module in ("codes.distilled", "codes.folded"):
         place = f"ecoformer.ops.{module}.soft_step"
         monkeypatch.setattr(place, lambda y, slope: (seen.append(slope), torch.sigmoid(slope * y))[1])
     return seen

@@ -6,11 +6,10 @@ import pytest
 import torch
 
 from ecoformer import InputError
-from ecoformer.nn import EcoFormerSpec, EcoFormerTunedSpec, make_spec
-from ecoformer.nn.hashing import FittableAttention
+from ecoformer.fit.hashes import FittableAttention
+from ecoformer.kinds import BUILDERS, EcoFormerSpec, EcoFormerTunedSpec, make_spec
 from ecoformer.nn.heads import join_heads, split_heads
 from ecoformer.nn.projections import Projections, read_projections
-from ecoformer.nn.specs import BUILDERS
 from ecoformer.nn.specs import SPECS as KINDS
 
 TOKENS = 25  # odd, and a square for kinds that pool a map

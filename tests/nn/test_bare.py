@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-import ecoformer.nn.ecoformer as module_file
-from ecoformer.nn import EcoFormerAttention, EcoFormerSpec
+import ecoformer.kinds.ecoformer as module_file
+from ecoformer.kinds import EcoFormerAttention, EcoFormerSpec
 
 
 @pytest.fixture

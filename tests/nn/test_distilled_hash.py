@@ -9,14 +9,13 @@ import torch.nn.functional as F
 
 from ecoformer import EcoFormerSpec, InputError, convert, fit_hashes
 from ecoformer.energy import count, load_profile
-from ecoformer.layers import attention_layers
-from ecoformer.nn import DistilledHashSpec, MSASpec
+from ecoformer.fit.teacher import affine
+from ecoformer.kinds import DistilledHashSpec, MSASpec, make_spec
+from ecoformer.model.layers import attention_layers
 from ecoformer.nn.base import before_projection
 from ecoformer.nn.heads import join_heads, split_heads
-from ecoformer.nn.specs import make_spec
-from ecoformer.nn.teacher import affine
-from ecoformer.ops.attention_quality import relative_error
-from ecoformer.ops.reference import distilled_attention_reference
+from ecoformer.ops.closeness import relative_error
+from ecoformer.ops.naive import distilled_attention_reference
 
 SMALL = DistilledHashSpec(num_bits=8, fit_steps=25, fit_batch_size=4)
 

@@ -10,8 +10,7 @@ import torch
 
 from ecoformer import EcoFormerSpec, InputError, convert, fit_hashes
 from ecoformer.energy import count, load_profile
-from ecoformer.nn import MSASpec
-from ecoformer.nn.specs import make_spec
+from ecoformer.kinds import MSASpec, make_spec
 
 BASE = {"num_bits": 6, "num_anchors": 5, "top_k": 3, "fit_lr": 0.05, "fit_steps": 20, "numerator": "kernel"}
 OPTIONS = [{"anchors": "batch"}, {"anchors": "kmeans"}, {"target": "attention"}, {"start": "spectral"}]

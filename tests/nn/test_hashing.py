@@ -7,8 +7,7 @@ import timm
 import torch
 
 from ecoformer import EcoFormerSpec, InputError, convert, fit_hashes
-from ecoformer.nn import EcoFormerAttention, KernelHash, has_hashes, hash_layers
-from ecoformer.nn.specs import make_spec
+from ecoformer.kinds import EcoFormerAttention, KernelHash, has_hashes, hash_layers, make_spec
 
 SPEC = EcoFormerSpec(num_bits=6, num_anchors=5, top_k=3, fit_lr=0.05, fit_steps=20)
 

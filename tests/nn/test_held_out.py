@@ -10,9 +10,10 @@ import timm
 import torch
 
 from ecoformer import EcoFormerSpec, InputError, convert, fit_hashes
-from ecoformer.nn import DistilledHashSpec, EcoFormerTunedSpec, held_out
-from ecoformer.nn.hashing import bit_statistics
-from ecoformer.quality import quality
+from ecoformer.fit import held_out
+from ecoformer.fit.hashes import bit_statistics
+from ecoformer.kinds import DistilledHashSpec, EcoFormerTunedSpec
+from ecoformer.lab.closeness import quality
 
 TUNED = EcoFormerTunedSpec(num_bits=8, num_anchors=5, fit_steps=30, fit_batch_size=4)
 DISTILLED = DistilledHashSpec(num_bits=8, fit_steps=30, fit_batch_size=4)

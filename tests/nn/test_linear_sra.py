@@ -10,9 +10,8 @@ from tiny_models import tiny_pvt, tiny_twins, tiny_vit
 from torch import nn
 
 from ecoformer import InputError, attention_layers, convert
-from ecoformer.nn import make_spec
+from ecoformer.kinds import BUILDERS, make_spec
 from ecoformer.nn.projections import Projections
-from ecoformer.nn.specs import BUILDERS
 
 SPEC = make_spec("linear_sra")
 

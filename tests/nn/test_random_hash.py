@@ -7,7 +7,7 @@ import torch
 from tiny_models import tiny_vit
 
 from ecoformer import EcoFormerSpec, InputError, convert, fit_hashes
-from ecoformer.nn import make_spec
+from ecoformer.kinds import make_spec
 
 OPTIONS = {"num_bits": 6, "num_anchors": 5}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ecoformer.ops.anchors import draw_anchors, kmeans
+from ecoformer.ops.ecoformer.anchors import draw_anchors, kmeans
 
 
 def seeded() -> torch.Generator:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ecoformer.ops.attention_quality import relative_error, row_correlation, strongest_key_recall
+from ecoformer.ops.closeness import relative_error, row_correlation, strongest_key_recall
 
 
 def rows(*values):

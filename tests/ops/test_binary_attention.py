@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from ecoformer.ops.binary_attention import (
+from ecoformer.ops.codes.attention import (
     TokenHash,
     binary_attention,
     binary_codes,
     binary_weights,
     straight_through_step,
 )
-from ecoformer.ops.reference import binary_attention_reference
+from ecoformer.ops.naive import binary_attention_reference
 
 SHAPES = [(1, 1, 1, 1, 1), (2, 3, 17, 5, 7), (2, 2, 49, 32, 16), (1, 5, 37, 13, 33)]
 

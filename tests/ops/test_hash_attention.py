@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from ecoformer.ops.hash_attention import hash_attention
-from ecoformer.ops.kernel_hash import sign
-from ecoformer.ops.reference import hash_attention_reference
+from ecoformer.ops.ecoformer.codes import sign
+from ecoformer.ops.ecoformer.linear_form import hash_attention
+from ecoformer.ops.naive import hash_attention_reference
 
 GOLDEN = Path(__file__).parent / "golden"
 SHAPES = [(1, 1, 1, 1, 1), (2, 3, 17, 5, 7), (2, 2, 49, 32, 16), (1, 5, 101, 13, 33)]

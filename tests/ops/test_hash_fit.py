@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from ecoformer.errors import InputError
-from ecoformer.ops import similarity_targets as targets_module
-from ecoformer.ops.hash_fit import HashFit, HashObjective, fit_hash
-from ecoformer.ops.hash_fit_reference import fit_hash_reference, similarity_targets, soft_objective
-from ecoformer.ops.kernel_hash import hash_codes, kernel_features, normalize
-from ecoformer.ops.similarity_targets import symmetric_targets
-from ecoformer.ops.spectral_start import SpectralStart
+from ecoformer.ops.ecoformer import similarity_targets as targets_module
+from ecoformer.ops.ecoformer.codes import hash_codes, kernel_features, normalize
+from ecoformer.ops.ecoformer.fit import HashFit, HashObjective, fit_hash
+from ecoformer.ops.ecoformer.fit_naive import fit_hash_reference, similarity_targets, soft_objective
+from ecoformer.ops.ecoformer.similarity_targets import symmetric_targets
+from ecoformer.ops.ecoformer.spectral_start import SpectralStart
 
 GOLDEN = Path(__file__).parent / "golden"
 FITS = {"fast": fit_hash, "reference": fit_hash_reference}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,10 +17,7 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reas
 
 @pytest.fixture(scope="module")
 def main() -> Iterator[Callable[[list[str]], int]]:
-    spec = importlib.util.spec_from_file_location("benchmark_hash", SCRIPT)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = importlib.import_module("ecoformer.cli.benchmark_hash")
     threads = torch.get_num_threads()
     yield module.main
     torch.set_num_threads(threads)

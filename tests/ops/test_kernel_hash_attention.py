@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from ecoformer.ops.kernel_hash import hash_codes, normalize, straight_through_sign
-from ecoformer.ops.kernel_hash_attention import kernel_hash_attention, pre_codes
-from ecoformer.ops.reference import hash_attention_reference, pre_codes_reference
+from ecoformer.ops.ecoformer.codes import hash_codes, normalize, straight_through_sign
+from ecoformer.ops.ecoformer.eager import kernel_hash_attention, pre_codes
+from ecoformer.ops.naive import hash_attention_reference, pre_codes_reference
 
 SHAPES = [(1, 1, 7, 5, 3, 4), (2, 2, 49, 32, 25, 16), (3, 5, 33, 13, 7, 9), (2, 3, 3, 2, 1, 1)]
 NUMERATORS = ["own_token", "kernel"]
@@ -110,7 +110,7 @@ def test_only_one_input_may_need_a_gradient():
 def test_groups_of_samples_change_nothing(numerator, monkeypatch):
     case = (*random_case((5, 3, 33, 13, 7, 9)), numerator)
     whole = output_and_gradients(kernel_hash_attention, *case)
-    monkeypatch.setattr("ecoformer.ops.kernel_hash_attention.CACHE_BYTES", 2 * 3 * 33 * 13 * 8)
+    monkeypatch.setattr("ecoformer.ops.ecoformer.eager.CACHE_BYTES", 2 * 3 * 33 * 13 * 8)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     for mine, expected in zip(output_and_gradients(kernel_hash_attention, *case), whole, strict=True):
         torch.testing.assert_close(mine, expected)

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from ecoformer.ops.favor import favor_attention, favor_features, key_exponents, orthogonal_projection
-from ecoformer.ops.linear_attention import linear_attention, linear_attention_weights
-from ecoformer.ops.reference import (
+from ecoformer.ops.linear.attention import linear_attention, linear_attention_weights
+from ecoformer.ops.linear.favor import favor_attention, favor_features, key_exponents, orthogonal_projection
+from ecoformer.ops.naive import (
     favor_attention_reference,
     linear_attention_reference,
     projected_attention_reference,

@@ -16,9 +16,9 @@ CASES += [(SHAPES[1], "own_token", "bfloat16"), (SHAPES[2], "kernel", "bfloat16"
 
 
 def check(shape, numerator, dtype):
-    from ecoformer.ops.kernel_hash import normalize, straight_through_sign
-    from ecoformer.ops.kernel_hash_attention import kernel_hash_attention
-    from ecoformer.ops.reference import hash_attention_reference, pre_codes_reference
+    from ecoformer.ops.ecoformer.codes import normalize, straight_through_sign
+    from ecoformer.ops.ecoformer.eager import kernel_hash_attention
+    from ecoformer.ops.naive import hash_attention_reference, pre_codes_reference
 
     B, H, N, C, M, K = shape
     torch.manual_seed(sum(shape))
@@ -49,8 +49,8 @@ def check(shape, numerator, dtype):
 
 
 def a_wrong_kernel_is_refused():
-    from ecoformer.ops import triton_kernel_hash_attention as mine
-    from ecoformer.ops.kernel_hash_attention import _on_torch
+    from ecoformer.ops.ecoformer import triton_form as mine
+    from ecoformer.ops.ecoformer.eager import _on_torch
 
     mine.require_agreement(torch.device("cpu"), _on_torch)
     mine.require_agreement.cache_clear()
@@ -72,7 +72,7 @@ def test_under_the_interpreter():
         "import test_triton as t\n"
         "for case in t.CASES:\n"
         "    t.check(*case); print(*case)\n"
-        "assert 'ecoformer.ops.triton_kernels_backward' in sys.modules\n"
+        "assert 'ecoformer.ops.ecoformer.triton_backward' in sys.modules\n"
         "t.a_wrong_kernel_is_refused()"
     )
     environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "ECOFORMER_TRITON": ""}
@@ -84,7 +84,7 @@ def test_under_the_interpreter():
 @pytest.mark.parametrize("setting", ["0", ""])
 def test_the_environment_turns_them_off(setting):
     code = (
-        "import torch, ecoformer.ops.kernel_hash_attention as k\n"
+        "import torch, ecoformer.ops.ecoformer.eager as k\n"
         "print(k._on_triton(torch.ones(1, 1, 2, 3)), k._on_triton(torch.ones(1, 1, 2, 3).double()))"
     )
     environment = os.environ | {"TRITON_INTERPRET": "1", "ECOFORMER_TRITON": setting}
@@ -101,7 +101,7 @@ def test_on_a_gpu(case):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["unit_sums", "codes_and_context", "output"])
 def test_forward_kernels_compile_for_an_h100(name):
-    from ecoformer.ops import triton_kernels
+    from ecoformer.ops.ecoformer import triton_forward as triton_kernels
 
     compile_for_an_h100(getattr(triton_kernels, name))
 
@@ -109,7 +109,7 @@ def test_forward_kernels_compile_for_an_h100(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["context_backward", "codes_backward", "norm_backward"])
 def test_backward_kernels_compile_for_an_h100(name):
-    from ecoformer.ops import triton_kernels_backward
+    from ecoformer.ops.ecoformer import triton_backward as triton_kernels_backward
 
     compile_for_an_h100(getattr(triton_kernels_backward, name))
 

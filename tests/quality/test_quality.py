@@ -15,12 +15,12 @@ import torch.nn.functional as F
 
 from ecoformer import EcoFormerSpec, InputError, convert, fit_hashes
 from ecoformer.energy import load_profile
-from ecoformer.nn import EcoFormerTunedSpec, MSASpec, MultiHeadSelfAttention
+from ecoformer.kinds import EcoFormerTunedSpec, MSASpec, MultiHeadSelfAttention
+from ecoformer.lab.closeness import measure, parse_setting, quality, uniform_attention
+from ecoformer.lab.closeness.quality_report import markdown, plot_energy, plot_errors
+from ecoformer.lab.closeness.sweep import converted_names, pick_images, random_hash
 from ecoformer.nn.heads import split_heads
 from ecoformer.nn.projections import read_projections
-from ecoformer.quality import measure, parse_setting, quality, uniform_attention
-from ecoformer.quality.report import markdown, plot_energy, plot_errors
-from ecoformer.quality.sweep import converted_names, pick_images, random_hash
 
 ROOT = Path(__file__).resolve().parents[2]
 TUNED = EcoFormerTunedSpec(num_bits=6, num_anchors=4, fit_steps=15, fit_batch_size=4)

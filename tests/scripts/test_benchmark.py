@@ -1,6 +1,6 @@
 """The benchmark's contract: one row per variant with the promised keys, and one line for what it cannot do."""
 
-import importlib.util
+import importlib
 import json
 import subprocess
 import sys
@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-import ecoformer.nn  # noqa: F401  registers the kinds
-from ecoformer.comparison.speed import SpeedCase, Variant
-from ecoformer.nn.specs import SPECS
+import ecoformer.kinds  # noqa: F401  registers the kinds
+from ecoformer.kinds import SPECS
+from ecoformer.lab.speed.cases import SpeedCase, Variant
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark.py"
 KEYS = {"model", "attention", "img_size", "batch_size", "mode", "device", "precision"}
@@ -21,10 +21,7 @@ QUICK = ["--img-size", "96", "--batch-size", "2", "--threads", "1", "--rounds", 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("benchmark", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("ecoformer.cli.benchmark")
 
 
 @pytest.fixture(autouse=True)
@@ -101,7 +98,7 @@ def test_refusals(script, capsys, arguments, message):
 def test_too_little_memory_is_one_line():
     code = (
         "import resource, sys, runpy; sys.argv[1:] = sys.argv[2:];"
-        "import ecoformer.engine.peak_memory as p;"
+        "import ecoformer.lab.speed.peak_memory as p;"
         "p.refuse_more_than_available = lambda: resource.setrlimit(resource.RLIMIT_AS, (p._status_kib('VmSize') * 1024"
         " + 2**27,) * 2);"
         "runpy.run_path(sys.argv[0], run_name='__main__')"

@@ -1,6 +1,6 @@
 """Exported files compute what eager computes, and say so."""
 
-import importlib.util
+import importlib
 import re
 from pathlib import Path
 
@@ -11,10 +11,7 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "export.py"
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("export", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("ecoformer.cli.export")
 
 
 def difference(text):

@@ -1,6 +1,6 @@
 """The growth plot takes the benchmark's rows and refuses anything else."""
 
-import importlib.util
+import importlib
 import json
 from pathlib import Path
 
@@ -11,10 +11,7 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "plot_speed.py"
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("plot_speed", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("ecoformer.cli.plot_speed")
 
 
 def row(attention, img_size, milliseconds, peak_mib=None):

@@ -1,22 +1,19 @@
 """README's speed section is what the results say, and says it whole."""
 
-import importlib.util
+import importlib
 import json
 from pathlib import Path
 
 import pytest
 
-from ecoformer.comparison.speed_section import END, START, replace_section, section
+from ecoformer.lab.speed.section import END, START, replace_section, section
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("speed_section", ROOT / "scripts" / "speed_section.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("ecoformer.cli.speed_section")
 
 
 def row(attention, rate, img_size=224, **others):

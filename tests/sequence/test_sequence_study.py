@@ -1,6 +1,6 @@
 """The sequence study: costs that can be derived by hand, crossovers, resumable measurements, verdicts, advice."""
 
-import importlib.util
+import importlib
 import json
 from pathlib import Path
 
@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from ecoformer import InputError
-from ecoformer.sequence.crossover import crossovers, describe, interpolate
-from ecoformer.sequence.encoder import SHAPES, Kind, Shape, all_kinds, token_list
-from ecoformer.sequence.ledger import ledger_row
-from ecoformer.sequence.measurement import Measurements, Point, measure_apart, medians
-from ecoformer.sequence.study import Study
-from ecoformer.sequence.verdict import verdicts
+from ecoformer.lab.sequence.crossover import crossovers, describe, interpolate
+from ecoformer.lab.sequence.encoder import SHAPES, Kind, Shape, all_kinds, token_list
+from ecoformer.lab.sequence.ledger import ledger_row
+from ecoformer.lab.sequence.measurement import Measurements, Point, measure_apart, medians
+from ecoformer.lab.sequence.study import Study
+from ecoformer.lab.sequence.verdict import verdicts
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "sequence_study.py"
 NARROW = Shape("custom", 32, 2, 64, 3)
@@ -22,10 +22,7 @@ SMALL = ["--shape", "custom", "--width", "32", "--heads", "2", "--depth", "3", "
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("sequence_study", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module("ecoformer.cli.sequence")
 
 
 @pytest.fixture

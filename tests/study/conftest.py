@@ -1,4 +1,4 @@
-"""A small study, and a checkout whose train.py only pretends: the runner must not wait for torch in its tests."""
+"""A small study, and a train.py that only pretends: the runner must not wait for torch in its tests."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from study_helpers import PRETENDED_TRAIN, STUDY
 
-from ecoformer.study.plan import StudyConfig, load_study
+from ecoformer.lab.study.plan import StudyConfig, load_study
 
 
 @pytest.fixture
@@ -18,9 +18,8 @@ def study(tmp_path: Path) -> StudyConfig:
 
 
 @pytest.fixture
-def checkout(tmp_path: Path) -> Path:
-    """A folder with a train.py that writes a summary at once, and fails for uniform attention."""
-    root = tmp_path / "checkout"
-    root.mkdir()
-    (root / "train.py").write_text(PRETENDED_TRAIN)
-    return root
+def trainer(tmp_path: Path) -> list[str]:
+    """What runs a job: a script that writes a summary at once, and fails for uniform attention."""
+    script = tmp_path / "train.py"
+    script.write_text(PRETENDED_TRAIN)
+    return [str(script)]

@@ -8,7 +8,7 @@ import pytest
 from study_helpers import STUDY
 
 from ecoformer.errors import InputError
-from ecoformer.study.plan import StudyConfig, jobs, load_study
+from ecoformer.lab.study.plan import StudyConfig, jobs, load_study
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ecoformer.study.plan import StudyConfig, jobs
-from ecoformer.study.report import report
-from ecoformer.study.rows import collect, over_seeds, over_stage1_seeds
-from ecoformer.study.runner import commit, is_finished, run_jobs
+from ecoformer.lab.study.plan import StudyConfig, jobs
+from ecoformer.lab.study.report import report
+from ecoformer.lab.study.rows import collect, over_seeds, over_stage1_seeds
+from ecoformer.lab.study.runner import commit, is_finished, run_jobs
 
 
 def started(folder: Path) -> list[str]:
@@ -17,39 +17,41 @@ def started(folder: Path) -> list[str]:
 
 
 def test_a_study_runs_skips_what_is_finished_and_goes_on_after_a_failure(
-    study: StudyConfig, checkout: Path, tmp_path: Path
+    study: StudyConfig, trainer: list[str], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     planned = jobs(study, out)
     shown: list[str] = []
-    failed = run_jobs(planned, checkout, "python", shown.append)
+    failed = run_jobs(planned, trainer, "python", shown.append)
     assert [job.id for job in failed] == ["net/uniform/seed0"]
     assert any("failed with exit code 2: error: uniform attention fell over" in line for line in shown)
     assert started(out) == [job.id for job in planned]
 
     (out / "runs" / "net" / "uniform" / "mended").touch()
     (out / "started.txt").unlink()
-    assert run_jobs(planned, checkout, "python", shown.append) == []
+    assert run_jobs(planned, trainer, "python", shown.append) == []
     assert started(out) == ["net/uniform/seed0"], "only what was missing ran again"
     assert all(map(is_finished, planned))
     record = json.loads((planned[0].folder / "job.json").read_text())
     assert record["command"] == planned[0].command() and record["exit_code"] == 0
 
 
-def test_runs_that_build_on_a_failed_one_are_not_started(study: StudyConfig, checkout: Path, tmp_path: Path) -> None:
+def test_runs_that_build_on_a_failed_one_are_not_started(
+    study: StudyConfig, trainer: list[str], tmp_path: Path
+) -> None:
     study.backbones["net"].stage1["msa"] = ["attention=uniform", "train.epochs=3"]
     planned = jobs(study, tmp_path / "out")
     shown: list[str] = []
-    assert run_jobs(planned, checkout, "python", shown.append) == planned
+    assert run_jobs(planned, trainer, "python", shown.append) == planned
     assert started(tmp_path / "out") == ["net/stage1-msa"]
     assert sum("skipped, net/stage1-msa failed" in line for line in shown) == len(planned) - 1
 
 
 def test_rows_carry_both_epochs_seed_command_and_published_figures(
-    study: StudyConfig, checkout: Path, tmp_path: Path
+    study: StudyConfig, trainer: list[str], tmp_path: Path
 ) -> None:
     planned = jobs(study, tmp_path / "out")
-    run_jobs(planned, checkout, "python", lambda line: None)
+    run_jobs(planned, trainer, "python", lambda line: None)
     rows = collect(study, planned)
     assert [(row["label"], row["seed"], row["epochs_stage1"], row["epochs_stage2"]) for row in rows] == [
         ("msa", 0, 3, 1),
@@ -102,10 +104,10 @@ def test_over_stage1_seeds_each_trained_model_counts_once_and_is_compared_with_i
     assert hashed["vs_stock"] is None and hashed["vs_uniform"] is None
 
 
-def test_the_report_keeps_trained_models_apart(study: StudyConfig, checkout: Path, tmp_path: Path) -> None:
+def test_the_report_keeps_trained_models_apart(study: StudyConfig, trainer: list[str], tmp_path: Path) -> None:
     study.backbones["net"].rows[0].stage1_seeds = [4]
     planned = jobs(study, tmp_path / "out")
-    run_jobs(planned, checkout, "python", lambda line: None)
+    run_jobs(planned, trainer, "python", lambda line: None)
     printed = report(study, planned, tmp_path / "out")
     assert "stage-1 seeds" in printed
     assert "| net | msa | msa | 3+1 | +7 | 2 | 50.50 ± 0.71 |" in (tmp_path / "out" / "table.md").read_text()
@@ -118,10 +120,12 @@ def test_outside_a_checkout_the_commit_is_unknown(tmp_path: Path) -> None:
     assert commit(tmp_path) == "unknown"
 
 
-def test_runs_side_by_side_wait_for_the_one_they_start_from(study: StudyConfig, checkout: Path, tmp_path: Path) -> None:
+def test_runs_side_by_side_wait_for_the_one_they_start_from(
+    study: StudyConfig, trainer: list[str], tmp_path: Path
+) -> None:
     planned = jobs(study, tmp_path / "out")
     shown: list[str] = []
-    failed = run_jobs(planned, checkout, "python", shown.append, parallel=4)
+    failed = run_jobs(planned, trainer, "python", shown.append, parallel=4)
     assert [job.id for job in failed] == ["net/uniform/seed0"]
     order = started(tmp_path / "out")
     assert order[0] == "net/stage1-msa" and sorted(order) == sorted(job.id for job in planned)

@@ -9,8 +9,8 @@ import pytest
 from test_sweep import script
 
 from ecoformer.errors import InputError
-from ecoformer.study import search as module
-from ecoformer.study.search import Search, front, parse_space, preview
+from ecoformer.lab.study import search as module
+from ecoformer.lab.study.search import Search, front, parse_space, preview
 
 ROOT = Path(__file__).resolve().parents[2]
 SPACE = ["attention=msa", "train.epochs=1", "seed=range(0,4)"]
@@ -40,7 +40,7 @@ def test_what_is_no_space_is_refused_in_one_line(overrides: list[str], message: 
 
 @pytest.fixture
 def energies(monkeypatch: pytest.MonkeyPatch) -> None:
-    def energy(overrides: list[str], root: Path) -> float:
+    def energy(overrides: list[str]) -> float:
         seed = int(overrides[-1].removeprefix("seed="))
         if seed == 3:
             raise InputError("no such thing")
@@ -54,11 +54,13 @@ def started(out: Path) -> list[str]:
 
 
 @pytest.mark.usefixtures("energies")
-def test_points_are_trained_once_and_the_front_is_of_those_that_no_other_beats(tmp_path: Path, checkout: Path) -> None:
+def test_points_are_trained_once_and_the_front_is_of_those_that_no_other_beats(
+    tmp_path: Path, trainer: list[str]
+) -> None:
     pytest.importorskip("optuna")
     lines: list[str] = []
     space = parse_space(SPACE)
-    search = Search(space, tmp_path, checkout, "python", 0, lines.append)
+    search = Search(space, tmp_path, trainer, "python", 0, lines.append)
     search.run(5)
     assert sum("µJ an image" in line or "cannot be built" in line for line in lines) == 5
     failed = search.run(24)
@@ -72,14 +74,16 @@ def test_points_are_trained_once_and_the_front_is_of_those_that_no_other_beats(t
 
 
 @pytest.mark.usefixtures("energies")
-def test_an_interrupted_point_goes_on_first(tmp_path: Path, checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_point_goes_on_first(
+    tmp_path: Path, trainer: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("optuna")
 
     def interrupted(*args: object) -> None:
         raise KeyboardInterrupt
 
     space = parse_space(["attention=msa", "train.epochs=1", "seed=1,2"])
-    search = Search(space, tmp_path, checkout, "python", 0, lambda line: None)
+    search = Search(space, tmp_path, trainer, "python", 0, lambda line: None)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(module, "run_jobs", interrupted)
         search.run(1)
@@ -89,11 +93,11 @@ def test_an_interrupted_point_goes_on_first(tmp_path: Path, checkout: Path, monk
 
 
 @pytest.mark.usefixtures("energies")
-def test_a_folder_holds_one_search(tmp_path: Path, checkout: Path) -> None:
+def test_a_folder_holds_one_search(tmp_path: Path, trainer: list[str]) -> None:
     pytest.importorskip("optuna")
     for values in ("1,2", "1,2,0"):
         space = parse_space(["attention=msa", "train.epochs=1", f"seed={values}"])
-        search = Search(space, tmp_path, checkout, "python", 0, lambda line: None)
+        search = Search(space, tmp_path, trainer, "python", 0, lambda line: None)
         if values == "1,2":
             search.run(1)
     with pytest.raises(InputError, match="search over other keys or values: give another --out"):
@@ -106,7 +110,7 @@ def test_a_preview_counts_real_models_and_trains_nothing(tmp_path: Path) -> None
     space = parse_space(
         ["model=pvt_v2_b0", "data=digits", "data.img_size=32", "attention=ecoformer", "attention.num_anchors=2,4096"]
     )
-    preview(space, ROOT, trials=6, seed=0, show=lines.append)
+    preview(space, trials=6, seed=0, show=lines.append)
     assert len(lines) == 6
     assert any("µJ an image" in line for line in lines) or any("cannot be built" in line for line in lines)
     assert all("num_anchors=4096: cannot be built" in line for line in lines if "=4096" in line)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 from pathlib import Path
 from types import ModuleType
@@ -10,23 +10,19 @@ from types import ModuleType
 import pytest
 from study_helpers import write_run
 
-from ecoformer.study.plan import StudyConfig, jobs
-from ecoformer.study.plots import front, plot_hash_quality
-from ecoformer.study.report import report
-from ecoformer.study.runner import run_jobs
-from ecoformer.study.runs import find_runs
-from ecoformer.study.sweep import sweep_report
-from ecoformer.study.tables import energy_unit
+from ecoformer.lab.study.plan import StudyConfig, jobs
+from ecoformer.lab.study.plots import front, plot_hash_quality
+from ecoformer.lab.study.report import report
+from ecoformer.lab.study.runner import run_jobs
+from ecoformer.lab.study.runs import find_runs
+from ecoformer.lab.study.sweep import sweep_report
+from ecoformer.lab.study.tables import energy_unit
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module(f"ecoformer.cli.{name}")
 
 
 def test_a_sweep_is_gathered_with_the_settings_that_differ_and_its_unfinished_runs(tmp_path: Path) -> None:
@@ -84,7 +80,7 @@ def test_a_folder_without_runs_is_one_line_and_exit_code_2(
     folder = tmp_path / "runs"
     if make:
         folder.mkdir()
-    assert script("sweep_report").main([str(folder)]) == 2
+    assert script("sweep").main([str(folder)]) == 2
     assert message in (line := capsys.readouterr().err) and line.count("\n") == 1
 
 
@@ -97,10 +93,10 @@ def test_energies_are_shown_in_the_unit_of_the_largest(energies: list[float], un
     assert energy_unit(energies)[1] == unit
 
 
-def test_a_study_is_reported_in_every_format(study: StudyConfig, checkout: Path, tmp_path: Path) -> None:
+def test_a_study_is_reported_in_every_format(study: StudyConfig, trainer: list[str], tmp_path: Path) -> None:
     out = tmp_path / "out"
     planned = jobs(study, out)
-    run_jobs(planned, checkout, "python", lambda line: None)
+    run_jobs(planned, trainer, "python", lambda line: None)
     text = report(study, planned, out)
     assert "50.50 ± 0.71" in text and "70.44" in text
     assert json.loads((out / "table.json").read_text())[0]["backbone"] == "net"
@@ -109,9 +105,9 @@ def test_a_study_is_reported_in_every_format(study: StudyConfig, checkout: Path,
     assert "net_hash_quality.png" not in written, "there were no hash fits to draw"
 
 
-def test_measured_speeds_take_the_place_of_the_runs_own(study: StudyConfig, checkout: Path, tmp_path: Path) -> None:
+def test_measured_speeds_take_the_place_of_the_runs_own(study: StudyConfig, trainer: list[str], tmp_path: Path) -> None:
     planned = jobs(study, tmp_path / "out")
-    run_jobs(planned[:2], checkout, "python", lambda line: None)
+    run_jobs(planned[:2], trainer, "python", lambda line: None)
     rates = {"net": {"rates": {"msa": {"median": 777.0}}}}
     (tmp_path / "out" / "speed.json").write_text(json.dumps(rates))
     assert "777" in report(study, planned, tmp_path / "out")
@@ -142,14 +138,14 @@ def test_records_cut_short_by_a_kill_are_left_out(tmp_path: Path) -> None:
 def test_reproduce_refuses_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
-    assert script("reproduce").main([*arguments, "--out", str(tmp_path / "out")]) == 2
+    assert script("study").main([*arguments, "--out", str(tmp_path / "out")]) == 2
     assert message in (line := capsys.readouterr().err) and line.count("\n") == 1
     assert not (tmp_path / "out").exists(), "nothing is written"
 
 
 def test_a_dry_run_predicts_the_energy_of_every_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--table", "cifar10", "--dry-run", "--only", "vit/msa/seed*", "--out", str(tmp_path)]
-    assert script("reproduce").main(arguments) == 0
+    assert script("study").main(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 8, "stage 1 and three seeds, with a command each"
     assert "µJ in attention" in lines[0] and "python train.py data=cifar10" in lines[1]
@@ -158,6 +154,6 @@ def test_a_dry_run_predicts_the_energy_of_every_run(tmp_path: Path, capsys: pyte
 def test_where_every_run_fails_the_reason_is_not_a_missing_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("ecoformer.study.runner.run_jobs", lambda jobs, *rest: list(jobs))
-    assert script("reproduce").main(["--table", "cifar10", "--only", "vit/msa/seed0", "--out", str(tmp_path)]) == 2
+    monkeypatch.setattr("ecoformer.lab.study.runner.run_jobs", lambda jobs, *rest: list(jobs))
+    assert script("study").main(["--table", "cifar10", "--only", "vit/msa/seed0", "--out", str(tmp_path)]) == 2
     assert "no row of cifar10 is finished: the runs that failed are listed above" in capsys.readouterr().err

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from weights_helpers import load_script
+from weights_helpers import load_command
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -29,7 +29,7 @@ def golden() -> Callable[[str], tuple[Path, dict[str, torch.Tensor], torch.Tenso
 
 @pytest.fixture(scope="session")
 def importer() -> Any:
-    return load_script("import_official")
+    return load_command("import_weights")
 
 
 @pytest.fixture

@@ -7,17 +7,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import ecoformer.models
 import pytest
 import timm
 import torch
 from safetensors.torch import load_file
-from weights_helpers import load_script
+from weights_helpers import load_command
 
+import ecoformer.models
 from ecoformer import fit_hashes
-from ecoformer.config import Config, DataConfig, ModelConfig
-from ecoformer.engine.checkpoint import save_checkpoint
-from ecoformer.init import build_model, model_of_run, read_run
+from ecoformer.config.schema import Config, DataConfig, ModelConfig
+from ecoformer.model.checkpoint import save_checkpoint
+from ecoformer.run.start import build_model, model_of_run, read_run
 
 PVT = {"embed_dims": [8, 16, 40, 64], "depths": [1, 1, 1, 1]}
 TWINS = {"embed_dims": [16, 32, 64, 128], "depths": [1, 1, 2, 1]}
@@ -36,7 +36,7 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def script() -> Any:
-    return load_script("export_hub")
+    return load_command("hub")
 
 
 def checkpoint(folder: Path, case: str) -> Path:

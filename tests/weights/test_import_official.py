@@ -11,8 +11,8 @@ import timm
 import torch
 
 from ecoformer import EcoFormerSpec, convert, fit_hashes
-from ecoformer.init import model_of_run, read_run
-from ecoformer.nn import hash_layers
+from ecoformer.kinds import hash_layers
+from ecoformer.run.start import model_of_run, read_run
 
 BACKBONES = {"pvt": "pvt_v2_b0", "twins": "twins_svt_small"}
 TINY_PVT = {"embed_dims": [16, 32, 40, 64], "depths": [1, 2, 1, 1], "mlp_ratios": [2, 2, 2, 2]}

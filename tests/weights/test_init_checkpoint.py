@@ -9,10 +9,10 @@ import safetensors.torch
 import timm
 import torch
 
-from ecoformer.config import Config, DataConfig, InitConfig, ModelConfig
+from ecoformer.config.schema import Config, DataConfig, InitConfig, ModelConfig
 from ecoformer.errors import InputError
-from ecoformer.init import build_model
-from ecoformer.nn import EcoFormerAttention, MultiHeadSelfAttention
+from ecoformer.kinds import EcoFormerAttention, MultiHeadSelfAttention
+from ecoformer.run.start import build_model
 
 TINY = {"embed_dims": [16, 32, 40, 64], "depths": [1, 2, 1, 1], "mlp_ratios": [2, 2, 2, 2]}
 ECOFORMER = {"name": "ecoformer", "num_bits": 8, "num_anchors": 8, "top_k": 4}

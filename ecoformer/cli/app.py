@@ -1,0 +1,144 @@
+"""The command line around Hydra: a user's mistake is one line and exit code 2, our defects keep their traceback."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Any, NoReturn
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from ecoformer.config.faults import describe
+from ecoformer.config.loading import CONFIGS, known_keys, unknown_key
+from ecoformer.config.schema import SCHEMAS, register_schemas
+from ecoformer.engine.signals import Interrupted
+from ecoformer.errors import InputError
+from ecoformer.run import launch
+from ecoformer.run.launchers import through_launcher
+
+Task = Callable[[DictConfig], Any]
+USER_ERROR = 2
+
+
+def run(task: Task, config_name: str, argv: Sequence[str] | None = None) -> None:
+    """Compose `config_name` from the command line's overrides, or `argv`, and call `task` with it; with -m, once a job.
+
+    Ends the process: code 0, 2 for a user's error (one line on stderr), 130 or 143 for Ctrl-C or SIGTERM. A failed
+    job of a sweep is reported and the next one starts; the sweep then ends with 2, or 1 if one was our defect.
+    """
+    register_schemas()
+    started = f"{datetime.now():%Y-%m-%d_%H-%M-%S}"  # one time for all jobs of a sweep
+    OmegaConf.register_new_resolver("sweep_dir", functools.partial(_sweep_dir, started), replace=True)
+    wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints errors itself and exits with 1
+    failures: list[BaseException] = []
+    try:
+        arguments = list(sys.argv[1:] if argv is None else argv)
+        # Hydra, and the jobs that its launchers start elsewhere, read the arguments from there.
+        sys.argv = [f"{config_name}.py", *through_launcher(_flags_first(arguments, config_name), config_name)]
+        hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(
+            _guarded(task, config_name, failures, wants_traceback)
+        )()
+    except KeyboardInterrupt:
+        _exit(130, "stopped by SIGINT")
+    except Exception as error:
+        if failures:
+            defect = next((failure for failure in failures if not isinstance(failure, InputError)), None)
+            _exit(1 if defect else USER_ERROR, f"error: {len(failures)} of the sweep's jobs failed, see above")
+        message = describe(error, config_name)
+        if message is None or wants_traceback:
+            raise
+        _exit(USER_ERROR, f"error: {message}")
+    finally:
+        if not wants_traceback:
+            del os.environ["HYDRA_FULL_ERROR"]
+
+
+def _guarded(task: Task, name: str, failures: list[BaseException], wants_traceback: bool) -> Task:
+    @functools.wraps(task)
+    def guarded(cfg: DictConfig) -> Any:
+        in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+        if in_sweep:
+            cfg = _in_own_folder(cfg)
+        try:
+            if launch.starts_torchrun(cfg):
+                return launch.run_torchrun(cfg, name, full_errors=wants_traceback)
+            return task(cfg)
+        except Interrupted as error:
+            _exit(error.exit_code, str(error))
+        except InputError as error:
+            if wants_traceback:
+                raise
+            if not in_sweep:
+                # Not raised on: Hydra would print the overrides before the message.
+                _exit(USER_ERROR, f"error: {error}")
+            print(f"error: {_job()}: {error}", file=sys.stderr, flush=True)
+            failures.append(error)
+            raise
+        except Exception as error:
+            if in_sweep:  # Hydra shows only the first failure, and only after the last job
+                traceback.print_exc()
+                failures.append(error)
+            raise
+
+    return guarded
+
+
+def _job() -> str:
+    job = HydraConfig.get()
+    return f"job {job.job.num} ({' '.join(job.overrides.task)})"
+
+
+def _in_own_folder(cfg: DictConfig) -> DictConfig:
+    print(f"{_job()} in {HydraConfig.get().runtime.output_dir}", file=sys.stderr, flush=True)
+    if "output_dir" not in cfg:
+        return cfg
+    return OmegaConf.merge(cfg, {"output_dir": HydraConfig.get().runtime.output_dir})  # type: ignore[return-value]
+
+
+def _sweep_dir(started: str, *, _root_: DictConfig) -> str:
+    given = OmegaConf.select(_root_, "output_dir")
+    name = OmegaConf.select(_root_, "name") or "eval"
+    return given or f"outputs/sweeps/{name}/{started}"
+
+
+def _flags_first(argv: list[str], config_name: str) -> list[str]:
+    """The arguments with Hydra's flags before the overrides, so that `key=value -m key=value` works too.
+
+    Raises InputError for what argparse would answer with several lines of usage.
+    """
+    parser = get_args_parser()
+    flags = {flag for action in parser._actions for flag in action.option_strings}
+    known = known_keys(SCHEMAS[config_name])
+    for argument in argv:
+        name, _, value = argument.partition("=")
+        if argument.startswith("-") and name not in flags:
+            key = name.lstrip("-").replace("-", "_")
+            hint = "" if key in known else f"; {unknown_key(key, known)}"
+            raise InputError(f"{name} is no flag: write settings as {key}={value or 'VALUE'}{hint}")
+
+    def refuse(message: str) -> NoReturn:
+        raise InputError(message)
+
+    parser.error = refuse  # type: ignore[method-assign]
+    overrides = parser.parse_intermixed_args(argv).overrides
+    rest = list(argv)
+    for override in overrides:
+        rest.remove(override)
+    return rest + overrides
+
+
+def _exit(code: int, message: str) -> NoReturn:
+    sys.stdout.flush()
+    rank = os.environ.get("RANK", "0")
+    # Under torchrun each rank speaks for itself: the fault may be its own alone, and a silent one could end the others.
+    print(message if rank == "0" else f"[rank {rank}] {message}", file=sys.stderr, flush=True)
+    sys.exit(code)

@@ -1,0 +1,233 @@
+"""Speed and peak memory of a model with its stock attention and with others, in one run. See docs/speed.md.
+
+    python scripts/benchmark.py --model pvt_v2_b0 --attention stock,msa,ecoformer --img-size 224 --batch-size 32 \\
+        --mode eval --threads 2 --device cpu --precision fp32 --rounds 5 --format table
+
+An attention is stock or a registered kind, with suffixes if wanted: msa_unfused forms softmax(q k^T) as a matrix
+instead of calling torch's fused attention, ecoformer_compiled goes through torch.compile. Variants take turns, round
+by round; figures are medians over the rounds, ratio_to_stock the median of each round's own ratio. A train pass is
+forward, backward and an AdamW step; of a single --layer it is forward and backward. peak_mib is how far memory rose
+in a fresh process that built the model and ran three passes: weights included, torch itself not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ecoformer.cli.arguments import Parser, names
+from ecoformer.errors import InputError
+from ecoformer.files import write_text
+from ecoformer.lab.speed.cases import SpeedCase, Variant
+from ecoformer.lab.speed.peak_memory import PeakMemory, refuse_more_than_available
+from ecoformer.lab.speed.throughput import PRECISIONS, interleaved_seconds
+from ecoformer.run.process import command_line, environment
+
+SETTINGS = ("model", "attention", "img_size", "batch_size", "mode", "device", "precision")
+ALLOCATOR = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD", "THP_MEM_ALLOC")  # settings that change all rates
+FIGURES = ("images_per_second", "ratio_to_stock", "peak_mib", "milliseconds", "milliseconds_low", "milliseconds_high")
+
+
+def positive(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
+    return int(text)
+
+
+def positives(text: str) -> list[int]:
+    return [positive(part) for part in names(text)]
+
+
+def parser() -> argparse.ArgumentParser:
+    p = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--model", default="pvt_v2_b0", help="a timm model name")
+    p.add_argument("--attention", type=names, default=["stock", "msa", "ecoformer"], help="variants, comma-separated")
+    p.add_argument("--img-size", type=positives, default=[224], help="one size, or several to see the growth")
+    p.add_argument("--batch-size", type=positive, default=32)
+    p.add_argument("--mode", choices=("eval", "train"), default="eval")
+    p.add_argument("--threads", type=positive, default=torch.get_num_threads(), help="CPU threads")
+    p.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    p.add_argument("--precision", choices=tuple(PRECISIONS), default="fp32", help="bf16 and fp16 through autocast")
+    p.add_argument("--channels-last", action="store_true", help="channels-last convolutions and images")
+    p.add_argument("--layer", type=positive, default=0, metavar="N", help="only the N-th attention layer")
+    p.add_argument("--rounds", type=positive, default=5)
+    p.add_argument("--min-seconds", type=float, default=0.5, help="of a variant's turn in a round")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--no-peak", action="store_true", help="leave peak memory out; saves a process per variant")
+    p.add_argument("--profile", type=positive, metavar="K", help="also print the K operations that take longest")
+    p.add_argument("--joules", action="store_true", help="add measured joules per image (whole model, eval, fp32)")
+    p.add_argument("--format", choices=("table", "markdown", "json"), default="table")
+    p.add_argument("--out", type=Path, metavar="FILE", help="also write the JSON rows to a file")
+    p.add_argument("--peak-only", action="store_true", help=argparse.SUPPRESS)
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    try:
+        args = parser().parse_args(argv)
+        check_device(args.device)
+        torch.set_num_threads(args.threads)
+        if args.peak_only:
+            print(json.dumps({"peak_mib": peak_mib(speed_case(args, args.attention[0], args.img_size[0]))}))
+            return 0
+        for label in args.attention:
+            Variant.parse(label)
+        rows = [row for img_size in args.img_size for row in measure(args, img_size)]
+        text = json.dumps(rows, indent=2)
+        if args.out is not None:
+            write_text(args.out, text + "\n")
+        print(text if args.format == "json" else as_table(rows, markdown=args.format == "markdown"))
+        return 0
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def check_device(name: str) -> None:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"--device {name} does not exist: use cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"--device {name} is not supported: use cpu, cuda or cuda:N")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise InputError(f"--device {name}, but torch sees {count} GPUs: use cpu{' or a lower N' if count else ''}")
+
+
+def speed_case(args: argparse.Namespace, attention: str, img_size: int) -> SpeedCase:
+    shared = {key: getattr(args, key) for key in ("model", "batch_size", "mode", "device", "precision", "seed")}
+    return SpeedCase(
+        attention=attention, img_size=img_size, channels_last=args.channels_last, layer=args.layer, **shared
+    )
+
+
+def measure(args: argparse.Namespace, img_size: int) -> list[dict[str, Any]]:
+    """One row per variant at one image size."""
+    cases = [speed_case(args, attention, img_size) for attention in args.attention]
+    # Memory first: what does not fit ends that process and not this one.
+    peaks = [None if args.no_peak else peak_apart(args, case) for case in cases]
+    steps = {case.attention: case.step() for case in cases}
+    seconds = interleaved_seconds(steps, torch.device(args.device), args.rounds, args.min_seconds)
+    rows = [row(args, case, seconds, peak) for case, peak in zip(cases, peaks, strict=True)]
+    if args.joules:
+        for case, found in zip(cases, rows, strict=True):
+            found["joules_per_image"] = joules(case)
+    if args.profile:
+        for case in cases:
+            print(f"{case.attention}, {img_size} px\n{profile(steps[case.attention], args.profile)}", file=sys.stderr)
+    return rows
+
+
+def row(
+    args: argparse.Namespace, case: SpeedCase, seconds: dict[str, list[float]], peak: float | None
+) -> dict[str, Any]:
+    mine, stock = seconds[case.attention], seconds.get("stock")
+    ratio = statistics.median(s / m for s, m in zip(stock, mine, strict=True)) if stock else None
+    median = statistics.median(mine)
+    return {
+        **asdict(case),
+        "images_per_second": round(case.batch_size / median, 2),
+        "ratio_to_stock": None if ratio is None else round(ratio, 3),
+        "peak_mib": None if peak is None else round(peak, 1),
+        "milliseconds": round(1e3 * median, 2),
+        "milliseconds_low": round(1e3 * min(mine), 2),
+        "milliseconds_high": round(1e3 * max(mine), 2),
+        "rounds": args.rounds,
+        "threads": args.threads,
+        "torch": torch.__version__,
+        "machine": machine(args.device),
+        "environment": {key: value for key, value in sorted(os.environ.items()) if key.startswith(ALLOCATOR)},
+    }
+
+
+def machine(device: str) -> str:
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else f"{platform.system()} {platform.machine()}"
+
+
+def peak_apart(args: argparse.Namespace, case: SpeedCase) -> float:
+    """Peak MiB of a variant, from a process of its own."""
+    options = {**asdict(case), "threads": args.threads}
+    channels_last, layer = options.pop("channels_last"), options.pop("layer")
+    command = [*command_line("benchmark"), "--peak-only"]
+    command += [f"--{key.replace('_', '-')}={value}" for key, value in options.items()]
+    command += ["--channels-last"] * channels_last + [f"--layer={layer}"] * (layer > 0)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment())
+    if done.returncode == 2:
+        raise InputError(done.stderr.strip().splitlines()[-1].removeprefix("error: "))
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
+    return json.loads(done.stdout)["peak_mib"]
+
+
+def peak_mib(case: SpeedCase) -> float:
+    refuse_more_than_available()
+    memory = PeakMemory(torch.device(case.device))
+    try:
+        step = case.step()
+        memory.reset()
+        for _ in range(3):
+            step()
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        raise InputError(
+            f"{case.attention} at {case.img_size} px needs more memory than there is with batch size "
+            f"{case.batch_size}: lower --batch-size or leave it out"
+        ) from error
+    return memory.mib
+
+
+def joules(case: SpeedCase) -> float | None:
+    from ecoformer.energy.measure import measure_model
+
+    found = measure_model(case.build(), case.img_size, case.device, batch_size=case.batch_size)
+    if found.joules_per_image is None:
+        print(f"{case.attention}: joules unavailable: {found.reason}", file=sys.stderr)
+    return found.joules_per_image
+
+
+def profile(step: Any, count: int) -> str:
+    """The operations that take longest by themselves, and their share of one pass."""
+    step()
+    with torch.profiler.profile() as profiler:
+        step()
+    on_cuda = torch.cuda.is_available()
+    times = {e.key: e.self_device_time_total if on_cuda else e.self_cpu_time_total for e in profiler.key_averages()}
+    total = sum(times.values())
+    largest = sorted(times.items(), key=lambda item: -item[1])[:count]
+    return "\n".join(f"{100 * time / total:5.1f} %  {time / 1e3:9.2f} ms  {name}" for name, time in largest)
+
+
+def as_table(rows: Sequence[dict[str, Any]], markdown: bool) -> str:
+    columns = [c for c in (*SETTINGS, *FIGURES, "joules_per_image") if any(row.get(c) is not None for row in rows)]
+    cells = [columns, *([_cell(row.get(column)) for column in columns] for row in rows)]
+    if markdown:
+        cells.insert(1, ["---"] * len(columns))
+        return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    return "\n".join("  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)) for line in cells)
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else str(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

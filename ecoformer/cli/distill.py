@@ -1,0 +1,128 @@
+"""From a trained model to binary linear attention in one command, without training. See docs/distilled_hash.md.
+
+    python scripts/distill.py --model pvt_v2_b0 --pretrained --data ROOT --num-images 64 --num-bits 16 --out FILE
+    python scripts/distill.py --checkpoint RUN/best.pt --data ROOT --out FILE
+
+The attention of the model (stock or MSA) is replaced, layer after layer, by codes that are fitted to its output on
+training images. FILE is a checkpoint for eval.py and for init.checkpoint; pictures of the errors and of every block
+are put beside it, in a folder of its name. Accuracy is that of the validation split, before and after, and of two
+controls without any attention whose values are fitted alike: where these lose nothing, top-1 tells nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from ecoformer.cli.arguments import Parser, run_script, stage_or_pattern
+from ecoformer.errors import InputError
+
+
+def parser() -> argparse.ArgumentParser:
+    p = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--model", help="timm's name; not needed with one of our checkpoints")
+    p.add_argument("--checkpoint", type=Path, metavar="FILE", help="a stock or MSA run's best.pt, or published weights")
+    p.add_argument("--pretrained", action="store_true", help="timm's weights")
+    p.add_argument("--data", metavar="ROOT", help="data.root; a folder with train/ and val/ by default")
+    p.add_argument("--data-name", help="data.name, if it is not an image folder")
+    p.add_argument("--img-size", type=int, help="pixels; default: those of the checkpoint")
+    p.add_argument("--num-images", type=int, default=64, help="training images of the fit")
+    p.add_argument("--num-bits", type=int, default=16, help="code length per head")
+    p.add_argument("--steps", type=int, default=1000, help="of the fit of each layer")
+    p.add_argument("--joint-steps", type=int, default=0, help="then, of a fit of all layers together to the logits")
+    p.add_argument("--layers", nargs="+", type=stage_or_pattern, metavar="STAGE", help="as attention.layers")
+    p.add_argument(
+        "--relaxation",
+        choices=("sigmoid", "straight_through"),
+        default="sigmoid",
+        help="what stands for the codes' step in a fit; see attention.relaxation",
+    )
+    p.add_argument("--fit-values", choices=("auto", "true", "false"), default="auto", help="see attention.fit_values")
+    p.add_argument("--held-out", type=int, default=64, help="validation images that errors are measured on")
+    p.add_argument("--max-val", type=int, help="evaluate on so many validation images only")
+    p.add_argument("--no-controls", action="store_true", help="leave out uniform attention and none")
+    p.add_argument("--no-accuracy", action="store_true", help="leave out top-1")
+    p.add_argument("--seed", type=int, default=0, help="of the choice of images and of the fit")
+    p.add_argument("--profile", default="45nm_fp32", help="energy prices")
+    p.add_argument("--threads", type=int, help="CPU threads")
+    p.add_argument("--format", choices=("table", "json"), default="table")
+    p.add_argument("--out", type=Path, metavar="FILE", required=True, help="the distilled model, e.g. distilled.pt")
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run_script(run, parser(), argv)
+
+
+def check(args: argparse.Namespace) -> None:
+    for key in ("num_images", "held_out", "max_val", "img_size", "threads"):
+        value = getattr(args, key)
+        if value is not None and value < 1:
+            raise InputError(f"--{key.replace('_', '-')} {value} must be at least 1")
+    if args.out.is_dir():
+        raise InputError(f"--out {args.out} is a folder: name a file, e.g. {args.out / 'distilled.pt'}")
+
+
+def run(args: argparse.Namespace) -> int:
+    # Imported late: --help should not wait for torch.
+    import torch
+    from rich.console import Console
+
+    from ecoformer.energy import load_profile
+    from ecoformer.kinds.distilled_hash import DistilledHashSpec
+    from ecoformer.lab.closeness.distill_measure import measure
+    from ecoformer.lab.closeness.distill_report import block_table, plot_errors, plot_maps, summary_lines
+    from ecoformer.lab.closeness.source import load_source
+
+    check(args)
+    spec = DistilledHashSpec(
+        num_bits=args.num_bits,
+        relaxation=args.relaxation,
+        fit_steps=args.steps,
+        fit_values=args.fit_values,
+        joint_steps=args.joint_steps,
+    )
+    profile = load_profile(args.profile)
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    source = load_source(
+        model=args.model,
+        checkpoint=args.checkpoint,
+        pretrained=args.pretrained,
+        root=args.data,
+        data_name=args.data_name,
+        img_size=args.img_size,
+        max_val=args.max_val,
+    )
+    found = measure(
+        source,
+        spec,
+        num_images=args.num_images,
+        num_held_out=args.held_out,
+        seed=args.seed,
+        profile=profile,
+        with_accuracy=not args.no_accuracy,
+        controls=not args.no_controls,
+        layers=args.layers,
+        say=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    metrics = {key: found.figures[key] for key in ("top1_before", "top1_after", "seconds")}
+    source.save(args.out, found.model, found.attention, metrics)
+    folder = args.out.with_suffix("")
+    folder = folder.with_name(folder.name + "_pictures")
+    plot_errors(found.figures, folder / "errors.png")
+    plot_maps(found.figures, source.model, found.model, source.held_out(1)[0], folder)
+    if args.format == "json":
+        print(json.dumps(found.figures, indent=2))
+        return 0
+    console = Console(width=max(100, Console().width))
+    console.print(block_table(found.figures))
+    console.print("\n".join(summary_lines(found.figures)), highlight=False)
+    console.print(f"wrote {args.out}, pictures in {folder}", highlight=False)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,165 @@
+"""The table of results/distilled_hash: many distillations, one row each, kept in OUT/table.json and resumed from it.
+
+    python scripts/distill_study.py --checkpoints RUN/best.pt ... --data ROOT --num-bits 8 16 32 --seeds 0 1 2 --out OUT
+
+A row that table.json already holds is not made again. Rows have dataset, model, source (msa or stock), num_bits, seed,
+finetuned, top1_before, top1_after, energy_pj, ecoformer_energy_pj, error_per_block, uniform_per_block, and the
+controls. Errors are relative L2 of the attention output, on held-out images. Pictures are drawn anew at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from ecoformer.cli.arguments import Parser, run_script, stage_or_pattern
+
+# What tells a row from all others: where it comes from, and the settings of DistilledHashSpec.
+WHERE = ("checkpoint", "seed", "num_images", "layers")
+SPEC = ("num_bits", "fit_steps", "fit_values", "joint_steps", "relaxation")
+OLDER = {"joint_steps": 0, "relaxation": "straight_through", "layers": None}  # rows from before a key was there
+
+
+def parser() -> argparse.ArgumentParser:
+    p = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--checkpoints", nargs="+", type=Path, required=True, metavar="FILE", help="stock or MSA runs")
+    p.add_argument("--data", metavar="ROOT", help="data.root, if it is not where the runs had it")
+    p.add_argument("--num-bits", nargs="+", type=int, default=[16])
+    p.add_argument("--seeds", nargs="+", type=int, default=[0])
+    p.add_argument("--steps", nargs="+", type=int, default=[1000], help="of the fit of each layer")
+    p.add_argument("--joint-steps", nargs="+", type=int, default=[0], help="then, of a fit of all layers together")
+    p.add_argument("--num-images", nargs="+", type=int, default=[512], help="training images of the fit")
+    p.add_argument("--layers", nargs="+", type=stage_or_pattern, metavar="STAGE", help="as attention.layers")
+    p.add_argument(
+        "--relaxation",
+        choices=("sigmoid", "straight_through"),
+        default="sigmoid",
+        help="what stands for the codes' step in a fit; see attention.relaxation",
+    )
+    p.add_argument("--fit-values", choices=("auto", "true", "false"), default="auto")
+    p.add_argument("--held-out", type=int, default=64, help="validation images that errors are measured on")
+    p.add_argument("--max-val", type=int, help="top-1 on so many validation images only")
+    p.add_argument("--controls", action="store_true", help="measure the controls too, for the first seed of each model")
+    p.add_argument("--keep", type=Path, metavar="FOLDER", help="write the distilled models there")
+    p.add_argument("--profile", default="45nm_fp32", help="energy prices")
+    p.add_argument("--threads", type=int, default=1, help="CPU threads")
+    p.add_argument("--out", type=Path, required=True, metavar="FOLDER")
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run_script(run, parser(), argv)
+
+
+def run(args: argparse.Namespace) -> int:
+    # Imported late: --help should not wait for torch.
+    import torch
+
+    from ecoformer.energy import load_profile
+    from ecoformer.files import write_text
+    from ecoformer.kinds.distilled_hash import DistilledHashSpec
+    from ecoformer.lab.closeness.distill_measure import measure
+    from ecoformer.lab.closeness.distill_report import plot_errors, plot_study
+    from ecoformer.lab.closeness.source import load_source
+
+    torch.set_num_threads(args.threads)
+    profile = load_profile(args.profile)
+    table = args.out / "table.json"
+    rows: list[dict[str, Any]] = json.loads(table.read_text()) if table.exists() else []
+    done = {key_of(OLDER | row) for row in rows}
+    before: dict[str, float] = {}
+    for checkpoint in args.checkpoints:
+        name = checkpoint.parent.name
+        settings = [
+            {
+                "checkpoint": name,
+                "num_bits": bits,
+                "seed": seed,
+                "fit_steps": steps,
+                "num_images": images,
+                "fit_values": args.fit_values,
+                "joint_steps": joint,
+                "relaxation": args.relaxation,
+                "layers": args.layers,
+            }
+            for joint in args.joint_steps
+            for steps in args.steps
+            for images in args.num_images
+            for bits in args.num_bits
+            for seed in args.seeds
+        ]
+        missing = [setting for setting in settings if key_of(setting) not in done]
+        if not missing:
+            continue
+        source = load_source(model=None, checkpoint=checkpoint, pretrained=False, root=args.data, max_val=args.max_val)
+        known = [row for row in rows if (row["checkpoint"], row["epochs"]) == (name, source.epoch)]
+        for setting in missing:
+            same = [row for row in known if row["num_val"] == source.data.num_val]
+            found = measure(
+                source,
+                DistilledHashSpec(**{key: setting[key] for key in SPEC}),
+                num_images=setting["num_images"],
+                num_held_out=args.held_out,
+                seed=setting["seed"],
+                profile=profile,
+                top1_before=before.get(name, same[0]["top1_before"] if same else None),
+                controls=args.controls and not any("controls" in row for row in same),
+                layers=setting["layers"],
+                say=lambda line: print(line, file=sys.stderr, flush=True),
+            )
+            before[name] = found.figures["top1_before"]
+            row = table_row(setting, found.figures)
+            rows.append(row)
+            known.append(row)
+            write_text(table, json.dumps(rows, indent=1) + "\n")  # after every row: a study may be cut short
+            stem = f"{name}_{setting['num_bits']}bits"
+            if (setting["seed"], setting["fit_steps"]) == (args.seeds[0], args.steps[0]):
+                plot_errors(found.figures, args.out / f"{stem}.png")
+            if args.keep is not None:
+                metrics = {key: row[key] for key in ("top1_before", "top1_after")}
+                source.save(args.keep / f"{stem}_seed{setting['seed']}.pt", found.model, found.attention, metrics)
+    if rows:
+        plot_study(rows, args.out / "study.png")
+    print(f"{len(rows)} rows in {table}")
+    return 0
+
+
+def key_of(row: dict[str, Any]) -> str:
+    """Equal for rows that would be made alike."""
+    return json.dumps([row[key] for key in (*WHERE, *SPEC)])
+
+
+def table_row(setting: dict[str, Any], figures: dict[str, Any]) -> dict[str, Any]:
+    """A row of table.json. Lists go block by block; energies are picojoules of one image, paper convention."""
+    blocks = figures["blocks"]
+    row = setting | {
+        "dataset": figures["dataset"],
+        "model": figures["model"],
+        "model_kwargs": figures["model_kwargs"],
+        "source": figures["source"],
+        "epochs": figures["source_epochs"],
+        "finetuned": False,
+        "top1_before": figures["top1_before"],
+        "top1_after": figures["top1_after"],
+        "num_val": figures["num_val"],
+        "energy_pj": figures["energy_pj"]["after"],
+        "ecoformer_energy_pj": figures["energy_pj"]["ecoformer"],
+        "stock_energy_pj": figures["energy_pj"]["stock"],
+        "msa_energy_pj": figures["energy_pj"]["msa"],
+        "energy_audited_pj": figures["energy_audited_pj"],
+        "blocks": [block["block"] for block in blocks],
+        "error_per_block": [block["error"] for block in blocks],
+        "uniform_per_block": [block["error_uniform"] for block in blocks],
+        "random_per_block": [block["error_random"] for block in blocks],
+        "joint_fit": figures["joint_fit"],
+        "seconds": figures["seconds"],
+        "threads": figures["threads"],
+    }
+    return row | ({"controls": figures["controls"]} if figures["controls"] else {})
+
+
+if __name__ == "__main__":
+    sys.exit(main())

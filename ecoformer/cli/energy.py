@@ -1,0 +1,132 @@
+"""Energy tables: count models under a convention, price them, compare attentions. See docs/energy.md."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from ecoformer.cli.arguments import Parser, names, run_script
+from ecoformer.energy import count, load_profile, profile_names
+from ecoformer.energy.conventions import CONVENTIONS
+from ecoformer.energy.difference import difference
+from ecoformer.energy.profile import Profile
+from ecoformer.lab.energy import report as tables
+from ecoformer.lab.energy.cases import Case, cases
+from ecoformer.lab.energy.published import compare_published, faults
+
+
+def numbers(text: str) -> list[int]:
+    try:
+        found = [int(part) for part in names(text)]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of whole numbers") from error
+    if min(found) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} holds a number below 1")
+    return found
+
+
+def parser() -> argparse.ArgumentParser:
+    p = Parser(description="Count, price and compare models. Lists are comma-separated; all combinations are rows.")
+    p.add_argument("--model", type=names, default=["pvt_v2_b0"], help="timm model names")
+    p.add_argument("--attention", type=names, default=["stock", "msa", "ecoformer"], help="stock, msa, ecoformer, ...")
+    p.add_argument("--img-size", type=numbers, default=[224])
+    p.add_argument("--num-bits", type=numbers, default=[16])
+    p.add_argument("--num-anchors", type=numbers, default=[25])
+    p.add_argument("--clamp", action="store_true", help="lower anchors to the token count instead of refusing")
+    p.add_argument("--convention", choices=CONVENTIONS, default="paper")
+    p.add_argument("--profile", default="45nm_fp32", help=f"{', '.join(profile_names())}, or a YAML file")
+    p.add_argument("--format", choices=tables.FORMATS, default="table")
+    p.add_argument("--strict", action="store_true", help="refuse operations without a rule instead of listing them")
+    p.add_argument("--measure", metavar="DEVICE", help="add measured joules per image on cpu, cuda or cuda:N")
+    p.add_argument("--plots", type=Path, metavar="FOLDER", help="also draw layers, and sweeps where lists are given")
+    what = p.add_mutually_exclusive_group()
+    what.add_argument("--published", action="store_true", help="our figures beside the published rows")
+    what.add_argument("--by", choices=("stage", "layer", "module", "op", "kind"), help="break each case down")
+    what.add_argument("--explain", action="store_true", help="from the paper's figure to the audited one, line by line")
+    what.add_argument("--show-profile", action="store_true", help="every price and where it comes from")
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run_script(run, parser(), argv)
+
+
+def run(args: argparse.Namespace) -> int:
+    profile = load_profile(args.profile)
+    if args.published:
+        return published(args)
+    if args.show_profile:
+        print(tables.render(tables.profile_table(profile), args.format, f"{profile.name}: {profile.summary}"))
+        return 0
+    chosen = list(cases(args.model, args.attention, args.img_size, args.num_bits, args.num_anchors, clamp=args.clamp))
+    if args.by or args.explain:
+        for case in chosen:
+            print(detail(case, args, profile))
+    else:
+        rows = [row(case, args, profile) for case in chosen]
+        print(tables.render_rows(rows, args.format))
+        if args.plots:
+            draw(chosen, rows, args, profile)
+    return 0
+
+
+def row(case: Case, args: argparse.Namespace, profile: Profile) -> dict[str, Any]:
+    found = case.row(args.convention, profile, strict=args.strict)
+    if args.measure:
+        from ecoformer.energy.measure import measure_model
+
+        measured = measure_model(case.build("cpu"), case.img_size, args.measure)
+        if measured.reason:
+            print(f"{case.model} {case.attention}: measured joules unavailable: {measured.reason}", file=sys.stderr)
+        found["measured"] = str(measured)
+    return found
+
+
+def detail(case: Case, args: argparse.Namespace, profile: Profile) -> str:
+    title = f"{case.model} {case.attention} {case.img_size} px, {profile.name}"
+    if args.explain:
+        model = case.build()
+        both = [count(model, case.img_size, convention=c, strict=args.strict) for c in CONVENTIONS]
+        return tables.render(tables.difference_table(difference(*both), profile), args.format, title)
+    ledger = case.count(args.convention, strict=args.strict)
+    title += f", {args.convention}, uncounted: {', '.join(ledger.uncounted) or 'none'}"
+    return tables.render(tables.breakdown_table(ledger, profile, args.by), args.format, title)
+
+
+def published(args: argparse.Namespace) -> int:
+    comparisons = compare_published()
+    title = "EcoFormer, 224 px, 16 bits, 25 anchors, paper convention, 45nm_fp32: published and ours"
+    notes = [f"{c.model} {c.quantity}: {c.note}" for c in comparisons if c.note]
+    notes += [f"DIFFERS: {c.model} {c.quantity}: printed {c.printed}, ours {c.rounded}" for c in faults(comparisons)]
+    print(tables.render(tables.published_table(comparisons), args.format, title, [*notes, tables.BASELINES]))
+    return 1 if faults(comparisons) else 0
+
+
+def draw(chosen: list[Case], rows: list[dict[str, Any]], args: argparse.Namespace, profile: Profile) -> None:
+    # Imported here: matplotlib takes longer to load than most tables take to count.
+    from ecoformer.files import atomic_write
+    from ecoformer.lab.energy.plots import plot_bits_anchors, plot_layers, plot_resolution
+
+    first = {key: rows[0][key] for key in ("model", "img_size")}
+    same = [case for case in chosen if case.model == first["model"] and case.img_size == first["img_size"]]
+    by_attention = {case.attention: case for case in reversed(same)}
+    ledgers = {by_attention[name].label: by_attention[name].count(args.convention) for name in args.attention}
+    title = f"{first['model']}, {first['img_size']} px, {args.convention} convention, {profile.name}"
+    figures = {"layers.png": plot_layers(ledgers, profile, title)}
+    if len(args.img_size) > 1:
+        swept = ("num_bits", args.num_bits[0]), ("num_anchors", args.num_anchors[0])
+        line = [r for r in rows if all(r[key] in (None, value) for key, value in swept)]
+        figures["resolution.png"] = plot_resolution([r for r in line if r["model"] == first["model"]])
+    if len(args.num_bits) * len(args.num_anchors) > 1:
+        coded = [r for r in rows if r["num_bits"] is not None and all(r[k] == v for k, v in first.items())]
+        figures["bits_anchors.png"] = plot_bits_anchors([r for r in coded if r["attention"] == coded[0]["attention"]])
+    for name, figure in figures.items():
+        with atomic_write(args.plots / name) as file:
+            figure.savefig(file, format="png", dpi=150)
+        print(f"wrote {args.plots / name}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

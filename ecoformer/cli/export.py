@@ -1,0 +1,133 @@
+"""Write a model as an ONNX file or a torch.export program, and check what was written against eager PyTorch.
+
+    python scripts/export.py runs/b0/best.pt --format onnx --out b0.onnx
+    python scripts/export.py twins_svt_small_ecoformer --format torch_export --out twins.pt2
+
+The source is a checkpoint of train.py or a timm model name. A name gives a model without training: --pretrained takes
+timm's weights; hash functions are fitted to random images, good enough to time the result, not to use it. The batch
+size stays free; --dynamic-size leaves height and width free too. Needs the "export" extra for ONNX.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import io
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+import ecoformer.models  # noqa: F401  registers the converted models
+from ecoformer.cli.arguments import Parser, run_script
+from ecoformer.errors import InputError
+from ecoformer.files import atomic_write
+from ecoformer.kinds import fit_hashes
+from ecoformer.model.layers import require_image_size
+from ecoformer.run.start import model_of_run, read_run
+
+Run = Callable[[Tensor], Tensor]
+
+
+def parser() -> argparse.ArgumentParser:
+    p = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("source", help="a checkpoint of train.py, or a timm model name")
+    p.add_argument("--format", choices=("onnx", "torch_export"), required=True)
+    p.add_argument("--out", type=Path, required=True, metavar="FILE")
+    p.add_argument("--img-size", type=int, help="default: the checkpoint's, or the model's own")
+    p.add_argument("--dynamic-size", action="store_true", help="leave height and width free, in steps of 32 pixels")
+    p.add_argument("--pretrained", action="store_true", help="timm's weights, with a model name")
+    p.add_argument("--tolerance", type=float, default=1e-3, help="largest difference to eager that is accepted (1e-3)")
+    p.add_argument("--seed", type=int, default=0)
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run_script(run, parser(), argv)
+
+
+def run(args: argparse.Namespace) -> int:
+    missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if importlib.util.find_spec(name) is None]
+    if args.format == "onnx" and missing:
+        raise InputError(f"--format onnx needs {', '.join(missing)}: pip install 'ecoformer[export]'")
+    model, img_size = load(args)
+    return export(model, img_size, args)
+
+
+def load(args: argparse.Namespace) -> tuple[nn.Module, int]:
+    """The model in eval mode and its image size."""
+    if Path(args.source).exists():
+        if args.pretrained:
+            raise InputError("--pretrained goes with a model name: a checkpoint has its own weights")
+        run = read_run(args.source)
+        model, own_size = model_of_run(run), run.config.data.img_size
+    elif timm.is_model(args.source):
+        torch.manual_seed(args.seed)
+        model = timm.create_model(args.source, pretrained=args.pretrained)
+        defaults: Any = model.pretrained_cfg
+        own_size = defaults.get("input_size", (3, 224, 224))[-1]
+    else:
+        raise InputError(f"{args.source} is neither a file nor a timm model name: see timm.list_models()")
+    img_size = args.img_size or own_size
+    require_image_size(model, img_size)
+    if not Path(args.source).exists() and fit_hashes(model, images(args.seed, 1, img_size), args.seed):
+        print(f"note: {args.source} is not trained: its hash functions are fitted to a random image", file=sys.stderr)
+    return model.eval().requires_grad_(False), img_size
+
+
+def images(seed: int, count: int, img_size: int) -> Tensor:
+    return torch.randn(count, 3, img_size, img_size, generator=torch.Generator().manual_seed(seed))
+
+
+def export(model: nn.Module, img_size: int, args: argparse.Namespace) -> int:
+    sizes: dict[int, Any] = {0: Dim("batch", min=1)}
+    if args.dynamic_size:
+        sizes |= {2: 32 * Dim("height_by_32", min=1), 3: 32 * Dim("width_by_32", min=1)}
+    example = images(args.seed, 2, img_size)
+    with torch.no_grad(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")  # about deprecations inside the exporters
+        program = torch.export.export(model, (example,), dynamic_shapes=(sizes,), strict=False)
+        content = io.BytesIO()
+        if args.format == "onnx":
+            converted = torch.onnx.export(program, dynamo=True)
+            assert converted is not None
+            content.write(converted.model_proto.SerializeToString())
+        else:
+            torch.export.save(program, content)
+    with atomic_write(args.out) as file:
+        file.write(content.getvalue())
+    run = reopen(args.out, args.format)
+    checked = [images(args.seed + 1, batch_size, img_size) for batch_size in (1, 3)]
+    if args.dynamic_size:
+        checked.append(images(args.seed + 1, 1, img_size + 32))
+    with torch.no_grad():
+        worst = max(float((run(batch) - model(batch)).abs().max()) for batch in checked)
+    shapes = ", ".join("x".join(map(str, batch.shape)) for batch in checked)
+    print(f"{args.out}: {len(content.getvalue()) / 2**20:.1f} MiB; largest difference to eager {worst:.2e} on {shapes}")
+    if not worst <= args.tolerance:
+        print(f"the difference is above --tolerance {args.tolerance:g}: do not use this file", file=sys.stderr)
+        return 1
+    return 0
+
+
+def reopen(path: Path, kind: str) -> Run:
+    """What was written, as a function of a batch."""
+    if kind == "torch_export":
+        module: Any = torch.export.load(str(path)).module()
+        return module
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda batch: torch.from_numpy(session.run(None, {name: batch.numpy()})[0])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

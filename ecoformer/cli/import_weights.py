@@ -1,0 +1,166 @@
+"""Turn published weights into a checkpoint of this project, and say what became of every key.
+
+    python scripts/import_official.py pvt_v2_b0.pth --model pvt_v2_b0_ecoformer --out b0.pt
+    python eval.py checkpoint=b0.pt data.root=DIR
+
+Takes timm's weights, the official PVTv2, Twins and EcoFormer checkpoints (.pth, .pt, .bin, .safetensors), and .npz
+files with keys "sd/...". Depths, widths, classes, code length and anchors follow from the weights. Exits with 0 only
+when the file fills the whole model, with 1 when keys are missing or without a place (nothing is written), with 2 when
+it cannot be used at all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ecoformer.cli.arguments import Parser, run_script
+from ecoformer.errors import InputError
+
+if TYPE_CHECKING:
+    from ecoformer.models.official import ForeignWeights
+
+IMAGENET_CLASSES = 1000
+KINDS = ("msa", "ecoformer", "stock")
+
+
+def parser() -> argparse.ArgumentParser:
+    p = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("file", type=Path, metavar="FILE")
+    p.add_argument("--model", required=True, help="a timm name, with _msa or _ecoformer where the weights are such")
+    p.add_argument("--out", type=Path, metavar="FILE.pt", help="checkpoint to write; without it, only the report")
+    p.add_argument("--heads", type=heads, metavar="N,N,N,N", help="per stage, if the weights do not show them")
+    p.add_argument("--classes", type=Path, metavar="TXT", help="class names, one a line; 1000 classes: ImageNet's")
+    p.add_argument("--format", choices=("table", "json"), default="table")
+    return p
+
+
+def heads(text: str) -> list[int]:
+    numbers = [int(part) if part.strip().isdigit() else 0 for part in text.split(",")]
+    if min(numbers) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be whole numbers of at least 1, such as 1,2,5,8")
+    return numbers
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run_script(run, parser(), argv)
+
+
+def run(args: argparse.Namespace) -> int:
+    from ecoformer.model.checkpoint import save_checkpoint
+    from ecoformer.models.official import read_foreign
+    from ecoformer.run.start import foreign_run
+
+    weights = read_foreign(args.file)
+    config, notes = settings(args, weights)
+    try:
+        run = foreign_run(weights, config, class_names(args, weights))
+    except InputError:
+        if weights.report.complete:
+            raise
+        show(args.format, weights, notes, config.model.kwargs)
+        print(f"error: {args.file} does not fill {args.model}: nothing was written", file=sys.stderr)
+        return 1
+    check_shapes(run)
+    if args.out is not None:
+        content = {
+            "kind": "weights",
+            "config": {"settings": asdict(run.config), "class_names": run.class_names},
+            "step": 0,
+            "metrics": {},
+            **run.content,
+        }
+        save_checkpoint(args.out, content)
+        notes.append(f"written to {args.out}")
+    show(args.format, weights, notes, config.model.kwargs)
+    return 0
+
+
+def settings(args: argparse.Namespace, weights: ForeignWeights) -> tuple[Any, list[str]]:
+    """The config of the run that the weights stand for, and notes on what had to be assumed."""
+    import timm
+    import torch
+
+    from ecoformer.config.schema import Config, DataConfig, ModelConfig
+    from ecoformer.models.dims import arguments, num_classes_of
+
+    stem, _, suffix = args.model.rpartition("_")
+    backbone, kind = (stem, suffix) if suffix in KINDS else (args.model, None)
+    found = weights.attention["name"]
+    if kind is not None and kind != found:
+        raise InputError(
+            f"{args.file} holds {found} attention, --model {args.model} asks for {kind}: import it as "
+            f"--model {backbone if found == 'stock' else f'{backbone}_{found}'} and convert it with init.checkpoint"
+        )
+    if not timm.is_model(backbone):
+        raise InputError(f"--model {args.model} does not exist: see timm.list_models() for names")
+    num_heads = args.heads or weights.meta.get("num_heads")
+    with torch.device("meta"):
+        stock = timm.create_model(backbone)  # its shapes alone are of interest
+    kwargs, notes = arguments(weights.tensors, stock, num_heads)
+    num_classes = num_classes_of(weights.tensors)
+    # timm's own weights are evaluated at their own crop, the published ones at 224 of 256 pixels.
+    defaults = timm.get_pretrained_cfg(backbone)
+    crop_pct = defaults.crop_pct if defaults is not None and weights.layout.startswith("timm") else 0.875
+    data = DataConfig(
+        name="imagenet" if num_classes == IMAGENET_CLASSES else "folder",
+        img_size=weights.img_size,
+        crop_pct=crop_pct,
+        in_memory=False,
+    )
+    config = Config(name=args.model, model=ModelConfig(name=backbone, kwargs=kwargs), data=data)
+    return config, notes
+
+
+def class_names(args: argparse.Namespace, weights: ForeignWeights) -> list[str] | None:
+    """One name per output, or None where nobody says what they are."""
+    from timm.data import ImageNetInfo
+
+    from ecoformer.models.dims import num_classes_of
+
+    count = num_classes_of(weights.tensors)
+    if args.classes is None:
+        return list(ImageNetInfo().label_names()) if count == IMAGENET_CLASSES else None
+    try:
+        names = [line.strip() for line in args.classes.read_text().splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--classes {args.classes} cannot be read: give a text file, one class name a line") from error
+    if len(names) != count:
+        raise InputError(f"--classes {args.classes} lists {len(names)} names, {args.file} has {count} classes")
+    return names
+
+
+def check_shapes(run: Any) -> None:
+    """Refuse tensors that have the right names and other shapes, as `init.checkpoint` would."""
+    from ecoformer.run.start import model_of_run
+
+    model_of_run(run)
+
+
+def show(kind: str, weights: ForeignWeights, notes: list[str], kwargs: dict[str, Any]) -> None:
+    report = weights.report
+    if kind == "json":
+        found = {
+            "file": str(weights.path),
+            "layout": weights.layout,
+            "attention": weights.attention,
+            "model_kwargs": kwargs,
+            "keys": asdict(report),
+            "complete": report.complete,
+            "notes": notes,
+        }
+        print(json.dumps(found, indent=2))
+        return
+    print("\n".join(report.lines()))
+    print(f"{weights.path}: {weights.layout} weights, attention {weights.attention}, differing dimensions {kwargs}")
+    print(report.summary())
+    for note in notes:
+        print(note)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,75 @@
+"""ecoformer COMMAND ...: the one command line. It imports a command's module only when that command is asked for."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+# Command: the module in this package that holds its `main`, and what it does.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "train": ("train", "train a model: experiment=NAME [key=value ...]"),
+    "eval": ("eval", "evaluate a checkpoint: checkpoint=RUN/best.pt [key=value ...]"),
+    "energy": ("energy", "operations and energy of models with stock, softmax and other attention"),
+    "benchmark": ("benchmark", "images/s and peak memory of variants that take turns"),
+    "benchmark-hash": ("benchmark_hash", "time and memory of a hash fit"),
+    "distill": ("distill", "a trained model to distilled hashes, without training"),
+    "distill-study": ("distill_study", "distilled hashes over checkpoints, bits and seeds"),
+    "hash-quality": ("hash_quality", "what any hash is worth beside random codes and uniform attention"),
+    "study": ("study", "run, resume and report a whole table: --table NAME --data DIR"),
+    "sweep": ("sweep", "one table of any folder of runs"),
+    "search": ("search", "let Optuna look for the front of accuracy against energy"),
+    "sequence": ("sequence", "what each attention costs against the number of tokens"),
+    "check-data": ("check_data", "look through a data set before a job"),
+    "export": ("export", "a checkpoint to ONNX or torch.export"),
+    "import": ("import_weights", "published weights to a checkpoint, every key accounted for"),
+    "hub": ("hub", "a checkpoint to safetensors and a model card that timm loads"),
+    "demo": ("demo", "train, convert, fit and compare on bundled digits"),
+    "kinds": ("kinds", "runs that differ in their attention alone, side by side"),
+    "plot-speed": ("plot_speed", "a picture of benchmark results"),
+    "speed-section": ("speed_section", "write benchmark results into a document"),
+}
+
+
+def usage() -> str:
+    """What `ecoformer --help` prints."""
+    width = max(map(len, COMMANDS)) + 2
+    lines = [f"  {name:<{width}}{about}" for name, (_, about) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: ecoformer COMMAND [ARGUMENT ...]",
+            "",
+            "EcoFormer attention on timm backbones: convert, train, and an honest account of what it costs.",
+            "",
+            *lines,
+            "",
+            "ecoformer COMMAND --help says what a command takes.",
+        ]
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0, 2 for what the user can mend, else the command's own."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0 if arguments else 2
+    name, *rest = arguments
+    if name in ("--version", "-V"):
+        from importlib.metadata import version
+
+        print(f"ecoformer {version('ecoformer')}")
+        return 0
+    if name not in COMMANDS:
+        import difflib
+
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(COMMANDS)}"
+        print(f"error: ecoformer {name} does not exist; {hint}", file=sys.stderr)
+        return 2
+    module = importlib.import_module(f"ecoformer.cli.{COMMANDS[name][0]}")
+    return int(module.main(rest) or 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

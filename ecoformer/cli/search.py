@@ -1,0 +1,63 @@
+"""Search for the front of accuracy against energy with Optuna, in the language of train.py's command line.
+
+    python scripts/search.py --trials 20 --out DIR experiment=NAME init.checkpoint=MSA_RUN/best.pt \\
+        attention.num_bits=4,8,16,32 attention.num_anchors=10,25,50 'optim.lr=tag(log,interval(1e-5,1e-3))'
+
+Keys with several values (a,b,c or range(...)) or an interval are searched, all else goes to every run. The energy of a
+point is counted before it is trained; settings that cannot be built cost nothing. The same command goes on with an
+interrupted search, more --trials lengthen it. Few combinations are better tried all: train.py -m. Needs
+pip install 'ecoformer[sweep]'. The report is that of scripts/sweep_report.py, and the front.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+from pathlib import Path
+
+from ecoformer.cli.arguments import Parser, run_script
+from ecoformer.errors import InputError
+
+
+def parser() -> argparse.ArgumentParser:
+    p = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--trials", type=int, default=20, help="points of the whole search, failed ones included")
+    p.add_argument("--out", type=Path, required=True, metavar="DIR", help="runs, the search's journal, the report")
+    p.add_argument("--seed", type=int, default=0, help="of the drawing of points")
+    p.add_argument("--launch", default="python", metavar="COMMAND", help='e.g. "torchrun --nproc-per-node 8"')
+    p.add_argument("--dry-run", action="store_true", help="draw points at random and print their energy")
+    p.add_argument("overrides", nargs="+", metavar="key=value")
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run_script(run, parser(), argv, resumable=True)
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.trials < 1:
+        raise InputError(f"--trials {args.trials} must be at least 1")
+    if importlib.util.find_spec("optuna") is None:
+        raise InputError("the search needs Optuna: pip install 'ecoformer[sweep]'")
+    # Imported late: --help should not wait for torch.
+    from ecoformer.lab.study.search import RUNS, Search, front, parse_space, preview
+    from ecoformer.lab.study.sweep import sweep_report
+    from ecoformer.run.process import module
+
+    def show(line: str) -> None:
+        print(line, flush=True)
+
+    space = parse_space(args.overrides)
+    if args.dry_run:
+        preview(space, trials=args.trials, seed=args.seed, show=show)
+        return 0
+    failed = Search(space, args.out, module("train"), args.launch, args.seed, show).run(args.trials)
+    if (args.out / RUNS).is_dir():
+        print(sweep_report(args.out / RUNS, args.out))
+    print("\n".join(["front, cheapest first (top-1 of the last epoch, energy of one image):", *front(args.out)]))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,144 @@
+"""Run, resume or report a whole table: every row's training, conversion, evaluation, energy and speed.
+
+    python scripts/reproduce.py --table cifar10 --data DIR           runs what is missing, then reports
+    python scripts/reproduce.py --table cifar10 --report             reports what is there
+    python scripts/reproduce.py --table imagenet --data DIR --launch "torchrun --nproc-per-node 8"
+    python scripts/reproduce.py --table energy                       the published energies; needs no data
+
+The rows stand in configs/study/TABLE.yaml. Each is a train.py command that --dry-run prints; one that was interrupted
+goes on where it was. The report is table.json, .md, .csv, .tex and plots in --out. key=value goes to every run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ecoformer.cli.arguments import Parser, run_script
+from ecoformer.errors import InputError
+
+if TYPE_CHECKING:
+    from ecoformer.lab.study.plan import Job, StudyConfig
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+STUDIES = sorted(path.stem for path in (CONFIGS / "study").glob("*.yaml"))
+
+
+def parser() -> argparse.ArgumentParser:
+    p = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--table", required=True, choices=[*STUDIES, "energy"])
+    p.add_argument("--data", metavar="DIR", help="data.root of every run")
+    p.add_argument("--out", type=Path, help="folder of runs and report (default: outputs/study/TABLE)")
+    p.add_argument("--report", action="store_true", help="run nothing")
+    p.add_argument("--dry-run", action="store_true", help="print every run's command, state and predicted energy")
+    p.add_argument(
+        "--only", action="append", metavar="PATTERN", help="runs to start, e.g. 'vit/*' or '*/seed0'; may be repeated"
+    )
+    p.add_argument("--launch", default="python", metavar="COMMAND", help='e.g. "torchrun --nproc-per-node 8"')
+    p.add_argument("--jobs", type=int, default=1, metavar="N", help="runs side by side (give each threads=1 on a CPU)")
+    p.add_argument("--speed", action="store_true", help="measure images/s of all models in turns (an idle machine)")
+    p.add_argument("--threads", type=int, help="CPU threads of the speed measurement")
+    p.add_argument("overrides", nargs="*", metavar="key=value", help="settings for every run")
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run_script(run, parser(), argv, resumable=True)
+
+
+def run(args: argparse.Namespace) -> int:
+    out: Path = args.out or Path("outputs/study") / args.table
+    if args.table == "energy":
+        from ecoformer.lab.study.energy_table import report_energy
+
+        return report_energy(out)
+    # Imported late: --help should not wait for torch.
+    from ecoformer.lab.study.plan import jobs, load_study
+    from ecoformer.lab.study.report import report
+    from ecoformer.lab.study.runner import is_finished, run_jobs
+    from ecoformer.run.process import module
+
+    study = load_study(CONFIGS / "study" / f"{args.table}.yaml")
+    common = [*([f"data.root={args.data}"] if args.data else []), *args.overrides]
+    planned = jobs(study, out, common)
+    chosen = with_their_sources(planned, args.only or ["*"])
+    if args.dry_run:
+        return dry_run(chosen, args.launch)
+    failed: list[Job] = []
+    if not args.report:
+        waiting = sum(not is_finished(job) for job in chosen)
+        print(f"{len(chosen)} runs of {len(planned)}, {waiting} to do; {out}", flush=True)
+        failed = run_jobs(chosen, module("train"), args.launch, lambda line: print(line, flush=True), args.jobs)
+    if failed and not any(is_finished(job) for job in planned if job.row is not None):
+        raise InputError(
+            f"no row of {args.table} is finished: the runs that failed are listed above, with their reasons"
+        )
+    if args.speed:
+        measure(study, planned, out, args.threads)
+    print(report(study, planned, out))
+    unfinished = [job.id for job in planned if not is_finished(job)]
+    if unfinished:
+        print(f"not finished: {', '.join(unfinished)}")
+    return 1 if failed else 0
+
+
+def with_their_sources(planned: list[Job], patterns: list[str]) -> list[Job]:
+    """The jobs whose id matches, and those they start from. Raises InputError if a pattern matches none."""
+    wanted: set[str] = set()
+    for pattern in patterns:
+        matching = {job.id for job in planned if fnmatchcase(job.id, pattern)}
+        if not matching:
+            raise InputError(f"--only {pattern!r} matches no run: there are {planned[0].id}, {planned[-1].id}, ...")
+        wanted |= matching
+    needed = wanted | {job.needs for job in planned if job.id in wanted}
+    return [job for job in planned if job.id in needed]
+
+
+def dry_run(planned: list[Job], launch: str) -> int:
+    """Every run with its state, its command and the energy that the ledger predicts for it."""
+    from ecoformer.lab.study.prediction import compose_run, predict_energy
+    from ecoformer.lab.study.runner import is_finished
+
+    predicted: dict[tuple[str, ...], dict[str, float]] = {}
+    for job in planned:
+        # Seeds do not change the energy.
+        key = tuple(a for a in job.arguments if not a.startswith(("seed=", "output_dir=")))
+        if key not in predicted:
+            predicted[key] = predict_energy(compose_run(job.arguments))
+        figures = predicted[key]
+        state = "finished" if is_finished(job) else "to do"
+        print(
+            f"{job.id}: {state}, {figures['energy_pj'] / 1e6:.4g} µJ an image, "
+            f"{figures['attention_energy_pj'] / 1e6:.4g} µJ in attention\n    {job.command(launch)}"
+        )
+    return 0
+
+
+def measure(study: StudyConfig, planned: list[Job], out: Path, threads: int | None) -> None:
+    """Write speed.json: every finished row of a backbone, its first seed, in turns."""
+    import torch
+
+    from ecoformer.files import write_text
+    from ecoformer.lab.study.runner import is_finished
+    from ecoformer.lab.study.speed import measure_speed
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    measured = {}
+    for backbone in study.backbones:
+        folders: dict[str, Path] = {}
+        for job in planned:
+            if job.backbone == backbone and job.row is not None and is_finished(job):
+                folders.setdefault(job.row.label, job.folder)
+        if folders:
+            measured[backbone] = measure_speed(folders, batch_size=64)
+    if measured:
+        write_text(out / "speed.json", json.dumps(measured, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The typed schema of every run, and how YAML becomes it."""

@@ -1,0 +1,71 @@
+"""What Hydra and OmegaConf raise on a user's settings, as one line each."""
+
+from __future__ import annotations
+
+import re
+
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf.errors import OmegaConfBaseException
+
+from ecoformer.config.loading import describe_omegaconf, known_keys, one_of, unknown_key
+from ecoformer.config.schema import SCHEMAS
+from ecoformer.errors import InputError
+
+
+def describe(error: BaseException, config_name: str) -> str | None:
+    """The one line about an error that the user can mend; None for a defect of ours."""
+    if isinstance(error, InputError):
+        return str(error)
+    if isinstance(error, MissingConfigException):
+        return _missing_option(error)
+    if isinstance(error, OverrideParseException):
+        return f"cannot read the override {error.override}: write key=value, and quote values with special characters"
+    if isinstance(error, OmegaConfBaseException):
+        return describe_omegaconf(error)
+    if isinstance(error, HydraException):
+        return _composition(error, config_name)
+    if type(error).__module__.startswith("submitit."):  # raised for jobs that ended without handing back a result
+        return f"a job ended early: {_first_line(error)}"
+    return None
+
+
+def _missing_option(error: MissingConfigException) -> str:
+    missing = error.missing_cfg_file or ""
+    if missing.startswith("hydra/launcher/submitit"):
+        return "hydra/launcher=slurm and local need submitit: pip install 'ecoformer[slurm]'"
+    if error.options is None or "/" not in missing:
+        return _first_line(error)
+    group, _, option = missing.rpartition("/")
+    return one_of(group, option, error.options)
+
+
+def _composition(error: HydraException, config_name: str) -> str:
+    text = str(error).strip()
+    known = known_keys(SCHEMAS[config_name])
+    key = re.search(r"Could not (?:override|append to config|delete from config)[^']*'([^']*)'", text)
+    if key:
+        return _override_fault(key[1], text, known)
+    merging = re.search(r"Error merging override \+*([^=]*)=(.*)", text)
+    cause = error.__cause__
+    if merging and isinstance(cause, OmegaConfBaseException):
+        missing_key = "not in" in str(cause).partition("\n")[0]
+        return unknown_key(merging[1], known) if missing_key else describe_omegaconf(cause, merging[2])
+    choose = re.search(r"You must specify '([^']*)'", text)
+    if choose:
+        options = ", ".join(text.partition("Available options:")[2].split())
+        return f"{choose[1]} must be given: add {choose[1]}=OPTION, one of {options}"
+    if isinstance(cause, OmegaConfBaseException):
+        where = re.match(r"In '([^']*)'", text)
+        return f"{where[1]}: {describe_omegaconf(cause)}" if where else describe_omegaconf(cause)
+    return _first_line(error)
+
+
+def _override_fault(key: str, text: str, known: list[str]) -> str:
+    if "An item is already at" in text:
+        return f"{key} exists already: leave out the + before it"
+    return unknown_key(key.partition("@")[0], known)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines) if lines else type(error).__name__

@@ -1,0 +1,146 @@
+"""Composed YAML -> typed config, once. Every fault becomes an InputError that names the key and the remedy."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
+
+from ecoformer.config.schema import SCHEMAS
+from ecoformer.errors import InputError
+from ecoformer.kinds import SPECS
+
+T = TypeVar("T")
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"  # the YAML that comes with the package
+EXPECTED = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+OPEN_KEYS = ("attention", "model.kwargs")  # free dictionaries; attention is checked by make_spec
+
+
+def load_config(schema: type[T], composed: DictConfig | Mapping[str, Any]) -> T:
+    """The config as an instance of `schema` (Config or EvalConfig).
+
+    Raises InputError for an unknown key (with the nearest known one), a value of the wrong type, a missing
+    mandatory value, and an interpolation that cannot be resolved.
+    """
+    node = composed if isinstance(composed, DictConfig) else OmegaConf.create(dict(composed))
+    known = known_keys(schema)
+    for key in _keys(node, schema):
+        if key not in known and not key.startswith(tuple(f"{name}." for name in OPEN_KEYS)):
+            raise InputError(unknown_key(key, known))
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(schema), node)
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise InputError(describe_omegaconf(error)) from error
+    assert isinstance(config, schema)
+    return config
+
+
+def known_keys(schema: type) -> list[str]:
+    """Dotted names of all keys of a schema, groups included; attention has the options of every kind."""
+    keys: list[str] = []
+
+    def visit(cls: type, prefix: str) -> None:
+        hints = typing.get_type_hints(cls)
+        for field in dataclasses.fields(cls):
+            keys.append(prefix + field.name)
+            if dataclasses.is_dataclass(hints[field.name]):
+                visit(hints[field.name], f"{prefix}{field.name}.")
+
+    visit(schema, "")
+    if schema is SCHEMAS["train"]:
+        keys.append("experiment")  # a group without a key of its own
+        options = {field.name for spec in SPECS.values() for field in dataclasses.fields(spec)}
+        keys += [f"attention.{name}" for name in ("name", "layers", *sorted(options))]
+    return keys
+
+
+def unknown_key(key: str, known: Iterable[str]) -> str:
+    """The one line about a key that does not exist: the nearest known key, else the keys beside it."""
+    known = list(known)
+    parent, _, leaf = key.rpartition(".")
+    if key in known:
+        return f"{key} is not an option of this {parent} group: choose another {parent}=OPTION, or leave it out"
+    while parent and parent not in known:
+        parent = parent.rpartition(".")[0]
+    prefix = f"{parent}." if parent else ""
+    beside = [name for name in known if name.startswith(prefix) and "." not in name[len(prefix) :]]
+    near = _closest(leaf, beside, 0.6) or [name for name in known if name.rpartition(".")[2] == leaf]
+    near = near or _closest(leaf, known, 0.75)
+    if near:
+        return f"unknown key {key}; did you mean {' or '.join(near)}?"
+    return f"unknown key {key}; known{f' under {parent}' if parent else ''}: {', '.join(beside)}"
+
+
+def _closest(leaf: str, keys: list[str], cutoff: float) -> list[str]:
+    leaves = {key.rpartition(".")[2]: key for key in keys}
+    return [leaves[name] for name in difflib.get_close_matches(leaf, leaves, n=1, cutoff=cutoff)]
+
+
+def one_of(key: str, value: str, options: Iterable[str]) -> str:
+    """The one line about a choice that does not exist: the nearest option and all of them."""
+    options = list(options)
+    near = difflib.get_close_matches(str(value), options, n=1)
+    hint = f"did you mean {near[0]}? Options: " if near else "choose one of "
+    return f"{key}={value} does not exist; {hint}{', '.join(options)}"
+
+
+def describe_omegaconf(error: OmegaConfBaseException, given: str | None = None) -> str:
+    """The one line about an OmegaConf error; `given` is the value as the user wrote it, where that is known."""
+    first_line = str(error).strip().partition("\n")[0]
+    key = getattr(error, "full_key", None) or ""
+    if isinstance(error, MissingMandatoryValue):
+        key = key or first_line.rpartition(" ")[2].strip("'")
+        if key in ("model.name", "data.name"):
+            return f"{key} must be given: add experiment=NAME, or {key.partition('.')[0]}=OPTION; --help lists both"
+        return f"{key} must be given: add {key}=VALUE"
+    if isinstance(error, InterpolationResolutionError):
+        return f"{key}: {first_line}"
+    quoted = re.search(r"[Vv]alue '(.*?)'", first_line)
+    value = quoted[1] if quoted else given
+    expected = _expected(key)
+    if value is not None and expected:
+        return f"{key}={value} must be {expected}"
+    if expected:
+        return f"{key} must be {expected}"
+    return f"{key}: {first_line}" if key else first_line
+
+
+def _keys(node: DictConfig, schema: type) -> Iterable[str]:
+    def visit(container: DictConfig, prefix: str) -> Iterable[str]:
+        for name in map(str, container):
+            key = f"{prefix}{name}"
+            yield key
+            if OmegaConf.is_missing(container, name) or OmegaConf.is_interpolation(container, name):
+                continue
+            if isinstance(container._get_node(name), DictConfig) and container[name] is not None:
+                yield from visit(container[name], f"{key}.")
+
+    return visit(node, "")
+
+
+def _expected(key: str) -> str | None:
+    """In words, what a key takes; None for a key without a simple type."""
+    key, _, item = key.partition("[")
+    for schema in SCHEMAS.values():
+        cls: Any = schema
+        for part in key.split("."):
+            cls = typing.get_type_hints(cls).get(part) if dataclasses.is_dataclass(cls) else None
+        options = typing.get_args(cls) if isinstance(cls, types.UnionType) else (cls,)
+        words = [EXPECTED[option] for option in options if option in EXPECTED]
+        if words:
+            return " or ".join(words + (["null"] if type(None) in options else []))
+        items = [typing.get_args(option)[0] for option in options if typing.get_origin(option) is list]
+        if items and item:
+            return EXPECTED[items[0]]
+        if items:
+            return f"a list, each item {EXPECTED[items[0]]}" + (", or null" if type(None) in options else "")
+    return None

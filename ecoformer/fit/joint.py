@@ -1,0 +1,217 @@
+"""All fitted layers of a model together, against the outputs of the model that they came from. No labels.
+
+Layer after layer, a fit makes each layer follow the one that it replaces, at features that have drifted already; what
+counts in the end is what the whole model says. Shapes: B images, K classes, S pixels.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ecoformer.fit.taught import TaughtAttention
+
+OnStep = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class JointFitReport:
+    """What a joint fit did, on the images that it was made on and on `held_out_images` others.
+
+    Divergence is KL(original || converted) of the class probabilities, in nats, and agreement the share of images that
+    both models put in the same class. `accepted` is False where the divergence did not fall; nothing changed then. The
+    images of the fit flatter it: read the held-out figures, which are None without such images.
+    """
+
+    steps: int
+    num_images: int
+    seconds: float
+    divergence_before: float
+    divergence_after: float
+    agreement_before: float
+    agreement_after: float
+    accepted: bool
+    held_out_images: int = 0
+    held_out_divergence_before: float | None = None
+    held_out_divergence_after: float | None = None
+    held_out_agreement_before: float | None = None
+    held_out_agreement_after: float | None = None
+
+
+def joint_line(report: JointFitReport) -> str:
+    """The report in one line for the user."""
+    outcome = "" if report.accepted else ", not kept: the divergence did not fall"
+    held_out = ""
+    if report.held_out_images:
+        held_out = (
+            f"; on {report.held_out_images} held-out images {report.held_out_divergence_before:.4f} -> "
+            f"{report.held_out_divergence_after:.4f}, {report.held_out_agreement_before:.1%} -> "
+            f"{report.held_out_agreement_after:.1%}"
+        )
+    return (
+        f"joint fit: {report.steps} steps, {report.num_images} images, {report.seconds:.1f} s, divergence from the "
+        f"original {report.divergence_before:.4f} -> {report.divergence_after:.4f}, same class "
+        f"{report.agreement_before:.1%} -> {report.agreement_after:.1%}{held_out}{outcome}"
+    )
+
+
+def original_of(model: nn.Module) -> nn.Module | None:
+    """A copy of the model as it was before its taught layers were converted, in evaluation mode.
+
+    None if no layer asks for a joint fit, or a layer's teacher is gone.
+    """
+    layers = _taught(model)
+    if not any(layer.spec.joint_steps > 0 for layer in layers.values()):
+        return None
+    teachers = {name: layer.teacher for name, layer in layers.items()}
+    # The copy leaves the taught layers out: their parameters would be copied only to be dropped.
+    original = copy.deepcopy(model, {id(layer): nn.Identity() for layer in layers.values()})
+    for name, teacher in teachers.items():
+        if teacher is None:
+            return None
+        parent, _, child = name.rpartition(".")
+        old = layers[name].proj.weight
+        setattr(original.get_submodule(parent), child, copy.deepcopy(teacher.layer).to(old))
+    return original.eval().requires_grad_(False)
+
+
+def fit_jointly(
+    model: nn.Module,
+    original: nn.Module,
+    images: Tensor,
+    generator: torch.Generator,
+    held_out: Tensor | None = None,
+    on_step: OnStep | None = None,
+) -> JointFitReport:
+    """Lower KL(original || model) by Adam over what the taught layers fit, all at once, in evaluation mode.
+
+    Steps, rate and batch size are those of the first taught layer's spec (`joint_steps`, `joint_lr`,
+    `joint_batch_size`); the rate falls to zero along a cosine. Memory is that of a training step.
+
+    Args:
+        images: (B, 3, S, S), normalised.
+        generator: CPU generator that draws the images of each step.
+        held_out: further images to measure on.
+        on_step: called after each step with its number, from 1, and that of all steps.
+    """
+    started = time.perf_counter()
+    layers = list(_taught(model).values())
+    spec = layers[0].spec
+    size = min(spec.joint_batch_size, len(images))
+    others = images[:0] if held_out is None else held_out
+    parameters = [parameter for layer in layers for parameter in layer.jointly_fitted()]
+    kept = [parameter.detach().clone() for parameter in parameters]
+    target_BK = _all_log_probabilities(original, images, size)
+    before, others_before = _closeness(model, images, target_BK, size), _held_out(model, original, others, size)
+    with _only_these_train(model, parameters), _as_ever_afterwards(layers), torch.enable_grad():
+        optimizer = torch.optim.Adam(parameters, lr=spec.joint_lr)
+        for step in range(spec.joint_steps):
+            for layer in layers:
+                layer.anneal(step / spec.joint_steps)
+            optimizer.param_groups[0]["lr"] = 0.5 * spec.joint_lr * (1 + math.cos(math.pi * step / spec.joint_steps))
+            chosen = torch.randperm(len(images), generator=generator)[:size].to(images.device)
+            loss = _divergence(target_BK[chosen], _log_probabilities(model(images[chosen])))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if on_step is not None:
+                on_step(step + 1, spec.joint_steps)
+    after = _closeness(model, images, target_BK, size)
+    accepted = after[0] < before[0]  # NaN is never smaller
+    if not accepted:
+        after = before
+        with torch.no_grad():
+            for parameter, old in zip(parameters, kept, strict=True):
+                parameter.copy_(old)
+    else:
+        _measure_layers(model, layers, images[:size])
+    others_after = _held_out(model, original, others, size)
+    return JointFitReport(
+        steps=spec.joint_steps,
+        num_images=len(images),
+        seconds=time.perf_counter() - started,
+        divergence_before=before[0],
+        divergence_after=after[0],
+        agreement_before=before[1],
+        agreement_after=after[1],
+        accepted=accepted,
+        held_out_images=len(others),
+        held_out_divergence_before=others_before[0],
+        held_out_divergence_after=others_after[0],
+        held_out_agreement_before=others_before[1],
+        held_out_agreement_after=others_after[1],
+    )
+
+
+@torch.no_grad()
+def _measure_layers(model: nn.Module, layers: list[TaughtAttention], images: Tensor) -> None:
+    hooks = [layer.register_forward_pre_hook(lambda module, args: module.measure(args[0])) for layer in layers]
+    try:
+        model(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def _only_these_train(model: nn.Module, parameters: list[nn.Parameter]) -> Iterator[None]:
+    """Gradients for `parameters` alone; afterwards all parameters are as they were."""
+    asked = {parameter: (parameter.requires_grad, parameter.grad) for parameter in model.parameters()}
+    for parameter in asked:
+        parameter.requires_grad_(False)
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter, (needs, gradient) in asked.items():
+            parameter.requires_grad_(needs)
+            parameter.grad = gradient
+
+
+@contextmanager
+def _as_ever_afterwards(layers: list[TaughtAttention]) -> Iterator[None]:
+    """Whatever happens, the layers do not stay annealed."""
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.anneal(None)
+
+
+def _taught(model: nn.Module) -> dict[str, TaughtAttention]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, TaughtAttention)}
+
+
+def _log_probabilities(logits_BK: Tensor) -> Tensor:
+    return F.log_softmax(logits_BK.float(), dim=-1)
+
+
+def _divergence(target_BK: Tensor, found_BK: Tensor) -> Tensor:
+    return F.kl_div(found_BK, target_BK, reduction="batchmean", log_target=True)
+
+
+@torch.no_grad()
+def _all_log_probabilities(model: nn.Module, images: Tensor, size: int) -> Tensor:
+    return torch.cat([_log_probabilities(model(x)) for x in images.split(size)])
+
+
+def _closeness(model: nn.Module, images: Tensor, target_BK: Tensor, size: int) -> tuple[float, float]:
+    """Divergence and agreement."""
+    found_BK = _all_log_probabilities(model, images, size)
+    agreement = (found_BK.argmax(dim=-1) == target_BK.argmax(dim=-1)).float().mean()
+    return float(_divergence(target_BK, found_BK)), float(agreement)
+
+
+def _held_out(model: nn.Module, original: nn.Module, images: Tensor, size: int) -> tuple[float | None, float | None]:
+    if not len(images):
+        return None, None
+    return _closeness(model, images, _all_log_probabilities(original, images, size), size)

@@ -1,0 +1,247 @@
+"""Layers that learn, once, from the attention that they replace.
+
+Shapes: B batch, H heads, N tokens, C head channels, D model channels.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ecoformer.errors import InputError
+from ecoformer.fit.hashes import FittableAttention, HashFitReport, finite_images
+from ecoformer.fit.output_report import output_fit_report
+from ecoformer.fit.teacher import TaughtTarget, Teacher, affine
+from ecoformer.nn.base import ReplacementAttention
+from ecoformer.nn.fitted_state import NEVER_FITTED
+from ecoformer.nn.heads import split_heads
+from ecoformer.nn.precision import full_precision, without_autocast
+from ecoformer.nn.projections import Projections, linear_from
+from ecoformer.nn.specs import AttentionSpec
+from ecoformer.ops.codes.distilled import Standardiser
+from ecoformer.ops.codes.output_fit import Attends, fit_to_output
+
+STEP_TOKENS = 8192
+NO_TEACHER = (
+    "it is fitted once, to the attention that it replaces, which is dropped afterwards: to fit anew, convert the "
+    "original model again"
+)
+
+
+@dataclass(frozen=True)
+class TaughtSpec(AttentionSpec):
+    """Settings of a fit to the replaced layer's output.
+
+    Args:
+        fit_values: "true" fits the value projection too, "false" keeps it; "auto" fits it where the replaced attention
+            does not sum the values of all tokens (SRA of PVTv2, LSA and GSA of Twins).
+        fit_lr, fit_steps, fit_batch_size: Adam over all bits at once; fit_steps=0 leaves the random start. A step takes
+            fewer images where a map has so many tokens that they would be more than 8192 together, but at least two.
+        fit_images: a layer's own fit takes at most so many of the images, because it holds all their features.
+        joint_steps, joint_lr, joint_batch_size: afterwards, Adam steps on all layers together, against the logits of
+            the original model (`nn.joint_fit`); 0: none.
+    """
+
+    fit_values: Literal["auto", "true", "false"] = "auto"
+    fit_lr: float = 0.03
+    fit_steps: int = 1000
+    fit_batch_size: int = 16
+    fit_images: int = 2048
+    joint_steps: int = 0
+    joint_lr: float = 3e-3
+    joint_batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        for key in ("fit_steps", "joint_steps"):
+            self._require_whole(key, 0)
+        for key in ("fit_batch_size", "fit_images", "joint_batch_size"):
+            self._require_whole(key, 1)
+        if isinstance(self.fit_values, bool):  # YAML reads the words so
+            object.__setattr__(self, "fit_values", str(self.fit_values).lower())
+        if self.fit_values not in ("auto", "true", "false"):
+            raise InputError(f"attention.fit_values={self.fit_values!r} must be auto, true or false")
+        for key in ("fit_lr", "joint_lr"):
+            if not 0 < getattr(self, key) < float("inf"):
+                raise InputError(f"attention.{key}={getattr(self, key)!r} must be a finite number above 0")
+
+    def _require_whole(self, key: str, least: int) -> None:
+        value = getattr(self, key)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise InputError(f"attention.{key}={value!r} must be a whole number of at least {least}")
+
+
+class TaughtAttention(ReplacementAttention, FittableAttention):
+    """Base of layers that keep values and output projection and learn the rest from the layer that they replace.
+
+    That layer is kept, outside of the module tree and the state dict, until the fit. A subclass says where a fit
+    starts and how it is stored; what is fitted are parameters, which training goes on with.
+    """
+
+    carries = ("value", "proj")
+    fits_parameters = True
+    spec: TaughtSpec
+    fitted: Tensor
+    fit_count: Tensor
+
+    def __init__(self, source: Projections, spec: TaughtSpec) -> None:
+        super().__init__(source.dim, source.num_heads, spec)
+        device = source.proj.weight.device
+        self.to_v = linear_from(source.value)
+        self.proj = linear_from(source.proj)
+        self.proj_drop = nn.Dropout(source.proj_drop)
+        self.register_buffer("fitted", torch.zeros((), dtype=torch.bool, device=device))
+        self.register_buffer("fit_count", torch.zeros((), dtype=torch.int64, device=device))
+        self._known_fitted = False
+        self._teacher: Teacher | None = Teacher.of(source, spec.name, spec.fit_values)
+
+    def start(self, x_BND: Tensor, standard: Standardiser, generator: torch.Generator, teacher: Teacher) -> Attends:
+        """Where the fit starts; `x_BND` are standardised tokens, which is what is fitted on."""
+        raise TypeError(f"{type(self).__name__} does not say where its fit starts")
+
+    def store(self, fitted: Any, standard: Standardiser, x_BND: Tensor) -> None:
+        """Fold what was fitted on standardised tokens into the layer's own parameters, in place."""
+        raise TypeError(f"{type(self).__name__} does not say how its fit is stored")
+
+    def measure(self, x_BND: Tensor) -> None:
+        """Measure anew, on these inputs, what the layer knows about its own fit: nothing, for most kinds."""
+
+    def jointly_fitted(self) -> list[nn.Parameter]:
+        """What a joint fit changes: all that this kind adds to the layer, or its values if it adds nothing."""
+        added = [parameter for part in self.new_parts for parameter in _parameters(getattr(self, part))]
+        return added or list(self.to_v.parameters())
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether it was fitted. The flag is read from the device until it is set; meta tensors count as fitted."""
+        if not self._known_fitted and not self.fitted.is_meta and bool(self.fitted):
+            self._known_fitted, self._teacher = True, None
+        return self._known_fitted or self.fitted.is_meta
+
+    def require_fitted(self) -> None:
+        """Raise InputError if the layer was never fitted."""
+        if not self.is_fitted:
+            raise InputError(NEVER_FITTED)
+
+    @property
+    def most_images(self) -> int:
+        return self.spec.fit_images
+
+    @property
+    def slope_at(self) -> Callable[[float], float] | None:
+        """How a fit of this layer sharpens its codes, as `fit_to_output` takes it; None where nothing is annealed."""
+        return None
+
+    def anneal(self, done: float | None) -> None:
+        """Compute as in a fit of which a share `done` is over, with soft codes if it anneals; None: as ever again."""
+
+    @property
+    def teacher(self) -> Teacher | None:
+        """The layer to learn from; None once learned, or where the layer came without weights."""
+        return None if self.is_fitted else self._teacher
+
+    def refit_refusal(self) -> str:
+        return NO_TEACHER if self.teacher is None else ""
+
+    def fit_on_call(self, args: Sequence[Any], generator: torch.Generator) -> HashFitReport:
+        return self.fit_hash(args[0], generator, feat_size=args[1] if len(args) > 1 else None)
+
+    def target(self, x_BND: Tensor, feat_size: Any = None) -> TaughtTarget | None:
+        """What the replaced layer makes of these inputs; None once it is gone."""
+        if self.teacher is None:
+            return None
+        with torch.no_grad(), without_autocast(x_BND):
+            x = full_precision(x_BND)
+            return self.teacher.target(x, affine(self.to_v).like(x)(x), feat_size, self._step_images(x))
+
+    @torch.no_grad()
+    def draw_random_hash(self, x_BND: Tensor, generator: torch.Generator) -> None:
+        """Take the start of a fit to these inputs for fitted. Raises InputError as `fit_hash` does."""
+        teacher = self.teacher
+        if teacher is None:
+            raise InputError(NO_TEACHER)
+        with without_autocast(x_BND):
+            (x_BND,) = finite_images([full_precision(x_BND)])
+            standard = Standardiser.of(x_BND)
+            x_BND = standard(x_BND)
+            self.store(self.start(x_BND, standard, generator, teacher), standard, x_BND)
+        self._learned()
+
+    def _step_images(self, x_BND: Tensor) -> int:
+        return min(self.spec.fit_batch_size, max(2, STEP_TOKENS // x_BND.shape[1]))
+
+    def _learned(self) -> None:
+        self.fitted.fill_(True)
+        self.fit_count.add_(1)
+        self._known_fitted, self._teacher = True, None
+
+    @torch.no_grad()
+    def fit_hash(self, x_BND: Tensor, generator: torch.Generator, feat_size: Any = None) -> HashFitReport:
+        """Fit to the replaced attention on these inputs, and drop it.
+
+        Images with NaN or infinite features are left out. A head whose error does not fall below that of the start
+        keeps the start. The objective is the squared relative error of the attention output.
+
+        Args:
+            feat_size: height and width of the feature map, where the replaced attention needs them.
+        Raises:
+            InputError: the replaced attention is gone, or no image has finite features.
+        """
+        started = time.perf_counter()
+        spec, teacher, num_images = self.spec, self.teacher, len(x_BND)
+        batch_size = self._step_images(x_BND)
+        if teacher is None:
+            raise InputError(NO_TEACHER)
+        with without_autocast(x_BND):
+            (x_BND,) = finite_images([full_precision(x_BND)])
+            v_BND = affine(self.to_v).like(x_BND)(x_BND)
+            target_BND = teacher.output(x_BND, feat_size, batch_size)
+            uniform_BND = teacher.uniform_output(v_BND, x_BND, feat_size, batch_size)
+            v_BHNC, target_BHNC, uniform_BHNC = (
+                split_heads(y_BND, self.num_heads) for y_BND in (v_BND, target_BND, uniform_BND)
+            )
+            standard = Standardiser.of(x_BND)
+            x_BND = standard(x_BND)
+            start = self.start(x_BND, standard, generator, teacher)
+            inputs = [x_BND] if teacher.fits_values else [x_BND, v_BHNC]
+            fit = fit_to_output(
+                start,
+                inputs,
+                target_BHNC,
+                generator,
+                lr=spec.fit_lr,
+                steps=spec.fit_steps,
+                batch_size=batch_size,
+                slope_at=self.slope_at,
+            )
+            self.store(fit.hashing, standard, x_BND)
+            self._learned()
+            num_bits = int(getattr(spec, "num_bits", 0))
+            codes = None
+            if num_bits:
+                old, new = (torch.cat(h.codes(x_BND)) for h in (start, fit.hashing))  # type: ignore[attr-defined]
+                codes = 2 * old - 1, 2 * new - 1
+            return output_fit_report(
+                fit,
+                start,
+                inputs,
+                target_BHNC,
+                uniform_BHNC,
+                codes,
+                num_bits=num_bits,
+                skipped_images=num_images - len(x_BND),
+                seconds=time.perf_counter() - started,
+            )
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        # The weights that come are those of another model than the teacher's.
+        super()._load_from_state_dict(*args, **kwargs)
+        self._known_fitted, self._teacher = False, None
+
+
+def _parameters(part: nn.Module | nn.Parameter) -> list[nn.Parameter]:
+    return [part] if isinstance(part, nn.Parameter) else list(part.parameters())

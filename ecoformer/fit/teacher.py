@@ -1,0 +1,118 @@
+"""A replaced attention layer as the teacher of the one that takes its place.
+
+Shapes: B batch, H heads, N tokens, C head channels, D model channels.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ecoformer.errors import InputError
+from ecoformer.fit.target import SoftmaxTarget
+from ecoformer.nn.base import before_projection
+from ecoformer.nn.heads import split_heads
+from ecoformer.nn.msa import MSASpec, MultiHeadSelfAttention
+from ecoformer.nn.projections import Projections
+from ecoformer.ops.codes.folded import Affine
+
+
+@dataclass(frozen=True)
+class TaughtTarget:
+    """What a teacher makes of some inputs. `softmax` where its map is one of all tokens."""
+
+    output_BND: Tensor
+    uniform_BND: Tensor
+    softmax: SoftmaxTarget | None
+
+    def output(self) -> Tensor:
+        return self.output_BND
+
+    def uniform_output(self) -> Tensor:
+        return self.uniform_BND
+
+    def weights(self, image: int, head: int) -> Tensor | None:
+        return None if self.softmax is None else self.softmax.weights(image, head)
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A replaced layer, its projections, and whether its values have to be found anew.
+
+    No module: the model that holds it neither moves, trains nor saves it.
+    """
+
+    layer: nn.Module
+    query: Affine
+    key: Affine
+    num_heads: int
+    fits_values: bool
+
+    @classmethod
+    def of(cls, source: Projections, kind: str, fit_values: str) -> Teacher:
+        """The layer that `source` was read from. Raises InputError if `kind` cannot be fitted to it."""
+        if source.key is None:
+            raise InputError(
+                f"{source.where}: a shared query and key projection is no attention to fit {kind} to: start from the "
+                "MSA or the stock checkpoint"
+            )
+        layer = source.layer or MultiHeadSelfAttention.from_projections(source, MSASpec())
+        fits_values = not MSASpec().is_met_by(layer) if fit_values == "auto" else fit_values == "true"
+        if fits_values and source.value.bias is None:
+            raise InputError(f"{source.where} has values without a bias: set attention.fit_values=false")
+        return cls(layer, affine(source.query), affine(source.key), source.num_heads, fits_values)
+
+    @torch.no_grad()
+    def target(self, x_BND: Tensor, v_BND: Tensor, feat_size: Any, batch_size: int) -> TaughtTarget:
+        """What the layer makes of these tokens; `v_BND` are the values that the new layer has for them."""
+        softmax = None
+        if MSASpec().is_met_by(self.layer):
+            projected = (self.query.like(x_BND)(x_BND), self.key.like(x_BND)(x_BND), v_BND)
+            softmax = SoftmaxTarget(*(split_heads(y_BND, self.num_heads) for y_BND in projected))
+        output_BND = self.output(x_BND, feat_size, batch_size)
+        return TaughtTarget(output_BND, self.uniform_output(v_BND, x_BND, feat_size, batch_size), softmax)
+
+    @torch.no_grad()
+    def output(self, x_BND: Tensor, feat_size: Any, batch_size: int) -> Tensor:
+        """What the layer hands to its output projection, (B, N, D), in x's precision and on its device.
+
+        The layer runs as it is, in evaluation mode and batch by batch; timm's layers and ours use fused attention,
+        so no N x N matrix is kept.
+        """
+        layer = copy.deepcopy(self.layer).to(x_BND).eval()
+        return _run(layer, x_BND, feat_size, batch_size)
+
+    @torch.no_grad()
+    def uniform_output(self, v_BND: Tensor, x_BND: Tensor, feat_size: Any, batch_size: int) -> Tensor:
+        """The same with attention that knows nothing: equal weights for all of the layer's own keys.
+
+        Keys of a subsampled map (SRA, GSA) are averaged as they are, by queries of zero; elsewhere it is the mean of
+        the values of all tokens, `v_BND`.
+        """
+        if not isinstance(getattr(self.layer, "q", None), nn.Linear):
+            return v_BND.mean(dim=1, keepdim=True).expand_as(v_BND)
+        layer = copy.deepcopy(self.layer).to(x_BND).eval()
+        for parameter in layer.get_submodule("q").parameters():
+            parameter.zero_()
+        return _run(layer, x_BND, feat_size, batch_size)
+
+
+def _run(layer: nn.Module, x_BND: Tensor, feat_size: Any, batch_size: int) -> Tensor:
+    args = () if feat_size is None else (feat_size,)
+    return torch.cat([before_projection(layer, x, *args) for x in x_BND.split(batch_size)])
+
+
+def affine(linear: nn.Linear) -> Affine:
+    """A Linear's tensors, for `ops`."""
+    return Affine(linear.weight, linear.bias)
+
+
+def store_affine(linear: nn.Linear, new: Affine) -> None:
+    """Copy into a Linear, in place."""
+    linear.weight.copy_(new.weight)
+    if new.bias is not None:
+        linear.bias.copy_(new.bias)

@@ -1,0 +1,38 @@
+"""The attention kinds, one file each.
+
+Importing this package imports every module in it, so a file that registers a spec is known without being listed here.
+"""
+
+import importlib
+import pkgutil
+
+from ecoformer.fit.hashes import HashFitReport, fit_hashes, has_hashes, hash_layers
+from ecoformer.kinds.distilled_hash import DistilledHashAttention, DistilledHashSpec
+from ecoformer.kinds.ecoformer import EcoFormerAttention, EcoFormerSpec
+from ecoformer.kinds.ecoformer_tuned import EcoFormerTunedAttention, EcoFormerTunedSpec
+from ecoformer.kinds.kernel_hash import KernelHash
+from ecoformer.nn.msa import MSASpec, MultiHeadSelfAttention
+from ecoformer.nn.specs import BUILDERS, SPECS, AttentionSpec, make_spec
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
+
+__all__ = [
+    "BUILDERS",
+    "SPECS",
+    "AttentionSpec",
+    "DistilledHashAttention",
+    "DistilledHashSpec",
+    "EcoFormerAttention",
+    "EcoFormerSpec",
+    "EcoFormerTunedAttention",
+    "EcoFormerTunedSpec",
+    "HashFitReport",
+    "KernelHash",
+    "MSASpec",
+    "MultiHeadSelfAttention",
+    "fit_hashes",
+    "has_hashes",
+    "hash_layers",
+    "make_spec",
+]

@@ -1,0 +1,301 @@
+"""EcoFormer's hash attention with what measurements ask for: real keys, 0/1 codes, a fit to the attention output.
+
+What differs from `ecoformer`, and what each step is worth, is measured in docs/hash_learning.md.
+Shapes: B batch, H heads, N tokens, C head channels, D model channels, K code bits, M anchors.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ecoformer.errors import InputError
+from ecoformer.fit.hashes import FittableAttention, HashFitReport, finite_images
+from ecoformer.fit.output_report import output_fit_report
+from ecoformer.fit.target import SoftmaxTarget
+from ecoformer.kinds.kept_keys import KeptKeys
+from ecoformer.kinds.token_hash import TokenHashFunctions
+from ecoformer.nn.base import ReplacementAttention
+from ecoformer.nn.fitted_state import FittedState
+from ecoformer.nn.heads import join_heads, refuse_mask, split_heads
+from ecoformer.nn.precision import full_precision, without_autocast
+from ecoformer.nn.projections import Projections, linear_from, register_reader
+from ecoformer.nn.specs import AttentionSpec, builds, one_of, register_spec
+from ecoformer.ops.codes.attention import binary_attention, binary_weights
+from ecoformer.ops.codes.tuned import BinaryHash, fit_binary_hash, random_hash
+
+
+@register_spec("ecoformer_tuned")
+@dataclass(frozen=True)
+class EcoFormerTunedSpec(AttentionSpec):
+    """Hash attention fitted to the output of the softmax attention that it replaces.
+
+    Args:
+        num_bits: code length K per head.
+        num_anchors: kernel anchors M per head and hash, fitted too; 0: hash functions linear in the token.
+        anchors: what a fit starts them from: "batch", tokens of all of its images, or "kmeans", centres of those.
+        qk: "separate" keeps queries and keys, each with hash functions of their own; "shared" hashes the queries
+            in place of the keys, as EcoFormer does, which saves the key projection and half of the hash.
+        code: "binary" for 0/1 codes; "sign" for -1/+1, with an offset that keeps the weights positive.
+        bit_weights: fit a weight above 0 to every bit; False: all are 1.
+        floor: weight of a key that shares no bit with the query, above 0; None: fitted, one per head.
+        fit_lr, fit_steps, fit_batch_size: Adam over all bits at once; fit_steps=0 leaves random hash functions.
+    """
+
+    num_bits: int = 16
+    num_anchors: int = 10
+    anchors: Literal["batch", "kmeans"] = "batch"
+    qk: Literal["separate", "shared"] = "separate"
+    code: Literal["binary", "sign"] = "binary"
+    bit_weights: bool = True
+    floor: float | None = None
+    fit_lr: float = 0.05
+    fit_steps: int = 400
+    fit_batch_size: int = 16
+
+    def __post_init__(self) -> None:
+        for key, least in (("num_bits", 1), ("num_anchors", 0), ("fit_steps", 0), ("fit_batch_size", 1)):
+            value = getattr(self, key)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise InputError(f"attention.{key}={value!r} must be a whole number of at least {least}")
+        one_of("anchors", self.anchors, ("batch", "kmeans"))
+        one_of("qk", self.qk, ("separate", "shared"))
+        one_of("code", self.code, ("binary", "sign"))
+        if not isinstance(self.bit_weights, bool):
+            raise InputError(f"attention.bit_weights={self.bit_weights!r} must be true or false")
+        if self.floor is not None and not 0 < self.floor < float("inf"):
+            raise InputError(f"attention.floor={self.floor!r} must be a finite number above 0, or null to fit it")
+        if not 0 < self.fit_lr < float("inf"):
+            raise InputError(f"attention.fit_lr={self.fit_lr!r} must be a finite number above 0")
+
+
+@builds(EcoFormerTunedSpec)
+class EcoFormerTunedAttention(FittedState, ReplacementAttention, FittableAttention, KeptKeys):
+    """Linear attention on fitted codes of queries and keys.
+
+    The weight of key j for query i is sum_b s_b q_ib k_jb + floor, with fitted s_b > 0 per bit and floor > 0 per head.
+    Codes are signs of differences of Gaussian kernel features, as in EcoFormer, but the features are those of queries
+    and keys as they are, not normalised, so that attention may be sharp for one token and flat for another.
+
+    With qk="shared" the key rows stay as buffers: `forward` never uses them, a fit needs them for its target.
+
+    Args:
+        dim: model channels D; divisible by num_heads.
+        num_heads: heads H.
+        spec: code length, anchors and fit settings.
+    """
+
+    new_parts = ("query_hash", "key_hash", "bit_weight", "floor")
+    shows_codes = True
+    spec: EcoFormerTunedSpec
+    bit_weight: Tensor
+    floor: Tensor
+
+    def __init__(self, source: Projections, spec: EcoFormerTunedSpec) -> None:
+        super().__init__(source.dim, source.num_heads, spec)
+        own_keys = source.own_keys(f"to fit {spec.name} to")
+        device = source.proj.weight.device
+        self.to_q = linear_from(source.query)
+        self.to_v = linear_from(source.value)
+        self.proj = linear_from(source.proj)
+        self.proj_drop = nn.Dropout(source.proj_drop)
+        sizes = (self.num_heads, self.head_dim, spec.num_bits, spec.num_anchors)
+        self.query_hash = TokenHashFunctions(*sizes, device=device)
+        if spec.qk == "separate":
+            self.to_k = linear_from(own_keys)
+            self.key_hash = TokenHashFunctions(*sizes, device=device)
+        else:
+            self.keep_keys(own_keys)
+        factory: dict[str, Any] = {"device": device, "dtype": torch.float32}
+        self.register_buffer("bit_weight", torch.ones(self.num_heads, spec.num_bits, **factory))
+        self.register_buffer(
+            "floor", torch.full((self.num_heads,), 1.0 if spec.floor is None else spec.floor, **factory)
+        )
+        self.register_fitted(device)
+
+    @classmethod
+    def from_projections(cls, source: Projections, spec: EcoFormerTunedSpec) -> EcoFormerTunedAttention:
+        """All of the source's weights carry over. Raises InputError if it has no keys."""
+        return cls(source, spec)
+
+    @property
+    def num_bits(self) -> int:
+        return self.spec.num_bits
+
+    @property
+    def num_anchors(self) -> int:
+        return self.spec.num_anchors
+
+    def _heads(self, x_BND: Tensor) -> Tensor:
+        return full_precision(split_heads(x_BND, self.num_heads))
+
+    def _keys(self, x_BND: Tensor) -> Tensor:
+        """The keys that a fit's target is made of; also those of `forward` with qk="separate"."""
+        if self.spec.qk == "separate":
+            return self._heads(self.to_k(x_BND))
+        return self._heads(self.kept_keys(x_BND))
+
+    def _hashing(self, dtype: torch.dtype) -> BinaryHash:
+        return BinaryHash(
+            self.query_hash.state(dtype),
+            self.key_hash.state(dtype) if self.spec.qk == "separate" else None,
+            self.bit_weight.to(dtype),
+            self.floor.to(dtype),
+            **self._kind(),
+        )
+
+    def _kind(self) -> dict[str, bool]:
+        spec = self.spec
+        return {
+            "signed": spec.code == "sign",
+            "fits_weight": spec.bit_weights,
+            "fits_floor": spec.floor is None,
+        }
+
+    def _random_hash(self, q_BHNC: Tensor, k_BHNC: Tensor, generator: torch.Generator) -> BinaryHash:
+        spec = self.spec
+        return random_hash(
+            q_BHNC,
+            k_BHNC,
+            generator,
+            num_bits=spec.num_bits,
+            num_anchors=spec.num_anchors,
+            anchors=spec.anchors,
+            shared=spec.qk == "shared",
+            floor=1.0 if spec.floor is None else spec.floor,
+            **self._kind(),
+        )
+
+    def _codes(self, x_BND: Tensor, hashing: BinaryHash) -> tuple[Tensor, Tensor]:
+        q_BHNC = self._heads(self.to_q(x_BND))
+        k_BHNC = q_BHNC if hashing.key is None else self._keys(x_BND)
+        with without_autocast(x_BND):
+            return hashing.codes(q_BHNC, k_BHNC)
+
+    def forward(
+        self, x_BND: Tensor, feat_size: Any = None, attn_mask: Tensor | None = None, is_causal: bool = False
+    ) -> Tensor:
+        """(B, N, D) to (B, N, D). `feat_size` is what timm's blocks pass; masks are refused.
+
+        Raises InputError if the hash functions were never fitted.
+        """
+        refuse_mask(self, attn_mask, is_causal)
+        self.require_fitted()
+        values_BND = self.to_v(x_BND)
+        v_BHNC = self._heads(values_BND)
+        hashing = self._hashing(v_BHNC.dtype)
+        codes = self._codes(x_BND, hashing)
+        with without_autocast(x_BND):
+            out_BHNC = binary_attention(*codes, v_BHNC, hashing.weights_of_bits, hashing.raised_floor_H)
+        return self.proj_drop(self.proj(join_heads(out_BHNC).to(values_BND.dtype)))
+
+    def attention_weights(self, x_BND: Tensor) -> Tensor:
+        self.require_fitted()
+        hashing = self._hashing(full_precision(x_BND).dtype)
+        return binary_weights(*self._codes(x_BND, hashing), hashing.weight_HK, hashing.raised_floor_H)
+
+    def target(self, x_BND: Tensor, feat_size: Any = None) -> SoftmaxTarget:
+        """That of the layer's own queries and keys; with qk="shared", of the keys as they were converted."""
+        with without_autocast(x_BND):
+            q_BHNC, k_BHNC, v_BHNC = self._heads(self.to_q(x_BND)), self._keys(x_BND), self._heads(self.to_v(x_BND))
+            return SoftmaxTarget(q_BHNC, k_BHNC, v_BHNC)
+
+    def signed_codes(self, x_BND: Tensor) -> Tensor:
+        return self._signed(torch.cat(self._codes(x_BND, self._hashing(full_precision(x_BND).dtype))))
+
+    def _signed(self, codes: Tensor) -> Tensor:
+        return codes if self.spec.code == "sign" else 2 * codes - 1
+
+    @torch.no_grad()
+    def draw_random_hash(self, x_BND: Tensor, generator: torch.Generator) -> None:
+        target = self.target(x_BND)
+        q_BHNC, k_BHNC, _ = finite_images([target.q_BHNC, target.k_BHNC, target.v_BHNC])
+        self._store(self._random_hash(q_BHNC, k_BHNC, generator))
+
+    @torch.no_grad()
+    def fit_hash(self, x_BND: Tensor, generator: torch.Generator) -> HashFitReport:
+        """Fit the codes to the softmax attention of the layer's own queries and keys on these inputs.
+
+        A first fit starts from random functions, a later one from those it has. Images with NaN or infinite
+        features are left out. A head whose error does not fall keeps the functions it had. The objective is the squared
+        relative error. Raises InputError if no image has finite features.
+        """
+        started = time.perf_counter()
+        spec = self.spec
+        with without_autocast(x_BND):
+            target = self.target(x_BND)
+            q_BHNC, k_BHNC, v_BHNC = finite_images([target.q_BHNC, target.k_BHNC, target.v_BHNC])
+            target = SoftmaxTarget(q_BHNC, k_BHNC, v_BHNC)
+            random = self._random_hash(q_BHNC, k_BHNC, generator)
+            before = self._hashing(q_BHNC.dtype) if self.is_fitted else random
+            fit = fit_binary_hash(
+                before,
+                q_BHNC,
+                k_BHNC,
+                v_BHNC,
+                generator,
+                lr=spec.fit_lr,
+                steps=spec.fit_steps,
+                batch_size=spec.fit_batch_size,
+            )
+            self._store(fit.hashing)
+            old, new = (self._signed(torch.cat(h.codes(q_BHNC, k_BHNC))) for h in (before, fit.hashing))
+            return output_fit_report(
+                fit,
+                random,
+                [q_BHNC, k_BHNC, v_BHNC],
+                split_heads(target.output(), self.num_heads),
+                split_heads(target.uniform_output(), self.num_heads),
+                (old, new),
+                num_bits=spec.num_bits,
+                skipped_images=len(x_BND) - len(q_BHNC),
+                seconds=time.perf_counter() - started,
+            )
+
+    def _store(self, hashing: BinaryHash) -> None:
+        functions = [self.query_hash, self.key_hash] if self.spec.qk == "separate" else [self.query_hash]
+        own = [x for function in functions for x in function.buffers_to_fit()]
+        own += [self.bit_weight] if self.spec.bit_weights else []
+        own += [self.floor] if self.spec.floor is None else []
+        for buffer, new in zip(own, hashing.tensors(), strict=True):
+            buffer.copy_(new)
+        self.mark_fitted()
+
+    def paper_core_ops(self, num_tokens: int) -> tuple[int, int]:
+        """(multiplications, additions) of one image's attention core, accounted as the paper accounts EcoFormer.
+
+        Term by term as there (see `EcoFormerAttention.paper_core_ops`), with the hash charged once for queries and
+        once for keys. New against it: the weights of the bits, where they are fitted, K (C + 1) multiplications per
+        head and image. The key projection is a Linear and counted with the others.
+        """
+        heads, channels, bits, anchors = self.num_heads, self.head_dim, self.num_bits, self.num_anchors
+        hashes = 2 if self.spec.qk == "separate" else 1
+        if anchors:
+            hash_muls, hash_adds = 2 * anchors + anchors * bits, 2 * anchors * channels + anchors * bits
+        else:
+            hash_muls = hash_adds = channels * bits
+        per_token_muls = hashes * hash_muls + bits + 1 + channels
+        per_token_adds = hashes * hash_adds + 2 * bits + 2 * bits * channels + channels
+        bit_weight_muls = bits * (channels + 1) if self.spec.bit_weights else 0
+        return heads * (num_tokens * per_token_muls + bit_weight_muls), heads * num_tokens * per_token_adds
+
+
+@register_reader(EcoFormerTunedAttention)
+def _read(module: EcoFormerTunedAttention, where: str) -> Projections:
+    separate = module.spec.qk == "separate"
+    return Projections(
+        where=where,
+        dim=module.dim,
+        num_heads=module.num_heads,
+        query=module.to_q,
+        key=module.to_k if separate else module.key_linear(),
+        value=module.to_v,
+        proj=module.proj,
+        proj_drop=module.proj_drop.p,
+        parts={"query": "to_q", "key": "to_k" if separate else "key_weight", "value": "to_v", "proj": "proj"},
+        dropped=("query_hash", "key_hash", "bit_weight", "floor"),
+    )

@@ -1,0 +1,150 @@
+"""EcoFormer's kernelised hash functions as model state.
+
+Shapes: B batch, H heads, N tokens, C head channels, K code bits, M anchors.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ecoformer.errors import InputError
+from ecoformer.fit.hashes import HashFitReport, bit_statistics, finite_images
+from ecoformer.nn.fitted_state import FittedState
+from ecoformer.ops.ecoformer.anchors import draw_anchors
+from ecoformer.ops.ecoformer.codes import hash_codes, kernel_features
+from ecoformer.ops.ecoformer.fit import Targets, fit_hash
+
+
+class KernelHash(FittedState):
+    """Kernelised hash functions of one attention layer: codes = sign((k(x, anchors) - mean) A^T).
+
+    Everything is a buffer, so it is checkpointed, follows `.to(device)` and gets no gradient. Buffers change in
+    place only: DDP and EMA hold on to the tensors. `forward` never fits.
+    """
+
+    anchors: Tensor
+    A: Tensor
+    mean: Tensor
+
+    def __init__(self, num_heads: int, head_dim: int, num_bits: int, num_anchors: int, device: Any = None) -> None:
+        super().__init__()
+        factory = {"device": device, "dtype": torch.float32}
+        self.register_buffer("anchors", torch.zeros(num_heads, num_anchors, head_dim, **factory))
+        self.register_buffer("A", torch.randn(num_heads, num_bits, num_anchors, **factory))
+        self.register_buffer("mean", torch.zeros(num_heads, num_anchors, **factory))
+        self.register_fitted(device)
+
+    def forward(self, x_BHNC: Tensor) -> Tensor:
+        """Codes (B, H, N, K) in {-1, +1} of normalised tokens. Raises InputError if never fitted."""
+        return hash_codes(x_BHNC, *self.state(x_BHNC.dtype))
+
+    def state(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """Anchors, A and mean in `dtype`, to hash tokens of that dtype. Raises InputError if never fitted."""
+        self.require_fitted()
+        return self._state(dtype)
+
+    def _state(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        # model.half() and model.to(bfloat16) convert buffers too; codes are computed in the tokens' dtype.
+        return self.anchors.to(dtype), self.A.to(dtype), self.mean.to(dtype)
+
+    @torch.no_grad()
+    def fit(
+        self,
+        x_BHNC: Tensor,
+        generator: torch.Generator,
+        *,
+        top_k: int,
+        lr: float,
+        momentum: float,
+        steps: int,
+        anchors: str = "image",
+        spectral: bool = False,
+        targets: Targets | None = None,
+    ) -> HashFitReport:
+        """Draw anchors from the tokens, fit A to the similarities of the batch, store both.
+
+        Images with NaN or infinite features are left out, so the "first" image is the first of the others.
+
+        Args:
+            x_BHNC: normalised tokens of a batch.
+            generator: CPU generator that draws the anchors, so that the draw is the same on every device.
+            anchors: where from, see `ops.anchors.draw_anchors`.
+            top_k, lr, momentum, steps, spectral, targets: see `ops.hash_fit.fit_hash`.
+        Raises:
+            InputError: fewer tokens than anchors, or fewer than 2 * top_k, or no image with finite features.
+        """
+        started = time.perf_counter()
+        num_images = len(x_BHNC)
+        x_BHNC, *others = finite_images([x_BHNC, *(targets or ())])
+        anchors_HMC = self._draw_anchors(x_BHNC, anchors, generator)
+        result = fit_hash(
+            x_BHNC,
+            anchors_HMC,
+            self.A.to(x_BHNC.dtype),
+            top_k=top_k,
+            lr=lr,
+            momentum=momentum,
+            steps=steps,
+            targets=None if targets is None else (others[0], others[1]),
+            spectral=spectral,
+        )
+        if self.is_fitted:
+            before = hash_codes(x_BHNC, *self._state(x_BHNC.dtype))
+        else:
+            before = hash_codes(x_BHNC, anchors_HMC, self.A.to(x_BHNC.dtype), result.mean_HM)
+        after = hash_codes(x_BHNC, anchors_HMC, result.A_HKM, result.mean_HM)
+        self._store(anchors_HMC, result.A_HKM, result.mean_HM)
+        balance, correlation = bit_statistics(after)
+        return HashFitReport(
+            block="",
+            seconds=time.perf_counter() - started,
+            objective_before=float(result.objective_before_K.mean()),
+            objective_after=float(result.objective_after_K.mean()),
+            accepted_bits=int(result.accepted_K.sum()),
+            num_bits=self.A.shape[1],
+            bit_balance=balance,
+            bit_correlation=correlation,
+            flipped_bits=float((before != after).float().mean()),
+            failed_bits=int((~result.finite_K).sum()),
+            skipped_images=num_images - len(x_BHNC),
+        )
+
+    @torch.no_grad()
+    def draw(self, x_BHNC: Tensor, generator: torch.Generator, anchors: str = "image") -> None:
+        """Take random functions for these tokens: the start of a first fit, where none was made yet, else new ones.
+
+        Raises InputError as `fit` does.
+        """
+        (x_BHNC,) = finite_images([x_BHNC])
+        anchors_HMC = self._draw_anchors(x_BHNC, anchors, generator)
+        A_HKM = torch.randn(self.A.shape, generator=generator).to(self.A) if self.is_fitted else self.A
+        self._store(anchors_HMC, A_HKM, kernel_features(x_BHNC, anchors_HMC).mean(dim=(0, 2)))
+
+    def _draw_anchors(self, x_BHNC: Tensor, how: str, generator: torch.Generator) -> Tensor:
+        num_tokens, num_anchors = x_BHNC.shape[2], self.anchors.shape[1]
+        if how == "image" and num_tokens < num_anchors:
+            raise InputError(
+                f"hash fit: {num_tokens} tokens < num_anchors={num_anchors}: raise data.img_size, lower "
+                f"attention.num_anchors to at most {num_tokens}, or set attention.clamp=true"
+            )
+        num_tokens *= len(x_BHNC)
+        if num_tokens < num_anchors:
+            raise InputError(
+                f"hash fit: {num_tokens} tokens of all images < num_anchors={num_anchors}: raise "
+                f"callbacks.hash_update.num_images or lower attention.num_anchors to at most {num_tokens}"
+            )
+        return draw_anchors(x_BHNC, num_anchors, how, generator)
+
+    def _store(self, anchors_HMC: Tensor, A_HKM: Tensor, mean_HM: Tensor) -> None:
+        self.anchors.copy_(anchors_HMC)
+        self.A.copy_(A_HKM)
+        self.mean.copy_(mean_HM)
+        self.mark_fitted()
+
+    def extra_repr(self) -> str:
+        num_heads, num_bits, num_anchors = self.A.shape
+        return f"num_heads={num_heads}, num_bits={num_bits}, num_anchors={num_anchors}"

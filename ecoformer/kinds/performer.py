@@ -1,0 +1,91 @@
+"""Performer: softmax attention estimated by random features (FAVOR+), linear in the tokens.
+
+Shapes: B batch, H heads, N tokens, C head channels, D model channels, F features.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ecoformer.errors import InputError
+from ecoformer.nn.precision import full_precision, without_autocast
+from ecoformer.nn.projections import Projections, read_fused_qkv, register_reader
+from ecoformer.nn.qkv import QKVAttention
+from ecoformer.nn.random_features import RedrawnAttention
+from ecoformer.nn.specs import AttentionSpec, builds, register_spec
+from ecoformer.ops.linear.attention import linear_attention_weights
+from ecoformer.ops.linear.favor import favor_attention, favor_features, orthogonal_projection
+
+
+@register_spec("performer")
+@dataclass(frozen=True)
+class PerformerSpec(AttentionSpec):
+    """FAVOR+ (Choromanski et al., "Rethinking Attention with Performers", ICLR 2021).
+
+    Args:
+        num_features: random features F, shared by the heads of a layer; None: C ln C of the layer's head channels C,
+            the order that the paper's Theorem 4 asks for.
+    """
+
+    num_features: int | None = None
+
+    def __post_init__(self) -> None:
+        value = self.num_features
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise InputError(f"attention.num_features={value!r} must be a whole number of at least 1, or null")
+
+
+@builds(PerformerSpec)
+class PerformerAttention(QKVAttention, RedrawnAttention):
+    """Linear attention on positive orthogonal random features of queries and keys, in float32 whatever the autocast.
+
+    The random directions are a buffer, so a checkpoint evaluates as it was trained. They are drawn from torch's global
+    generator when the layer is built, and anew by `redraw`.
+    """
+
+    new_parts = ("projection",)
+    spec: PerformerSpec
+    projection: Tensor
+
+    def __init__(
+        self, dim: int, num_heads: int, spec: PerformerSpec, qkv: nn.Linear, proj: nn.Linear, proj_drop: float
+    ) -> None:
+        super().__init__(dim, num_heads, spec, qkv, proj, proj_drop)
+        default = max(1, round(self.head_dim * math.log(self.head_dim)))
+        self.num_features = default if spec.num_features is None else spec.num_features
+        projection_FC = orthogonal_projection(self.num_features, self.head_dim)
+        self.register_buffer("projection", projection_FC.to(proj.weight.device))
+
+    @torch.no_grad()
+    def redraw(self, generator: torch.Generator) -> None:
+        self.projection.copy_(orthogonal_projection(self.num_features, self.head_dim, generator))
+
+    def attend(self, q_BHNC: Tensor, k_BHNC: Tensor, v_BHNC: Tensor) -> Tensor:
+        with without_autocast(v_BHNC):
+            q, k, v = (full_precision(x) for x in (q_BHNC, k_BHNC, v_BHNC))
+            return favor_attention(q, k, v, self.projection.to(v.dtype)).to(v_BHNC.dtype)
+
+    def attention_weights(self, x_BND: Tensor) -> Tensor:
+        q_BHNC, k_BHNC, _ = (full_precision(x) for x in self.split_qkv(x_BND))
+        return linear_attention_weights(*favor_features(q_BHNC, k_BHNC, self.projection.to(q_BHNC.dtype)))
+
+    def paper_core_ops(self, num_tokens: int) -> tuple[int, int]:
+        """(multiplications, additions) of one image's attention core, accounted as the paper accounts EcoFormer.
+
+        Per head and token: two projections to F features, the square of the key and its half, k^T v and q times it,
+        the sum of features, q times it, and the division. As in the paper's softmax, exp and the maxima are free.
+        """
+        features, channels = self.num_features, self.head_dim
+        products = 4 * channels * features
+        per_token_muls = products + channels + 1 + features + channels
+        per_token_adds = products + channels + features + 2 * features
+        return self.num_heads * num_tokens * per_token_muls, self.num_heads * num_tokens * per_token_adds
+
+
+@register_reader(PerformerAttention)
+def _read(module: PerformerAttention, where: str) -> Projections:
+    return read_fused_qkv(module, module.dim, where, dropped=("projection",))

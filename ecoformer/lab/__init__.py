@@ -1,0 +1,1 @@
+"""Experiments on the framework itself. Nothing but the command line imports it."""

@@ -1,0 +1,164 @@
+"""A distillation as a table and as pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from rich import box
+from rich.table import Table
+from torch import Tensor, nn
+
+from ecoformer.model.layers import attention_layers
+from ecoformer.nn.heads import split_heads
+from ecoformer.nn.msa import MSASpec
+from ecoformer.nn.projections import read_projections
+from ecoformer.report.code_maps import layer_weights
+from ecoformer.report.figures import save_figure
+
+Figures = dict[str, Any]
+
+
+def block_table(figures: Figures) -> Table:
+    """Errors of every block between their floors."""
+    title = f"{figures['model']}, {figures['num_bits']} bits from {figures['source']}: attention-output error, held out"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False, collapse_padding=True)
+    for name in ("block", "tokens", "error", "uniform", "random", "of uniform", "s"):
+        table.add_column(name, justify="left" if name == "block" else "right", no_wrap=True)
+    for row in figures["blocks"]:
+        errors = [f"{row[key]:.3f}" for key in ("error", "error_uniform", "error_random")]
+        share = f"{row['error'] / row['error_uniform']:.0%}"
+        table.add_row(row["block"], str(row["num_tokens"]), *errors, share, f"{row['seconds']:.1f}")
+    return table
+
+
+def summary_lines(figures: Figures) -> list[str]:
+    """Accuracy and energy, a line each."""
+    lines = []
+    if figures["top1_before"] is not None and figures["top1_after"] is not None:
+        top1 = {"before": figures["top1_before"], "distilled": figures["top1_after"]}
+        top1 |= {f"{name} (values fitted)": control["top1"] for name, control in figures["controls"].items()}
+        listed = ", ".join(f"{name} {value:.2f}" for name, value in top1.items())
+        lines.append(f"top-1 % on {figures['num_val']} images, no training: {listed}")
+    for key, convention in (("energy_pj", "paper"), ("energy_audited_pj", "audited")):
+        energy, after = figures[key], figures[key]["after"]
+        against = ", ".join(
+            f"{name} {energy[name] / 1e6:.4g} ({1 - after / energy[name]:+.1%} saved)"
+            for name in ("stock", "msa", "ecoformer")
+        )
+        lines.append(f"energy, {convention}, µJ an image: distilled {after / 1e6:.4g}; {against}")
+    return lines
+
+
+def plot_errors(figures: Figures, out: Path) -> None:
+    """Error of every block beside uniform attention and random codes."""
+    blocks = figures["blocks"]
+    figure = Figure(figsize=(max(6, 0.7 * len(blocks) + 2), 3.6), layout="constrained")
+    axes = figure.subplots()
+    bars = (("error", "distilled"), ("error_uniform", "uniform attention"), ("error_random", "random codes"))
+    for place, (key, label) in enumerate(bars):
+        positions = [index + 0.27 * (place - 1) for index in range(len(blocks))]
+        axes.bar(positions, [row[key] for row in blocks], width=0.25, label=label)
+    names = [".".join(p for p in row["block"].split(".") if p not in ("stages", "blocks", "attn")) for row in blocks]
+    axes.set_xticks(range(len(blocks)), names, fontsize=8)
+    title = f"{figures['model']} on {figures['dataset']}, {figures['num_bits']} bits, from {figures['source']}"
+    axes.set(ylabel="error of the attention output\n(relative L2, held-out images)", xlabel="block", title=title)
+    axes.legend(fontsize=8)
+    axes.grid(alpha=0.3, axis="y")
+    save_figure(figure, out)
+
+
+@torch.no_grad()
+def plot_maps(figures: Figures, source: nn.Module, model: nn.Module, image_3SS: Tensor, folder: Path) -> list[Path]:
+    """One picture a block: whom three tokens attend to, in the original (where it shows weights) and in codes.
+
+    Maps are means over the heads, each scaled to its own range. Tokens that lie on no square map (a class token) are
+    left out. Returns the files.
+    """
+    ours = layer_weights(model, image_3SS[None])
+    theirs = _softmax_weights(source, image_3SS[None])
+    picture = image_3SS.mean(0)
+    files = []
+    for row in figures["blocks"]:
+        name = row["block"]
+        rows = {"distilled": ours[name]} | ({"original": theirs[name]} if name in theirs else {})
+        files.append(folder / f"{name}.png")
+        _plot_block({label: weights[0].mean(0) for label, weights in rows.items()}, picture, row, files[-1])
+    return files
+
+
+def _softmax_weights(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    """Attention weights (B, H, N, N) of the layers that are softmax attention over all tokens, timm's or ours."""
+    inputs: dict[str, Tensor] = {}
+
+    def note(name: str) -> Any:
+        return lambda module, args: inputs.update({name: args[0]})
+
+    layers = {layer.name: layer.module for layer in attention_layers(model) if MSASpec().is_met_by(layer.module)}
+    hooks = [layer.register_forward_pre_hook(note(name)) for name, layer in layers.items()]
+    training = model.training
+    try:
+        model.eval()(images)
+    finally:
+        model.train(training)
+        for hook in hooks:
+            hook.remove()
+    weights = {}
+    for name, x_BND in inputs.items():
+        source = read_projections(layers[name], name)
+        assert source.key is not None
+        q_BHNC, k_BHNC = (split_heads(linear(x_BND), source.num_heads) for linear in (source.query, source.key))
+        weights[name] = (q_BHNC @ k_BHNC.transpose(-2, -1) * q_BHNC.shape[-1] ** -0.5).softmax(dim=-1)
+    return weights
+
+
+def _plot_block(rows: dict[str, Tensor], picture_SS: Tensor, row: dict[str, Any], out: Path) -> None:
+    num_tokens = row["num_tokens"]
+    side = int(num_tokens**0.5)
+    extra = num_tokens - side * side  # class tokens come first
+    queries = [(side // 4, side // 4), (side // 2, side // 2), (3 * side // 4, side // 3)]
+    figure = Figure(figsize=(8, 2.2 * len(rows) + 0.4), layout="constrained")
+    axes = figure.subplots(len(rows), len(queries) + 1, squeeze=False)
+    for line, (label, weights_NN) in zip(axes, rows.items(), strict=True):
+        line[0].imshow(picture_SS, cmap="gray")
+        line[0].set_ylabel(label)
+        for axis, (y, x) in zip(line[1:], queries, strict=True):
+            values = weights_NN[extra + y * side + x, extra:].reshape(side, side)
+            axis.imshow(values, cmap="viridis")
+            axis.plot(x, y, "r+", markersize=10)
+            axis.set_title(f"{values.min():.4f} to {values.max():.4f}", fontsize=7)
+    for axis in axes.flat:
+        axis.set_xticks([])
+        axis.set_yticks([])
+    figure.suptitle(f"{row['block']}: error {row['error']:.3f}, uniform {row['error_uniform']:.3f}", fontsize=9)
+    save_figure(figure, out, dpi=100)
+
+
+def plot_study(rows: list[Figures], out: Path) -> None:
+    """Points lost without training, and worst block's error over uniform attention's, against the code length."""
+    figure = Figure(figsize=(9.5, 4.6), layout="constrained")
+    lost, worst = figure.subplots(1, 2)
+    names = dict.fromkeys(f"{row['checkpoint']} ({row['source']})" for row in rows if not row["finetuned"])
+    for number, name in enumerate(names):
+        mine = [row for row in rows if f"{row['checkpoint']} ({row['source']})" == name and not row["finetuned"]]
+        bits = [row["num_bits"] for row in mine]
+        style = {"marker": "os^Dv<>p"[number % 8], "linestyle": "", "color": f"C{number}"}
+        if all(row["top1_after"] is not None for row in mine):
+            lost.plot(bits, [row["top1_before"] - row["top1_after"] for row in mine], label=name, **style)
+        pairs = [zip(row["error_per_block"], row["uniform_per_block"], strict=True) for row in mine]
+        worst.plot(bits, [max(error / uniform for error, uniform in pair) for pair in pairs], label=name, **style)
+    lost.axhline(0.33, color="grey", lw=0.8, label="goal: 0.33 points; 0.5 of uniform's error at 32 bits")
+    worst.axhline(0.5, color="grey", lw=0.8)
+    lost.set(xlabel="bits", ylabel="top-1 lost without training (points)", xscale="log")
+    worst.set(xlabel="bits", ylabel="worst block: error / uniform's", xscale="log")
+    worst.set_ylim(bottom=0)
+    lengths = sorted({row["num_bits"] for row in rows})
+    for axis in (lost, worst):
+        axis.set_xticks(lengths, [str(length) for length in lengths])
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+    # Outside of the axes: inside it would cover points.
+    figure.legend(*lost.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=7)
+    save_figure(figure, out)

@@ -1,0 +1,145 @@
+"""The model to distil, its data, and the file that a distilled model is written to."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from ecoformer.config.schema import Config
+from ecoformer.data import DataModule, build_data
+from ecoformer.engine.evaluate import evaluate
+from ecoformer.errors import InputError
+from ecoformer.lab.closeness.sweep import pick_images
+from ecoformer.model.checkpoint import save_checkpoint
+from ecoformer.model.convert import FilterFn
+from ecoformer.model.layers import attention_layers
+from ecoformer.nn.msa import MSASpec
+from ecoformer.run.start import build_model, is_own, layer_filter, model_of_run, read_run
+
+
+@dataclass
+class Source:
+    """A trained model with stock or MSA attention, the config that describes it, and its data."""
+
+    config: Config
+    model: nn.Module
+    data: DataModule
+    epoch: int
+
+    @property
+    def kind(self) -> str:
+        """stock or msa."""
+        return str(self.config.attention["name"])
+
+    def held_out(self, num_images: int) -> Tensor:
+        """Images of the validation split, the same ones every time."""
+        return pick_images(self.data.val_loader, self.data.num_val, min(num_images, self.data.num_val), seed=0)
+
+    def accuracy(self, model: nn.Module) -> float:
+        """Top-1 in percent on the validation split."""
+        return evaluate(model, self.data.val_loader, self.data.device).top1
+
+    def empty_model(self, attention: dict[str, Any]) -> nn.Module:
+        """The model with another attention and no weights, on the meta device: for ledgers."""
+        config = copy.deepcopy(self.config)
+        config.attention = attention
+        with torch.device("meta"):
+            return build_model(config, self.data.num_classes, with_weights=False).model
+
+    def layer_filter(self, layers: list[int | str] | None) -> FilterFn | None:
+        """The layers of `attention.layers`, as `convert` takes them.
+
+        Raises InputError where what is left out could not be built again: the file of a converted model says which
+        layers were replaced, and the others are then those that timm builds.
+        """
+        wanted = layer_filter(self.model, {"layers": layers})
+        if wanted is not None and self.kind == "msa":
+            for layer in attention_layers(self.empty_model({"name": "stock"})):
+                if not wanted(layer.module, layer.name) and not MSASpec().is_met_by(layer.module):
+                    raise InputError(
+                        f"--layers leaves out {layer.name}, softmax attention in this checkpoint and "
+                        f"{type(layer.module).__name__} in timm's model: name all stages, or start from stock"
+                    )
+        return wanted
+
+    def save(self, path: Path, model: nn.Module, attention: dict[str, Any], metrics: dict[str, Any]) -> None:
+        """Write a converted model as a weights checkpoint, for eval.py and for init.checkpoint."""
+        settings = asdict(replace(self.config, attention=attention))
+        content = {
+            "kind": "weights",
+            "config": {"settings": settings, "class_names": list(self.data.class_names)},
+            "epoch": self.epoch,
+            "step": 0,
+            "metrics": metrics,
+            "model": dict(model.state_dict()),
+        }
+        save_checkpoint(path, content)
+
+
+def load_source(
+    *,
+    model: str | None,
+    checkpoint: Path | None,
+    pretrained: bool,
+    root: str | None,
+    data_name: str | None = None,
+    img_size: int | None = None,
+    max_val: int | None = None,
+) -> Source:
+    """Find the model and its data.
+
+    Args:
+        model: timm's name; needed unless `checkpoint` is one of our runs.
+        checkpoint: a run's best.pt or last.pt with stock or MSA attention, or a file of published weights.
+        pretrained: timm's weights instead.
+        root, data_name, img_size: data.root, data.name and data.img_size; None: those of the run, or an image folder at
+            the size that timm's weights are for.
+        max_val: only so many validation images.
+    Raises:
+        InputError: whatever the user can mend.
+    """
+    if pretrained == (checkpoint is not None):
+        raise InputError("name the weights to start from: either --checkpoint FILE or --pretrained")
+    run = read_run(checkpoint) if checkpoint is not None and is_own(Path(checkpoint).expanduser()) else None
+    config = Config() if run is None else run.config
+    if run is not None:
+        kind = config.attention["name"]
+        if kind not in ("stock", "msa"):
+            raise InputError(f"--checkpoint {checkpoint} is a {kind} model: give one with stock or MSA attention")
+        if model not in (None, config.model.name):
+            raise InputError(f"--checkpoint {checkpoint} is a {config.model.name}, not {model}: leave --model out")
+    elif model is None:
+        raise InputError("--model is needed with --pretrained and with published weights")
+    else:
+        config.model.name = model
+        config.data.name = "folder"
+        config.data.img_size = _size_of(model)
+        config.init.pretrained = pretrained
+        config.init.checkpoint = None if checkpoint is None else str(checkpoint)
+    if data_name is not None:
+        config.data.name = data_name
+    config.data.root = root if root is not None else config.data.root
+    config.data.img_size = img_size if img_size is not None else config.data.img_size
+    config.data.max_val_samples = max_val if max_val is not None else config.data.max_val_samples
+    train = replace(config.train, progress=False)
+    device = torch.device("cpu")
+    data = build_data(config.data, config.augment, train, seed=0, device=device, calibration_only=True)
+    if run is None:
+        return Source(config, build_model(config, data.num_classes).model.eval(), data, 0)
+    if run.class_names != list(data.class_names):
+        raise InputError(
+            f"--checkpoint {checkpoint} was trained on other classes than those of --data {config.data.root}: "
+            "give the data that it was trained on"
+        )
+    return Source(config, model_of_run(run).eval(), data, run.content["epoch"])
+
+
+def _size_of(model: str) -> int:
+    known = timm.get_pretrained_cfg(model) if timm.is_model(model) else None
+    return 224 if known is None else int(known.input_size[-1])

@@ -1,0 +1,147 @@
+"""Many ways to replace the attention of one MSA model, measured side by side without any training.
+
+Shapes: B batch, S pixels.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from ecoformer.energy import Profile, count
+from ecoformer.errors import InputError
+from ecoformer.fit.hashes import FittableAttention, fit_hashes
+from ecoformer.kinds import make_spec
+from ecoformer.kinds.ecoformer import EcoFormerSpec
+from ecoformer.kinds.ecoformer_tuned import EcoFormerTunedSpec
+from ecoformer.lab.closeness.blocks import quality
+from ecoformer.model.convert import convert
+from ecoformer.model.layers import attention_layers
+from ecoformer.nn.specs import AttentionSpec
+
+RANDOM = "random-"
+
+Accuracy = Callable[[nn.Module], float]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A replacement to measure: its name in tables, and the spec that makes it."""
+
+    name: str
+    spec: AttentionSpec
+
+
+def parse_setting(text: str) -> Setting:
+    """ "KIND" or "KIND:key=value,..." as in configs; "random-" before it leaves the hash functions random.
+
+    Raises InputError for unknown kinds and options, and for a random hash of a kind without hashes.
+    """
+    kind, _, listed = text.removeprefix(RANDOM).partition(":")
+    options: dict[str, Any] = {}
+    for item in filter(None, listed.split(",")):
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise InputError(f"setting {text!r}: {item!r} is no key=value; write it as ecoformer_tuned:num_bits=8")
+        options[key.strip()] = yaml.safe_load(value)
+    spec = make_spec(kind, options)
+    if spec is None:
+        raise InputError(f"setting {text!r}: stock attention replaces nothing; name another kind")
+    return Setting(text, random_hash(spec) if text.startswith(RANDOM) else spec)
+
+
+def random_hash(spec: AttentionSpec) -> AttentionSpec:
+    """The same attention with hash functions as they are drawn, the floor that a fit has to beat."""
+    if isinstance(spec, EcoFormerSpec):
+        return replace(spec, fit_steps=0, start="random")
+    if isinstance(spec, EcoFormerTunedSpec):
+        return replace(spec, fit_steps=0)
+    raise InputError(f"attention={spec.name} has no hash functions to leave random: drop '{RANDOM}'")
+
+
+def attention_energy(model: nn.Module, names: Iterable[str], img_size: int, profile: Profile) -> dict[str, Any]:
+    """Picojoules of one image in the named attention layers, in both conventions: {"paper": {...}, "audited": {...}}.
+
+    `core_pj` is what lies between the projections, `layer_pj` includes them; `uncounted` lists unknown operations.
+    """
+    wanted, found = set(names), {}
+    for convention in ("paper", "audited"):
+        ledger = count(model, img_size, convention=convention)
+        layers = ledger.attention(projections=True).select(lambda entry: entry.attention in wanted)
+        found[convention] = {
+            "core_pj": layers.attention().energy_pj(profile),
+            "layer_pj": layers.energy_pj(profile),
+            "uncounted": ledger.uncounted,
+        }
+    return found
+
+
+def measure(
+    msa: nn.Module,
+    setting: Setting,
+    *,
+    calibration: Tensor,
+    held_out: Tensor,
+    seed: int,
+    profile: Profile,
+    map_images: int = 4,
+    accuracy: Accuracy | None = None,
+) -> dict[str, Any]:
+    """Convert a copy of `msa`, fit its hash functions, and compare it with `msa` block by block.
+
+    Args:
+        calibration, held_out: (B, 3, S, S), normalised: images to fit on, and others to measure on.
+        seed: of the random hash functions and of the fit.
+        accuracy: top-1 of a model in percent; left out if None.
+    Returns:
+        A JSON-ready dict: setting, seed, seconds (of the fit), energy (see `attention_energy`), top1, and blocks (the
+        fields of `BlockQuality`, with `fit`, the hash fit report of the block).
+    """
+    model = copy.deepcopy(msa)
+    img_size = held_out.shape[-1]
+    torch.manual_seed(seed)  # kinds that draw hash functions when they are built
+    convert(model, setting.spec, img_size=img_size)
+    started = time.perf_counter()
+    reports = {report.block: asdict(report) for report in fit_hashes(model, calibration, seed=seed)}
+    seconds = time.perf_counter() - started
+    rows = quality(msa, model, held_out, map_images=map_images)
+    return {
+        "setting": setting.name,
+        "seed": seed,
+        "seconds": seconds,
+        "top1": None if accuracy is None else accuracy(model),
+        "energy": attention_energy(model, [row.block for row in rows], img_size, profile),
+        "blocks": [{**asdict(row), "fit": reports.get(row.block)} for row in rows],
+    }
+
+
+def converted_names(msa: nn.Module, img_size: int) -> set[str]:
+    """The layers that a conversion replaces by default: those of every stage but the last, or all of a plain ViT."""
+    model = copy.deepcopy(msa)
+    convert(model, EcoFormerTunedSpec(fit_steps=0), img_size=img_size)
+    return {layer.name for layer in attention_layers(model) if isinstance(layer.module, FittableAttention)}
+
+
+def pick_images(loader: Iterable[tuple[Tensor, Tensor]], total: int, num_images: int, seed: int) -> Tensor:
+    """`num_images` of the `total` images that a loader gives, spread over it by the seed alone, in its order.
+
+    The first ones will not do: folders come class by class. Raises InputError if there are not enough.
+    """
+    if num_images > total:
+        raise InputError(f"{num_images} held-out images asked for, but there are {total}: lower --images")
+    chosen = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:num_images].sort().values
+    picked, start = [], 0
+    for images, _ in loader:
+        inside = chosen[(chosen >= start) & (chosen < start + len(images))] - start
+        picked.append(images[inside.to(images.device)])
+        start += len(images)
+        if sum(map(len, picked)) == num_images:
+            break
+    return torch.cat(picked)

@@ -1,0 +1,1 @@
+"""Tables and pictures of the ledger over many models and settings."""

@@ -1,0 +1,151 @@
+"""Cases of a comparison: a model, an attention, an image size; built without weights, counted, put in rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, fields
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ecoformer.energy.counting import count
+from ecoformer.energy.ledger import Ledger
+from ecoformer.energy.profile import Profile
+from ecoformer.energy.summary import figures
+from ecoformer.errors import InputError
+from ecoformer.kinds import SPECS, make_spec
+from ecoformer.model.convert import convert
+from ecoformer.nn.specs import AttentionSpec
+
+ROW_KEYS = (
+    "model",
+    "attention",
+    "img_size",
+    "num_bits",
+    "num_anchors",
+    "convention",
+    "profile",
+    "params",
+    "muls",
+    "adds",
+    "energy_pj",
+    "area_um2",
+    "attention_muls",
+    "attention_adds",
+    "attention_energy_pj",
+    "uncounted",
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row to be. `num_bits` and `num_anchors` are None for attention without them."""
+
+    model: str
+    attention: str = "stock"
+    img_size: int = 224
+    num_bits: int | None = None
+    num_anchors: int | None = None
+    clamp: bool = False
+
+    @property
+    def label(self) -> str:
+        """The attention with its settings: "ecoformer, 16 bits, 25 anchors"."""
+        settings = [(self.num_bits, "bits"), (self.num_anchors, "anchors")]
+        return ", ".join([self.attention, *(f"{n} {unit}" for n, unit in settings if n is not None)])
+
+    def spec(self) -> AttentionSpec | None:
+        """The attention spec of this case; None for stock. Raises InputError for an unknown attention."""
+        options = {"num_bits": self.num_bits, "num_anchors": self.num_anchors, "clamp": self.clamp}
+        known = spec_fields(self.attention)
+        return make_spec(self.attention, {k: v for k, v in options.items() if k in known and v is not None})
+
+    def build(self, device: str = "meta") -> nn.Module:
+        """The model in evaluation mode, on meta tensors unless told otherwise.
+
+        Raises InputError for unknown names, or attention that the model or its token counts refuse.
+        """
+        spec = self.spec()
+        if not timm.is_model(self.model):
+            raise InputError(f"model {self.model!r} is not known to timm: see timm.list_models()")
+        with torch.device(device), _SkipInitialisation() if device == "meta" else nullcontext():
+            model: nn.Module = timm.create_model(self.model)
+        if spec is not None:
+            convert(model, spec, img_size=self.img_size)
+        return model.eval()
+
+    def count(self, convention: str, strict: bool = False) -> Ledger:
+        """The ledger of one image."""
+        return count(self.build(), self.img_size, convention=convention, strict=strict)
+
+    def row(self, convention: str, profile: Profile, strict: bool = False) -> dict[str, Any]:
+        """The case with its figures; the keys are ROW_KEYS."""
+        found = figures(self.count(convention, strict), profile)
+        given = {key: getattr(self, key) for key in ROW_KEYS[:5]}
+        row = {**given, "convention": convention, "profile": profile.name, **found}
+        return {key: row[key] for key in ROW_KEYS}
+
+
+class _SkipInitialisation(TorchDispatchMode):
+    """Meta tensors have no values, so writing random numbers into them is time lost: half of building a model."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        first = func._schema.arguments[0] if func._schema.arguments else None
+        if first is not None and first.alias_info is not None and first.alias_info.is_write:
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
+def spec_fields(attention: str) -> set[str]:
+    """Names of the options of an attention; empty for stock and unknown names."""
+    return {field.name for field in fields(SPECS[attention])} if attention in SPECS else set()
+
+
+def cases(
+    models: Sequence[str],
+    attentions: Sequence[str],
+    img_sizes: Sequence[int],
+    num_bits: Sequence[int],
+    num_anchors: Sequence[int],
+    clamp: bool = False,
+) -> Iterator[Case]:
+    """The product of all settings, each attention only along the settings that it has."""
+    for model in models:
+        for img_size in img_sizes:
+            for attention in attentions:
+                known = spec_fields(attention)
+                for bits in num_bits if "num_bits" in known else [None]:
+                    for anchors in num_anchors if "num_anchors" in known else [None]:
+                        yield Case(model, attention, img_size, bits, anchors, clamp)
+
+
+def predict(
+    models: Iterable[str],
+    profile: Profile,
+    *,
+    attentions: Iterable[str] = ("stock", "msa", "ecoformer"),
+    img_sizes: Iterable[int] = (224,),
+    num_bits: Iterable[int] = (16,),
+    num_anchors: Iterable[int] = (25,),
+    convention: str = "paper",
+    clamp: bool = False,
+) -> list[dict[str, Any]]:
+    """Rows of a whole sweep, without training or allocating anything.
+
+    Raises InputError as `Case.build`, `count` and the profile do.
+    """
+    chosen = cases(list(models), list(attentions), list(img_sizes), list(num_bits), list(num_anchors), clamp)
+    return [case.row(convention, profile) for case in chosen]
+
+
+def saving(row: dict[str, Any], rows: Sequence[dict[str, Any]], against: str, key: str = "energy_pj") -> float | None:
+    """Share of `key` saved against another attention of the same model and image size; None without such a row."""
+    for other in rows:
+        same = all(other[k] == row[k] for k in ("model", "img_size", "convention", "profile"))
+        if same and other["attention"] == against and other is not row and other[key]:
+            return 1 - row[key] / other[key]
+    return None

@@ -1,0 +1,153 @@
+"""Plots of ledgers and sweeps. Each function returns a matplotlib Figure and shows or saves nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from ecoformer.energy.ledger import Entry, Ledger
+from ecoformer.energy.profile import Profile
+from ecoformer.errors import InputError
+from ecoformer.lab.energy.cases import Case
+
+MILLIJOULE = 1e9  # picojoules
+PARTS = {
+    "attention core": "#d62728",
+    "attention projections": "#ff9896",
+    "other Linear": "#1f77b4",
+    "convolutions": "#2ca02c",
+    "norms": "#9467bd",
+    "everything else": "#7f7f7f",
+}
+LINE_STYLES = {"stock": ("#555555", "o"), "msa": ("#1f77b4", "s"), "ecoformer": ("#d62728", "^")}
+
+
+def part_name(entry: Entry) -> str:
+    """The colour class of an entry in `plot_layers`."""
+    if entry.core:
+        return "attention core"
+    if "Conv" in entry.part:
+        return "convolutions"
+    if "Norm" in entry.part:
+        return "norms"
+    if entry.part == "Linear":
+        return "attention projections" if entry.attention else "other Linear"
+    return "everything else"
+
+
+def plot_layers(ledgers: Mapping[str, Ledger], profile: Profile, title: str = "") -> Figure:
+    """Stacked bars of energy per layer, one panel per ledger (say, per attention), each on its own scale."""
+    if not ledgers:
+        raise InputError("plot_layers got no ledger: give at least one")
+    widest = max(len(ledger.by_layer()) for ledger in ledgers.values())
+    figure = Figure(figsize=(max(7.0, 0.42 * widest + 2.5), 2.2 * len(ledgers) + 1.6), layout="constrained")
+    axes = figure.subplots(len(ledgers), 1, squeeze=False)[:, 0]
+    for axis, (name, ledger) in zip(axes, ledgers.items(), strict=True):
+        layers = ledger.by_layer()
+        base = [0.0] * len(layers)
+        for part, colour in PARTS.items():
+            heights = [
+                profile.energy_pj([e for e in layer.entries if part_name(e) == part], ledger.convention) / MILLIJOULE
+                for layer in layers.values()
+            ]
+            if any(heights):
+                axis.bar(range(len(layers)), heights, bottom=base, color=colour, label=part, width=0.8)
+            base = [low + height for low, height in zip(base, heights, strict=True)]
+        total = ledger.energy_pj(profile) / MILLIJOULE
+        axis.set_title(f"{name}: {total:.3f} mJ", fontsize=10, loc="left")
+        axis.set_title(f"scale to {axis.get_ylim()[1]:.2g} mJ", fontsize=8, loc="right", color="#555555")
+        axis.set_xticks(range(len(layers)), [_short(layer) for layer in layers], rotation=60, ha="right", fontsize=7)
+        axis.set_ylabel("mJ")
+        axis.grid(axis="y", alpha=0.3)
+        axis.set_axisbelow(True)
+    handles: dict[str, Any] = {}
+    for axis in axes:
+        handles.update({label: handle for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)})
+    ordered = [part for part in PARTS if part in handles]
+    figure.legend([handles[part] for part in ordered], ordered, loc="outside lower center", ncols=3, fontsize=8)
+    figure.suptitle(title or _caption(next(iter(ledgers.values())).convention, profile.name), fontsize=11)
+    return figure
+
+
+def plot_resolution(rows: Sequence[dict[str, Any]]) -> Figure:
+    """Whole-model and attention-only energy against image size, a line per attention, from `predict` rows."""
+    sizes = sorted({row["img_size"] for row in rows})
+    if len(sizes) < 2:
+        raise InputError(f"a plot against resolution needs at least 2 image sizes, got {len(sizes)}")
+    figure = Figure(figsize=(9.5, 4.0), layout="constrained")
+    for axis, key, name in zip(
+        figure.subplots(1, 2), ("energy_pj", "attention_energy_pj"), ("whole model", "attention cores"), strict=True
+    ):
+        for label, line in _lines(rows).items():
+            colour, marker = LINE_STYLES.get(line[0]["attention"], (None, "d"))
+            points = sorted((row["img_size"], row[key] / MILLIJOULE) for row in line)
+            axis.plot(*zip(*points, strict=True), marker=marker, color=colour, label=label, markersize=4)
+        axis.set_xscale("log", base=2)
+        axis.set_yscale("log")
+        axis.set_xticks(sizes, [str(size) for size in sizes])
+        axis.minorticks_off()
+        axis.set_xlabel("image size, px")
+        axis.set_ylabel("mJ per image")
+        axis.set_title(name, fontsize=10, loc="left")
+        axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+    figure.suptitle(f"{rows[0]['model']}: {_caption(rows[0]['convention'], rows[0]['profile'])}", fontsize=11)
+    return figure
+
+
+def plot_bits_anchors(rows: Sequence[dict[str, Any]]) -> Figure:
+    """Energy against code bits and anchors as two maps, attention cores and whole model, from `predict` rows."""
+    coded = [row for row in rows if row["num_bits"] is not None and row["num_anchors"] is not None]
+    bits = sorted({row["num_bits"] for row in coded})
+    anchors = sorted({row["num_anchors"] for row in coded})
+    found = {(row["num_bits"], row["num_anchors"]): row for row in coded}
+    if len(coded) < 2 or len(found) != len(coded) or len(found) != len(bits) * len(anchors):
+        raise InputError(
+            f"a map of bits x anchors needs one row per pair, of one model, attention and image size, "
+            f"got {len(coded)} rows for {len(bits)} x {len(anchors)}"
+        )
+    figure = Figure(figsize=(10.0, 1.6 + 0.45 * max(len(bits), 4)), layout="constrained")
+    for axis, key, name in zip(
+        figure.subplots(1, 2), ("attention_energy_pj", "energy_pj"), ("attention cores", "whole model"), strict=True
+    ):
+        grid = [[found[b, a][key] / MILLIJOULE for a in anchors] for b in bits]
+        image = axis.imshow(grid, cmap="viridis", aspect="auto", origin="lower")
+        low, high = image.get_clim()
+        for i, line in enumerate(grid):
+            for j, value in enumerate(line):
+                light = value < (low + high) / 2
+                axis.text(
+                    j, i, f"{value:.3f}", ha="center", va="center", fontsize=8, color="white" if light else "black"
+                )
+        axis.set_xticks(range(len(anchors)), [str(a) for a in anchors])
+        axis.set_yticks(range(len(bits)), [str(b) for b in bits])
+        axis.set_xlabel("anchors")
+        axis.set_ylabel("bits")
+        axis.set_title(f"{name}, mJ per image", fontsize=10, loc="left")
+        figure.colorbar(image, ax=axis)
+    first = coded[0]
+    figure.suptitle(
+        f"{first['model']}, {first['attention']}, {first['img_size']} px: "
+        f"{_caption(first['convention'], first['profile'])}",
+        fontsize=11,
+    )
+    return figure
+
+
+def _lines(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    lines: dict[str, list[dict[str, Any]]] = {}
+    several = len({row["model"] for row in rows}) > 1
+    for row in rows:
+        label = Case(row["model"], row["attention"], 0, row["num_bits"], row["num_anchors"]).label
+        lines.setdefault(f"{row['model']} {label}" if several else label, []).append(row)
+    return lines
+
+
+def _caption(convention: str, profile: str) -> str:
+    return f"modelled energy, {convention} convention, {profile}"
+
+
+def _short(layer: str) -> str:
+    return layer.replace("stages.", "s").replace(".blocks.", ".b").replace("blocks.", "b").replace("downsample", "down")

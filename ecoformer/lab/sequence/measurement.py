@@ -1,0 +1,216 @@
+"""Seconds and peak memory of one pass, each point in a fresh process, so that memory and caches start alike.
+
+Processes are forked from a server that has imported torch and run nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ecoformer.errors import InputError
+from ecoformer.files import write_text
+from ecoformer.lab.sequence.encoder import Encoder, Kind, Shape
+from ecoformer.lab.speed.peak_memory import PeakMemory, refuse_more_than_available
+
+FIGURES = ("forward_s", "forward_mib", "train_s", "train_mib")
+OWN_WARM_UP_S = 1.0  # a pass that takes longer is not repeated to warm up
+MIN_TURN_S = 0.2  # shorter passes are repeated for so long
+
+
+@dataclass(frozen=True)
+class Point:
+    """One measurement to make."""
+
+    kind: Kind
+    shape: Shape
+    tokens: int
+    layers: int
+    threads: int
+
+    @property
+    def key(self) -> str:
+        return f"{self.kind.label} {self.tokens}"
+
+
+def measure_point(point: Point) -> dict[str, float]:
+    """FIGURES of one point at batch 1, of `layers` blocks: a forward pass without autograd, then forward and backward.
+
+    Run it in a fresh process: memory is counted from before the model is built. Raises InputError if it does not fit.
+    """
+    torch.set_num_threads(point.threads)
+    refuse_more_than_available()
+    _load_code(point)
+    memory = PeakMemory(torch.device("cpu"))
+    try:
+        model = point.kind.build_fitted(point.shape, point.tokens, point.layers)
+        x_BND = torch.randn(1, point.tokens, point.shape.width)
+        found = {}
+        for mode, run in (("forward", _forward(model, x_BND)), ("train", _train(model, x_BND))):
+            memory.reset()
+            found[f"{mode}_s"] = _seconds(run)
+            found[f"{mode}_mib"] = memory.mib
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        raise InputError(f"{point.key} tokens: needs more memory than there is") from error
+    return found
+
+
+def _load_code(point: Point) -> None:
+    """Run a narrow block of the kind once: what libraries load and keep on first use is no cost of the encoder's."""
+    narrow = Shape("narrow", 2 * point.shape.heads, point.shape.heads, 2 * point.shape.heads, 1)
+    kind, tokens = point.kind, min(point.tokens, 64)
+    if kind.name == "low_rank":
+        kind = replace(kind, number=1)
+    model, x_BND = kind.build_fitted(narrow, tokens, 1), torch.randn(1, tokens, narrow.width)
+    _forward(model, x_BND)()
+    _train(model, x_BND)()
+
+
+def _forward(model: Encoder, x_BND: torch.Tensor) -> Callable[[], object]:
+    @torch.inference_mode()
+    def run() -> object:
+        return model(x_BND)
+
+    return run
+
+
+def _train(model: Encoder, x_BND: torch.Tensor) -> Callable[[], object]:
+    def run() -> None:
+        model.train()
+        model.zero_grad()
+        out_BND = model(x_BND)
+        out_BND.backward(torch.ones_like(out_BND))
+
+    return run
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    first = _timed(run)
+    if first > OWN_WARM_UP_S:
+        return first
+    seconds = [_timed(run)]
+    while sum(seconds) < MIN_TURN_S:
+        seconds.append(_timed(run))
+    return statistics.median(seconds)
+
+
+def _timed(run: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
+
+
+def _child(point: Point, pipe: Any) -> None:
+    try:
+        pipe.send(measure_point(point))
+    except InputError as error:
+        pipe.send(str(error))
+
+
+def measure_apart(point: Point) -> dict[str, float] | str:
+    """`measure_point` in a process of its own; the message where it was refused."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["__main__", __name__])
+    ours, theirs = context.Pipe(duplex=False)
+    child = context.Process(target=_child, args=(point, theirs), daemon=True)
+    child.start()
+    theirs.close()
+    try:
+        return ours.recv()
+    except EOFError as error:
+        child.join()
+        raise RuntimeError(f"measuring {point.key} ended with exit code {child.exitcode}") from error
+    finally:
+        child.join()
+
+
+def versions() -> dict[str, str]:
+    """What figures depend on besides the model: the processor and torch."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {"machine": models[0] if models else platform.machine(), "torch": torch.__version__}
+
+
+class Measurements:
+    """What was measured so far, in a JSON file that grows point by point: an interrupted study goes on where it was.
+
+    Args:
+        path: the file.
+        settings: shape, measured blocks, threads, machine, ...; a file with other settings is refused with InputError.
+    """
+
+    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+        self.path, self.settings = path, settings
+        self.points: dict[str, list[dict[str, float]]] = {}
+        self.refused: dict[str, str] = {}
+        if not path.exists():
+            return
+        held = read_measurements(path)
+        for key, value in settings.items():
+            if held["settings"].get(key) != value:
+                raise InputError(
+                    f"{path} was measured with {key}={held['settings'].get(key)}, now it is {value}: keep it, or "
+                    "choose another --out"
+                )
+        self.points, self.refused = held["points"], held["refused"]
+
+    def todo(self, points: list[Point], rounds: int) -> Iterator[Point]:
+        """Round by round, all points of a round that are not measured yet."""
+        for number in range(1, rounds + 1):
+            for point in points:
+                if point.key not in self.refused and len(self.points.get(point.key, [])) < number:
+                    yield point
+
+    def add(self, point: Point, found: dict[str, float] | str) -> None:
+        """Keep a result and write the file."""
+        if isinstance(found, str):
+            self.refused[point.key] = found
+        else:
+            self.points.setdefault(point.key, []).append(found)
+        content = {"settings": self.settings, "points": self.points, "refused": self.refused}
+        write_text(self.path, json.dumps(content, indent=1) + "\n")
+
+
+def read_measurements(path: Path) -> dict[str, Any]:
+    """The content of such a file. Raises InputError if it is none."""
+    try:
+        content = json.loads(path.read_text())
+        if not {"settings", "points", "refused"} <= content.keys():
+            raise ValueError
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"{path} holds no measurements of a sequence study: move it away, or choose another --out"
+        ) from error
+    return content
+
+
+def medians(content: dict[str, Any], shape: Shape) -> dict[tuple[str, int], dict[str, float]]:
+    """Medians over the rounds, scaled from the measured blocks to the shape's: per (kind, tokens) the FIGURES.
+
+    Time is proportional to the blocks. In a forward pass only the weights are; what training holds is, but for the
+    moment's temporary results, so its scaled peak is an upper bound.
+    """
+    measured = content["settings"]["layers"]
+    factor = shape.layers / measured
+    found = {}
+    for key, rounds in content["points"].items():
+        label, _, tokens = key.rpartition(" ")
+        figures = {name: statistics.median(r[name] for r in rounds) for name in FIGURES}
+        params = sum(p.numel() for p in Kind.parse(label).build(shape, int(tokens), measured).parameters())
+        figures["forward_mib"] += (factor - 1) * params * 4 / 2**20
+        for name in ("forward_s", "train_s", "train_mib"):
+            figures[name] *= factor
+        found[label, int(tokens)] = figures | {"rounds": len(rounds)}
+    return found

@@ -1,0 +1,65 @@
+"""All figures of a study in one place, and the series and comparisons that plots, tables and verdicts are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ecoformer.lab.sequence.crossover import crossovers
+from ecoformer.lab.sequence.encoder import Shape
+from ecoformer.lab.sequence.measurement import FIGURES
+
+BASELINE = "msa"
+CONTROLS = ("uniform", "none")  # no attention to speak of: what every other kind has to be worth more than
+METRICS = {
+    "paper_energy_mj": "energy, paper convention, mJ",
+    "audited_energy_mj": "energy, audited convention, mJ",
+    "forward_s": "forward pass, s",
+    "train_s": "forward and backward, s",
+    "forward_mib": "peak memory of a forward pass, MiB",
+    "train_mib": "peak memory of forward and backward, MiB",
+}
+
+
+@dataclass
+class Study:
+    """Rows of the ledger with, where measured, FIGURES added; `settings` of the measurement, None without one."""
+
+    rows: list[dict[str, Any]]
+    shape: Shape
+    settings: dict[str, Any] | None = None
+
+    @property
+    def kinds(self) -> list[str]:
+        return list(dict.fromkeys(row["kind"] for row in self.rows))
+
+    @property
+    def tokens(self) -> list[int]:
+        return sorted({row["tokens"] for row in self.rows})
+
+    def series(self, kind: str, metric: str) -> dict[int, float]:
+        """The metric by number of tokens; points that were refused or not measured are left out."""
+        rows = [row for row in self.rows if row["kind"] == kind and row.get(metric) is not None]
+        return {row["tokens"]: row[metric] for row in rows}
+
+    def metrics(self) -> list[str]:
+        """Those of METRICS that some row has."""
+        return [key for key in METRICS if any(row.get(key) is not None for row in self.rows)]
+
+    def crossovers(self) -> list[dict[str, Any]]:
+        """Per metric and kind, where its cost equals that of softmax attention."""
+        found = []
+        for metric in self.metrics():
+            base = self.series(BASELINE, metric)
+            for kind in self.kinds:
+                if kind != BASELINE:
+                    points = crossovers(self.series(kind, metric), base)
+                    found.append({"metric": metric, "kind": kind, "against": BASELINE, "tokens": points})
+        return found
+
+
+def merge(rows: Sequence[dict[str, Any]], measured: dict[tuple[str, int], dict[str, float]]) -> list[dict[str, Any]]:
+    """Ledger rows with the measured FIGURES and `rounds` added, None where there are none."""
+    empty = dict.fromkeys((*FIGURES, "rounds"))
+    return [{**row, **empty, **measured.get((row["kind"], row["tokens"]), {})} for row in rows]

@@ -1,0 +1,173 @@
+"""One line of a speed comparison: a model with an attention, ready to run one pass.
+
+Shapes: B batch, N tokens, D model channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
+
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import ecoformer.models  # noqa: F401  registers the converted models
+from ecoformer.engine.autocast import autocast
+from ecoformer.errors import InputError
+from ecoformer.fit.hashes import fit_hashes
+from ecoformer.kinds import SPECS, make_spec
+from ecoformer.lab.speed.throughput import PRECISIONS, Pass, forward_pass, training_step
+from ecoformer.model.convert import convert
+from ecoformer.model.layers import attention_layers, require_image_size
+from ecoformer.ops.ecoformer.eager import triton_kernels
+
+SUFFIXES = ("unfused", "compiled", "torch", "graph")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """An attention as a comparison names it: stock or a registered kind, and how it is run.
+
+    "msa_unfused" forms softmax(q k^T) as a matrix instead of calling torch's fused attention, "ecoformer_compiled"
+    goes through torch.compile, "ecoformer_torch" leaves the Triton kernels out, "ecoformer_graph" replays the pass as
+    one CUDA graph, without the host's time to launch its kernels (both CUDA only); suffixes can be chained.
+    """
+
+    label: str
+    kind: str
+    suffixes: frozenset[str]
+
+    @classmethod
+    def parse(cls, label: str) -> Self:
+        """Raises InputError for an attention that does not exist."""
+        kind, suffixes = label, set()
+        while kind not in SPECS and (parts := kind.rpartition("_"))[2] in SUFFIXES:
+            kind = parts[0]
+            suffixes.add(parts[2])
+        make_spec(kind)
+        return cls(label, kind, frozenset(suffixes))
+
+    def wrap(self, function: Any) -> Any:
+        """`function`, compiled if the variant says so."""
+        return torch.compile(function) if "compiled" in self.suffixes else function
+
+    def context(self, run: Pass) -> Pass:
+        """`run` with torch's attention unfused, and without the Triton kernels, as the variant says."""
+
+        def run_in_context() -> object:
+            unfused = sdpa_kernel(SDPBackend.MATH) if "unfused" in self.suffixes else nullcontext()
+            on_torch = triton_kernels(False) if "torch" in self.suffixes else nullcontext()
+            with on_torch, unfused:
+                return run()
+
+        return cuda_graph(run_in_context) if "graph" in self.suffixes else run_in_context
+
+
+def cuda_graph(run: Pass) -> Pass:
+    """`run` recorded once; the pass that is returned replays its kernels on the same memory."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # what happens once (compilation, self-checks, work spaces) must not be recorded
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+
+    def replay(keep: Pass = run) -> None:  # the graph knows addresses alone: what `run` holds must live as long
+        graph.replay()
+
+    return replay
+
+
+@dataclass(frozen=True)
+class SpeedCase:
+    """What is timed. `layer` 0 is the whole model, n its n-th attention layer alone, on what the model feeds it."""
+
+    model: str
+    attention: str = "stock"
+    img_size: int = 224
+    batch_size: int = 32
+    mode: str = "eval"
+    device: str = "cpu"
+    precision: str = "fp32"
+    channels_last: bool = False
+    layer: int = 0
+    seed: int = 0
+
+    def build(self) -> nn.Module:
+        """The model on its device: random weights of the seed, hash functions fitted to a random image.
+
+        Raises InputError for unknown names, and for image sizes that the model or its attention cannot take.
+        """
+        kind = Variant.parse(self.attention).kind
+        if not timm.is_model(self.model):
+            raise InputError(f"model {self.model!r} is not known to timm: see timm.list_models()")
+        defaults = timm.get_pretrained_cfg(self.model)
+        fixed = defaults is not None and defaults.fixed_input_size
+        torch.manual_seed(self.seed)
+        options: dict[str, Any] = {"img_size": self.img_size} if fixed else {}
+        model: nn.Module = timm.create_model(self.model, **options)
+        spec = make_spec(kind)
+        if spec is not None:
+            if "fit_steps" in {field.name for field in fields(spec)}:
+                spec = replace(spec, fit_steps=1)  # type: ignore[call-arg]  # how well codes fit changes no speed
+            convert(model, spec, img_size=self.img_size)
+        require_image_size(model, self.img_size)
+        layout = torch.channels_last if self.channels_last else torch.contiguous_format
+        model.to(self.device, memory_format=layout)  # type: ignore[call-overload]
+        # Codes of a fit at 224 px serve larger images too, and cost less to find.
+        fit_hashes(model, self._images(1, self.img_size if fixed else min(self.img_size, 224)), self.seed)
+        return model
+
+    def step(self) -> Pass:
+        """One pass over one batch, as a function without arguments. Raises InputError as `build` does."""
+        variant = Variant.parse(self.attention)
+        if (cuda_only := variant.suffixes & {"torch", "graph"}) and torch.device(self.device).type != "cuda":
+            raise InputError(
+                f"{self.attention}: _{min(cuda_only)} is for CUDA, the device is {self.device}: leave it out"
+            )
+        if "graph" in variant.suffixes and self.mode == "train":
+            raise InputError(f"{self.attention}: a training step is not recorded as a graph: use --mode eval")
+        model = self.build()
+        images = self._images(self.batch_size, self.img_size)
+        if self.layer:
+            return variant.context(self._layer_step(variant, model, images))
+        if self.mode == "train":
+            classes: int = model.num_classes  # type: ignore[assignment]
+            return variant.context(training_step(variant.wrap(model), images, classes, self.precision))
+        model.eval()
+        return variant.context(forward_pass(variant.wrap(model), images, self.precision))
+
+    def _layer_step(self, variant: Variant, model: nn.Module, images: Tensor) -> Pass:
+        layers = attention_layers(model)
+        if self.layer > len(layers):
+            raise InputError(f"layer {self.layer}: {self.model} has attention layers 1 to {len(layers)}")
+        layer, inputs = layers[self.layer - 1].module, []
+        hook = layer.register_forward_pre_hook(lambda module, args: inputs.append(args))
+        forward_pass(model.eval(), images, self.precision)()
+        hook.remove()
+        x_BND, rest = inputs[0][0].clone(), inputs[0][1:]
+        run: Callable[..., Tensor] = variant.wrap(layer)
+        if self.mode == "eval":
+            return forward_pass(lambda x: run(x, *rest), x_BND, self.precision)
+        layer.train()
+        x_BND.requires_grad_()
+
+        def forward_backward() -> None:
+            layer.zero_grad()
+            with autocast(x_BND.device, PRECISIONS[self.precision]):
+                out_BND = run(x_BND, *rest)
+            out_BND.backward(torch.ones_like(out_BND))
+
+        return forward_backward
+
+    def _images(self, count: int, img_size: int) -> Tensor:
+        generator = torch.Generator().manual_seed(self.seed)
+        images = torch.randn(count, 3, img_size, img_size, generator=generator).to(self.device)
+        return images.contiguous(memory_format=torch.channels_last) if self.channels_last else images

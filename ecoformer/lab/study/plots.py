@@ -1,0 +1,97 @@
+"""Pictures of studies and sweeps: accuracy against energy, and what hash functions are worth over the epochs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from ecoformer.lab.study.tables import energy_unit
+from ecoformer.report.figures import save_figure
+
+PANELS = (("energy_pj", "whole model"), ("attention_energy_pj", "attention cores alone"))
+MARKERS = "osD^v<>pP*Xhd"
+QUALITY_LINES = (("attention_error", "o-", 1.5), ("random_error", "x:", 0.8), ("uniform_error", "+--", 0.8))
+QUALITY_NAMES = {"attention_error": "fitted", "random_error": "random codes", "uniform_error": "uniform attention"}
+
+
+def front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Indices of the (cost, gain) points that no other beats in both, cheapest first; equal points all stay."""
+    kept = []
+    for index, (cost, gain) in enumerate(points):
+        beaten = any(c <= cost and g >= gain and (c, g) != (cost, gain) for c, g in points)
+        if not beaten:
+            kept.append(index)
+    return sorted(kept, key=lambda index: points[index])
+
+
+def plot_front(rows: Sequence[Mapping[str, Any]], out: Path, title: str) -> None:
+    """Top-1 against energy, whole model and attention alone, every row labelled, the Pareto front drawn through.
+
+    Rows have label, top1, top1_sd (None: no bar), energy_pj and attention_energy_pj.
+    """
+    figure = Figure(figsize=(11, 4.6 + 0.16 * max(0, len(rows) - 12)), layout="constrained")
+    axes = figure.subplots(1, 2)
+    for axis, (key, name) in zip(axes, PANELS, strict=True):
+        scale, unit = energy_unit([row[key] for row in rows])
+        points = [(row[key] / scale, row["top1"]) for row in rows]
+        best = [points[index] for index in front(points)]
+        axis.plot(*zip(*best, strict=True), color="grey", lw=0.8, zorder=0)
+        for number, (row, (energy, top1)) in enumerate(zip(rows, points, strict=True)):
+            axis.errorbar(
+                energy,
+                top1,
+                yerr=row.get("top1_sd"),
+                marker=MARKERS[number % len(MARKERS)],
+                color=f"C{number % 10}",
+                capsize=2,
+                linestyle="none",
+                label=row["label"],
+            )
+        if min(energy for energy, _ in points) > 0 and max(points)[0] > 20 * min(points)[0]:
+            axis.set_xscale("log")
+        axis.set(xlabel=f"energy an image, {name} ({unit}, modelled)", ylabel="top-1 (%)")
+        axis.grid(alpha=0.3)
+    axes[0].set_title(title, fontsize=9, loc="left")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=7)
+    save_figure(figure, out)
+
+
+def plot_hash_quality(fits: Mapping[str, Sequence[Mapping[str, Any]]], out: Path) -> bool:
+    """Attention error of each run's hash fits beside its two floors: over the epochs, or over the blocks of one fit.
+
+    `fits` maps a label to a run's `hash_fit` records; runs whose fits know no error are left out. Over the epochs it is
+    the mean over the blocks. Returns whether anything was left to draw.
+    """
+    known = {
+        label: [record for record in records if record.get("attention_error") is not None]
+        for label, records in fits.items()
+    }
+    known = {label: records for label, records in known.items() if records}
+    if not known:
+        return False
+    refitted = any(len({record["epoch"] for record in records}) > 1 for records in known.values())
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    axis = figure.subplots()
+    for number, (label, records) in enumerate(known.items()):
+        for key, style, width in QUALITY_LINES:
+            where = [record["epoch"] if refitted else block for block, record in enumerate(records, start=1)]
+            values: dict[int, list[float]] = {}
+            for place, record in zip(where, records, strict=True):
+                if record.get(key) is not None:
+                    values.setdefault(place, []).append(record[key])
+            means = [sum(found) / len(found) for found in values.values()]
+            named = label if key == "attention_error" else None
+            axis.plot(list(values), means, style, lw=width, markersize=4, color=f"C{number % 10}", label=named)
+    for key, style, width in QUALITY_LINES:
+        axis.plot([], [], style, lw=width, markersize=4, color="grey", label=QUALITY_NAMES[key])
+    axis.set(xlabel="epoch of the fit" if refitted else "block", ylabel="relative L2 error of the attention output")
+    axis.set_ylim(0, None)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.grid(alpha=0.3)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper", fontsize=7)
+    save_figure(figure, out)
+    return True

@@ -1,0 +1,41 @@
+"""Energy of a run before anything is trained: its config is composed, its model built without weights and counted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from ecoformer.config.faults import describe
+from ecoformer.config.loading import CONFIGS, load_config
+from ecoformer.config.schema import Config, register_schemas
+from ecoformer.energy import summarize
+from ecoformer.errors import InputError
+from ecoformer.run.checks import check_config
+from ecoformer.run.start import build_model
+
+CLASSES = {"imagenet": 1000, "cifar100": 100}
+OTHERS = 10  # the classifier of another number of classes changes the energy of the model, not of its attention
+
+
+def compose_run(arguments: Sequence[str]) -> Config:
+    """The typed config of `train.py ARGUMENTS`. Raises InputError as train.py does."""
+    register_schemas()
+    try:
+        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+            config = load_config(Config, compose("train", list(arguments)))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise InputError(describe(error, "train") or str(error)) from error
+    check_config(config)
+    return config
+
+
+def predict_energy(config: Config) -> dict[str, Any]:
+    """The ledger's figures of the run's model, as in its summary.json later on. Raises InputError as train.py does."""
+    built = build_model(config, CLASSES.get(config.data.name, OTHERS), with_weights=False)
+    return summarize(
+        built.model, config.data.img_size, convention=config.energy.convention, profile=config.energy.profile
+    )

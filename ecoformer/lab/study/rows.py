@@ -1,0 +1,137 @@
+"""The rows of a study: one per seed as they were measured, then seeds put together with mean and spread."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ecoformer.engine.run_files import SUMMARY
+from ecoformer.lab.study.plan import Job, StudyConfig
+from ecoformer.lab.study.runner import JOB
+from ecoformer.lab.study.runs import steps_done
+
+Row = dict[str, Any]
+CONTROLS = ("msa", "stock", "uniform")
+
+
+def collect(study: StudyConfig, jobs: Sequence[Job]) -> list[Row]:
+    """One row for each finished run that is a row of the table, JSON-ready.
+
+    Keys: backbone, model, attention, name, label, source, seed, stage1_seed, epochs_stage1, epochs_stage2 (0:
+    converted without training), steps_stage2 (optimiser steps: train.max_steps may cut an epoch short), top1 (of the
+    last epoch), best_top1, params, energy_pj, attention_energy_pj, energy_convention, images_per_second (of the run's
+    own evaluation, until `study.speed` measures all in turns), published_top1, published_energy_pj, command, commit,
+    run.
+    """
+    by_id = {job.id: job for job in jobs}
+    rows = []
+    for job in jobs:
+        if job.row is None or not (job.folder / SUMMARY).is_file():
+            continue
+        assert job.needs is not None
+        summary = json.loads((job.folder / SUMMARY).read_text())
+        first = json.loads((by_id[job.needs].folder / SUMMARY).read_text())
+        record = json.loads((job.folder / JOB).read_text())
+        rows.append(
+            {
+                "backbone": job.backbone,
+                "model": summary["model"],
+                "attention": job.row.attention,
+                "name": job.row.name,
+                "label": job.row.label,
+                "source": job.row.source,
+                "seed": job.seed,
+                "stage1_seed": job.stage1_seed,
+                "epochs_stage1": first["epochs"],
+                "epochs_stage2": summary["epochs"],
+                "steps_stage2": steps_done(job.folder) or 0,
+                "top1": summary["last_top1"],
+                "best_top1": summary["top1"],
+                **{key: summary[key] for key in ("params", "energy_pj", "attention_energy_pj", "energy_convention")},
+                "images_per_second": summary["images_per_second"],
+                "published_top1": job.row.published.get("top1"),
+                "published_energy_pj": job.row.published.get("energy_pj"),
+                "command": record["command"],
+                "commit": record["commit"],
+                "run": job.id,
+            }
+        )
+    return rows
+
+
+def over_seeds(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """Rows that differ in nothing but their seed as one: top1 is the mean, top1_sd the sample deviation (None for one).
+
+    `seeds` lists them; `vs_msa`, `vs_stock` and `vs_uniform` are the points of the mean above that row of the same
+    backbone with the same training; None where there is no such row.
+    """
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["backbone"], row["label"]), []).append(row)
+    merged: list[Row] = []
+    for found in groups.values():
+        top1 = [row["top1"] for row in found]
+        merged.append(
+            {
+                **found[0],
+                "top1": statistics.fmean(top1),
+                "top1_sd": statistics.stdev(top1) if len(top1) > 1 else None,
+                "seeds": [row["seed"] for row in found],
+                "images_per_second": statistics.median(row["images_per_second"] for row in found),
+            }
+        )
+    for row in merged:
+        for control in CONTROLS:
+            other = baseline(row, merged, control)
+            row[f"vs_{control}"] = None if other is None else row["top1"] - other["top1"]
+    return merged
+
+
+def over_stage1_seeds(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """Rows with runs from several stage-1 seeds (`stage1_seeds`): means over those, sample deviations as top1_sd etc.
+
+    Each stage-1 seed counts once, as the mean of its runs. Points above a control (`vs_msa`, `vs_msa_sd`, ...) are
+    taken between runs from the same stage-1 seed, which share its luck; None where one of them lacks the control.
+    """
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for seed in sorted({row["stage1_seed"] for row in rows}):
+        for row in over_seeds([row for row in rows if row["stage1_seed"] == seed]):
+            groups.setdefault((row["backbone"], row["label"]), []).append(row)
+    keys = ("top1", *(f"vs_{control}" for control in CONTROLS))
+    return [
+        {
+            **found[0],
+            "stage1_seeds": [row["stage1_seed"] for row in found],
+            **{name: value for key in keys for name, value in _mean_and_spread(key, found).items()},
+        }
+        for found in groups.values()
+        if len(found) > 1
+    ]
+
+
+def _mean_and_spread(key: str, rows: Sequence[Row]) -> dict[str, float | None]:
+    values = [row[key] for row in rows]
+    if None in values:
+        return {key: None, f"{key}_sd": None}
+    return {key: statistics.fmean(values), f"{key}_sd": statistics.stdev(values)}
+
+
+def baseline(row: Mapping[str, Any], rows: Sequence[Row], attention: str) -> Row | None:
+    """The row of `attention` on the same backbone with the same training; of several, that of the shortest name."""
+    same = [
+        other
+        for other in rows
+        if (other["backbone"], other["attention"]) == (row["backbone"], attention)
+        and all(other[key] == row[key] for key in ("epochs_stage2", "steps_stage2"))
+    ]
+    return min(same, key=lambda other: len(other["name"]), default=None)
+
+
+def saving(row: Mapping[str, Any], rows: Sequence[Row], against: str, key: str) -> float | None:
+    """Share of `key` that `row` saves against another attention on the same backbone; energy knows no training."""
+    for other in rows:
+        if other["backbone"] == row["backbone"] and other["attention"] == against and other is not row and other[key]:
+            return 1 - row[key] / other[key]
+    return None

@@ -1,0 +1,142 @@
+"""convert(model, spec): replace a timm model's attention in place, carry its weights over, report what was done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from torch import nn
+
+from ecoformer.errors import InputError
+from ecoformer.kinds import BUILDERS
+from ecoformer.model.layers import LayerInfo, attention_layers, token_counts
+from ecoformer.nn.base import ReplacementAttention
+from ecoformer.nn.msa import MSASpec
+from ecoformer.nn.projections import Projections, read_projections
+from ecoformer.nn.specs import AttentionSpec
+
+FilterFn = Callable[[nn.Module, str], bool]
+
+
+@dataclass(frozen=True)
+class LayerChange:
+    """What happened to one layer. `new` names the parts that hold no trained weights yet."""
+
+    name: str
+    stage: int
+    source: str
+    target: str
+    spec: AttentionSpec
+    num_tokens: int | None
+    copied: tuple[str, ...]
+    dropped: tuple[str, ...]
+    new: tuple[str, ...]
+
+
+@dataclass
+class ConversionReport:
+    """Replaced layers, layers that already were what was asked for, and notes on settings that were lowered."""
+
+    replaced: list[LayerChange] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{change.name}: {change.source} -> {change.target}; copied {_listed(change.copied)}; "
+            f"dropped {_listed(change.dropped)}; new {_listed(change.new)}"
+            for change in self.replaced
+        ]
+        lines += [f"{name}: kept as it is" for name in self.kept]
+        return "\n".join([*lines, *self.notes])
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return ", ".join(names) or "nothing"
+
+
+def convert(
+    model: nn.Module,
+    spec: AttentionSpec,
+    filter_fn: FilterFn | None = None,
+    img_size: int | tuple[int, int] | None = None,
+) -> ConversionReport:
+    """Replace attention layers of `model` in place and return what was done. Converting twice changes nothing.
+
+    By default every stage but the last gets `spec` and the last becomes (Twins) or stays (PVTv2) plain softmax
+    attention, as published; in a plain ViT every layer gets `spec`. Device, dtype, training mode and
+    `requires_grad` carry over. Convert before building an optimizer.
+
+    Args:
+        model: a timm PVTv2, Twins or ViT/DeiT, or one that was converted before.
+        spec: what to build, e.g. `EcoFormerSpec(num_bits=8)`.
+        filter_fn: (module, name) -> bool chooses the layers instead; the others stay as they are.
+        img_size: checks the spec against the token count of every layer at this image size.
+    Raises:
+        InputError: nothing to convert, a layer that cannot be carried over, or settings that do not fit the
+            token count. The model is then unchanged.
+    """
+    layers = attention_layers(model)
+    if not layers:
+        raise InputError(
+            f"{type(model).__name__} has no attention that can be converted: choose a timm PVTv2, Twins or ViT"
+        )
+    planned = _plan(layers, spec, filter_fn)
+    if not planned:
+        raise InputError(f"the layer filter matches none of {len(layers)} attention layers: {layers[0].name}, ...")
+    tokens = token_counts(model, img_size) if img_size is not None else {}
+    report = ConversionReport()
+    built: list[tuple[LayerInfo, ReplacementAttention]] = []
+    for layer, wanted in planned:
+        num_tokens = tokens.get(layer.name)
+        fitting = wanted if num_tokens is None else wanted.fit_to_tokens(num_tokens, layer.where)
+        lowered = _lowered(wanted, fitting)
+        if lowered:
+            report.notes.append(f"{layer.where} has {num_tokens} tokens: {lowered}")
+        if fitting.is_met_by(layer.module):
+            report.kept.append(layer.name)
+            continue
+        source = replace(read_projections(layer.module, layer.where), num_prefix=layer.num_prefix)
+        module = BUILDERS[type(fitting)].from_projections(source, fitting)
+        module.train(layer.module.training)
+        module.requires_grad_(any(p.requires_grad for p in layer.module.parameters()))
+        built.append((layer, module))
+        report.replaced.append(_change(layer, source, module, fitting, num_tokens))
+    for layer, module in built:
+        model.set_submodule(layer.name, module)
+    return report
+
+
+def _plan(
+    layers: list[LayerInfo], spec: AttentionSpec, filter_fn: FilterFn | None
+) -> list[tuple[LayerInfo, AttentionSpec]]:
+    if filter_fn is not None:
+        return [(layer, spec) for layer in layers if filter_fn(layer.module, layer.name)]
+    return [(layer, MSASpec() if layer.stage == layer.num_stages > 1 else spec) for layer in layers]
+
+
+def _change(
+    layer: LayerInfo, source: Projections, module: ReplacementAttention, spec: AttentionSpec, num_tokens: int | None
+) -> LayerChange:
+    copied, dropped = source.carried(module.carries)
+    return LayerChange(
+        name=layer.name,
+        stage=layer.stage,
+        source=type(layer.module).__name__,
+        target=type(module).__name__,
+        spec=spec,
+        num_tokens=num_tokens,
+        copied=copied,
+        dropped=dropped,
+        new=module.new_parts,
+    )
+
+
+def _lowered(wanted: AttentionSpec, fitting: AttentionSpec) -> str:
+    """The settings that were given and had to give way; one that was None is taken from the layer by design."""
+    changes = [
+        f"{key} lowered from {value} to {vars(fitting)[key]}"
+        for key, value in vars(wanted).items()
+        if value is not None and vars(fitting)[key] != value
+    ]
+    return ", ".join(changes)

@@ -1,0 +1,197 @@
+"""factorize(model, spec): replace dense weights by products of two factors, in place; expand(model) goes back."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ecoformer.errors import InputError
+from ecoformer.model.low_rank.layers import LowRank, LowRankConv2d, LowRankLinear
+from ecoformer.model.low_rank.report import CompressionReport, LayerCompression
+from ecoformer.model.low_rank.spec import LowRankSpec, saves
+
+FilterFn = Callable[[nn.Module, str], bool]
+
+
+def factorize(model: nn.Module, spec: LowRankSpec, filter_fn: FilterFn | None = None) -> CompressionReport:
+    """Replace Linear layers, 1x1 and patch convolutions of `model` by low-rank ones in place; report what was done.
+
+    The factors are the truncated singular value decomposition of the weight, the best approximation of its rank in
+    the Frobenius norm (Eckart and Young, 1936), with the singular values shared evenly between the two, so that
+    gradients of both are of one size. A fused qkv is one matrix with one rank. A layer is left alone, and the report
+    says why, where its factors would hold no fewer parameters. Device, dtype, mode, bias and `requires_grad` carry
+    over. Weights on meta tensors get factors on meta tensors. Compress before building an optimizer.
+
+    Args:
+        model: any module; converted attention counts like any other layer.
+        spec: how the rank of a layer is chosen.
+        filter_fn: (module, name) -> bool chooses the layers; by default all but the classifier.
+    Raises:
+        InputError: a model that is compressed already, nothing to compress, a weight with NaN or infinity. The model
+            is then unchanged.
+    """
+    held = low_rank_layers(model)
+    if held:
+        raise InputError(
+            f"{len(held)} layers are low rank already ({next(iter(held))}, ...): expand(model) first to compress anew"
+        )
+    wanted = filter_fn or _all_but_classifier(model)
+    names, users = _names(model), _weight_users(model)
+    report = CompressionReport(spec, params_before=_count(model))
+    built: dict[str, LowRank] = {}
+    for name, module in model.named_modules():
+        if not isinstance(module, (nn.Linear, nn.Conv2d)) or not wanted(module, name):
+            continue
+        tied = [user for user in users[id(module.weight)] if user != name]
+        reason = f"shares its weight with {tied[0]}" if tied else _unsupported(module)
+        if reason:
+            report.skipped[name] = reason
+            continue
+        with torch.no_grad():
+            result = _compress(module, name, spec)
+        if isinstance(result, str):
+            report.skipped[name] = result
+        else:
+            built[name], change = result
+            report.layers.append(change)
+    if not built:
+        raise InputError(_nothing(spec, report))
+    for name, layer in built.items():
+        for alias in names[id(model.get_submodule(name))]:
+            model.set_submodule(alias, layer)
+    report.params_after = _count(model)
+    return report
+
+
+def expand(model: nn.Module) -> list[str]:
+    """Multiply the factors of every low-rank layer out, in place, and return the layers' names.
+
+    The model computes the same as before and no longer knows its ranks.
+    """
+    layers = low_rank_layers(model)
+    names = _names(model)
+    for layer in layers.values():
+        dense = layer.dense().train(layer.training)
+        for alias in names[id(layer)]:
+            model.set_submodule(alias, dense)
+    return list(layers)
+
+
+def low_rank_layers(model: nn.Module) -> dict[str, LowRank]:
+    """The low-rank layers of a model by name."""
+    return {n: m for n, m in model.named_modules() if isinstance(m, (LowRankLinear, LowRankConv2d))}
+
+
+def take_ranks(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Make the layers of `model` low rank, in place, that are so in a state dict, with the ranks that they have there.
+
+    The values of the factors are undefined until the state dict is loaded.
+    """
+    names = _names(model)
+    for name, module in list(model.named_modules()):
+        down = state.get(f"{name}.down.weight")
+        if down is None or f"{name}.up.weight" not in state or not isinstance(module, (nn.Linear, nn.Conv2d)):
+            continue
+        weight = module.weight.flatten(1)
+        factors = weight.new_empty(weight.shape[0], len(down)), weight.new_empty(len(down), weight.shape[1])
+        layer = _build(module, *factors)
+        for alias in names[id(module)]:
+            model.set_submodule(alias, layer)
+
+
+def _compress(module: nn.Linear | nn.Conv2d, name: str, spec: LowRankSpec) -> tuple[LowRank, LayerCompression] | str:
+    """The low-rank layer and what it costs; as text, why there is none."""
+    weight_OI = module.weight.flatten(1)
+    rows, columns = weight_OI.shape
+    values: Tensor | None = None
+    if weight_OI.is_meta:
+        rank = spec.rank_of(rows, columns, None)
+        up_OR, down_RI = weight_OI.new_empty(rows, rank), weight_OI.new_empty(rank, columns)
+    else:
+        if not bool(weight_OI.isfinite().all()):
+            raise InputError(f"{name}: the weight holds NaN or infinity and has no singular values: repair the model")
+        wide_OI = weight_OI if weight_OI.dtype == torch.float64 else weight_OI.float()
+        left, values, right = torch.linalg.svd(wide_OI, full_matrices=False)
+        rank = spec.rank_of(rows, columns, values)
+        root_R = values[:rank].sqrt()
+        up_OR, down_RI = left[:, :rank] * root_R, root_R[:, None] * right[:rank]
+    if not saves(rank, rows, columns):
+        return f"rank {rank} of {rows} x {columns} would hold no fewer parameters"
+    layer = _build(module, up_OR, down_RI)
+    return layer, LayerCompression(
+        name=name,
+        rows=rows,
+        columns=columns,
+        rank=rank,
+        params_before=_count(module),
+        params_after=_count(layer),
+        relative_error=None if values is None else _relative_error(weight_OI, layer),
+    )
+
+
+def _build(module: nn.Linear | nn.Conv2d, up_OR: Tensor, down_RI: Tensor) -> LowRank:
+    if isinstance(module, nn.Linear):
+        return LowRankLinear.from_factors(module, up_OR, down_RI)
+    return LowRankConv2d.from_factors(module, up_OR, down_RI)
+
+
+def _relative_error(weight_OI: Tensor, layer: LowRank) -> float:
+    """Of the factors as they are stored, so rounding to half precision counts too."""
+    norm = weight_OI.double().norm()
+    product = layer.up.weight.flatten(1).double() @ layer.down.weight.flatten(1).double()
+    return float((weight_OI.double() - product).norm() / norm) if norm > 0 else 0.0
+
+
+def _unsupported(module: nn.Linear | nn.Conv2d) -> str:
+    if type(module) not in (nn.Linear, nn.Conv2d):
+        return f"a {type(module).__name__} may use its weight in its own way"
+    if isinstance(module, nn.Linear):
+        return ""
+    if module.groups > 1:
+        return f"a convolution in {module.groups} groups"
+    pointwise = set(module.kernel_size) == {1}
+    if not pointwise and (module.kernel_size != module.stride or set(module.dilation) != {1}):
+        return f"a convolution with kernel {module.kernel_size} and stride {module.stride}, whose patches overlap"
+    return ""
+
+
+def _names(model: nn.Module) -> dict[int, list[str]]:
+    """All names of every module; a module may be used under several."""
+    names: dict[int, list[str]] = defaultdict(list)
+    for name, module in model.named_modules(remove_duplicate=False):
+        names[id(module)].append(name)
+    return names
+
+
+def _weight_users(model: nn.Module) -> dict[int, list[str]]:
+    """The modules that hold each parameter; tied weights have several."""
+    users: dict[int, list[str]] = defaultdict(list)
+    for name, module in model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            users[id(parameter)].append(name)
+    return users
+
+
+def _all_but_classifier(model: nn.Module) -> FilterFn:
+    get_classifier = getattr(model, "get_classifier", None)
+    heads = get_classifier() if callable(get_classifier) else ()
+    parts = heads if isinstance(heads, (tuple, list)) else [heads]
+    kept = {id(module) for head in parts if isinstance(head, nn.Module) for module in head.modules()}
+    return lambda module, name: id(module) not in kept
+
+
+def _nothing(spec: LowRankSpec, report: CompressionReport) -> str:
+    if not report.skipped:
+        return "compress: no Linear layer or convolution was chosen: compress a model that has some, or another filter"
+    name, reason = next(iter(report.skipped.items()))
+    return (
+        f"compress.{spec} compresses none of {len(report.skipped)} layers ({name}: {reason}): "
+        "lower it, or leave compression out"
+    )
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

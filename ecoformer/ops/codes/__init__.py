@@ -1,0 +1,1 @@
+"""Attention on 0/1 codes and its fits."""

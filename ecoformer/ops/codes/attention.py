@@ -1,0 +1,96 @@
+"""Attention on 0/1 codes of separate queries and keys, linear in the tokens.
+
+Codes come from Gaussian kernel features with a bandwidth of their own, so a token's code depends on that token alone.
+Shapes: B batch, H heads, N tokens, C head channels, K code bits, M anchors, F features (M, or C without anchors).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ecoformer.ops.ecoformer.codes import squared_distances
+
+
+@dataclass(frozen=True)
+class TokenHash:
+    """Hash functions of queries or of keys: code = (features A^T >= threshold).
+
+    A_HKF, threshold_HK; anchors_HMC and bandwidth_H (sigma, above 0) of the kernel, both None for a hash that is
+    linear in the token.
+    """
+
+    A_HKF: Tensor
+    threshold_HK: Tensor
+    anchors_HMC: Tensor | None = None
+    bandwidth_H: Tensor | None = None
+
+
+def token_features(x_BHNC: Tensor, anchors_HMC: Tensor | None, bandwidth_H: Tensor | None) -> Tensor:
+    """exp(-|x - a|^2 / (2 sigma)) as (B, H, N, M); the token itself without anchors."""
+    if anchors_HMC is None:
+        return x_BHNC
+    assert bandwidth_H is not None
+    return torch.exp(squared_distances(x_BHNC, anchors_HMC) * (-0.5 / bandwidth_H)[:, None, None])
+
+
+class _StraightThroughStep(torch.autograd.Function):
+    """1 where y >= 0, else 0; the gradient passes, halved, where |y| < 1: as for (sign(y) + 1) / 2."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor) -> Tensor:
+        ctx.save_for_backward(y.abs() < 1)
+        return (y >= 0).to(y.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
+        (inside,) = ctx.saved_tensors
+        return grad_outputs[0] * inside * 0.5
+
+
+def straight_through_step(y: Tensor) -> Tensor:
+    """Codes in {0, 1} of y's dtype, differentiable by the straight-through estimator."""
+    if torch.is_grad_enabled() and y.requires_grad:
+        return _StraightThroughStep.apply(y)
+    return (y >= 0).to(y.dtype)
+
+
+def soft_step(y: Tensor, slope: float) -> Tensor:
+    """sigmoid(slope y): codes in (0, 1) that near those of `straight_through_step` as the slope grows."""
+    return torch.sigmoid(slope * y)
+
+
+def binary_codes(x_BHNC: Tensor, hashing: TokenHash) -> Tensor:
+    """Codes (B, H, N, K) in {0, 1}."""
+    features_BHNF = token_features(x_BHNC, hashing.anchors_HMC, hashing.bandwidth_H)
+    projected_BHNK = torch.matmul(features_BHNF, hashing.A_HKF.transpose(-2, -1))
+    return straight_through_step(projected_BHNK - hashing.threshold_HK[:, None, :])
+
+
+def binary_attention(
+    code_q_BHNK: Tensor, code_k_BHNK: Tensor, v_BHNC: Tensor, weight_HK: Tensor | None, floor_H: Tensor
+) -> Tensor:
+    """Attention output (B, H, N, C) with weights sum_b weight_b q_ib k_jb + floor, never an N x N matrix.
+
+    Codes are 0/1 (or +-1 with a floor of at least sum_b weight_b), `weight_HK` is at least 0 (None: all 1, and nothing
+    is multiplied) and `floor_H` above 0, so that a token whose code meets no key takes the mean of all values. A column
+    of ones beside v makes numerator and denominator one product. See `ops.reference.binary_attention_reference` for the
+    quadratic form.
+    """
+    v_and_one = torch.cat([v_BHNC, torch.ones_like(v_BHNC[..., :1])], dim=-1)
+    context_BHKC = torch.matmul(code_k_BHNK.transpose(-2, -1), v_and_one)
+    if weight_HK is not None:
+        context_BHKC = context_BHKC * weight_HK.unsqueeze(-1)
+    lifted_BH1C = floor_H[:, None, None] * v_and_one.sum(dim=-2, keepdim=True)
+    out = torch.matmul(code_q_BHNK, context_BHKC) + lifted_BH1C
+    return out[..., :-1] / out[..., -1:]
+
+
+def binary_weights(code_q_BHNK: Tensor, code_k_BHNK: Tensor, weight_HK: Tensor, floor_H: Tensor) -> Tensor:
+    """The normalised weights (B, H, N, N) that `binary_attention` sums the values with: quadratic, for pictures."""
+    weighted_BHNK = code_q_BHNK * weight_HK.unsqueeze(-2)
+    raised_BHNN = weighted_BHNK @ code_k_BHNK.transpose(-2, -1) + floor_H[:, None, None]
+    return raised_BHNN / raised_BHNN.sum(dim=-1, keepdim=True)

@@ -1,0 +1,105 @@
+"""Attention on 0/1 codes that are computed from the tokens themselves, with every projection folded away.
+
+The weight of key j for query i is sum_b weight_b q_ib k_jb + floor. Values and the output projection are linear, so
+they need not be applied to tokens: codes pick rows of x, the sums of these rows (one per bit) are projected to values
+and on to the output, and codes pick among the results. What is left per token is one projection, to the bits.
+
+Shapes: B batch, H heads, N tokens, C head channels, D model channels, K code bits, L = H K bits of all heads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ecoformer.ops.codes.attention import soft_step, straight_through_step
+
+
+@dataclass(frozen=True)
+class Affine:
+    """x W^T + b, as nn.Linear holds it: weight (out, in), and bias (out,) or None."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+    def like(self, x: Tensor) -> Affine:
+        """The same in x's dtype and on its device."""
+        return Affine(self.weight.to(x), None if self.bias is None else self.bias.to(x))
+
+
+def token_codes(x_BND: Tensor, to_codes: Affine, slope: float | None = None) -> tuple[Tensor, Tensor]:
+    """Codes (B, N, L) of queries and of keys, in {0, 1}. `to_codes` has the rows of the queries' bits first.
+
+    Differentiable by the straight-through estimator (see `straight_through_step`); with a slope, soft codes in (0, 1).
+    """
+    y_BNT = to_codes(x_BND)
+    if slope is not None:
+        codes_BNT = soft_step(y_BNT, slope)
+    else:
+        # Without gradients the codes take the memory of y: one pass less.
+        codes_BNT = straight_through_step(y_BNT) if torch.is_grad_enabled() and y_BNT.requires_grad else y_BNT.ge_(0)
+    code_q_BNL, code_k_BNL = codes_BNT.chunk(2, dim=-1)
+    return code_q_BNL, code_k_BNL
+
+
+def distilled_attention(
+    x_BND: Tensor,
+    to_codes: Affine,
+    value: Affine,
+    proj: Affine,
+    weight_HK: Tensor,
+    floor_H: Tensor,
+    slope: float | None = None,
+) -> Tensor:
+    """The output (B, N, D) of the layer, output projection included; see `ops.reference.distilled_attention_reference`.
+
+    With a_i = 1 / denominator_i and mean values taken off, out_i = uniform + sum_b a_i q_ib row_b, where `uniform` is
+    the output of uniform attention: the floor then needs no product of its own.
+
+    Args:
+        x_BND: float32 or float64, like all the rest.
+        to_codes: D to 2 L, the bits of all heads' queries and then those of their keys.
+        value, proj: D to D.
+        weight_HK, floor_H: above 0.
+        slope: of soft codes, for a fit that anneals; None: codes in {0, 1}.
+    """
+    num_heads, num_bits = weight_HK.shape
+    code_q_BNL, code_k_BNL = token_codes(x_BND, to_codes, slope)
+    mean_B1D = x_BND.mean(dim=1, keepdim=True)
+    rows_BLD, mass_BLH = bit_rows(x_BND, mean_B1D, code_k_BNL, value, proj, weight_HK)
+    uniform_B1D = proj(value(mean_B1D))
+    share_BNH = (torch.matmul(code_q_BNL, mass_BLH) + floor_H * x_BND.shape[1]).reciprocal()
+    heads_BNHK = code_q_BNL.unflatten(-1, (num_heads, num_bits))
+    share_BNH1 = share_BNH.unsqueeze(-1)
+    inplace = not (torch.is_grad_enabled() and share_BNH.requires_grad)
+    scaled_BNHK = heads_BNHK.mul_(share_BNH1) if inplace else heads_BNHK * share_BNH1
+    return torch.baddbmm(uniform_B1D, scaled_BNHK.flatten(2), rows_BLD)
+
+
+def bit_rows(
+    x_BND: Tensor, mean_B1D: Tensor, code_k_BNL: Tensor, value: Affine, proj: Affine, weight_HK: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What a query's bit adds: to the output before normalisation (B, L, D), and to each head's denominator (B, L, H).
+
+    Sums of token rows are additions; all products here are per image, not per token.
+    """
+    num_heads, num_bits = weight_HK.shape
+    count_BL1 = code_k_BNL.sum(dim=1).unsqueeze(-1)
+    sums_BLD = torch.matmul(code_k_BNL.transpose(1, 2), x_BND) - count_BL1 * mean_B1D
+    value_HDC = value.weight.unflatten(0, (num_heads, -1)).transpose(1, 2)
+    proj_HCD = proj.weight.t().unflatten(0, (num_heads, -1))
+    weight_HK1 = weight_HK.unsqueeze(-1)
+    context_BHKC = torch.matmul(sums_BLD.unflatten(1, (num_heads, num_bits)), value_HDC) * weight_HK1
+    rows_BLD = torch.matmul(context_BHKC, proj_HCD).flatten(1, 2)
+    mass_BHK1 = count_BL1.unflatten(1, (num_heads, num_bits)) * weight_HK1
+    if num_heads == 1:
+        return rows_BLD, mass_BHK1.flatten(1, 2)
+    # A head's denominator takes the mass of its own bits only.
+    own_H1H = torch.eye(num_heads, dtype=x_BND.dtype, device=x_BND.device).unsqueeze(1)
+    return rows_BLD, (mass_BHK1 * own_H1H).flatten(1, 2)

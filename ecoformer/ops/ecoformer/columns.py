@@ -1,0 +1,57 @@
+"""A whole EcoFormer layer on CPU, projections included: the fast form of `kernel_hash_attention` between linear layers.
+
+`token_columns` says how. Shapes: B batch, N tokens, D model channels, H heads, C head channels, K code bits, M anchors.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ecoformer.ops.ecoformer.columns_backward import layer_backward
+from ecoformer.ops.ecoformer.columns_forward import ColumnLayer, Linear, State, layer_forward
+
+
+def kernel_hash_layer(x_BND: Tensor, to_qk: Linear, to_v: Linear, proj: Linear, state: State, numerator: str) -> Tensor:
+    """proj(kernel_hash_attention(to_qk(x), to_v(x))) as (B, N, D), for plain tensors on CPU.
+
+    See `kernel_hash_attention` for the attention, its gradients and the two numerators. Differentiable once, with
+    respect to x and the three linear layers.
+
+    Args:
+        x_BND: float32 or float64.
+        to_qk, to_v, proj: weight (D, D) and bias (D) or None, in the same dtype.
+        state: anchors_HMC, A_HKM and mean_HM of the hash functions, in the same dtype; they get no gradient.
+        numerator: "own_token" or "kernel".
+    """
+    tensors = (x_BND, *to_qk, *to_v, *proj)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        return _Recomputed.apply(*tensors, *state, numerator)
+    return layer_forward(x_BND, ColumnLayer.of((to_qk, to_v, proj), state, numerator))
+
+
+class _Recomputed(torch.autograd.Function):
+    """The layer with its backward pass written out, keeping x alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x_BND: Tensor, *tensors: Any) -> Tensor:
+        *parts, numerator = tensors
+        ctx.save_for_backward(x_BND, *parts)
+        ctx.numerator = numerator
+        return layer_forward(x_BND, _layer(parts, numerator))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        x_BND, *parts = ctx.saved_tensors
+        grads = layer_backward(grad_outputs[0], x_BND, _layer(parts, ctx.numerator))
+        wanted = (grad if part is not None else None for grad, part in zip(grads, (x_BND, *parts[:6]), strict=True))
+        return *wanted, None, None, None, None
+
+
+def _layer(parts: list[Any], numerator: str) -> ColumnLayer:
+    linears = (parts[0], parts[1]), (parts[2], parts[3]), (parts[4], parts[5])
+    return ColumnLayer.of(linears, (parts[6], parts[7], parts[8]), numerator)

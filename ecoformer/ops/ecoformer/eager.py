@@ -1,0 +1,284 @@
+"""EcoFormer's attention core in one function: from projected tokens to the attention output, fast and small.
+
+It computes what `normalize`, `hash_codes` and `hash_attention` compute in turn, with fewer passes over the tokens:
+tokens of norm 1 need no squares in their distances, sigma follows from two means, and 1 / |x| and 1 / sigma scale the
+products with the anchors, not the tokens. Heads come first, so that all samples meet a head's anchors in one product
+and splitting the heads copies nothing. On CPU the samples go through in groups that stay in the caches. The backward
+pass keeps the inputs alone and computes the rest again.
+
+Shapes: B batch, H heads, N tokens, C head channels, K code bits, M anchors.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ecoformer.ops.ecoformer.codes import full_precision, sign
+from ecoformer.ops.ecoformer.linear_form import hash_attention
+
+State = tuple[Tensor, Tensor, Tensor]  # anchors_HMC, A_HKM, mean_HM
+CACHE_BYTES = 2**20  # of queries and keys in a group, per thread; what is computed from them is about three times that
+
+USE_TRITON = os.environ.get("ECOFORMER_TRITON") != "0"
+TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@contextmanager
+def triton_kernels(enabled: bool) -> Iterator[None]:
+    """Use the Triton kernels on CUDA, or do not; at first as ECOFORMER_TRITON=0 in the environment says, or with it
+    unset, do."""
+    global USE_TRITON
+    before, USE_TRITON = USE_TRITON, enabled
+    try:
+        yield
+    finally:
+        USE_TRITON = before
+
+
+def kernel_hash_attention(
+    qk_BHNC: Tensor, v_BHNC: Tensor, anchors_HMC: Tensor, A_HKM: Tensor, mean_HM: Tensor, numerator: str
+) -> Tensor:
+    """Attention output (B, H, N, C) of shared queries and keys, normalised here, under EcoFormer's hash functions.
+
+    Codes are the signs of (k(x, anchors) - mean) A^T with k = exp(-d2 / (2 sigma)), weights are h_i . h_j + K + 1;
+    see `EcoFormerSpec` for the two numerators. Differentiable once, with respect to qk and v: straight through the
+    sign where its argument lies within (-1, 1), and through sigma, as in the published code. A zero token has the
+    distance |a| to an anchor a, and gets no gradient.
+
+    On CUDA the Triton kernels do it, except in compiled graphs, where the compiler fuses the torch path.
+
+    Args:
+        qk_BHNC, v_BHNC: float32 or float64, or in half precision, which is taken to float32: half precision flips codes
+            and cannot count above 2048.
+        anchors_HMC, A_HKM, mean_HM: the hash functions, float32, or float64 for float64 tokens; they get no gradient.
+        numerator: "own_token" or "kernel".
+    """
+    state = anchors_HMC, A_HKM, mean_HM
+    if _on_triton(qk_BHNC):
+        from ecoformer.ops.ecoformer.triton_form import attend, require_agreement  # not on every platform
+
+        require_agreement(qk_BHNC.device, _on_torch)
+        return attend(qk_BHNC, v_BHNC, *state, numerator)
+    return _on_torch(full_precision(qk_BHNC), full_precision(v_BHNC), *state, numerator)
+
+
+def _on_torch(
+    qk_BHNC: Tensor, v_BHNC: Tensor, anchors_HMC: Tensor, A_HKM: Tensor, mean_HM: Tensor, numerator: str
+) -> Tensor:
+    state = anchors_HMC, A_HKM, mean_HM
+    # Traced and exported graphs hold plain operations only.
+    traced = torch.jit.is_tracing() or torch.compiler.is_exporting()
+    if torch.is_grad_enabled() and (qk_BHNC.requires_grad or v_BHNC.requires_grad) and not traced:
+        return _Recomputed.apply(qk_BHNC, v_BHNC, *state, numerator)
+    return _forward(qk_BHNC, v_BHNC, state, numerator)
+
+
+def pre_codes(qk_BHNC: Tensor, anchors_HMC: Tensor, A_HKM: Tensor, mean_HM: Tensor) -> Tensor:
+    """The values (B, H, N, K) whose signs are the codes in `kernel_hash_attention`, without a gradient."""
+    with torch.no_grad():
+        qk_HBNC = qk_BHNC.transpose(0, 1)
+        kernel = _kernel(qk_HBNC, (anchors_HMC, A_HKM, mean_HM))
+        return _pre_code(_features(qk_HBNC, kernel), kernel).transpose(0, 1)
+
+
+class _Recomputed(torch.autograd.Function):
+    """The core with its backward pass written out, keeping qk and v alone: 2 C numbers a token and head."""
+
+    @staticmethod
+    def forward(ctx: Any, qk: Tensor, v: Tensor, anchors: Tensor, A: Tensor, mean: Tensor, numerator: str) -> Tensor:
+        ctx.save_for_backward(qk, v, anchors, A, mean)
+        ctx.numerator = numerator
+        return _forward(qk, v, (anchors, A, mean), numerator)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        qk, v, *state = ctx.saved_tensors
+        return *_backward(grad_outputs[0], qk, v, tuple(state), ctx.numerator), None, None, None, None
+
+
+def _forward(qk_BHNC: Tensor, v_BHNC: Tensor, state: State, numerator: str) -> Tensor:
+    qk_HBNC, v_HBNC = qk_BHNC.transpose(0, 1), v_BHNC.transpose(0, 1)
+    kernel = _kernel(qk_HBNC, state)
+    groups = _groups(qk_BHNC)
+    if len(groups) == 1:
+        return _group_forward(qk_HBNC, v_HBNC, kernel, numerator).transpose(0, 1)
+    out_BHNC = torch.empty_like(v_BHNC)  # in v's layout, in which joining the heads copies nothing
+    for group in groups:
+        out_HBNC = _group_forward(qk_HBNC[:, group], v_HBNC[:, group], kernel.of(group), numerator)
+        out_BHNC[group] = out_HBNC.transpose(0, 1)
+    return out_BHNC
+
+
+def _backward(
+    grad_out_BHNC: Tensor, qk_BHNC: Tensor, v_BHNC: Tensor, state: State, numerator: str
+) -> tuple[Tensor, Tensor]:
+    grad_out_HBNC, qk_HBNC, v_HBNC = (x.transpose(0, 1) for x in (grad_out_BHNC, qk_BHNC, v_BHNC))
+    kernel = _kernel(qk_HBNC, state)
+    groups = _groups(qk_BHNC)
+    if len(groups) == 1:
+        grad_qk_HBNC, grad_v_HBNC = _group_backward(grad_out_HBNC, qk_HBNC, v_HBNC, kernel, numerator)
+        return grad_qk_HBNC.transpose(0, 1), grad_v_HBNC.transpose(0, 1)
+    grad_qk_BHNC, grad_v_BHNC = torch.empty_like(qk_BHNC), torch.empty_like(v_BHNC)
+    for group in groups:
+        grad_qk_HBNC, grad_v_HBNC = _group_backward(
+            grad_out_HBNC[:, group], qk_HBNC[:, group], v_HBNC[:, group], kernel.of(group), numerator
+        )
+        grad_qk_BHNC[group], grad_v_BHNC[group] = grad_qk_HBNC.transpose(0, 1), grad_v_HBNC.transpose(0, 1)
+    return grad_qk_BHNC, grad_v_BHNC
+
+
+def _on_triton(x: Tensor) -> bool:
+    if torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch.jit.is_tracing():
+        return False
+    if not USE_TRITON or x.dtype not in TRITON_DTYPES or x.is_meta or x.numel() == 0:
+        return False
+    return (x.is_cuda and find_spec("triton") is not None) or (INTERPRETED and x.device.type == "cpu")
+
+
+def _groups(x_BHNC: Tensor) -> list[slice]:
+    """Samples to work on at a time: as many as keep the intermediate results in the CPU's caches."""
+    if x_BHNC.device.type != "cpu" or torch.jit.is_tracing() or torch.compiler.is_compiling():
+        return [slice(None)]
+    sample_bytes = x_BHNC[:1].numel() * x_BHNC.element_size()
+    size = max(1, CACHE_BYTES * torch.get_num_threads() // max(sample_bytes, 1))
+    return [slice(start, start + size) for start in range(0, x_BHNC.shape[0], size)] or [slice(None)]
+
+
+@dataclass(frozen=True)
+class _Kernel:
+    """The Gaussian kernel of a batch: exp2(scale_HBN1 * x . a + square_HBN1 + anchor_square_HB1M).
+
+    They are log2(e) times 1 / (|x| sigma), -|x|^2 / (2 sigma) of normalised tokens, and -|a|^2 / (2 sigma); exp2 takes
+    a quarter of exp's time on CPU. `sigma_moves` is 1, or 0 where sigma was raised to the floor.
+    """
+
+    inverse_norm_HBN1: Tensor
+    scale_HBN1: Tensor
+    square_HBN1: Tensor
+    anchor_square_HB1M: Tensor
+    sigma_moves_HB11: Tensor
+    anchors_HMC: Tensor
+    A_HKM: Tensor
+    threshold_H11K: Tensor
+
+    def of(self, group: slice) -> _Kernel:
+        """The kernel of some samples."""
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        return _Kernel(**{name: part[:, group] if "_HB" in name else part for name, part in parts.items()})
+
+
+def _kernel(qk_HBNC: Tensor, state: State) -> _Kernel:
+    anchors_HMC, A_HKM, mean_HM = state
+    norm_HBN1 = torch.linalg.vector_norm(qk_HBNC, dim=-1, keepdim=True)
+    nonzero_HBN1 = (norm_HBN1 > 0).to(norm_HBN1.dtype)  # also |x|^2 of the normalised tokens
+    inverse_norm_HBN1 = nonzero_HBN1 / (norm_HBN1 + (1 - nonzero_HBN1))
+    anchor_square_H11M = anchors_HMC.square().sum(dim=-1)[:, None, None]
+    # Sigma is the mean of |x|^2 + |a|^2 - 2 x . a over tokens and anchors: the means of each will do.
+    mean_unit_HB1C = torch.matmul(inverse_norm_HBN1.transpose(-2, -1), qk_HBNC) / qk_HBNC.shape[-2]
+    mean_anchor_H1C1 = anchors_HMC.mean(dim=-2)[:, None, :, None]
+    mean_squares_HB11 = nonzero_HBN1.mean(dim=-2, keepdim=True) + anchor_square_H11M.mean(dim=-1, keepdim=True)
+    sigma_HB11 = mean_squares_HB11 - 2 * torch.matmul(mean_unit_HB1C, mean_anchor_H1C1)
+    # Distances carry rounding errors of some eps, also below zero; over a sigma of this size they stay harmless.
+    floor = 16 * torch.finfo(qk_HBNC.dtype).eps
+    rate_HB11 = math.log2(math.e) / sigma_HB11.clamp_min(floor)
+    return _Kernel(
+        inverse_norm_HBN1=inverse_norm_HBN1,
+        scale_HBN1=inverse_norm_HBN1 * rate_HB11,
+        square_HBN1=nonzero_HBN1 * (-0.5 * rate_HB11),
+        anchor_square_HB1M=anchor_square_H11M * (-0.5 * rate_HB11),
+        sigma_moves_HB11=(sigma_HB11 > floor).to(sigma_HB11.dtype),
+        anchors_HMC=anchors_HMC,
+        A_HKM=A_HKM,
+        threshold_H11K=torch.matmul(A_HKM, mean_HM.unsqueeze(-1)).view(A_HKM.shape[0], 1, 1, -1),
+    )
+
+
+def _per_head(x_HBNC: Tensor, weight_HCM: Tensor) -> Tensor:
+    """x W for all samples of a head in one product; a view of split heads is not copied."""
+    return torch.bmm(x_HBNC.flatten(1, 2), weight_HCM).unflatten(1, x_HBNC.shape[1:3])
+
+
+def _features(qk_HBNC: Tensor, kernel: _Kernel) -> Tensor:
+    """exp(-d2 / (2 sigma)) as (H, B, N, M), in one buffer."""
+    product_HBNM = _per_head(qk_HBNC, kernel.anchors_HMC.transpose(-2, -1))
+    return product_HBNM.mul_(kernel.scale_HBN1).add_(kernel.square_HBN1).add_(kernel.anchor_square_HB1M).exp2_()
+
+
+def _pre_code(feature_HBNM: Tensor, kernel: _Kernel) -> Tensor:
+    """(k - mean) A^T as (H, B, N, K), whose signs are the codes."""
+    return _per_head(feature_HBNM, kernel.A_HKM.transpose(-2, -1)).sub_(kernel.threshold_H11K)
+
+
+def _group_forward(qk_HBNC: Tensor, v_HBNC: Tensor, kernel: _Kernel, numerator: str) -> Tensor:
+    code_HBNK = sign(_pre_code(_features(qk_HBNC, kernel), kernel))
+    return hash_attention(code_HBNK, code_HBNK, v_HBNC, numerator)
+
+
+def _group_backward(
+    grad_out_HBNC: Tensor, qk_HBNC: Tensor, v_HBNC: Tensor, kernel: _Kernel, numerator: str
+) -> tuple[Tensor, Tensor]:
+    feature_HBNM = _features(qk_HBNC, kernel)
+    pre_code_HBNK = _pre_code(feature_HBNM, kernel)
+    grad_code_HBNK, grad_v_HBNC = _attention_backward(grad_out_HBNC, sign(pre_code_HBNK), v_HBNC, numerator)
+    # What passes straight through the sign is the gradient of hardtanh: 0 unless -1 < pre-code < 1.
+    grad_pre_code_HBNK = torch.ops.aten.hardtanh_backward(grad_code_HBNK, pre_code_HBNK, -1.0, 1.0)
+    grad_logit_HBNM = _per_head(grad_pre_code_HBNK, kernel.A_HKM).mul_(feature_HBNM)
+    return _kernel_backward(grad_logit_HBNM, qk_HBNC, kernel), grad_v_HBNC
+
+
+def _attention_backward(
+    grad_out_HBNC: Tensor, code_HBNK: Tensor, v_HBNC: Tensor, numerator: str
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the codes, as queries and keys together, and of v."""
+    num_tokens, num_bits = code_HBNK.shape[-2:]
+    offset = num_bits + 1
+    v_HBNC = v_HBNC.contiguous()  # it enters two products
+    code_HBKN = code_HBNK.transpose(-2, -1)
+    context_HBKC = torch.matmul(code_HBKN, v_HBNC)
+    sum_HB1K = code_HBNK.sum(dim=-2, keepdim=True)
+    denominator_HBN1 = torch.matmul(sum_HB1K, code_HBKN).transpose(-2, -1) + num_tokens * offset
+    raised = v_HBNC if numerator == "own_token" else v_HBNC.sum(dim=-2, keepdim=True)
+    numerator_HBNC = torch.matmul(code_HBNK, context_HBKC).add_(raised, alpha=offset)
+    grad_numerator_HBNC = (grad_out_HBNC / denominator_HBN1).contiguous()
+    grad_denominator_HBN1 = numerator_HBNC.mul_(grad_numerator_HBNC).sum(dim=-1, keepdim=True) / -denominator_HBN1
+    grad_context_HBKC = torch.matmul(code_HBKN, grad_numerator_HBNC)
+    grad_sum_HB1K = torch.matmul(grad_denominator_HBN1.transpose(-2, -1), code_HBNK)
+    grad_code_HBNK = torch.matmul(grad_numerator_HBNC, context_HBKC.transpose(-2, -1))
+    grad_code_HBNK.add_(torch.matmul(v_HBNC, grad_context_HBKC.transpose(-2, -1)))
+    grad_code_HBNK.add_(grad_denominator_HBN1 * sum_HB1K).add_(grad_sum_HB1K)
+    if numerator == "kernel":
+        grad_numerator_HBNC = grad_numerator_HBNC.sum(dim=-2, keepdim=True)
+    return grad_code_HBNK, torch.matmul(code_HBNK, grad_context_HBKC).add_(grad_numerator_HBNC, alpha=offset)
+
+
+def _kernel_backward(grad_logit_HBNM: Tensor, qk_HBNC: Tensor, kernel: _Kernel) -> Tensor:
+    """Gradient of the projected tokens: through the distances, sigma and the norm. `grad_logit` is to the base e."""
+    num_tokens, num_anchors = grad_logit_HBNM.shape[-2:]
+    to_base_e = math.log(2)
+    rate_HBN1 = to_base_e * kernel.scale_HBN1  # 1 / (|x| sigma)
+    grad_product_HBNC = _per_head(grad_logit_HBNM, kernel.anchors_HMC)
+    radial_HBN1 = (grad_product_HBNC * qk_HBNC).sum(dim=-1, keepdim=True)
+    # d logit / d sigma = -logit / sigma: the sum of grad_logit * logit, one term of the logit after the other.
+    from_squares_HB1M = torch.matmul(kernel.square_HBN1.transpose(-2, -1), grad_logit_HBNM)
+    from_squares_HB1M += grad_logit_HBNM.sum(dim=-2, keepdim=True) * kernel.anchor_square_HB1M
+    from_products_HB11 = torch.matmul(rate_HBN1.transpose(-2, -1), radial_HBN1)
+    moved_HB11 = from_products_HB11 + to_base_e * from_squares_HB1M.sum(dim=-1, keepdim=True)
+    # Sigma takes -2 / (N M) of every product x . a, so all tokens share one more term.
+    anchor_sum_H11C = kernel.anchors_HMC.sum(dim=-2)[:, None, None]
+    shared_HB1C = anchor_sum_H11C * (moved_HB11 * kernel.sigma_moves_HB11 * (2 / (num_tokens * num_anchors)))
+    radial_HBN1 += torch.matmul(shared_HB1C, qk_HBNC.transpose(-2, -1)).transpose(-2, -1)
+    # The norm takes the radial part away.
+    grad_product_HBNC.add_(shared_HB1C).sub_(qk_HBNC * (radial_HBN1 * kernel.inverse_norm_HBN1.square()))
+    return grad_product_HBNC.mul_(rate_HBN1)

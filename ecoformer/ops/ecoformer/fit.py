@@ -1,0 +1,250 @@
+"""Fit the hash functions of kernelised binary codes, with no N x N matrix.
+
+Source: Liu et al., "EcoFormer: Energy-Saving Attention with Linear Complexity", NeurIPS 2022, section 4.2. The
+naive form is `hash_fit_reference`; both give the same bits.
+
+Shapes: B batch, H heads, N tokens, C head channels, K code bits, M anchors, T steps; P = H * B (head, sample)
+pairs in that order; r bits already fitted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ecoformer.errors import InputError
+from ecoformer.ops.ecoformer.codes import kernel_features, sign
+from ecoformer.ops.ecoformer.similarity_targets import symmetric_targets
+from ecoformer.ops.ecoformer.spectral_start import SpectralStart
+
+Targets = tuple[Tensor, Tensor]  # query_BHNC, key_BHNC
+
+
+@dataclass(frozen=True)
+class HashFit:
+    """A fitted hash and how the fit went. Everything is on the input's device; no field needs a gradient.
+
+    A_HKM, mean_HM: the hash functions and the mean kernel features, float32 (float64 for float64 input).
+    accepted_K: True where the hard-code loss fell; elsewhere A_HKM keeps its old row.
+    objective_before_K, objective_after_K: the hard-code loss of each bit with the old and with the kept row,
+        float64; the smaller the better.
+    finite_K: False where optimising the bit met NaN or infinity, which also means "not accepted".
+    usable_B: False for samples left out because a token or a kernel feature was NaN or infinite. If it is
+        False everywhere nothing could be fitted: finite_K is False, mean_HM zero, and A_HKM the old one.
+    candidate_HKM, objective_candidate_K: the optimised rows, kept or not, and their hard-code loss.
+    trace_KT: the soft loss before each step.
+    """
+
+    A_HKM: Tensor
+    mean_HM: Tensor
+    accepted_K: Tensor
+    objective_before_K: Tensor
+    objective_after_K: Tensor
+    finite_K: Tensor
+    usable_B: Tensor
+    candidate_HKM: Tensor
+    objective_candidate_K: Tensor
+    trace_KT: Tensor
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """float64 stays; everything else is fitted in float32."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def check_fit_inputs(
+    x_BHNC: Tensor, anchors_HMC: Tensor, A_HKM: Tensor, *, top_k: int, lr: float, momentum: float, steps: int
+) -> None:
+    """Raise InputError for values a user can set wrong; assert the shapes that only code can get wrong."""
+    assert x_BHNC.dim() == 4 and anchors_HMC.dim() == 3 and A_HKM.dim() == 3
+    _, num_heads, num_tokens, channels = x_BHNC.shape
+    assert anchors_HMC.shape == (num_heads, A_HKM.shape[2], channels) and A_HKM.shape[0] == num_heads
+    if x_BHNC.shape[0] < 1 or A_HKM.shape[1] < 1 or A_HKM.shape[2] < 1:
+        raise InputError(
+            f"hash fit got {x_BHNC.shape[0]} samples, {A_HKM.shape[1]} bits and {A_HKM.shape[2]} anchors: "
+            "it needs at least one of each"
+        )
+    if not 1 <= top_k <= num_tokens // 2:
+        raise InputError(
+            f"top_k={top_k} must lie in [1, {num_tokens // 2}], half of the {num_tokens} tokens: "
+            "more would count a token as similar and dissimilar at once; change top_k or raise the image size"
+        )
+    if steps < 0:
+        raise InputError(f"steps={steps} must be at least 0")
+    if not 0 < lr <= torch.finfo(torch.float32).max:
+        raise InputError(f"lr={lr} must be a finite number above 0")
+    if not 0 <= momentum < 1:
+        raise InputError(f"momentum={momentum} must lie in [0, 1)")
+
+
+class HashObjective:
+    """The loss of the next bit, -y^T S y / (N K) averaged over samples and heads, and its gradient.
+
+    S = K S0 - sum over earlier bits of y_r y_r^T is never formed: y^T S y = K y^T S0 y - sum (y^T y_r)^2, with
+    S0 sparse (2 * top_k entries per row). S is not symmetric but only its symmetric part counts.
+
+    Features and codes are kept with tokens last: every product is then a (1, n) x (n, N) or (1, N) x (N, n)
+    batch over the pairs, the fastest form on CPU.
+    """
+
+    def __init__(self, targets: Targets, features_BHNM: Tensor, usable_B: Tensor, *, num_bits: int, top_k: int) -> None:
+        self.num_samples, self.num_heads, self.num_tokens, _ = features_BHNM.shape
+        self.pairs = self.num_heads * self.num_samples
+        self.features_PMN = features_BHNM.permute(1, 0, 3, 2).contiguous().flatten(0, 1)
+        query_PNC, key_PNC = (x_BHNC.transpose(0, 1).flatten(0, 1) for x_BHNC in targets)
+        self.targets = symmetric_targets(query_PNC, key_PNC, top_k, 0.5 * num_bits)
+        self.usable_P1 = usable_B.repeat(self.num_heads).unsqueeze(1).to(features_BHNM.dtype)
+        self.codes_PKN = features_BHNM.new_zeros(self.pairs, num_bits, self.num_tokens)
+        self.num_fitted = 0
+        num_terms = usable_B.sum(dtype=torch.float64) * (self.num_heads * self.num_tokens * num_bits)
+        self.scale = -1 / num_terms
+
+    def project(self, a_HM: Tensor) -> Tensor:
+        """k a, (P, N)."""
+        a_HBM = a_HM.unsqueeze(1).expand(-1, self.num_samples, -1)
+        return torch.bmm(a_HBM.reshape(self.pairs, 1, -1), self.features_PMN).squeeze(1)
+
+    def residual_product(self, y_PN: Tensor) -> Tensor:
+        """(S + S^T)/2 y, (P, N)."""
+        product_PN = torch.mv(self.targets, y_PN.flatten()).view_as(y_PN)
+        if self.num_fitted:
+            earlier_PrN = self.codes_PKN[:, : self.num_fitted]
+            overlap_P1r = torch.bmm(y_PN.unsqueeze(1), earlier_PrN.transpose(1, 2))
+            product_PN.unsqueeze(1).baddbmm_(overlap_P1r, earlier_PrN, alpha=-1)
+        return product_PN
+
+    def soft(self, a_HM: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss with y = 2 sigmoid(k a) - 1, and its gradient (H, M), both still to be multiplied by `scale`."""
+        y_PN = self.project(a_HM).sigmoid_().mul_(2).sub_(1)
+        product_PN = self.residual_product(y_PN)
+        loss = torch.dot(y_PN.flatten(), product_PN.flatten())
+        # dy/d(k a) = (1 - y^2) / 2, and the 2 of d(y^T S y) cancels the half
+        slope_PN = torch.ops.aten.tanh_backward(product_PN, y_PN)
+        gradient_P1M = torch.bmm(slope_PN.unsqueeze(1), self.features_PMN.transpose(1, 2))
+        return loss, gradient_P1M.view(self.num_heads, self.num_samples, -1).sum(dim=1)
+
+    def codes(self, a_HM: Tensor) -> Tensor:
+        """Codes (P, N) in {-1, +1}; 0 in samples that were left out."""
+        return sign(self.project(a_HM)) * self.usable_P1
+
+    def hard(self, code_PN: Tensor) -> Tensor:
+        """The loss of codes. Every product is a small integer (or half one), so float64 sums are exact."""
+        return (code_PN * self.residual_product(code_PN)).sum(dtype=torch.float64) * self.scale
+
+    def append(self, code_PN: Tensor) -> None:
+        """Take the codes of a bit that is fitted out of the residual S."""
+        self.codes_PKN[:, self.num_fitted] = code_PN
+        self.num_fitted += 1
+
+
+@torch.no_grad()
+def fit_hash(
+    x_BHNC: Tensor,
+    anchors_HMC: Tensor,
+    A_HKM: Tensor,
+    *,
+    top_k: int,
+    lr: float,
+    momentum: float,
+    steps: int,
+    targets: Targets | None = None,
+    spectral: bool = False,
+) -> HashFit:
+    """Fit K hash functions per head, one after the other, by SGD with Nesterov momentum.
+
+    Args:
+        x_BHNC: L2-normalised tokens (zero tokens stay zero). Half precision is computed in float32.
+        anchors_HMC: kernel anchors.
+        A_HKM: hash functions to start from.
+        top_k: tokens that count as similar, and as dissimilar, to each token; at most N / 2.
+        lr, momentum, steps: SGD, per bit; steps=0 keeps the functions and measures them.
+        targets: queries and keys whose largest and smallest dot products say which tokens those are; None: the tokens'
+            own, as published.
+        spectral: start each bit from the closed form of `SpectralStart` where that has the lower loss.
+
+    Memory grows with B H N (top_k + K + M). No result is read by the host inside the loop over the steps. Equal inputs
+    give equal results on CPU; on CUDA the sparse product may add in another order. Samples with NaN or infinity are
+    left out (HashFit.usable_B); a bit that meets them while it is optimised keeps its old row (HashFit.finite_K).
+
+    Raises:
+        InputError: top_k outside [1, N / 2]; steps, lr or momentum out of range; no sample, bit or anchor.
+    """
+    check_fit_inputs(x_BHNC, anchors_HMC, A_HKM, top_k=top_k, lr=lr, momentum=momentum, steps=steps)
+    dtype = compute_dtype(x_BHNC)
+    x_BHNC, anchors_HMC, A_HKM = (t.detach().to(dtype) for t in (x_BHNC, anchors_HMC, A_HKM))
+    query_BHNC, key_BHNC = (x_BHNC, x_BHNC) if targets is None else (t.detach().to(dtype) for t in targets)
+    with torch.autocast(x_BHNC.device.type, enabled=False):
+        features_BHNM = kernel_features(x_BHNC, anchors_HMC)
+        finite = [t.isfinite().flatten(1).all(dim=1) for t in (x_BHNC, features_BHNM, query_BHNC, key_BHNC)]
+        usable_B = torch.stack(finite).all(dim=0)
+        unusable_B111 = ~usable_B[:, None, None, None]
+        features_BHNM = features_BHNM.masked_fill(unusable_B111, 0)
+        mean_HM = features_BHNM.sum(dim=(0, 2)) / (usable_B.sum().clamp_min(1) * x_BHNC.shape[2])
+        features_BHNM = (features_BHNM - mean_HM[None, :, None, :]).masked_fill(unusable_B111, 0)
+        query_BHNC = query_BHNC.masked_fill(unusable_B111, 0)
+        key_BHNC = query_BHNC if targets is None else key_BHNC.masked_fill(unusable_B111, 0)
+        objective = HashObjective((query_BHNC, key_BHNC), features_BHNM, usable_B, num_bits=A_HKM.shape[1], top_k=top_k)
+        return _fit(objective, mean_HM, usable_B, A_HKM, lr, momentum, steps, spectral)
+
+
+def _fit(
+    objective: HashObjective,
+    mean_HM: Tensor,
+    usable_B: Tensor,
+    A_HKM: Tensor,
+    lr: float,
+    momentum: float,
+    steps: int,
+    spectral: bool,
+) -> HashFit:
+    num_bits = A_HKM.shape[1]
+    closed_form = SpectralStart(objective.features_PMN, objective.targets, objective.num_heads) if spectral else None
+    fitted_HKM, candidate_HKM = A_HKM.clone(), A_HKM.clone()
+    trace_KT = A_HKM.new_empty(num_bits, steps)
+    columns: list[tuple[Tensor, ...]] = []
+    for bit in range(num_bits):
+        old_HM = A_HKM[:, bit]
+        old_code_PN = objective.codes(old_HM)
+        before = at_start = objective.hard(old_code_PN)
+        if closed_form is not None:
+            spectral_HM = closed_form.row()
+            spectral_code_PN = objective.codes(spectral_HM)
+            loss = objective.hard(spectral_code_PN)
+            is_better = loss < before
+            old_HM = torch.where(is_better, spectral_HM, old_HM)
+            old_code_PN = torch.where(is_better, spectral_code_PN, old_code_PN)
+            at_start = torch.where(is_better, loss, before)
+        a_HM, velocity_HM = old_HM.clone(), torch.zeros_like(old_HM)
+        for step in range(steps):
+            trace_KT[bit, step], gradient_HM = objective.soft(a_HM)
+            gradient_HM.mul_(objective.scale)
+            velocity_HM.mul_(momentum).add_(gradient_HM)
+            a_HM.sub_(gradient_HM.add_(velocity_HM, alpha=momentum), alpha=lr)
+        candidate_HKM[:, bit] = a_HM
+        code_PN = objective.codes(a_HM)
+        candidate = objective.hard(code_PN)
+        trace_KT[bit] *= objective.scale
+        is_finite = a_HM.isfinite().all() & trace_KT[bit].isfinite().all() & before.isfinite() & candidate.isfinite()
+        is_better = is_finite & (candidate < at_start)
+        fitted_HKM[:, bit] = torch.where(is_better, a_HM, old_HM)
+        kept_code_PN = torch.where(is_better, code_PN, old_code_PN)
+        objective.append(kept_code_PN)
+        if closed_form is not None:
+            closed_form.append(kept_code_PN)
+        after = torch.where(is_better, candidate, at_start)
+        columns.append((after < before, before, after, is_finite, candidate))
+    accepted_K, before_K, after_K, finite_K, candidate_K = (torch.stack(c) for c in zip(*columns, strict=True))
+    return HashFit(
+        A_HKM=fitted_HKM,
+        mean_HM=mean_HM,
+        accepted_K=accepted_K,
+        objective_before_K=before_K,
+        objective_after_K=after_K,
+        finite_K=finite_K,
+        usable_B=usable_B,
+        candidate_HKM=candidate_HKM,
+        objective_candidate_K=candidate_K,
+        trace_KT=trace_KT,
+    )

@@ -1,0 +1,123 @@
+"""Naive hash fit with the dense similarity matrix and autograd; the tests hold `hash_fit.fit_hash` against it.
+
+Source: Liu et al., "EcoFormer: Energy-Saving Attention with Linear Complexity", NeurIPS 2022, section 4.2 (the
+self-supervised hash functions), after kernel-based supervised hashing (Liu et al., CVPR 2012, eqs. 5 to 13).
+Shapes: B batch, H heads, N tokens, C head channels, K code bits, M anchors. Memory grows with B H N^2.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ecoformer.ops.ecoformer.codes import sign
+from ecoformer.ops.ecoformer.fit import HashFit, Targets, check_fit_inputs, compute_dtype
+from ecoformer.ops.ecoformer.similarity_targets import distinguishes
+from ecoformer.ops.naive import kernel_features_reference
+
+
+def similarity_targets(query_BHNC: Tensor, key_BHNC: Tensor, top_k: int) -> Tensor:
+    """S0 (B, H, N, N): in row i, +1 for the top_k keys with the largest dot product with query i, -1 for the smallest.
+
+    A row of a zero token, or among identical tokens, tells no token from another; it is zero.
+    """
+    similarity_BHNN = query_BHNC @ key_BHNC.transpose(-2, -1)
+    top = similarity_BHNN.topk(top_k, dim=-1)
+    bottom = similarity_BHNN.topk(top_k, dim=-1, largest=False)
+    target_BHNN = torch.zeros_like(similarity_BHNN).scatter_(-1, top.indices, 1.0)
+    target_BHNN.scatter_(-1, bottom.indices, -1.0)
+    return target_BHNN * distinguishes(top.values, bottom.values).unsqueeze(-1)
+
+
+def soft_objective(features_BHNM: Tensor, S_BHNN: Tensor, a_HM: Tensor, num_bits: int) -> Tensor:
+    """The differentiable loss of one bit: mean over B, H of -y^T S y / (N K) with y = 2 sigmoid(k a) - 1."""
+    num_tokens = features_BHNM.shape[2]
+    y_BHN = 2 * torch.sigmoid(torch.einsum("bhnm,hm->bhn", features_BHNM, a_HM)) - 1
+    product_BHN = torch.einsum("bhij,bhj->bhi", S_BHNN, y_BHN)
+    return -(y_BHN * product_BHN).sum(dim=-1).mean() / (num_tokens * num_bits)
+
+
+def hard_codes(features_BHNM: Tensor, a_HM: Tensor) -> Tensor:
+    return sign(torch.einsum("bhnm,hm->bhn", features_BHNM, a_HM))
+
+
+def hard_objective(code_BHN: Tensor, S_BHNN: Tensor, num_bits: int) -> Tensor:
+    """The loss with codes in {-1, +1}. Its terms are integers; float64 sums keep them exact."""
+    product_BHN = torch.einsum("bhij,bhj->bhi", S_BHNN, code_BHN)
+    num_tokens = code_BHN.shape[-1]
+    return -(code_BHN.double() * product_BHN.double()).sum(dim=-1).mean() / (num_tokens * num_bits)
+
+
+@torch.enable_grad()
+def fit_hash_reference(
+    x_BHNC: Tensor,
+    anchors_HMC: Tensor,
+    A_HKM: Tensor,
+    *,
+    top_k: int,
+    lr: float,
+    momentum: float,
+    steps: int,
+    targets: Targets | None = None,
+) -> HashFit:
+    """The fit as the paper writes it; arguments, result and errors as in `hash_fit.fit_hash`.
+
+    For each bit in turn: `steps` steps of SGD with Nesterov momentum on the soft objective, kept if the hard
+    objective falls, then the residual S <- S - y y^T.
+    """
+    check_fit_inputs(x_BHNC, anchors_HMC, A_HKM, top_k=top_k, lr=lr, momentum=momentum, steps=steps)
+    dtype = compute_dtype(x_BHNC)
+    x_BHNC, anchors_HMC, A_HKM = (t.detach().to(dtype) for t in (x_BHNC, anchors_HMC, A_HKM))
+    num_bits = A_HKM.shape[1]
+
+    features_BHNM = kernel_features_reference(x_BHNC, anchors_HMC)
+    query_BHNC, key_BHNC = (x_BHNC, x_BHNC) if targets is None else (t.detach().to(dtype) for t in targets)
+    all_finite = [t.isfinite().flatten(1).all(dim=1) for t in (x_BHNC, features_BHNM, query_BHNC, key_BHNC)]
+    usable_B = torch.stack(all_finite).all(dim=0)
+    features_BHNM = features_BHNM[usable_B]
+    mean_HM = features_BHNM.mean(dim=(0, 2)) if usable_B.any() else torch.zeros_like(A_HKM[:, 0])
+    features_BHNM = features_BHNM - mean_HM[None, :, None, :]
+    S_BHNN = num_bits * similarity_targets(query_BHNC[usable_B], key_BHNC[usable_B], top_k)
+
+    fitted_HKM, candidate_HKM = A_HKM.clone(), A_HKM.clone()
+    before, after, candidates, traces = [], [], [], []
+    accepted: list[bool] = []
+    finite: list[bool] = []
+    for bit in range(num_bits):
+        objective_before = hard_objective(hard_codes(features_BHNM, A_HKM[:, bit]), S_BHNN, num_bits)
+        a_HM = A_HKM[:, bit].clone().requires_grad_()
+        optimizer = torch.optim.SGD([a_HM], lr=lr, momentum=momentum, nesterov=momentum > 0)
+        trace = []
+        for _ in range(steps):
+            optimizer.zero_grad()
+            loss = soft_objective(features_BHNM, S_BHNN, a_HM, num_bits)
+            loss.backward()
+            optimizer.step()
+            trace.append(loss.detach())
+        candidate_HKM[:, bit] = a_HM.detach()
+        objective_candidate = hard_objective(hard_codes(features_BHNM, a_HM.detach()), S_BHNN, num_bits)
+        numbers = (a_HM, torch.stack(trace), objective_before, objective_candidate)
+        is_finite = all(bool(number.isfinite().all()) for number in numbers)
+        is_better = is_finite and bool(objective_candidate < objective_before)
+        if is_better:
+            fitted_HKM[:, bit] = a_HM.detach()
+        code_BHN = hard_codes(features_BHNM, fitted_HKM[:, bit])
+        S_BHNN = S_BHNN - code_BHN[..., :, None] * code_BHN[..., None, :]
+        before.append(objective_before)
+        candidates.append(objective_candidate)
+        after.append(objective_candidate if is_better else objective_before)
+        accepted.append(is_better)
+        finite.append(is_finite)
+        traces.append(torch.stack(trace))
+    return HashFit(
+        A_HKM=fitted_HKM,
+        mean_HM=mean_HM,
+        accepted_K=torch.tensor(accepted, device=x_BHNC.device),
+        objective_before_K=torch.stack(before),
+        objective_after_K=torch.stack(after),
+        finite_K=torch.tensor(finite, device=x_BHNC.device),
+        usable_B=usable_B,
+        candidate_HKM=candidate_HKM,
+        objective_candidate_K=torch.stack(candidates),
+        trace_KT=torch.stack(traces),
+    )

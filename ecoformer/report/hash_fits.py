@@ -1,0 +1,86 @@
+"""What every fit of a run's hash functions was worth, block by block, from its metrics.jsonl."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from ecoformer.report.figures import save_figure
+
+Fits = dict[str, list[dict[str, Any]]]
+
+# Panel: title, the key of the fitted codes, and the floors beside them.
+PANELS: tuple[tuple[str, str, dict[str, str]], ...] = (
+    ("attention error (relative L2)", "attention_error", {"random_error": "random hash", "uniform_error": "uniform"}),
+    ("recall of the strongest keys", "recall", {"random_recall": "random hash", "chance_recall": "uniform"}),
+    ("correlation with the map", "correlation", {"random_correlation": "random hash"}),
+    ("bit balance", "bit_balance", {}),
+    ("bit correlation", "bit_correlation", {}),
+    ("flipped bits", "flipped_bits", {}),
+)
+FLOOR_STYLES = {"random hash": ":", "uniform": "--"}
+
+
+def read_fits(metrics: Path) -> Fits:
+    """The "hash_fit" records of a run by block, in order; a last line that a kill cut short is left out."""
+    fits: Fits = {}
+    if not metrics.is_file():
+        return fits
+    *lines, _unfinished = metrics.read_text(encoding="utf-8").split("\n")
+    for record in map(json.loads, lines):
+        if record["event"] == "hash_fit":
+            fits.setdefault(record["block"], []).append(record)
+    return fits
+
+
+def plot_hash_fits(metrics: Path, out: Path) -> bool:
+    """One panel for each figure that the run knows, its fits from left to right, one line a block.
+
+    Returns whether anything was fitted; without fits there is no picture.
+    """
+    fits = read_fits(metrics)
+    known = [
+        panel for panel in PANELS if any(fit.get(panel[1]) is not None for block in fits.values() for fit in block)
+    ]
+    if not known:
+        return False
+    columns = min(3, len(known))
+    rows = -(-len(known) // columns)
+    figure = Figure(figsize=(3.6 * columns + 1.6, 2.9 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).flatten()
+    for axes, (title, key, floors) in zip(panels, known, strict=False):
+        _panel(axes, fits, key, floors)
+        axes.set_title(title, fontsize=9)
+    for axes in panels[len(known) :]:
+        axes.remove()
+    held_out = max(fit.get("held_out_images") or 0 for block in fits.values() for fit in block)
+    images = f"{held_out} held-out training images" if held_out else "the images of the fit"
+    figure.suptitle(
+        f"Hash functions at every fit, on {images}; dashed: uniform attention, dotted: random hash", fontsize=9
+    )
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", fontsize=7)
+    save_figure(figure, out)
+    return True
+
+
+def _panel(axes: Axes, fits: Fits, key: str, floors: dict[str, str]) -> None:
+    for number, (block, records) in enumerate(fits.items()):
+        steps = [record["step"] for record in records]
+        colour = f"C{number % 10}"
+        for name, floor in floors.items():
+            axes.plot(steps, _values(records, name), FLOOR_STYLES[floor], color=colour, lw=0.8, marker=".", ms=3)
+        axes.plot(steps, _values(records, key), color=colour, marker="o", markersize=4, lw=1.4, label=block)
+    axes.set_xlabel("optimiser step", fontsize=8)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.grid(alpha=0.3)
+    axes.margins(y=0.1)
+    axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
+
+
+def _values(records: list[dict[str, Any]], key: str) -> list[float]:
+    return [float("nan") if record.get(key) is None else record[key] for record in records]

@@ -1,0 +1,201 @@
+"""config -> model, data, trainer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import nn
+
+from ecoformer.config.schema import Config, EvalConfig
+from ecoformer.data import DataModule, build_data
+from ecoformer.engine import distributed
+from ecoformer.engine.callbacks import Callback, EnergyLog
+from ecoformer.engine.feature_redraw import FeatureRedraw
+from ecoformer.engine.hash_update import HashUpdate
+from ecoformer.engine.loggers import Logger
+from ecoformer.engine.logit_teacher import LogitTeacher
+from ecoformer.engine.optim import AMP_DTYPES
+from ecoformer.engine.rng import seed_everything
+from ecoformer.engine.trainer import Trainer
+from ecoformer.engine.wandb_logger import WandbLogger
+from ecoformer.errors import InputError
+from ecoformer.run.checks import choose
+from ecoformer.run.directory import RunDir
+from ecoformer.run.start import BuiltModel, SavedRun, build_model, model_of_run, read_run
+
+
+@dataclass
+class Run:
+    """All the objects of a training run."""
+
+    config: Config
+    folder: RunDir
+    data: DataModule
+    built: BuiltModel
+    trainer: Trainer
+
+
+@dataclass
+class Evaluation:
+    """All the objects of an evaluation."""
+
+    run: SavedRun
+    data: DataModule
+    model: nn.Module
+    device: torch.device
+    amp: str
+
+
+@contextmanager
+def session(device: str, *, threads: int | None, deterministic: bool = True) -> Iterator[torch.device]:
+    """The process as the config wants it: its device and process group, CPU threads, deterministic algorithms."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    # Before CUDA starts; cuBLAS is not deterministic without it.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # costs time, adds nothing
+    torch.backends.cudnn.benchmark = not deterministic
+    try:
+        yield distributed.init_distributed(device)
+    finally:
+        distributed.close_distributed()
+
+
+def build_run(config: Config, folder: RunDir, device: torch.device, data: DataModule | None = None) -> Run:
+    """Data (unless given), model and trainer; nothing is written. Raises InputError for what the user can mend."""
+    data = data or build_data(
+        config.data,
+        config.augment,
+        config.train,
+        seed=config.seed,
+        device=device,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+    )
+    seed_everything(config.seed)  # new weights are the same on every rank
+    built = build_model(config, data.num_classes, resume=folder.resume)
+    freeze(built.model, config.train.freeze)
+    callbacks: list[Callback] = [
+        HashUpdate(config.callbacks.hash_update),
+        FeatureRedraw(config.callbacks.feature_redraw),
+    ]
+    if config.callbacks.energy_log.enabled:
+        callbacks.append(EnergyLog(config.energy))
+    loggers: list[Logger] = [WandbLogger(config.logger.wandb)] if config.logger.wandb.enabled else []
+    trainer = Trainer(
+        built.model,
+        data,
+        train=config.train,
+        optim=config.optim,
+        schedule=config.schedule,
+        checkpoint=config.checkpoint,
+        run_dir=folder.path,
+        device=device,
+        seed=config.seed,
+        callbacks=callbacks,
+        loggers=loggers,
+        config={"settings": asdict(config), "class_names": list(data.class_names)},
+        teacher=logit_teacher(config, list(data.class_names)),
+    )
+    return Run(config, folder, data, built, trainer)
+
+
+def freeze(model: nn.Module, patterns: list[str]) -> None:
+    """Leave parameters out of training. Raises InputError for a pattern (fnmatch) without any, or if none is left."""
+    parameters = dict(model.named_parameters())
+    for pattern in patterns:
+        found = [name for name in parameters if fnmatchcase(name, pattern)]
+        if not found:
+            raise InputError(
+                f"train.freeze: {pattern!r} matches no parameter; there are {', '.join(list(parameters)[:3])}, ..."
+            )
+        for name in found:
+            parameters[name].requires_grad_(False)
+    if patterns and not any(parameter.requires_grad for parameter in parameters.values()):
+        raise InputError(f"train.freeze={patterns} leaves nothing to train: use train.epochs=0 or freeze less")
+
+
+def logit_teacher(config: Config, class_names: list[str]) -> LogitTeacher | None:
+    """The model of `distill.checkpoint`; None without. Raises InputError if it was trained on other classes."""
+    distill = config.distill
+    if distill.checkpoint is None:
+        return None
+    run = read_run(distill.checkpoint)
+    if run.class_names != class_names:
+        raise InputError(
+            f"distill.checkpoint={run.path} was trained on other classes than those of data.root={config.data.root}: "
+            "give a run on the same data"
+        )
+    return LogitTeacher(model_of_run(run), distill.weight, distill.temperature)
+
+
+def build_evaluation(config: EvalConfig, device: torch.device) -> Evaluation:
+    """Model and validation data of a checkpoint.
+
+    Raises InputError: no checkpoint, a damaged one, one of another attention kind than asked for, other classes.
+    """
+    run = read_run(config.checkpoint)
+    saved = run.config
+    _require_attention(config, run)
+    given = _given(config.data)
+    train = replace(saved.train, progress=config.progress)
+    if config.batch_size is not None:
+        if config.batch_size < 1:
+            raise InputError(f"batch_size={config.batch_size} must be at least 1")
+        train = replace(train, eval_batch_size=config.batch_size)
+    amp = config.amp or saved.train.amp
+    choose("amp", amp, AMP_DTYPES)
+    data = build_data(
+        replace(saved.data, **given),
+        saved.augment,
+        train,
+        seed=saved.seed,
+        device=device,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        with_train=False,
+    )
+    _require_classes(run, data)
+    model = model_of_run(run).to(device)
+    # From here on `saved` describes the evaluation.
+    saved.data = replace(saved.data, **given)
+    saved.energy = replace(saved.energy, **_given(config.energy))
+    return Evaluation(run, data, model, device, amp)
+
+
+def _given(options: Any) -> dict[str, Any]:
+    return {key: value for key, value in asdict(options).items() if value is not None}
+
+
+def _require_attention(config: EvalConfig, run: SavedRun) -> None:
+    wanted, kind = config.attention.get("name"), run.config.attention["name"]
+    if wanted is None or wanted == kind:
+        return
+    remedy = (
+        f"convert and fit it by training: python train.py attention={wanted} init.checkpoint={run.path} ..."
+        if wanted != "stock"
+        else "give the checkpoint of a stock run"
+    )
+    raise InputError(f"checkpoint {run.path} is a {kind} model, not {wanted}: {remedy}")
+
+
+def _require_classes(run: SavedRun, data: DataModule) -> None:
+    ours, theirs = run.class_names, list(data.class_names)
+    if len(ours) != len(theirs):
+        raise InputError(
+            f"checkpoint {run.path} knows {len(ours)} classes, the data have {len(theirs)}: "
+            "set data.root to data with the classes it was trained on"
+        )
+    for index, (known, found) in enumerate(zip(ours, theirs, strict=True)):
+        if known != found:
+            raise InputError(
+                f"class {index} was {known} in training and is {found} in data.root={run.config.data.root}: "
+                "set data.root to data with the classes it was trained on"
+            )

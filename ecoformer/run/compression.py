@@ -1,0 +1,33 @@
+"""Compression with the ledger before and after it, in both conventions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from ecoformer.energy.conventions import CONVENTIONS
+from ecoformer.energy.counting import Size
+from ecoformer.energy.summary import summarize
+from ecoformer.model.low_rank import CompressionReport, LowRankSpec, factorize
+from ecoformer.model.low_rank.factorize import FilterFn
+
+
+def factorize_and_count(
+    model: nn.Module,
+    spec: LowRankSpec,
+    filter_fn: FilterFn | None = None,
+    *,
+    img_size: Size,
+    profile: str = "45nm_fp32",
+) -> CompressionReport:
+    """`factorize`, and in its report the figures of one image before and after. Raises InputError as both do."""
+    before = _figures(model, img_size, profile)
+    report = factorize(model, spec, filter_fn)
+    after = _figures(model, img_size, profile)
+    report.ledger = {name: {"before": before[name], "after": after[name]} for name in CONVENTIONS}
+    return report
+
+
+def _figures(model: nn.Module, img_size: Size, profile: str) -> dict[str, dict[str, Any]]:
+    return {name: summarize(model, img_size, convention=name, profile=profile) for name in CONVENTIONS}

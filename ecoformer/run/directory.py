@@ -1,0 +1,200 @@
+"""The run directory: where it is, whether it may be used, and whether a run in it is continued.
+
+A launch leaves its marks in launch.json. So a process that torchrun, SLURM or submitit started again knows that the
+run in the folder is its own, and continues it without being asked to.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from ecoformer.config.schema import Config
+from ecoformer.engine import distributed
+from ecoformer.engine.run_files import CONFIG, LAST, LAUNCH, can_resume, read_intact, results_in, set_earlier_run_aside
+from ecoformer.errors import InputError
+from ecoformer.files import unwritable, write_text
+from ecoformer.run.start import SavedRun, read_run
+
+JOB = "ECOFORMER_JOB"  # set by ecoformer.run.launch: one scheduler job, over all its starts
+
+# Settings that may differ when a run is continued: they change where and how it runs, not what it computes.
+# The trainer itself compares the global batch, so batch_size and grad_accum may be spread otherwise.
+FREE = (
+    "name",
+    "init",
+    "logger",
+    "energy",
+    "launch",
+    "device",
+    "threads",
+    "deterministic",
+    "output_dir",
+    "overwrite",
+    "resume",
+    "dry_run",
+    "dry_run_probe",
+    "dry_run_out",
+    "data.root",
+    "data.num_workers",
+    "data.download",
+    "data.max_corrupt",
+    "train.epochs",
+    "train.batch_size",
+    "train.grad_accum",
+    "train.eval_batch_size",
+    "train.compile",
+    "train.parallel",
+    "train.channels_last",
+    "train.log_every",
+    "train.progress",
+    "train.max_skipped_batches",
+    "checkpoint",
+    "callbacks.energy_log",
+)
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """The folder of this run, and the checkpoint that it continues from (None: it starts anew).
+
+    `restarted`: an earlier start of this same launch opened the folder. `marks` tell this launch from others.
+    """
+
+    path: Path
+    resume: Path | None
+    notes: list[str]
+    restarted: bool = False
+    marks: list[str] = field(default_factory=list)
+
+
+def choose_run_dir(config: Config) -> RunDir:
+    """Decide where the run lives and whether it continues an earlier one; rank 0 decides for all. Writes nothing.
+
+    Raises InputError: a folder that holds a run although neither resume nor overwrite is set; resume without a
+    folder; a checkpoint whose settings differ, by name.
+    """
+    marks = sorted({mark for own in distributed.gather_objects(_own_marks()) for mark in own})
+    return distributed.decided_by_main(lambda: _choose(config, marks))
+
+
+def _choose(config: Config, marks: list[str]) -> RunDir:
+    given = None if config.resume in ("off", "auto") else Path(config.resume).expanduser()
+    if config.resume == "auto" and config.output_dir is None:
+        raise InputError("resume=auto continues the run in output_dir, which is not set: add output_dir=DIR")
+    path = _folder(config, default=None if given is None else given.parent)
+    if _opened_by(path, marks):
+        last = path / LAST if can_resume(path) else given
+        if last is None:
+            note = f"started again by the same launch: {path} holds no {LAST} yet, starting anew"
+            return RunDir(path, None, [note], True, marks)
+        last, notes = _continued(config, last)
+        return RunDir(path, last, [f"started again by the same launch: continuing from {last}", *notes], True, marks)
+    if given is not None:
+        given, notes = _continued(config, given)
+        return RunDir(path, given, notes, marks=marks)
+    if config.resume == "auto":
+        if can_resume(path):
+            last, notes = _continued(config, path / LAST)
+            return RunDir(path, last, notes, marks=marks)
+        return RunDir(path, None, [f"resume=auto: {path} holds no {LAST}, starting anew"], marks=marks)
+    held = results_in(path)
+    if held and not config.overwrite and not config.dry_run:
+        raise InputError(
+            f"output_dir={path} already holds a run ({', '.join(held)}): continue it with resume=auto, "
+            "set it aside with overwrite=true, or choose another output_dir"
+        )
+    return RunDir(path, None, [], marks=marks)
+
+
+def open_run_dir(run: RunDir, config: Config) -> list[str]:
+    """Make the folder, set an earlier run aside, write config.yaml; return notes. Rank 0 calls it."""
+    notes = []
+    try:
+        run.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(unwritable(run.path, error)) from error
+    # `choose_run_dir` let an earlier run pass only with overwrite=true, or where it left nothing to resume.
+    if run.resume is None and (aside := set_earlier_run_aside(run.path)) is not None:
+        notes.append(f"the earlier run is now in {aside}")
+    write_text(run.path / CONFIG, OmegaConf.to_yaml(OmegaConf.structured(config)))
+    write_text(run.path / LAUNCH, json.dumps({"marks": run.marks}, indent=2) + "\n")
+    return notes
+
+
+def _own_marks() -> list[str]:
+    """What stays the same when this launch is started again, and no other launch shares.
+
+    That is torchrun's agent process (of any rank: rank 0 may come back on another node) and the scheduler's job.
+    """
+    marks = []
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        agent = os.getppid()
+        marks.append(f"torchrun {os.environ['TORCHELASTIC_RUN_ID']} {socket.gethostname()} {agent} {_started(agent)}")
+    if JOB in os.environ:
+        marks.append(f"job {os.environ[JOB]}")
+    if "SLURM_JOB_ID" in os.environ:
+        marks.append(f"slurm {os.environ['SLURM_JOB_ID']}")
+    return marks
+
+
+def _started(process: int) -> str:
+    # Process numbers are used again, in containers soon; clock ticks since boot tell two apart. Linux only.
+    stat = Path(f"/proc/{process}/stat")
+    return stat.read_text().rpartition(")")[2].split()[19] if stat.exists() else ""
+
+
+def _opened_by(path: Path, marks: list[str]) -> bool:
+    # Several runs may be started by hand in one SLURM allocation; only a requeued job is the same launch again.
+    requeued = int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
+    usable = {mark for mark in marks if requeued or not mark.startswith("slurm ")}
+    if not (path / LAUNCH).is_file():
+        return False
+    try:
+        return not usable.isdisjoint(json.loads((path / LAUNCH).read_text())["marks"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path / LAUNCH} cannot be read ({error}): remove it") from error
+
+
+def _folder(config: Config, default: Path | None) -> Path:
+    if config.output_dir is not None:
+        return Path(config.output_dir).expanduser()
+    if default is not None:
+        return default
+    return Path("outputs") / config.name / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
+
+
+def _continued(config: Config, checkpoint: Path) -> tuple[Path, list[str]]:
+    """The checkpoint to go on from, which is the one before where `checkpoint` is damaged, and notes on differences."""
+    path, run = read_intact(checkpoint, read_run)
+    return path, _compare(config, run)
+
+
+def _compare(config: Config, run: SavedRun) -> list[str]:
+    saved = run.config
+    then, now = _flat(asdict(saved)), _flat(asdict(config))
+    for key in sorted({*then, *now}):
+        free = any(key == name or key.startswith(f"{name}.") for name in FREE)
+        if not free and then.get(key) != now.get(key):
+            raise InputError(
+                f"{run.path} was written with {key}={then.get(key)}, now it is {now.get(key)}: "
+                "keep it, or start a new run in another output_dir"
+            )
+    if saved.train.epochs != config.train.epochs:
+        return [f"train.epochs was {saved.train.epochs}, now {config.train.epochs}: the schedule is stretched to it"]
+    return []
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        nested = isinstance(value, dict)
+        flat |= _flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return flat

@@ -1,0 +1,184 @@
+"""A finished model as a folder that timm and the Hugging Face hub read: weights, config.json, model card."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import timm
+import torch
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import nn
+
+from ecoformer.data.sources import CIFAR
+from ecoformer.energy import summarize
+from ecoformer.errors import InputError
+from ecoformer.files import atomic_write, write_text
+from ecoformer.kinds import BUILDERS
+from ecoformer.model.layers import attention_layers
+from ecoformer.models.converted import ARCHITECTURE
+from ecoformer.run.checks import attention_spec
+from ecoformer.run.start import SavedRun, model_of_run
+
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+TOLERANCE = 0.0  # the same weights in the same modules: nothing may differ
+
+
+@dataclass
+class Exported:
+    """The folder, what its card says, and the largest difference between its logits and the checkpoint's."""
+
+    folder: Path
+    figures: dict[str, Any]
+    difference: float
+
+
+def export_folder(run: SavedRun, folder: Path, name: str) -> Exported:
+    """Write weights, config.json and model card to a new or empty folder, load them back through timm, and compare.
+
+    Raises InputError: the folder is in use or cannot be written.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"--out {folder} already exists and is not an empty folder: choose another one")
+    model = model_of_run(run).eval()
+    tensors = {key: value.detach().clone().contiguous() for key, value in model.state_dict().items()}
+    with atomic_write(folder / WEIGHTS) as file:
+        file.write(safetensors.torch.save(tensors, metadata={"format": "pt"}))
+    write_text(folder / CONFIG, json.dumps(timm_config(run, model), indent=2) + "\n")
+    figures = _figures(run, model)
+    write_text(folder / CARD, model_card(run, name, figures))
+    return Exported(folder, figures, _difference(model, folder, run.config.data.img_size))
+
+
+def timm_config(run: SavedRun, model: nn.Module) -> dict[str, Any]:
+    """The config.json that `timm.create_model("local-dir:...")` reads."""
+    config = run.config
+    size = config.data.img_size
+    stock = timm.get_pretrained_cfg(config.model.name)
+    mean, std = _statistics(run)
+    args: dict[str, Any] = {
+        "backbone": config.model.name,
+        "attention": {key: value for key, value in config.attention.items() if key != "layers"},
+        "img_size": size,
+        **config.model.kwargs,
+    }
+    if config.model.patch_stride is not None:
+        args["patch_stride"] = config.model.patch_stride
+    spec = attention_spec(config.attention)
+    if config.attention.get("layers") is not None and spec is not None:
+        kind = BUILDERS[type(spec)]
+        args["layers"] = [layer.name for layer in attention_layers(model) if type(layer.module) is kind]
+    return {
+        "architecture": ARCHITECTURE,
+        "num_classes": len(run.class_names),
+        "num_features": model.num_features,
+        "label_names": list(run.class_names),
+        "model_args": args,
+        "pretrained_cfg": {
+            "input_size": [3, size, size],
+            "fixed_input_size": bool(stock is not None and stock.fixed_input_size),
+            "interpolation": config.data.interpolation,
+            "crop_pct": config.data.crop_pct or (1.0 if config.data.name in ("digits", *CIFAR) else 0.875),
+            "mean": list(mean),
+            "std": list(std),
+            "num_classes": len(run.class_names),
+            "first_conv": stock.first_conv if stock is not None else None,
+            "classifier": stock.classifier if stock is not None else "head",
+            "license": "apache-2.0",
+        },
+    }
+
+
+def _statistics(run: SavedRun) -> tuple[Any, Any]:
+    """Mean and standard deviation that the run normalised its images with."""
+    data = run.config.data
+    mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+    if data.name in CIFAR:
+        mean, std = CIFAR[data.name].mean, CIFAR[data.name].std
+    elif data.name == "digits":
+        from ecoformer.data.sources import load_digits
+
+        digits = load_digits()
+        mean, std = digits.mean, digits.std
+    return data.mean or mean, data.std or std
+
+
+def _figures(run: SavedRun, model: nn.Module) -> dict[str, Any]:
+    energy = summarize(
+        model, run.config.data.img_size, convention=run.config.energy.convention, profile=run.config.energy.profile
+    )
+    return {
+        "top1": (run.content.get("metrics") or {}).get("val_top1"),
+        "epochs": run.content["epoch"],
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "energy_pj": energy["energy_pj"],
+    }
+
+
+def model_card(run: SavedRun, name: str, figures: dict[str, Any]) -> str:
+    """README.md with the hub's front matter: what the model is, how it was measured, how to load it."""
+    config = run.config
+    kind = config.attention["name"]
+    options = ", ".join(f"{key} {value}" for key, value in config.attention.items() if key != "name")
+    accuracy = (
+        f"{figures['top1']:.2f} % top-1 on the validation images of {config.data.name}, {config.data.img_size} px, "
+        f"after {figures['epochs']} epochs"
+        if figures["top1"] is not None
+        else "not recorded in the checkpoint"
+    )
+    joules = figures["energy_pj"] * 1e-9
+    return f"""---
+library_name: timm
+pipeline_tag: image-classification
+license: apache-2.0
+tags:
+- image-classification
+- timm
+- ecoformer
+---
+# {name}
+
+{config.model.name} with {kind} attention{f" ({options})" if options else ""}, written by the ecoformer package.
+
+- Accuracy: {accuracy}.
+- Parameters: {figures["parameters"]:,}.
+- Modelled energy: {joules:.4g} mJ an image ({config.energy.convention} convention, {config.energy.profile}),
+  counted, not measured.
+- Classes: {len(run.class_names)}, named in `{CONFIG}`.
+
+```python
+import timm
+import ecoformer.models  # registers the architecture
+
+model = timm.create_model("hf-hub:USER/NAME", pretrained=True)  # or "local-dir:FOLDER"
+```
+
+EcoFormer: J. Liu, Z. Pan, H. He, J. Cai, B. Zhuang. *EcoFormer: Energy-Saving Attention with Linear Complexity.*
+NeurIPS 2022.
+"""
+
+
+@torch.no_grad()
+def _difference(model: nn.Module, folder: Path, img_size: int) -> float:
+    again = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    images = torch.randn(2, 3, img_size, img_size, generator=torch.Generator().manual_seed(0))
+    return float((again(images) - model(images)).abs().max())
+
+
+def push_folder(folder: Path, repo: str, *, private: bool) -> str:
+    """Upload a folder to the hub and return its address. Raises InputError if that cannot be done now."""
+    from huggingface_hub import HfApi
+
+    try:
+        api = HfApi()
+        api.create_repo(repo, private=private, exist_ok=True)
+        return str(api.upload_folder(repo_id=repo, folder_path=str(folder), commit_message="Model and card"))
+    except Exception as error:  # the client and its transport raise many kinds: offline, no token, no permission
+        reason = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+        raise InputError(
+            f"cannot push to {repo} ({reason}): {folder} is complete; log in with `hf auth login` and push it later "
+            f"with `hf upload {repo} {folder}`"
+        ) from error

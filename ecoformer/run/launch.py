@@ -1,0 +1,199 @@
+"""A run as processes of torchrun, started by train.py itself: here, or in a job of SLURM or of submitit's executors.
+
+Multirun outside, torchrun inside: Hydra's launcher brings each job to its machines, and there every node runs one
+torchrun over the processes of that job. What torchrun starts is train.py again, with the job's overrides.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import zlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from ecoformer.config.schema import LaunchConfig
+from ecoformer.engine.run_files import SUMMARY
+from ecoformer.engine.signals import Interrupted
+from ecoformer.errors import InputError
+from ecoformer.run import process
+from ecoformer.run.directory import JOB
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+CHECKPOINT_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)  # a scheduler's: save, the job will be started again
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where torchrun runs: in a scheduler's job, on one of its nodes, or (no `job`) right here."""
+
+    job: str | None = None
+    node: int = 0
+    num_nodes: int = 1
+    first_host: str = "localhost"
+
+
+def starts_torchrun(cfg: DictConfig) -> bool:
+    """Whether this process is to start the run's processes rather than be one of them.
+
+    Raises InputError: launch settings under torchrun, or ones that nothing would heed.
+    """
+    if "launch" not in cfg:
+        return False
+    given = LaunchConfig(**OmegaConf.to_container(cfg.launch))  # type: ignore[arg-type]
+    if given.nproc_per_node is not None and given.nproc_per_node < 1:
+        raise InputError(f"launch.nproc_per_node={given.nproc_per_node} must be at least 1, or null")
+    if given.max_restarts < 0:
+        raise InputError(f"launch.max_restarts={given.max_restarts} must be at least 0")
+    changed = [f"launch.{key}={value}" for key, value in asdict(given).items() if value != getattr(LaunchConfig, key)]
+    if under_torchrun():
+        if changed:
+            raise InputError(f"{' '.join(changed)} under torchrun: leave it out, torchrun has its own options")
+        return False
+    if given.nproc_per_node is not None or _in_job():
+        return True
+    if changed:
+        raise InputError(f"{' '.join(changed)} without launch.nproc_per_node: set that too, or leave it out")
+    return False
+
+
+def under_torchrun() -> bool:
+    """Whether torchrun, or a script that sets the same variables, started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ or "WORLD_SIZE" in os.environ
+
+
+def run_torchrun(cfg: DictConfig, name: str = "train", full_errors: bool = False) -> float | None:
+    """Run a command of ours under torchrun with this job's overrides, to the end; return top-1 from its summary.json.
+
+    Args:
+        full_errors: whether its processes show tracebacks of a user's errors too.
+    Raises:
+        InputError: no output_dir, or torchrun failed; the processes have said why.
+        Interrupted: stopped by a signal, after the processes had their time to save. A job that its scheduler asked
+            to save (SIGUSR1, SIGUSR2) is first handed to submitit, which queues it again.
+    """
+    folder = cfg.get("output_dir")
+    if folder is None and not cfg.get("dry_run"):
+        raise InputError("several processes need one output_dir to share: add output_dir=DIR")
+    place, nproc = _place(), _processes(cfg)
+    command = torchrun_command(place, nproc, cfg.launch.max_restarts, [*process.module(name), *_arguments(folder)])
+    environment = process.environment(HYDRA_FULL_ERROR="1" if full_errors else "0")
+    # A store of their own for the processes of each restart: a kept one holds addresses of processes that are gone.
+    environment.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    if place.job is not None:
+        environment[JOB] = place.job
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // nproc)))
+    code, signum = supervise(command, environment)
+    if code == 0:
+        summary = None if folder is None else Path(folder) / SUMMARY
+        return json.loads(summary.read_text())["top1"] if summary is not None and summary.exists() else None
+    if signum is None:
+        job = f"job {HydraConfig.get().job.num}: " if _in_job() else ""
+        raise InputError(f"{job}torchrun ended with code {code}: its processes say why{_log()}")
+    if signum in CHECKPOINT_SIGNALS and callable(handler := signal.getsignal(signum)):
+        handler(signum, None)  # submitit's: queues the job again and ends this process, on the first node
+        if place.node > 0:
+            return None  # a failing task could end the first node's before it has queued the job
+    raise Interrupted(signum, f"stopped by {signal.Signals(signum).name}: go on with resume=auto")
+
+
+def torchrun_command(place: Place, nproc_per_node: int, max_restarts: int, arguments: list[str]) -> list[str]:
+    """The command line of one node's torchrun."""
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={nproc_per_node}"]
+    command += [f"--max-restarts={max_restarts}"]
+    if place.num_nodes == 1:
+        return [*command, "--standalone", *arguments]
+    # All nodes must agree on the port; jobs that share a node should not meet. Below the ports that Linux hands out.
+    port = 20000 + zlib.crc32((place.job or "").encode()) % 12000
+    return [
+        *command,
+        f"--nnodes={place.num_nodes}",
+        f"--node-rank={place.node}",
+        f"--rdzv-id={(place.job or 'run').replace(' ', '-')}",
+        "--rdzv-backend=c10d",
+        f"--rdzv-endpoint={place.first_host}:{port}",
+        f"--rdzv-conf=is_host={int(place.node == 0)}",
+        *arguments,
+    ]
+
+
+def supervise(command: list[str], environment: dict[str, str]) -> tuple[int, int | None]:
+    """Run a command; a stop signal to this process is passed on, and waited for. Returns (exit code, that signal).
+
+    The command gets SIGINT as SIGINT and everything else as SIGTERM, which torchrun hands to its processes.
+    """
+    received: int | None = None
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        nonlocal received
+        received = signum
+        child.send_signal(signal.SIGINT if signum == signal.SIGINT else signal.SIGTERM)
+
+    handled = threading.current_thread() is threading.main_thread()
+    previous: dict[int, Any] = {}
+    if handled:
+        # Some schedulers signal every process of a job; torchrun would die of these two. Ignoring is inherited.
+        previous = {signum: signal.signal(signum, signal.SIG_IGN) for signum in CHECKPOINT_SIGNALS}
+    # In a session of its own: Ctrl-C in a terminal reaches torchrun once, through us.
+    child = subprocess.Popen(command, env=environment, start_new_session=True)
+    if handled:
+        for signum in STOP_SIGNALS:
+            previous.setdefault(signum, signal.getsignal(signum))
+            signal.signal(signum, stop)
+    try:
+        return child.wait(), received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _in_job() -> bool:
+    launcher = HydraConfig.get().launcher.get("_target_", "")
+    return "submitit" in launcher and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+def _place() -> Place:
+    if not _in_job():
+        return Place()
+    import submitit
+
+    job = submitit.JobEnvironment()
+    hosts = job.hostnames
+    return Place(f"{job.name()} {job.job_id}", job.node, job.num_nodes, hosts[0])
+
+
+def _processes(cfg: DictConfig) -> int:
+    return cfg.launch.nproc_per_node or HydraConfig.get().launcher.get("gpus_per_node") or 1
+
+
+def _arguments(folder: str | None) -> list[str]:
+    job = HydraConfig.get()
+    sources = [source.path for source in job.runtime.config_sources if source.provider == "command-line"]
+    flags = [part for path in sources for part in ("--config-dir", path)]
+    overrides = [text for text in job.overrides.task if not text.lstrip("+").startswith(("launch.", "output_dir="))]
+    overrides += [text for text in job.overrides.hydra if text.startswith("hydra.searchpath")]
+    return [*flags, *overrides, *([] if folder is None else [f"output_dir={quoted(folder)}"])]
+
+
+def quoted(text: str) -> str:
+    """A value that Hydra's override grammar reads back as `text`: backslashes count only before a quote."""
+    return "'" + re.sub(r"(\\*)('|\Z)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), text) + "'"
+
+
+def _log() -> str:
+    if not _in_job():
+        return ", above"
+    import submitit
+
+    return f" in {submitit.JobEnvironment().paths.stderr}"

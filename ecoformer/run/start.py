@@ -1,0 +1,300 @@
+"""A model with the weights it starts from, in the attention asked for.
+
+They are new, timm's, those of one of our runs, or those of a file that others published.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import timm
+from torch import nn
+
+from ecoformer.config.loading import load_config, one_of
+from ecoformer.config.schema import CompressConfig, Config, ModelConfig
+from ecoformer.errors import InputError
+from ecoformer.model.checkpoint import FORMAT, evaluated_weights, load_checkpoint, load_weights
+from ecoformer.model.convert import FilterFn, convert
+from ecoformer.model.layers import attention_layers
+from ecoformer.model.low_rank import CompressionReport, expand, low_rank_layers, take_ranks
+from ecoformer.model.patch_stride import set_patch_stride
+from ecoformer.models.dims import dims_of, num_classes_of
+from ecoformer.models.official import ForeignWeights, read_foreign
+from ecoformer.models.weight_files import format_of
+from ecoformer.run.checks import attention_spec, low_rank_spec
+from ecoformer.run.compression import factorize_and_count
+
+STOCK_STRIDE = 4  # of the first patch embedding, in PVTv2 and Twins alike
+
+
+@dataclass
+class BuiltModel:
+    """A model, in words where its weights come from, and notes on what was adapted on the way.
+
+    `compression` reports a compression that was done just now; None for one that a checkpoint brought along.
+    """
+
+    model: nn.Module
+    origin: str
+    notes: list[str] = field(default_factory=list)
+    compression: CompressionReport | None = None
+
+
+@dataclass
+class SavedRun:
+    """What a checkpoint says about its run: config, classes, weights."""
+
+    path: Path
+    content: dict[str, Any]
+    config: Config
+    class_names: list[str]
+
+
+def read_run(path: Path | str) -> SavedRun:
+    """Read a run's last.pt or best.pt. Raises InputError if it is none, is damaged, or has an unknown config."""
+    path = Path(path).expanduser()
+    content = load_checkpoint(path)
+    saved = content.get("config") or {}
+    if not {"settings", "class_names"} <= saved.keys():
+        raise InputError(f"checkpoint {path} does not say what it was trained with: give one that train.py wrote")
+    try:
+        config = load_config(Config, saved["settings"])
+    except InputError as error:
+        raise InputError(f"checkpoint {path} was written by another version of this program: {error}") from error
+    return SavedRun(path, content, config, saved["class_names"])
+
+
+def build_model(
+    config: Config, num_classes: int, *, with_weights: bool = True, resume: Path | None = None
+) -> BuiltModel:
+    """The configured model.
+
+    `resume`: the checkpoint of a resumed run, which its trainer loads later. `with_weights=False`: for counting only;
+    a compressed model is then on meta tensors.
+
+    Raises InputError: unknown model or argument, weights that cannot be had, attention or compression that does not
+    fit.
+    """
+    with_weights = with_weights and resume is None
+    if with_weights and config.init.checkpoint is not None:
+        path = Path(config.init.checkpoint).expanduser()
+        if is_own(path):
+            return _from_run(config, read_run(path), num_classes)
+        weights = read_foreign(path)
+        built = _from_run(config, foreign_run(weights, config), num_classes)
+        built.notes.insert(0, f"{path}: {weights.layout} weights; {weights.report.summary()}")
+        return built
+    pretrained = config.init.pretrained and with_weights
+    model = _create(config, num_classes, pretrained)
+    built = BuiltModel(model, "timm's pretrained weights" if pretrained else "new")
+    _convert(built, config)
+    if config.compress.name == "none":
+        return built
+    if resume is not None:
+        take_ranks(model, load_checkpoint(resume)["model"])
+        return built
+    if not with_weights:
+        model.to("meta")
+    _compress(built, config)
+    return built
+
+
+def model_of_run(run: SavedRun, *, drop_path_rate: float = 0.0) -> nn.Module:
+    """The model of a checkpoint, as its run evaluated it (averaged weights where it kept them)."""
+    config = run.config
+    config.model.drop_path_rate = drop_path_rate
+    model = _create(config, len(run.class_names), pretrained=False)
+    _convert(BuiltModel(model, ""), config)
+    weights = evaluated_weights(run.content)
+    if config.compress.name != "none":
+        take_ranks(model, weights)
+    load_weights(model, weights, run.path)
+    return model
+
+
+def is_own(path: Path) -> bool:
+    """Whether a checkpoint is one of our runs', not a file that others published."""
+    # What cannot be read and is called .pt is taken for one of ours: `read_run` says what is wrong with it.
+    if not path.is_file():
+        return True
+    stated = format_of(path)
+    return path.suffix == ".pt" if stated is None else stated == FORMAT
+
+
+def foreign_run(weights: ForeignWeights, config: Config, class_names: list[str] | None = None) -> SavedRun:
+    """A published file as if one of our runs had written it; `config` says which model it is for.
+
+    Args:
+        class_names: where they are known; else the classes are called by their numbers.
+    Raises:
+        InputError: the model has other dimensions, or the file does not fill it; see `weights.report` for every key.
+    """
+    dims = dims_of(weights.tensors)
+    saved = replace(
+        config,
+        model=replace(config.model, patch_stride=None, drop_path_rate=0.0),
+        attention=weights.attention,
+        compress=CompressConfig(),
+        # Of the published weights; a plain ViT has no stages, and its position embedding fits one size alone.
+        data=replace(config.data, img_size=weights.img_size if dims else config.data.img_size),
+    )
+    num_classes = num_classes_of(weights.tensors)
+    model = _create(saved, num_classes, pretrained=False)
+    own = dims_of(model.state_dict())
+    for key in ("embed_dims", "depths", "mlp_ratios"):
+        if dims.get(key) != own.get(key):
+            raise InputError(
+                f"{weights.path} has {key}={dims.get(key)}, model.name={config.model.name} has {own.get(key)}: "
+                "name the model that the weights are for"
+            )
+    _convert(BuiltModel(model, ""), saved)
+    report = weights.compare(model.state_dict())
+    if not report.complete:
+        kind, keys = ("misses", report.missing) if report.missing else ("has unknown", report.unknown)
+        raise InputError(
+            f"{weights.path} {kind} {len(keys)} keys (first {keys[0]}): "
+            "python scripts/import_official.py lists what becomes of every key"
+        )
+    names = class_names or [str(index) for index in range(num_classes)]
+    return SavedRun(weights.path, {"epoch": 0, "model": weights.tensors}, saved, names)
+
+
+def _from_run(config: Config, run: SavedRun, num_classes: int) -> BuiltModel:
+    saved, wanted = run.config, config
+    where = f"init.checkpoint={run.path}"
+    for key in ("name", "kwargs"):
+        held, asked = getattr(saved.model, key), getattr(wanted.model, key)
+        if held != asked:
+            raise InputError(f"{where} was trained with model.{key}={held}, now it is {asked}: make them the same")
+    if len(run.class_names) != num_classes and not wanted.init.reset_head:
+        raise InputError(
+            f"{where} has {len(run.class_names)} classes, the data have {num_classes}: "
+            "set init.reset_head=true for a new classifier head"
+        )
+    kinds = f"{saved.attention['name']} -> {wanted.attention['name']}"
+    if wanted.attention["name"] == "stock" and saved.attention["name"] != "stock":
+        raise InputError(f"{where} cannot be turned back into stock attention ({kinds}): start from a stock run")
+    model = model_of_run(run, drop_path_rate=wanted.model.drop_path_rate)
+    stride, saved_stride = (side.model.patch_stride or STOCK_STRIDE for side in (wanted, saved))
+    built = BuiltModel(model, f"{run.path} ({kinds}), epoch {run.content['epoch']}")
+    same = (saved.compress, saved.attention, saved_stride) == (wanted.compress, wanted.attention, stride)
+    if low_rank_layers(model) and not same:
+        built.notes.append(f"the checkpoint's {len(expand(model))} low-rank layers were multiplied out to full weights")
+    if stride != saved_stride:
+        set_patch_stride(model, stride)
+    if len(run.class_names) != num_classes:
+        model.reset_classifier(num_classes)  # type: ignore[operator]
+        built.notes.append(f"new classifier head: {len(run.class_names)} -> {num_classes} classes")
+    _convert(built, wanted)
+    if not low_rank_layers(model):
+        _compress(built, wanted)
+    return built
+
+
+def _create(config: Config, num_classes: int, pretrained: bool) -> nn.Module:
+    name = config.model.name
+    if not timm.is_model(name):
+        raise InputError(one_of("model.name", name, _families(name)))
+    try:
+        model = _timm_model(config.model, config.data.img_size, num_classes, pretrained)
+    except OSError as error:
+        raise InputError(
+            f"init.pretrained=true: timm's weights of {name} are not in the local cache and cannot be downloaded; "
+            "connect once, or use init.pretrained=false or init.checkpoint=RUN/best.pt"
+        ) from error
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise InputError(f"model.name={name} cannot be built with the settings under model: {reason}") from error
+    if config.model.patch_stride is not None:
+        set_patch_stride(model, config.model.patch_stride)
+    return model
+
+
+def _timm_model(model: ModelConfig, img_size: int, num_classes: int, pretrained: bool) -> nn.Module:
+    options: dict[str, Any] = dict(model.kwargs)
+    if model.drop_path_rate > 0:
+        options["drop_path_rate"] = model.drop_path_rate
+    defaults = timm.get_pretrained_cfg(model.name)
+    if defaults is not None and defaults.fixed_input_size:
+        options.setdefault("img_size", img_size)
+    hub_log = logging.getLogger("huggingface_hub")  # it reports every retry of a failed download
+    level = hub_log.level
+    hub_log.setLevel(logging.ERROR)
+    try:
+        return timm.create_model(model.name, pretrained=pretrained, num_classes=num_classes, **options)
+    finally:
+        hub_log.setLevel(level)
+
+
+def _families(name: str) -> list[str]:
+    """The names that a message lists: those of the same family, else those that can be converted."""
+    family = timm.list_models(f"{name.partition('_')[0]}*")
+    return family or timm.list_models(["pvt_v2*", "twins*", "deit*"])
+
+
+def _convert(built: BuiltModel, config: Config) -> None:
+    spec = attention_spec(config.attention)
+    if spec is None:
+        return
+    report = convert(built.model, spec, layer_filter(built.model, config.attention), config.data.img_size)
+    built.notes += report.notes
+
+
+def _compress(built: BuiltModel, config: Config) -> None:
+    spec = low_rank_spec(config.compress)
+    if spec is None:
+        return
+    chosen = compress_filter(built.model, config.compress)
+    size, profile = config.data.img_size, config.energy.profile
+    built.compression = factorize_and_count(built.model, spec, chosen, img_size=size, profile=profile)
+
+
+def compress_filter(model: nn.Module, compress: CompressConfig) -> FilterFn | None:
+    """factorize's filter for `compress.layers`, fnmatch patterns of module names; None: default.
+
+    Raises InputError for a pattern that matches no Linear layer or convolution.
+    """
+    if compress.layers is None:
+        return None
+    candidates = [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+    names: set[str] = set()
+    for pattern in compress.layers:
+        found = {name for name in candidates if fnmatchcase(name, pattern)}
+        if not found:
+            raise InputError(
+                f"compress.layers: {pattern!r} matches no Linear layer or convolution; there are names such as "
+                f"{', '.join(candidates[:3]) or 'none'}"
+            )
+        names |= found
+    return lambda module, name: name in names
+
+
+def layer_filter(model: nn.Module, attention: Mapping[str, Any]) -> FilterFn | None:
+    """convert's filter for `attention.layers`: stage numbers and fnmatch patterns of module names; None: default.
+
+    Raises InputError for a number or pattern that matches no attention layer.
+    """
+    chosen = attention.get("layers")
+    if chosen is None:
+        return None
+    layers = attention_layers(model)
+    names: set[str] = set()
+    for item in chosen:
+        found = {
+            layer.name
+            for layer in layers
+            if (layer.stage == item if isinstance(item, int) else fnmatchcase(layer.name, item))
+        }
+        if not found:
+            stages = max((layer.num_stages for layer in layers), default=0)
+            raise InputError(
+                f"attention.layers: {item!r} matches no attention layer; there are stages 1 to {stages} and names "
+                f"such as {layers[0].name if layers else 'none'}"
+            )
+        names |= found
+    return lambda module, name: name in names

@@ -1,0 +1,114 @@
+"""What a run tells at its start and its end: notes and plan, summary.json, and the table of figures."""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+import ecoformer
+from ecoformer.config.schema import Config
+from ecoformer.energy import summarize
+from ecoformer.engine import distributed
+from ecoformer.engine.run_files import COMPRESSION, COMPRESSION_TABLE, HASH_FITS, METRICS
+from ecoformer.files import write_text
+from ecoformer.fit.hashes import has_hashes
+from ecoformer.model.low_rank import CompressionReport
+
+Rows = list[tuple[str, str]]
+
+
+def run_summary(config: Config, model: nn.Module, figures: dict[str, Any]) -> dict[str, Any]:
+    """The content of summary.json: settings, the trainer's figures, size and energy, versions."""
+    if "energy_pj" not in figures:
+        figures = figures | summarize(
+            model, config.data.img_size, convention=config.energy.convention, profile=config.energy.profile
+        )
+    options = {key: value for key, value in config.attention.items() if key != "name"}
+    return {
+        "name": config.name,
+        "model": config.model.name,
+        "attention": config.attention["name"],
+        "attention_options": options,
+        "compress": {key: value for key, value in asdict(config.compress).items() if value is not None},
+        "dataset": config.data.name,
+        "img_size": config.data.img_size,
+        "patch_stride": config.model.patch_stride,
+        **figures,
+        "init": config.init.checkpoint or ("pretrained" if config.init.pretrained else "new"),
+        "seed": config.seed,
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of this package and of what the figures depend on."""
+    return {
+        "ecoformer": ecoformer.__version__,
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write figures atomically. Raises InputError if the file cannot be written."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_compression(folder: Path, report: CompressionReport | None) -> None:
+    """Write what a compression did into the run directory, as JSON and as a table; nothing without one."""
+    if report is not None:
+        write_json(folder / COMPRESSION, report.to_dict())
+        write_text(folder / COMPRESSION_TABLE, report.to_markdown() + "\n")
+
+
+def draw_hash_fits(run_dir: Path, model: nn.Module) -> None:
+    """hash_fits.png: what every fit of the run's hash functions was worth; nothing for a run without fits."""
+    if has_hashes(model):
+        from ecoformer.report.hash_fits import plot_hash_fits  # imported late: matplotlib takes its time
+
+        plot_hash_fits(run_dir / METRICS, run_dir / HASH_FITS)
+
+
+def show_plan(rows: Rows, notes: list[str]) -> None:
+    """Print the launch plan and the notes, a line each; rank 0 alone does."""
+    if distributed.is_main():
+        print("\n".join([*(f"{name:<14} {value}" for name, value in rows), *(f"note: {note}" for note in notes)]))
+
+
+def show_figures(title: str, figures: dict[str, Any]) -> None:
+    """Print the table that a run ends with; rank 0 alone does."""
+    rows = [
+        ("top-1", f"{figures['top1']:.2f} %"),
+        ("top-5", f"{figures['top5']:.2f} %"),
+        ("loss", f"{figures['loss']:.4f}"),
+        ("parameters", f"{figures['params']:,}"),
+        ("multiplications", f"{figures['muls']:,}"),
+        ("additions", f"{figures['adds']:,}"),
+        ("energy an image", f"{figures['energy_pj']:.4g} pJ, {_energy_name(figures)}"),
+        ("in attention", f"{figures['attention_energy_pj']:.4g} pJ"),
+        ("evaluation", f"{figures['images_per_second']:.0f} images/s"),
+    ]
+    if "train_images_per_second" in figures:
+        rows.append(("training", f"{figures['train_images_per_second']:.0f} images/s"))
+        rows.append(("time", f"{figures['duration_s']:.1f} s"))
+    if figures.get("uncounted"):
+        rows.append(("not counted", ", ".join(map(str, figures["uncounted"]))))
+    if distributed.is_main():
+        table = Table(title=title, title_justify="left", show_header=False)
+        for row in rows:
+            table.add_row(*row)
+        Console().print(table, highlight=False)
+
+
+def _energy_name(figures: dict[str, Any]) -> str:
+    return f"{figures['energy_convention']} convention, {figures['energy_profile']}"
