@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 
+from ecoformer.cli import PREPARED
 from ecoformer.cli.arguments import Parser, names
 from ecoformer.errors import InputError
 from ecoformer.files import write_text
@@ -36,7 +37,15 @@ from ecoformer.run.process import command_line, environment
 
 SETTINGS = ("model", "attention", "img_size", "batch_size", "mode", "device", "precision")
 ALLOCATOR = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD", "THP_MEM_ALLOC")  # settings that change all rates
-FIGURES = ("images_per_second", "ratio_to_stock", "peak_mib", "milliseconds", "milliseconds_low", "milliseconds_high")
+FIGURES = (
+    "images_per_second",
+    "ratio_to_stock",
+    "slowdown",
+    "peak_mib",
+    "milliseconds",
+    "milliseconds_low",
+    "milliseconds_high",
+)
 
 
 def positive(text: str) -> int:
@@ -65,6 +74,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--min-seconds", type=float, default=0.5, help="of a variant's turn in a round")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--no-peak", action="store_true", help="leave peak memory out; saves a process per variant")
+    p.add_argument("--beside-load", action="store_true", help="measure again beside one busy process, and the ratio")
     p.add_argument("--profile", type=positive, metavar="K", help="also print the K operations that take longest")
     p.add_argument("--joules", action="store_true", help="add measured joules per image (whole model, eval, fp32)")
     p.add_argument("--format", choices=("table", "markdown", "json"), default="table")
@@ -84,6 +94,8 @@ def main(argv: list[str] | None = None) -> int:
         for label in args.attention:
             Variant.parse(label)
         rows = [row for img_size in args.img_size for row in measure(args, img_size)]
+        if args.beside_load:
+            rows += beside_load(args, rows)
         text = json.dumps(rows, indent=2)
         if args.out is not None:
             write_text(args.out, text + "\n")
@@ -130,6 +142,19 @@ def measure(args: argparse.Namespace, img_size: int) -> list[dict[str, Any]]:
     return rows
 
 
+def beside_load(args: argparse.Namespace, alone: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same rows while another process keeps one core busy; `slowdown` is their time over that of `alone`."""
+    quiet = argparse.Namespace(**{**vars(args), "no_peak": True, "profile": None, "joules": False})
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
+        try:
+            rows = [found for img_size in args.img_size for found in measure(quiet, img_size)]
+        finally:
+            busy.kill()
+    for beside, before in zip(rows, alone, strict=True):
+        beside |= {"beside_load": True, "slowdown": round(beside["milliseconds"] / before["milliseconds"], 2)}
+    return rows
+
+
 def row(
     args: argparse.Namespace, case: SpeedCase, seconds: dict[str, list[float]], peak: float | None
 ) -> dict[str, Any]:
@@ -148,6 +173,7 @@ def row(
         "threads": args.threads,
         "torch": torch.__version__,
         "machine": machine(args.device),
+        "runtime": PREPARED,  # what the process set up for itself (run.process)
         "environment": {key: value for key, value in sorted(os.environ.items()) if key.startswith(ALLOCATOR)},
     }
 

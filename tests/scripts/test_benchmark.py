@@ -46,6 +46,16 @@ def test_rows(script, capsys, tmp_path):
     assert rows[0]["ratio_to_stock"] == 1
 
 
+def test_beside_load_the_same_rows_come_again(script, capsys):
+    assert script.main([*QUICK, "--attention", "stock,msa", "--beside-load", "--format", "json", "--no-peak"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [(row["attention"], row.get("beside_load", False)) for row in rows] == [
+        ("stock", False), ("msa", False), ("stock", True), ("msa", True),
+    ]  # fmt: skip
+    for alone, beside in zip(rows[:2], rows[2:], strict=True):
+        assert beside["slowdown"] == pytest.approx(beside["milliseconds"] / alone["milliseconds"], abs=0.01)
+
+
 @pytest.mark.parametrize("mode", ["eval", "train"])
 @pytest.mark.parametrize("layer", [[], ["--layer", "1"]], ids=["model", "layer"])
 def test_modes(script, capsys, mode, layer):
