@@ -67,6 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(COMMANDS)}"
         print(f"error: ecoformer {name} does not exist; {hint}", file=sys.stderr)
         return 2
+    sys.argv[0] = f"ecoformer {name}"  # how argparse calls the program
     module = importlib.import_module(f"ecoformer.cli.{COMMANDS[name][0]}")
     return int(module.main(rest) or 0)
 
