@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from ecoformer.errors import InputError
 
@@ -48,6 +50,24 @@ def write_text(path: Path, text: str) -> None:
     """Write a small text file atomically; raises InputError like `atomic_write`."""
     with atomic_write(path) as file:
         file.write(text.encode())
+
+
+def write_json(path: Path, content: Any, indent: int = 2) -> None:
+    """Write plain containers atomically as JSON; raises InputError like `atomic_write`."""
+    write_text(path, json_text(content, indent) + "\n")
+
+
+def json_text(content: Any, indent: int | None = None) -> str:
+    """Plain containers as JSON; numbers that it does not have (NaN, infinity) become null."""
+    return json.dumps(_finite(content), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def set_aside(folder: Path, names: Iterable[str]) -> Path | None:

@@ -11,6 +11,7 @@ from ecoformer.config.loading import load_config
 from ecoformer.config.schema import EvalConfig
 from ecoformer.engine import distributed
 from ecoformer.engine.evaluate import evaluate
+from ecoformer.files import write_json
 from ecoformer.run import summary
 from ecoformer.run.build import build_evaluation, session
 
@@ -25,7 +26,7 @@ def evaluate_checkpoint(cfg: DictConfig) -> float:
         origin = {"checkpoint": str(run.path), "epochs": run.content["epoch"]}
         figures = summary.run_summary(run.config, evaluation.model, {**asdict(result), **origin})
         if config.out is not None and distributed.is_main():
-            summary.write_json(Path(config.out).expanduser(), figures)
+            write_json(Path(config.out).expanduser(), figures)
         summary.show_figures(f"{run.config.name}: {run.path}", figures)
         return result.top1
 

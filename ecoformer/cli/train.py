@@ -9,6 +9,7 @@ from ecoformer.config.loading import load_config
 from ecoformer.config.schema import Config
 from ecoformer.engine import distributed
 from ecoformer.engine.run_files import SUMMARY
+from ecoformer.files import write_json
 from ecoformer.run import summary
 from ecoformer.run.build import build_run, session
 from ecoformer.run.checks import check_config
@@ -35,7 +36,7 @@ def train(cfg: DictConfig) -> float | None:
             summary.show_plan(launch_plan(run, plan_figures(run)), notes)
         figures = summary.run_summary(config, run.trainer.skeleton, run.trainer.fit(folder.resume))
         if distributed.is_main():
-            summary.write_json(folder.path / SUMMARY, figures)
+            write_json(folder.path / SUMMARY, figures)
             summary.draw_hash_fits(folder.path, run.built.model)
         summary.show_figures(f"{config.name}: {folder.path}", figures)
         return figures["top1"]

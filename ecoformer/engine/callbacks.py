@@ -2,12 +2,56 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from rich.table import Table
+from torch import Tensor, nn
 
 from ecoformer.config.schema import EnergyConfig
+from ecoformer.engine.run_state import RunState
 
-if TYPE_CHECKING:
-    from ecoformer.engine.trainer import Trainer
+
+class TrainingData(Protocol):
+    """What a run asks of a data module; loaders also have `__len__`.
+
+    The training loader has `set_epoch(epoch, first_batch)`: its next pass begins at that batch of the epoch, as if
+    those before it had been consumed.
+    """
+
+    img_size: int
+    num_train: int
+    train_loader: Any
+    val_loader: Any
+
+    def calibration_images(self, num_images: int, seed: int) -> Tensor: ...
+
+
+class Training(Protocol):
+    """What a callback sees of the run: a Trainer, or what stands in for one.
+
+    Attributes:
+        state: all that a checkpoint holds; `model` and `step` are its own.
+        skeleton: the model to count on, whole and perhaps without values.
+    """
+
+    state: RunState
+    data: TrainingData
+    seed: int
+    steps_per_epoch: int
+    skeleton: nn.Module
+
+    @property
+    def model(self) -> nn.Module: ...
+
+    @property
+    def step(self) -> int: ...
+
+    def sync_buffers(self, parameters: Sequence[str] = ()) -> None: ...
+
+    def log(self, event: str, **values: Any) -> dict[str, Any]: ...
+
+    def print(self, content: str | Table) -> None: ...
 
 
 class Callback:
@@ -19,19 +63,19 @@ class Callback:
 
     name = "callback"
 
-    def on_fit_start(self, trainer: Trainer) -> None:
+    def on_fit_start(self, trainer: Training) -> None:
         """Once, after a resumed state was loaded, before the first epoch."""
 
-    def on_epoch_start(self, trainer: Trainer, epoch: int) -> None:
+    def on_epoch_start(self, trainer: Training, epoch: int) -> None:
         """Before the epoch's first step; every rank calls it."""
 
-    def on_step_start(self, trainer: Trainer, step: int) -> None:
+    def on_step_start(self, trainer: Training, step: int) -> None:
         """Before an optimiser step; `step` counts those done before it in the whole run. Every rank calls it.
 
         A run that is resumed within an epoch goes on with the call that follows its last saved step.
         """
 
-    def on_epoch_end(self, trainer: Trainer, epoch: int, metrics: dict[str, Any]) -> None:
+    def on_epoch_end(self, trainer: Training, epoch: int, metrics: dict[str, Any]) -> None:
         """After the evaluation, before the checkpoint is written."""
 
     def state_dict(self) -> dict[str, Any]:
@@ -55,7 +99,7 @@ class EnergyLog(Callback):
         self.config = config
         self.figures: dict[str, Any] = {}
 
-    def on_fit_start(self, trainer: Trainer) -> None:
+    def on_fit_start(self, trainer: Training) -> None:
         from ecoformer.energy import summarize
 
         before = self.figures

@@ -18,6 +18,10 @@ from ecoformer.errors import InputError
 Batches = Iterable[tuple[Tensor, Tensor]]
 
 
+class NotFinite(InputError):
+    """What the model gives is no number, so there is no accuracy to speak of."""
+
+
 @dataclass(frozen=True)
 class EvalResult:
     """Figures over `num_images` images of all ranks: top1 and top5 in percent, loss a mean in nats.
@@ -50,12 +54,14 @@ def evaluate(
         amp: off, bf16 or fp16.
         on_batch: called after every batch; an exception from it ends the evaluation.
     Raises:
+        NotFinite: logits are NaN or infinite, on any rank; says where that begins.
         InputError: the loader has no images.
     """
     dtype = amp_dtype(amp, device)
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    # Loss sum, top-1 hits, top-5 hits, images. float64 counts images exactly and sums losses without drift.
+    # Loss sum, top-1 hits, top-5 hits, images with bad logits. float64 counts exactly and sums losses without drift.
     totals = torch.zeros(4, dtype=torch.float64, device=device)
+    num_images = 0
     clock = _Clock(device)
 
     def forward(images: Tensor) -> Tensor:
@@ -67,6 +73,7 @@ def evaluate(
     try:
         for images, labels in loader:
             totals += _batch_totals(forward(images), labels)
+            num_images += len(labels)
             clock.batch_done(len(labels))
             if on_batch is not None:
                 on_batch()
@@ -76,16 +83,19 @@ def evaluate(
     finally:
         model.train(was_training)
 
-    rate = distributed.all_reduce_sum(torch.tensor([clock.rate()], dtype=torch.float64, device=device))
-    loss_sum, hits1, hits5, num_images = distributed.all_reduce_sum(totals).tolist()
+    own = torch.tensor([clock.rate(), num_images], dtype=torch.float64, device=device)
+    figures = distributed.all_reduce_sum(torch.cat([totals, own])).tolist()
+    loss_sum, hits1, hits5, bad, rate, num_images = *figures[:5], int(figures[5])
     if num_images == 0:
         raise InputError("the validation set has no images: check data.root and data.max_val_samples")
+    if bad:
+        raise NotFinite(f"{bad:.0f} of {num_images} validation images get logits that are no numbers: {_cause(model)}")
     return EvalResult(
         top1=100 * hits1 / num_images,
         top5=100 * hits5 / num_images,
         loss=loss_sum / num_images,
-        num_images=int(num_images),
-        images_per_second=rate.item(),
+        num_images=num_images,
+        images_per_second=rate,
     )
 
 
@@ -93,8 +103,18 @@ def _batch_totals(logits: Tensor, labels: Tensor) -> Tensor:
     loss_sum = F.cross_entropy(logits.double(), labels, reduction="sum")
     guesses_BK = logits.topk(min(5, logits.shape[1]), dim=1).indices
     hits_BK = guesses_BK == labels[:, None]
-    images = torch.tensor(len(labels), dtype=torch.float64, device=logits.device)
-    return torch.stack([loss_sum, hits_BK[:, 0].sum().double(), hits_BK.sum().double(), images])
+    bad = (~logits.isfinite()).any(dim=1).sum()
+    return torch.stack([loss_sum, hits_BK[:, 0].sum().double(), hits_BK.sum().double(), bad.double()])
+
+
+def _cause(model: nn.Module) -> str:
+    """Where what is no number comes from: the weights, or what is computed from finite ones."""
+    state = {name: value for name, value in model.state_dict().items() if value.is_floating_point()}
+    faulty = [name for name, value in state.items() if not value.isfinite().all()]
+    if faulty:
+        return f"{len(faulty)} of the model's {len(state)} tensors hold NaN or infinity (first {faulty[0]})"
+    largest = max(value.abs().max().item() for value in state.values()) if state else 0.0
+    return f"the weights are finite (at most {largest:.3g}), what is computed from them is not"
 
 
 class _Clock:

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from ecoformer.config.schema import FeatureRedrawConfig
-from ecoformer.engine.callbacks import Callback
+from ecoformer.engine.callbacks import Callback, Training
 from ecoformer.nn.random_features import redraw_features, redrawn_layers
-
-if TYPE_CHECKING:
-    from ecoformer.engine.trainer import Trainer
 
 
 def redraw_due(config: FeatureRedrawConfig, epoch: int) -> bool:
@@ -37,7 +32,7 @@ class FeatureRedraw(Callback):
     def __init__(self, config: FeatureRedrawConfig) -> None:
         self.config = config
 
-    def on_epoch_start(self, trainer: Trainer, epoch: int) -> None:
+    def on_epoch_start(self, trainer: Training, epoch: int) -> None:
         resumed_inside = trainer.step % trainer.steps_per_epoch != 0  # drawn before; the checkpoint holds them
         if not redraw_due(self.config, epoch) or resumed_inside or not redrawn_layers(trainer.model):
             return

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import TYPE_CHECKING
 
 from rich import box
 from rich.table import Table
 
 from ecoformer.config.schema import HashUpdateConfig
 from ecoformer.engine import distributed, parallel
-from ecoformer.engine.callbacks import Callback
+from ecoformer.engine.callbacks import Callback, Training
 from ecoformer.engine.progress import paced
 from ecoformer.errors import InputError
 from ecoformer.fit.hashes import HashFitReport, fit_hashes, has_hashes, hash_layers
 from ecoformer.fit.joint import JointFitReport, joint_line
-
-if TYPE_CHECKING:
-    from ecoformer.engine.trainer import Trainer
 
 
 def due(config: HashUpdateConfig, step: int, steps_per_epoch: int) -> bool:
@@ -76,21 +72,21 @@ class HashUpdate(Callback):
         self.config = config
         self._told = False  # that nothing can be fitted
 
-    def on_epoch_start(self, trainer: Trainer, epoch: int) -> None:
+    def on_epoch_start(self, trainer: Training, epoch: int) -> None:
         if trainer.step % trainer.steps_per_epoch == 0:  # not where a run goes on in the middle of an epoch
             self._fit_if_due(trainer, trainer.step)
 
-    def on_step_start(self, trainer: Trainer, step: int) -> None:
+    def on_step_start(self, trainer: Training, step: int) -> None:
         if step % trainer.steps_per_epoch != 0:  # an epoch's first step is prepared outside its clock
             self._fit_if_due(trainer, step)
 
-    def fits_before(self, trainer: Trainer, step: int) -> bool:
+    def fits_before(self, trainer: Training, step: int) -> bool:
         """Whether a fit is due before this step, and possible."""
         return self._is_due(trainer, step) and self._refusal(trainer) is None
 
     def fit(
         self,
-        trainer: Trainer,
+        trainer: Training,
         step: int,
         on_joint: Callable[[JointFitReport], None] | None = None,
         say: Callable[[str], None] = lambda line: None,
@@ -102,7 +98,7 @@ class HashUpdate(Callback):
             say: gets lines of progress.
         """
         layers, reports = hash_layers(trainer.model).items(), []
-        if trainer.sharded and any(layer.fits_parameters for _, layer in layers):
+        if parallel.holds_shares(trainer.model) and any(layer.fits_parameters for _, layer in layers):
             raise InputError("train.parallel=fsdp shares weights that this hash fit would change: use ddp")
         with parallel.whole_weights(trainer.model):
             if distributed.is_main():
@@ -123,7 +119,7 @@ class HashUpdate(Callback):
         trainer.sync_buffers([name for parameters in changed for name, _ in parameters])
         return reports
 
-    def _fit_if_due(self, trainer: Trainer, step: int) -> None:
+    def _fit_if_due(self, trainer: Training, step: int) -> None:
         if not self._is_due(trainer, step):
             return
         when, refusal = _when(step, trainer.steps_per_epoch), self._refusal(trainer)
@@ -141,11 +137,11 @@ class HashUpdate(Callback):
             trainer.print(f"no hash fit before {when} or later: {refusal}")
             self._told = True
 
-    def _is_due(self, trainer: Trainer, step: int) -> bool:
+    def _is_due(self, trainer: Training, step: int) -> bool:
         return due(self.config, step, trainer.steps_per_epoch) and has_hashes(trainer.model)
 
     @staticmethod
-    def _refusal(trainer: Trainer) -> str | None:
+    def _refusal(trainer: Training) -> str | None:
         refusals = (layer.refit_refusal() for layer in hash_layers(trainer.model).values())
         return next((refusal for refusal in refusals if refusal), None)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
-if TYPE_CHECKING:
-    from ecoformer.engine.trainer import Trainer
+from ecoformer.engine.callbacks import Callback
+from ecoformer.engine.run_state import RunState
 
 
 def epoch_line(record: dict[str, Any], epochs: int, is_best: bool) -> str:
@@ -25,21 +26,21 @@ def evaluation_line(record: dict[str, Any]) -> str:
     )
 
 
-def run_summary(trainer: Trainer) -> dict[str, Any]:
+def run_summary(state: RunState, callbacks: Sequence[Callback]) -> dict[str, Any]:
     """The run's figures so far; see `Trainer.fit`. Epochs are 0 and rates of training absent without training."""
-    assert trainer.best is not None and trainer.latest is not None, "a run evaluates at least once"
+    assert state.best is not None and state.latest is not None, "a run evaluates at least once"
     summary = {
-        "top1": trainer.best["val_top1"],
-        "top5": trainer.best["val_top5"],
-        "loss": trainer.best["val_loss"],
-        "best_epoch": trainer.best["epoch"] + 1,
-        "last_top1": trainer.latest["val_top1"],
-        "epochs": trainer.latest["epoch"] + 1,
-        "images_per_second": trainer.latest["images_per_second"],
-        "duration_s": trainer.duration_s(),
+        "top1": state.best["val_top1"],
+        "top5": state.best["val_top5"],
+        "loss": state.best["val_loss"],
+        "best_epoch": state.best["epoch"] + 1,
+        "last_top1": state.latest["val_top1"],
+        "epochs": state.latest["epoch"] + 1,
+        "images_per_second": state.latest["images_per_second"],
+        "duration_s": state.duration_s(),
     }
-    if "train_images_per_second" in trainer.latest:
-        summary["train_images_per_second"] = trainer.latest["train_images_per_second"]
-    for callback in trainer.callbacks:
+    if "train_images_per_second" in state.latest:
+        summary["train_images_per_second"] = state.latest["train_images_per_second"]
+    for callback in callbacks:
         summary |= callback.summary()
     return summary

@@ -9,13 +9,12 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 import os
 from pathlib import Path
 from typing import Any, TextIO
 
 from ecoformer.errors import InputError
-from ecoformer.files import unwritable, write_text
+from ecoformer.files import json_text, unwritable, write_text
 
 CSV_COLUMNS = (
     "epoch",
@@ -97,7 +96,7 @@ class JsonlLogger(_FileLogger):
         self.records: int | None = 0  # in the file; None: the checkpoint does not say (format version 1)
 
     def log(self, record: dict[str, Any]) -> None:
-        self._write(json.dumps(_finite(record), allow_nan=False) + "\n")
+        self._write(json_text(record) + "\n")
         assert self.records is not None, "open() counts them"
         self.records += 1
 
@@ -160,11 +159,3 @@ def _csv_line(values: list[Any]) -> str:
     buffer = io.StringIO()
     csv.writer(buffer, lineterminator="\n").writerow(values)
     return buffer.getvalue()
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -7,7 +7,7 @@ of processes, read each other's. Buffers, hash functions among them, are whole o
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -66,6 +66,24 @@ def shard(model: nn.Module, device: torch.device) -> None:
 def skeleton(model: nn.Module) -> nn.Module:
     """The model without values, for counting: a sharded one can only run on all processes at once."""
     return copy.deepcopy(model).to("meta")
+
+
+def holds_shares(model: nn.Module) -> bool:
+    """Whether `shard` has shared this model's parameters among the processes."""
+    return isinstance(model, FSDPModule)
+
+
+def make_equal(model: nn.Module, average: nn.Module | None, parameters: Sequence[str] = ()) -> None:
+    """Make every rank's and the average's buffers, and the named parameters, equal to rank 0's, in place."""
+    distributed.broadcast_buffers(model)
+    own = dict(model.named_parameters())
+    distributed.broadcast_tensors([own[name].data for name in parameters])
+    if average is not None:
+        averaged = dict(average.named_parameters())
+        for name in parameters:
+            averaged[name].data.copy_(own[name].data)
+        for averaged_buffer, buffer in zip(average.buffers(), model.buffers(), strict=True):
+            averaged_buffer.copy_(buffer)
 
 
 @contextmanager

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ecoformer.engine import distributed
 from ecoformer.errors import InputError
-from ecoformer.files import set_aside
+from ecoformer.files import atomic_write, set_aside
 from ecoformer.model.checkpoint import UnreadableCheckpoint
 
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
@@ -68,3 +69,25 @@ def set_earlier_run_aside(run_dir: Path) -> Path | None:
         InputError: the folder cannot be written.
     """
     return set_aside(run_dir, RUN_FILES) if results_in(run_dir) else None
+
+
+def top_name(kept: dict[str, Any]) -> str:
+    """The file in top/ of an epoch, given its record."""
+    return f"epoch-{kept['epoch'] + 1}.pt"
+
+
+def make_room(run_dir: Path, resume: Path | None, top: Sequence[str]) -> list[str]:
+    """Set aside what another run left in run_dir; notes on it.
+
+    A run that is resumed from another folder's last.pt takes that folder's metrics and best weights along, and the
+    files of `top`.
+    """
+    if resume is not None and resume.parent.resolve() == run_dir.resolve():
+        return []
+    aside = set_earlier_run_aside(run_dir)  # a new run must not destroy an earlier one's checkpoints
+    if resume is not None:
+        for source, target in ((resume.parent / name, run_dir / name) for name in (BEST, METRICS, *top)):
+            if source.exists():
+                with atomic_write(target) as file, open(source, "rb") as original:
+                    shutil.copyfileobj(original, file)
+    return [] if aside is None else [f"{run_dir} held an earlier run: its files are now in {aside}"]

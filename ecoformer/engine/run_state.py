@@ -1,4 +1,4 @@
-"""What a run must remember to go on exactly where it was, and what is told to the user about it.
+"""What a run must remember to go on exactly where it was: the content of last.pt.
 
 A run can be resumed between two epochs and after any optimiser step within one. Everything that follows is a function
 of what is saved here: weights, optimiser, step, position in the epoch, random states, callbacks.
@@ -6,218 +6,242 @@ of what is saved here: weights, optimiser, step, position in the epoch, random s
 
 from __future__ import annotations
 
-import shutil
 import signal
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
+
+import torch
+from timm.scheduler.scheduler import Scheduler
+from timm.utils import ModelEmaV3
+from torch import nn
 
 from ecoformer.engine import distributed, parallel
+from ecoformer.engine.loggers import Logger
 from ecoformer.engine.position import Position
 from ecoformer.engine.rng import rng_state, set_rng_state
-from ecoformer.engine.run_files import BEST, LAST, METRICS, PREVIOUS, TOP, read_intact, set_earlier_run_aside
-from ecoformer.engine.signals import Interrupted
-from ecoformer.errors import InputError
-from ecoformer.files import atomic_write, remove
+from ecoformer.engine.run_files import BEST, LAST, METRICS, PREVIOUS, TOP, make_room, read_intact, top_name
+from ecoformer.engine.same_run import require_same_run
+from ecoformer.engine.signals import Interrupted, StopSignals
+from ecoformer.files import remove
 from ecoformer.model.checkpoint import load_checkpoint, load_weights, save_checkpoint
 
-if TYPE_CHECKING:
-    from ecoformer.engine.trainer import Trainer
 
-_MADE_OF = {
-    "steps_per_epoch": "the data, train.batch_size, train.grad_accum and train.max_steps",
-    "global_batch": "train.batch_size, train.grad_accum and the number of processes",
-}
+class Stateful(Protocol):
+    """What has a state of its own in the checkpoint, under its name."""
 
+    @property
+    def name(self) -> str: ...
 
-def capture(trainer: Trainer) -> dict[str, Any]:
-    """What no rank knows alone: random states, figures of the epoch, sharded tensors. Every rank must call it."""
-    return {
-        "state": _state(trainer) if trainer.sharded else None,
-        "rng": distributed.gather_objects(rng_state(trainer.device)),
-        "position": None if trainer.position is None else trainer.position.gathered(),
-    }
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
-def _state(trainer: Trainer) -> dict[str, Any]:
-    """The state dicts of the model, its average and the optimiser, of whole tensors."""
-    return {
-        "model": parallel.whole(dict(trainer.model.state_dict())),
-        "ema": None if trainer.ema is None else parallel.whole(dict(trainer.ema.module.state_dict())),
-        "optimizer": parallel.whole(trainer.optimizer.state_dict()),
-    }
+@dataclass
+class RunState:
+    """The parts of a run that change as it goes on, and how they are saved and put back.
 
-
-def save(trainer: Trainer, *, is_best: bool = False, captured: dict[str, Any] | None = None) -> None:
-    """Write last.pt and, at the end of an epoch, best.pt and the epoch's file in top/ before it.
-
-    A kill in between only repeats the epoch. The last.pt before becomes previous.pt. Every rank must call it, or hand
-    in what `capture` returned; rank 0 writes.
+    Attributes:
+        settings: what a resumed run must share with the one that wrote the checkpoint.
+        config: stored in the checkpoints as it is; its `class_names` must be the same in a resumed run, too.
+        keep_top_k: how many of the best epochs are kept in top/.
+        epoch, step: the epoch in hand; optimiser steps done.
+        position: in the epoch in hand; None between epochs.
+        best, latest: the "epoch" record of the best and of the latest epoch.
+        top: epoch and val_top1 of the epochs in top/, best first.
+        saved: epochs, and steps of the next, that last.pt holds.
+        last_is_good: whether run_dir/last.pt was read or written by this process.
+        elapsed_s: in earlier processes of this run.
     """
-    captured = captured or capture(trainer)
-    if not distributed.is_main():
-        return
-    completed = trainer.epoch + (captured["position"] is None)
-    common = {"config": trainer.config, "epoch": completed, "step": trainer.step, "metrics": trainer.latest}
-    state = captured["state"] or _state(trainer)
-    weights = {"kind": "weights", **common, "model": state["ema"] or state["model"]}
-    if is_best:
-        save_checkpoint(trainer.run_dir / BEST, weights)
-    if captured["position"] is None:
-        _keep_if_top(trainer, weights)
-    training = {
-        "optimizer": state["optimizer"],
-        "scaler": trainer.scaler.state_dict(),
-        "settings": trainer.settings,
-        "rng": captured["rng"],
-        "position": captured["position"],
-        "callbacks": {callback.name: callback.state_dict() for callback in trainer.callbacks},
-        "loggers": {logger.name: logger.state_dict() for logger in trainer.loggers},
-        "best": trainer.best,
-        "top": trainer.top,
-        "skipped_batches": trainer.skipped_batches,
-        "elapsed_s": trainer.duration_s(),
-    }
-    content: dict[str, Any] = {"kind": "run", **common, "model": state["model"], "ema": state["ema"]}
-    content["training"] = training
-    # A last.pt that this process neither read nor wrote may be damaged: it must not push out the good one before.
-    previous = trainer.run_dir / PREVIOUS if trainer.last_is_good else None
-    save_checkpoint(trainer.run_dir / LAST, content, previous)
-    trainer.last_is_good = True
-    trainer.saved = (completed, trainer.step - completed * trainer.steps_per_epoch)
-    for path in (trainer.run_dir / TOP).glob("epoch-*.pt"):
-        if path.name not in map(_top_name, trainer.top):
-            remove(path)
 
+    run_dir: Path
+    device: torch.device
+    model: nn.Module
+    ema: ModelEmaV3 | None
+    optimizer: torch.optim.Optimizer
+    scheduler: Scheduler | None
+    scaler: torch.amp.GradScaler
+    callbacks: Sequence[Stateful]
+    loggers: Sequence[Logger]
+    settings: dict[str, Any]
+    config: dict[str, Any]
+    epochs: int
+    steps_per_epoch: int
+    keep_top_k: int = 0
 
-def when_asked_to_stop(trainer: Trainer) -> Callable[[], None]:
-    """What the evaluation calls after each batch, so that a signal need not wait for its end to be obeyed.
+    epoch: int = 0
+    step: int = 0
+    position: Position | None = None
+    skipped_batches: int = 0
+    best: dict[str, Any] | None = None
+    latest: dict[str, Any] | None = None
+    top: list[dict[str, Any]] = field(default_factory=list)
+    saved: tuple[int, int] | None = None
+    last_is_good: bool = False
+    elapsed_s: float = 0.0
+    started: float = field(default_factory=time.perf_counter)
 
-    A lone process saves and stops. Of several, which cannot agree on a batch, rank 0 saves at once, with no word from
-    the others, and all stop after the evaluation: should the grace period end before, nothing is lost.
-    """
-    captured, done = capture(trainer), False
+    @property
+    def evaluated(self) -> nn.Module:
+        """The model that is evaluated and kept in best.pt: the average of the weights where the run has one."""
+        return self.model if self.ema is None else self.ema.module
 
-    def check() -> None:
-        nonlocal done
-        if trainer.signals.received is None or done:
+    def duration_s(self) -> float:
+        """Seconds spent on this run, in this process and in those it was resumed from."""
+        return self.elapsed_s + time.perf_counter() - self.started
+
+    def log(self, event: str, **values: Any) -> dict[str, Any]:
+        """Write one record to all loggers (rank 0 alone writes) and return it."""
+        record = {"event": event, "epoch": self.epoch, "step": self.step, "time": time.time(), **values}
+        if distributed.is_main():
+            for logger in self.loggers:
+                logger.log(record)
+        return record
+
+    def capture(self) -> dict[str, Any]:
+        """What no rank knows alone: random states, figures of the epoch, sharded tensors. Every rank must call it."""
+        return {
+            "state": self._tensors() if parallel.holds_shares(self.model) else None,
+            "rng": distributed.gather_objects(rng_state(self.device)),
+            "position": None if self.position is None else self.position.gathered(),
+        }
+
+    def _tensors(self) -> dict[str, Any]:
+        """The state dicts of the model, its average and the optimiser, of whole tensors."""
+        return {
+            "model": parallel.whole(dict(self.model.state_dict())),
+            "ema": None if self.ema is None else parallel.whole(dict(self.ema.module.state_dict())),
+            "optimizer": parallel.whole(self.optimizer.state_dict()),
+        }
+
+    def save(self, *, is_best: bool = False, captured: dict[str, Any] | None = None) -> None:
+        """Write last.pt and, at the end of an epoch, best.pt and the epoch's file in top/ before it.
+
+        A kill in between only repeats the epoch. The last.pt before becomes previous.pt. Every rank must call it, or
+        hand in what `capture` returned; rank 0 writes.
+        """
+        captured = captured or self.capture()
+        if not distributed.is_main():
             return
-        done = True
-        if captured["position"] is not None:  # else nothing was trained, and there is nothing to lose
-            save(trainer, captured=captured)
-        if distributed.world_size() == 1:
-            raise Interrupted(trainer.signals.received)
+        completed = self.epoch + (captured["position"] is None)
+        common = {"config": self.config, "epoch": completed, "step": self.step, "metrics": self.latest}
+        state = captured["state"] or self._tensors()
+        weights = {"kind": "weights", **common, "model": state["ema"] or state["model"]}
+        if is_best:
+            save_checkpoint(self.run_dir / BEST, weights)
+        if captured["position"] is None:
+            self._keep_if_top(weights)
+        training = {
+            "optimizer": state["optimizer"],
+            "scaler": self.scaler.state_dict(),
+            "settings": self.settings,
+            "rng": captured["rng"],
+            "position": captured["position"],
+            "callbacks": {callback.name: callback.state_dict() for callback in self.callbacks},
+            "loggers": {logger.name: logger.state_dict() for logger in self.loggers},
+            "best": self.best,
+            "top": self.top,
+            "skipped_batches": self.skipped_batches,
+            "elapsed_s": self.duration_s(),
+        }
+        content: dict[str, Any] = {"kind": "run", **common, "model": state["model"], "ema": state["ema"]}
+        content["training"] = training
+        # A last.pt that this process neither read nor wrote may be damaged: it must not push out the good one before.
+        save_checkpoint(self.run_dir / LAST, content, self.run_dir / PREVIOUS if self.last_is_good else None)
+        self.last_is_good = True
+        self.saved = (completed, self.step - completed * self.steps_per_epoch)
+        for path in (self.run_dir / TOP).glob("epoch-*.pt"):
+            if path.name not in map(top_name, self.top):
+                remove(path)
 
-    return check
+    def _keep_if_top(self, weights: dict[str, Any]) -> None:
+        """Write the epoch's weights if they are among the best; an equal earlier epoch goes before a later one."""
+        assert self.latest is not None, "an epoch ends with its record"
+        latest = {key: self.latest[key] for key in ("epoch", "val_top1")}
+        self.top = sorted([*self.top, latest], key=lambda kept: -kept["val_top1"])[: self.keep_top_k]
+        if latest in self.top:
+            save_checkpoint(self.run_dir / TOP / top_name(latest), weights)
 
+    def when_asked_to_stop(self, signals: StopSignals) -> Callable[[], None]:
+        """What the evaluation calls after each batch, so that a signal need not wait for its end to be obeyed.
 
-def restore(trainer: Trainer, path: Path) -> dict[str, Any]:
-    """Put everything but the random states back, and return the checkpoint.
+        A lone process saves and stops. Of several, which cannot agree on a batch, rank 0 saves at once, with no word
+        from the others, and all stop after the evaluation: should the grace period end before, nothing is lost.
+        """
+        captured, done = self.capture(), False
 
-    Raises:
-        InputError: not a checkpoint, or of a run that this one cannot continue; names the setting.
-    """
-    path, checkpoint = read_intact(path, load_checkpoint)
-    _require_same_run(trainer, checkpoint, path)
-    training = checkpoint["training"]
-    load_weights(trainer.model, checkpoint["model"], path)
-    if trainer.ema is not None:
-        load_weights(trainer.ema.module, checkpoint["ema"], path)
-    parallel.load_optimizer(trainer.optimizer, training["optimizer"])
-    trainer.scaler.load_state_dict(training["scaler"])
-    # A callback or logger that was added since has no state yet.
-    for callback in trainer.callbacks:
-        if callback.name in training["callbacks"]:
-            callback.load_state_dict(training["callbacks"][callback.name])
-    for logger in trainer.loggers:
-        if logger.name in training["loggers"]:
-            logger.load_state_dict(training["loggers"][logger.name])
-    trainer.epoch, trainer.step = checkpoint["epoch"], checkpoint["step"]
-    position = training.get("position")  # format version 1 had none
-    trainer.position = None if position is None else Position.restored(position)
-    trainer.best, trainer.latest = training["best"], checkpoint["metrics"]
-    trainer.top, trainer.skipped_batches = training.get("top", []), training.get("skipped_batches", 0)
-    trainer.saved = (trainer.epoch, 0 if position is None else position["steps"])
-    trainer.last_is_good = path.resolve() == (trainer.run_dir / LAST).resolve()
-    trainer.elapsed_s = training["elapsed_s"]
-    return checkpoint
+        def check() -> None:
+            nonlocal done
+            if signals.received is None or done:
+                return
+            done = True
+            if captured["position"] is not None:  # else nothing was trained, and there is nothing to lose
+                self.save(captured=captured)
+            if distributed.world_size() == 1:
+                raise Interrupted(signals.received)
 
+        return check
 
-def _require_same_run(trainer: Trainer, checkpoint: dict[str, Any], path: Path) -> None:
-    if checkpoint["kind"] != "run":
-        raise InputError(f"{path} holds weights only: resume from {LAST}, or start from it with init.checkpoint")
-    training, epoch = checkpoint["training"], checkpoint["epoch"]
-    if epoch > trainer.train.epochs:
-        raise InputError(f"{path} has {epoch} epochs > train.epochs={trainer.train.epochs}: raise train.epochs")
-    for name, now in trainer.settings.items():
-        then = training["settings"].get(name, now)  # a setting that came later had its default
-        if then != now:
-            remedy = _MADE_OF.get(name, "it")
-            raise InputError(
-                f"{path} was written with {name}={then}, now it is {now}: keep {remedy}, or use resume=off"
-            )
+    def restore(self, path: Path) -> list[dict[str, Any]]:
+        """Put everything but the random states back, and return those, one a rank, for `restore_rng`.
 
+        Raises:
+            InputError: not a checkpoint, or of a run that this one cannot continue; names the setting.
+        """
+        path, checkpoint = read_intact(path, load_checkpoint)
+        require_same_run(path, checkpoint, self.epochs, self.config, self.settings)
+        training = checkpoint["training"]
+        load_weights(self.model, checkpoint["model"], path)
+        if self.ema is not None:
+            load_weights(self.ema.module, checkpoint["ema"], path)
+        parallel.load_optimizer(self.optimizer, training["optimizer"])
+        self.scaler.load_state_dict(training["scaler"])
+        for kind, parts in (("callbacks", self.callbacks), ("loggers", self.loggers)):
+            for part in parts:
+                if part.name in training[kind]:  # one that was added since has no state yet
+                    part.load_state_dict(training[kind][part.name])
+        self.epoch, self.step = checkpoint["epoch"], checkpoint["step"]
+        position = training.get("position")  # format version 1 had none
+        self.position = None if position is None else Position.restored(position)
+        self.best, self.latest = training["best"], checkpoint["metrics"]
+        self.top, self.skipped_batches = training.get("top", []), training.get("skipped_batches", 0)
+        self.saved = (self.epoch, 0 if position is None else position["steps"])
+        self.last_is_good = path.resolve() == (self.run_dir / LAST).resolve()
+        self.elapsed_s = training["elapsed_s"]
+        return training["rng"]
 
-def restore_rng(trainer: Trainer, checkpoint: dict[str, Any]) -> None:
-    """Put this rank's random states back; call it last, right before the first step."""
-    states = checkpoint["training"]["rng"]
-    # The global batch is the same, but it may be spread over another number of processes.
-    if len(states) == distributed.world_size():
-        set_rng_state(states[distributed.rank()], trainer.device)
-    else:
-        trainer.print(
-            f"resumed on {distributed.world_size()} processes, was {len(states)}: augmentation and drop-path draw anew"
-        )
+    def restore_rng(self, states: list[dict[str, Any]]) -> str | None:
+        """Put this rank's random states back, and return a note if that cannot be; call it right before the steps."""
+        # The global batch is the same, but it may be spread over another number of processes.
+        now = distributed.world_size()
+        if len(states) != now:
+            return f"resumed on {now} processes, was {len(states)}: augmentation and drop-path draw anew"
+        set_rng_state(states[distributed.rank()], self.device)
+        return None
 
+    def open_run_dir(self, resume: Path | None) -> list[str]:
+        """Make run_dir hold what was written before the first step to come, and nothing of another run; notes on it."""
+        notes = make_room(self.run_dir, resume, [f"{TOP}/{top_name(kept)}" for kept in self.top])
+        if self.step > 0 and not (self.run_dir / METRICS).exists():
+            notes.append(f"{self.run_dir} has no {METRICS} to go on with: it starts in epoch {self.epoch + 1}")
+        if not (self.run_dir / BEST).exists() and self.epoch < self.epochs:
+            self.best = None  # the next epoch writes one
+        self.top = [kept for kept in self.top if (self.run_dir / TOP / top_name(kept)).exists()]
+        return notes
 
-def prepare_run_dir(trainer: Trainer, resume: Path | None) -> None:
-    """Make run_dir hold what was written before the first step to come, and nothing of another run.
+    def what_is_saved(self) -> str:
+        """Half a sentence: what a resume would continue from."""
+        if self.saved is None:
+            return "no epoch was complete, so nothing is saved yet"
+        done, steps = self.saved
+        within = f" and {steps} of {self.steps_per_epoch} steps of the next" if steps else ""
+        return f"{done} of {self.epochs} epochs{within} are saved in {self.run_dir / LAST}"
 
-    A run that is resumed from another folder's last.pt takes that folder's metrics and best weights along.
-    """
-    run_dir = trainer.run_dir
-    continued = resume is not None and resume.parent.resolve() == run_dir.resolve()
-    # A new run must not destroy an earlier one's checkpoints.
-    if not continued and (aside := set_earlier_run_aside(run_dir)) is not None:
-        trainer.print(f"{run_dir} held an earlier run: its files are now in {aside}")
-    if resume is not None and not continued:
-        names = [BEST, METRICS, *(f"{TOP}/{_top_name(kept)}" for kept in trainer.top)]
-        for source, target in ((resume.parent / name, run_dir / name) for name in names):
-            if source.exists():
-                with atomic_write(target) as file, open(source, "rb") as original:
-                    shutil.copyfileobj(original, file)
-    if trainer.step > 0 and not (run_dir / METRICS).exists():
-        trainer.print(f"{run_dir} has no {METRICS} to go on with: it starts in epoch {trainer.epoch + 1}")
-    if not (run_dir / BEST).exists() and trainer.epoch < trainer.train.epochs:
-        trainer.best = None  # the next epoch writes one
-    trainer.top = [kept for kept in trainer.top if (run_dir / TOP / _top_name(kept)).exists()]
-
-
-def _keep_if_top(trainer: Trainer, weights: dict[str, Any]) -> None:
-    """Write the epoch's weights if they are among the best; an equal earlier epoch goes before a later one."""
-    assert trainer.latest is not None, "an epoch ends with its record"
-    latest = {key: trainer.latest[key] for key in ("epoch", "val_top1")}
-    ranking = sorted([*trainer.top, latest], key=lambda kept: -kept["val_top1"])
-    trainer.top = ranking[: trainer.checkpoint.keep_top_k]
-    if latest in trainer.top:
-        save_checkpoint(trainer.run_dir / TOP / _top_name(latest), weights)
-
-
-def _top_name(kept: dict[str, Any]) -> str:
-    return f"epoch-{kept['epoch'] + 1}.pt"
-
-
-def what_is_saved(trainer: Trainer) -> str:
-    """Half a sentence: what a resume would continue from."""
-    if trainer.saved is None:
-        return "no epoch was complete, so nothing is saved yet"
-    epochs, steps = trainer.saved
-    within = f" and {steps} of {trainer.steps_per_epoch} steps of the next" if steps else ""
-    return f"{epochs} of {trainer.train.epochs} epochs{within} are saved in {trainer.run_dir / LAST}"
-
-
-def how_to_go_on(trainer: Trainer, signum: int) -> str:
-    """The one line for a user who stopped the run."""
-    saved = what_is_saved(trainer)
-    remedy = "start again with the same command" if trainer.saved is None else "go on with resume=auto"
-    return f"stopped by {signal.Signals(signum).name} in epoch {trainer.epoch + 1}: {saved}; {remedy}"
+    def how_to_go_on(self, signum: int) -> str:
+        """The one line for a user who stopped the run."""
+        remedy = "start again with the same command" if self.saved is None else "go on with resume=auto"
+        name = signal.Signals(signum).name
+        return f"stopped by {name} in epoch {self.epoch + 1}: {self.what_is_saved()}; {remedy}"

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
+from ecoformer.config.schema import TrainConfig
 from ecoformer.engine import distributed, parallel
 from ecoformer.engine.autocast import autocast
 from ecoformer.engine.batches import Batch, top1_hits
-from ecoformer.engine.divergence import leave_out
-
-if TYPE_CHECKING:
-    from ecoformer.engine.trainer import Trainer
+from ecoformer.engine.divergence import ForwardState, leave_out
+from ecoformer.engine.logit_teacher import LogitTeacher
+from ecoformer.engine.optim import amp_dtype, build_loss
+from ecoformer.engine.run_state import RunState
+from ecoformer.engine.signals import StopSignals
+from ecoformer.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -23,76 +27,126 @@ class StepResult:
 
     Attributes:
         loss, hits, num_images: this rank's mean loss, top-1 hits and images.
-        applied: whether the weights were updated; False on all ranks where one had a non-finite loss or gradient.
+        left_out: why the weights were not updated, on any rank; None if they were.
         stop: the signal that asks the run to stop, whichever rank got it; 0 for none.
     """
 
     loss: float
     hits: float
     num_images: int
-    applied: bool
+    left_out: str | None
     stop: int
 
 
-def train_step(trainer: Trainer, batches: list[Batch]) -> StepResult:
+class TrainingStep:
     """One optimiser step on a group of batches, equal to a step on all their images at once.
 
     Each batch's mean loss is weighted by its share of the group's images, so a smaller last batch and a last
     group with fewer batches count right. A step that is left out still counts, so the schedule does not move.
 
-    Raises:
-        Diverged: a non-finite loss or gradient once more than `train.max_skipped_batches` times.
+    Args:
+        network: what the batches go through: the state's model, wrapped in `ddp`, compiled.
+        clip_grad: largest norm of the gradients; None leaves them as they are.
     """
-    trainer.forward_state.keep()
-    num_images = sum(len(images) for images, _ in batches)
-    totals = torch.zeros(2, device=trainer.device)
-    for index, (images, targets) in enumerate(batches):
-        with parallel.gradient_sync(trainer.model, trainer.ddp, last=index == len(batches) - 1):
-            with autocast(trainer.device, trainer.amp_dtype):
-                images = images.contiguous(memory_format=trainer.memory_format)
-                logits = trainer.network(images)
-                taught = None if trainer.teacher is None else trainer.teacher.logits(images)
-            loss = trainer.criterion(logits, targets)
-            if trainer.teacher is not None and taught is not None:
-                loss = trainer.teacher.mix(loss, logits, taught)
-            loss = loss * (len(images) / num_images)
-            trainer.scaler.scale(loss).backward()
-        totals += torch.stack([loss.detach(), top1_hits(logits.detach(), targets)])
-    trainer.scaler.unscale_(trainer.optimizer)
-    group_loss, hits, norm, bad_loss, bad_norm, stop = _agreed(trainer, totals, _clip(trainer)).tolist()
 
-    # An overflow that fp16's loss scale explains is the scaler's to skip and to lower the scale for.
-    overflow = bad_norm and not bad_loss and trainer.scaler.is_enabled() and trainer.scaler.get_scale() > 1
-    applied = overflow or not (bad_loss or bad_norm)
-    if applied:
-        trainer.scaler.step(trainer.optimizer)
-    else:
-        leave_out(trainer, group_loss, norm)
-        trainer.forward_state.put_back()
-    trainer.scaler.update()
-    trainer.optimizer.zero_grad(set_to_none=True)
-    trainer.step += 1
-    if trainer.scheduler is not None:
-        trainer.scheduler.step_update(trainer.step)
-    if applied and trainer.ema is not None:
-        trainer.ema.update(trainer.model)
-    return StepResult(group_loss, hits, num_images, applied, int(stop))
+    def __init__(
+        self,
+        state: RunState,
+        train: TrainConfig,
+        network: Callable[[Tensor], Tensor],
+        ddp: DistributedDataParallel | None,
+        clip_grad: float | None,
+        teacher: LogitTeacher | None,
+        signals: StopSignals,
+    ) -> None:
+        self.state, self.network, self.ddp = state, network, ddp
+        self.clip_grad, self.teacher, self.signals = clip_grad, teacher, signals
+        self.limit = train.max_skipped_batches
+        self.memory_format = torch.channels_last if train.channels_last else torch.contiguous_format
+        self.amp_dtype = amp_dtype(train.amp, state.device)
+        self.criterion = build_loss(train.smoothing)
+        self.forward_state = ForwardState(state.model, enabled=self.limit > 0)
+        if teacher is not None:
+            teacher.to(state.device, self.memory_format)
 
+    def __call__(self, batches: list[Batch]) -> StepResult:
+        """Take the step.
 
-def _clip(trainer: Trainer) -> Tensor:
-    """Clip the gradients if the run does, and return their norm before it."""
-    if trainer.clip_grad is not None:
-        return parallel.whole(nn.utils.clip_grad_norm_(trainer.model.parameters(), trainer.clip_grad))
-    return parallel.whole(nn.utils.get_total_norm([p.grad for p in trainer.model.parameters() if p.grad is not None]))
+        Raises:
+            Diverged: a non-finite loss or gradient once more than `train.max_skipped_batches` times.
+            InputError: too few images in a batch for batch norm.
+        """
+        state, scaler = self.state, self.state.scaler
+        self.forward_state.keep()
+        num_images = sum(len(images) for images, _ in batches)
+        totals = torch.zeros(2, device=state.device)
+        for index, (images, targets) in enumerate(batches):
+            with parallel.gradient_sync(state.model, self.ddp, last=index == len(batches) - 1):
+                logits, loss = self._forward(images, targets)
+                loss = loss * (len(images) / num_images)
+                scaler.scale(loss).backward()
+            totals += torch.stack([loss.detach(), top1_hits(logits.detach(), targets)])
+        scaler.unscale_(state.optimizer)
+        group_loss, hits, norm, bad_loss, bad_norm, stop = self._agreed(totals, self._clip()).tolist()
 
+        # An overflow that fp16's loss scale explains is the scaler's to skip and to lower the scale for.
+        overflow = bad_norm and not bad_loss and scaler.is_enabled() and scaler.get_scale() > 1
+        left_out = None
+        if overflow or not (bad_loss or bad_norm):
+            scaler.step(state.optimizer)
+        else:
+            left_out = leave_out(state, self.limit, self.remedies(), group_loss, norm)
+            self.forward_state.put_back()
+        scaler.update()
+        state.optimizer.zero_grad(set_to_none=True)
+        state.step += 1
+        if state.scheduler is not None:
+            state.scheduler.step_update(state.step)
+        if left_out is None and state.ema is not None:
+            state.ema.update(state.model)
+        return StepResult(group_loss, hits, num_images, left_out, int(stop))
 
-def _agreed(trainer: Trainer, totals: Tensor, norm: Tensor) -> Tensor:
-    """Loss, hits and gradient norm of this rank; then what holds on any rank: bad loss, bad norm, stop signal.
+    def remedies(self) -> str:
+        """What a user can change against losses that are no numbers."""
+        remedies = ["lower optim.lr"]
+        remedies += ["set optim.clip_grad"] if self.clip_grad is None else []
+        remedies += ["set train.amp=off"] if self.amp_dtype is not None else []
+        return " or ".join(remedies)
 
-    One tensor, so that the host waits for the device once a step; one exchange, so that ranks always act alike.
-    """
-    figures = torch.cat([totals, norm.reshape(1).to(totals)])
-    flags = torch.zeros(3, device=totals.device)
-    flags[0], flags[1] = ~figures[0].isfinite(), ~figures[2].isfinite()
-    flags[2] = trainer.signals.received or 0
-    return torch.cat([figures, distributed.all_reduce_max(flags)])
+    def _forward(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        taught = None
+        with autocast(self.state.device, self.amp_dtype):
+            images = images.contiguous(memory_format=self.memory_format)
+            try:
+                logits = self.network(images)
+            except ValueError as error:
+                if "more than 1 value per channel" not in str(error):  # torch's batch norm, which has no own exception
+                    raise
+                raise InputError(
+                    f"a batch of {len(images)} image is too small for the batch norm of this model: raise "
+                    "train.batch_size (with train.grad_accum=1 if memory is short) or choose a larger data.img_size"
+                ) from error
+            if self.teacher is not None:
+                taught = self.teacher.logits(images)
+        loss = self.criterion(logits, targets)
+        if self.teacher is not None and taught is not None:
+            loss = self.teacher.mix(loss, logits, taught)
+        return logits, loss
+
+    def _clip(self) -> Tensor:
+        """Clip the gradients if the run does, and return their norm before it."""
+        parameters = list(self.state.model.parameters())
+        if self.clip_grad is not None:
+            return parallel.whole(nn.utils.clip_grad_norm_(parameters, self.clip_grad))
+        return parallel.whole(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+
+    def _agreed(self, totals: Tensor, norm: Tensor) -> Tensor:
+        """Loss, hits and gradient norm of this rank; then what holds on any rank: bad loss, bad norm, stop signal.
+
+        One tensor, so that the host waits for the device once a step; one exchange, so that ranks always act alike.
+        """
+        figures = torch.cat([totals, norm.reshape(1).to(totals)])
+        flags = torch.zeros(3, device=totals.device)
+        flags[0], flags[1] = ~figures[0].isfinite(), ~figures[2].isfinite()
+        flags[2] = self.signals.received or 0
+        return torch.cat([figures, distributed.all_reduce_max(flags)])

@@ -20,7 +20,7 @@ from ecoformer.config.schema import Config
 from ecoformer.engine import distributed
 from ecoformer.engine.run_files import CONFIG, LAST, LAUNCH, can_resume, read_intact, results_in, set_earlier_run_aside
 from ecoformer.errors import InputError
-from ecoformer.files import unwritable, write_text
+from ecoformer.files import unwritable, write_json, write_text
 from ecoformer.run.start import SavedRun, read_run
 
 JOB = "ECOFORMER_JOB"  # set by ecoformer.run.launch: one scheduler job, over all its starts
@@ -125,7 +125,7 @@ def open_run_dir(run: RunDir, config: Config) -> list[str]:
     if run.resume is None and (aside := set_earlier_run_aside(run.path)) is not None:
         notes.append(f"the earlier run is now in {aside}")
     write_text(run.path / CONFIG, OmegaConf.to_yaml(OmegaConf.structured(config)))
-    write_text(run.path / LAUNCH, json.dumps({"marks": run.marks}, indent=2) + "\n")
+    write_json(run.path / LAUNCH, {"marks": run.marks})
     return notes
 
 

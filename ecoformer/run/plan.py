@@ -14,6 +14,7 @@ from ecoformer.energy import summarize
 from ecoformer.engine import distributed
 from ecoformer.engine.hash_update import fit_steps, schedule_line
 from ecoformer.engine.optim import scaled_lr
+from ecoformer.files import write_json
 from ecoformer.fit.hashes import hash_layers
 from ecoformer.model.layers import attention_layers, token_counts
 from ecoformer.model.low_rank import low_rank_layers
@@ -30,7 +31,7 @@ def dry_run(run: Run, notes: list[str]) -> None:
     figures = plan_figures(run, probe_run(run) if config.dry_run_probe else None)
     summary.show_plan(launch_plan(run, figures), notes)
     if config.dry_run_out is not None and distributed.is_main():
-        summary.write_json(Path(config.dry_run_out), figures)
+        write_json(Path(config.dry_run_out), figures)
 
 
 def plan_figures(run: Run, probe: Probe | None = None) -> dict[str, Any]:

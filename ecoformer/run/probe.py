@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ecoformer.engine import distributed, parallel, run_state
+from ecoformer.engine import distributed, parallel
 from ecoformer.engine.autocast import autocast
 from ecoformer.engine.batches import Batch, grouped
 from ecoformer.engine.hash_update import HashUpdate
 from ecoformer.engine.trainer import Trainer
-from ecoformer.engine.training_step import train_step
+from ecoformer.engine.training_step import TrainingStep
 from ecoformer.run.build import Run, build_run
 
 
@@ -58,7 +58,7 @@ def probe_run(run: Run) -> Probe:
     """
     trainer = build_run(run.config, run.folder, run.trainer.device, data=run.data).trainer
     if run.folder.resume is not None:
-        run_state.restore(trainer, run.folder.resume)
+        trainer.restore(run.folder.resume)
     device = trainer.device
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -69,19 +69,19 @@ def probe_run(run: Run) -> Probe:
 
     def step(group: list[Batch]) -> None:
         seen[:] = group[:1]
-        train_step(trainer, group)
+        trainer.train_step(group)
 
     steps = [_timed(groups, step, device) for _ in range(2)]
-    activation_bytes = _activation_bytes(trainer, *seen[0])
+    activation_bytes = _activation_bytes(trainer.train_step, *seen[0])
     measured = [steps[0][0], *steps[1], _validation_batch_seconds(trainer), fit_seconds or 0.0]
     times = distributed.all_reduce_max(torch.tensor(measured, dtype=torch.float64, device=device)).tolist()
     parameters = [_local(parameter) for parameter in trainer.model.parameters()]
     moments = [
-        value for state in trainer.optimizer.state.values() for value in state.values() if torch.is_tensor(value)
+        value for state in trainer.state.optimizer.state.values() for value in state.values() if torch.is_tensor(value)
     ]
     best_bytes = _bytes([*trainer.model.parameters(), *trainer.model.buffers()])
     return Probe(
-        start_epoch=trainer.epoch,
+        start_epoch=trainer.state.epoch,
         fit_seconds=None if fit_seconds is None else times[4],
         first_step_seconds=times[0],
         step_seconds=times[1],
@@ -92,7 +92,7 @@ def probe_run(run: Run) -> Probe:
         gradient_bytes=_bytes(parameter for parameter in parameters if parameter.requires_grad),
         optimizer_bytes=_bytes(map(_local, moments)),
         activation_bytes=activation_bytes,
-        last_bytes=best_bytes * (1 if trainer.ema is None else 2) + _bytes(moments),
+        last_bytes=best_bytes * (1 if trainer.state.ema is None else 2) + _bytes(moments),
         best_bytes=best_bytes,
         peak_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
     )
@@ -109,7 +109,7 @@ def _fit(trainer: Trainer) -> float | None:
 
 
 def _groups(trainer: Trainer) -> Iterator[list[Batch]]:
-    for epoch in count(trainer.epoch):
+    for epoch in count(trainer.state.epoch):
         trainer.data.train_loader.set_epoch(epoch)
         yield from grouped(trainer.data.train_loader, trainer.train.grad_accum, trainer.steps_per_epoch)
 
@@ -132,26 +132,26 @@ def _validation_batch_seconds(trainer: Trainer) -> float:
         while True:
             yield from trainer.data.val_loader
 
-    model = trainer.model if trainer.ema is None else trainer.ema.module
-    model.eval()
+    model = trainer.state.evaluated.eval()
 
     @torch.inference_mode()
     def work(batch: Batch) -> None:
-        _forward(trainer, model, batch[0])
+        _forward(trainer.train_step, model, batch[0])
 
     found = batches()
     with parallel.whole_weights(model):
         return [_timed(found, work, trainer.device)[0] for _ in range(2)][1]
 
 
-def _forward(trainer: Trainer, model: Any, images: Tensor) -> Tensor:
-    with autocast(trainer.device, trainer.amp_dtype):
-        return model(images.contiguous(memory_format=trainer.memory_format))
+def _forward(step: TrainingStep, model: Any, images: Tensor) -> Tensor:
+    with autocast(step.state.device, step.amp_dtype):
+        return model(images.contiguous(memory_format=step.memory_format))
 
 
-def _activation_bytes(trainer: Trainer, images: Tensor, targets: Tensor) -> int:
+def _activation_bytes(step: TrainingStep, images: Tensor, targets: Tensor) -> int:
     """Bytes that the forward pass of one training batch keeps for its backward pass, parameters not counted."""
-    known = {_storage(tensor) for tensor in (*trainer.model.parameters(), *trainer.model.buffers())}
+    model = step.state.model
+    known = {_storage(tensor) for tensor in (*model.parameters(), *model.buffers())}
     kept: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -160,7 +160,7 @@ def _activation_bytes(trainer: Trainer, images: Tensor, targets: Tensor) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        trainer.criterion(_forward(trainer, trainer.network, images), targets)
+        step.criterion(_forward(step, step.network, images), targets)
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +18,7 @@ from ecoformer.config.schema import Config
 from ecoformer.energy import summarize
 from ecoformer.engine import distributed
 from ecoformer.engine.run_files import COMPRESSION, COMPRESSION_TABLE, HASH_FITS, METRICS
-from ecoformer.files import write_text
+from ecoformer.files import write_json, write_text
 from ecoformer.fit.hashes import has_hashes
 from ecoformer.model.low_rank import CompressionReport
 
@@ -57,11 +56,6 @@ def versions() -> dict[str, str]:
         "timm": timm.__version__,
         "python": platform.python_version(),
     }
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write figures atomically. Raises InputError if the file cannot be written."""
-    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def write_compression(folder: Path, report: CompressionReport | None) -> None:

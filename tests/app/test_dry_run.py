@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -80,24 +81,25 @@ def test_the_probe_leaves_the_run_as_it_is(tmp_path: Path) -> None:
     assert probe.fit_seconds is not None and probe.peak_bytes is None and probe.start_epoch == 0
     assert 0 <= probe.data_seconds < probe.step_seconds
     assert all(torch.equal(before[key], value) for key, value in run.built.model.state_dict().items())
-    assert run.trainer.step == 0 and not run.trainer.optimizer.state and not (tmp_path / "run").exists()
+    assert run.trainer.step == 0 and not run.trainer.state.optimizer.state and not (tmp_path / "run").exists()
     assert sum(class_counts(run.data)["train"].values()) == 64
 
 
-def test_activations_are_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_activations_are_counted_once() -> None:
     """A Linear keeps its input, which two users share; cross-entropy keeps the log-probabilities and the labels."""
-    from ecoformer.config.schema import TrainConfig
     from ecoformer.run import probe
 
-    class Stub:
-        device, amp_dtype, memory_format = torch.device("cpu"), None, torch.contiguous_format
-        train = TrainConfig()
-        model = network = nn.Sequential(nn.Flatten(), nn.Linear(12, 5, bias=False))
-        criterion = nn.CrossEntropyLoss()
-
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 5, bias=False))
+    stub = SimpleNamespace(
+        state=SimpleNamespace(device=torch.device("cpu"), model=model),
+        network=model,
+        criterion=nn.CrossEntropyLoss(),
+        amp_dtype=None,
+        memory_format=torch.contiguous_format,
+    )
     images, labels = torch.randn(6, 3, 2, 2), torch.arange(6) % 5
     total_weight = 4  # of nll_loss, a scalar
-    assert probe._activation_bytes(Stub(), images, labels) == 6 * 12 * 4 + 6 * 5 * 4 + 6 * 8 + total_weight  # type: ignore[arg-type]
+    assert probe._activation_bytes(stub, images, labels) == 6 * 12 * 4 + 6 * 5 * 4 + 6 * 8 + total_weight  # type: ignore[arg-type]
 
 
 def test_units() -> None:

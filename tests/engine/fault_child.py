@@ -84,7 +84,7 @@ def train(run_dir: str, kill_at: int | None = None) -> None:
     trainer = make_trainer(folder, log_every=1, hash_update=hash_update, checkpoint={"every_steps": 4, "keep_top_k": 2})
     moments = Moments(kill_at)
     moments.watch(trainer.model, "forward", "training, before a forward pass")
-    moments.watch(trainer.optimizer, "step", "training, before the update", "training, after the update")
+    moments.watch(trainer.state.optimizer, "step", "training, before the update", "training, after the update")
     moments.watch(FakeHash, "fit_hash", "hash fit, before", "hash fit, after")
     moments.watch(os, "fsync", "save, before it is on disk")
     moments.watch(os, "replace", "save, before a rename", "save, after a rename")
@@ -124,7 +124,7 @@ def train_rank(run_dir: str, rank: int, port: int | None, fault: str | None = No
         signum = signal.SIGTERM if own_fault == "term" else signal.SIGKILL
         send_before_step(trainer, 9, lambda: os.kill(os.getpid(), signum))
     trainer.fit(resume=resume_of(Path(run_dir)))
-    state = {**trainer.model.state_dict(), "ema": trainer.ema.module.head.weight}  # type: ignore[union-attr]
+    state = {**trainer.model.state_dict(), "ema": trainer.state.ema.module.head.weight}  # type: ignore[union-attr]
     torch.save(state, Path(run_dir) / f"rank{rank}.pt")
     distributed.close_distributed()
 

@@ -167,8 +167,8 @@ def test_best_holds_the_weights_that_were_evaluated(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, epochs=1)
     trainer.fit()
     last, best = load_checkpoint(tmp_path / "last.pt"), load_checkpoint(tmp_path / "best.pt")
-    assert trainer.ema is not None
-    averaged = trainer.ema.module.state_dict()
+    assert trainer.state.ema is not None
+    averaged = trainer.state.ema.module.state_dict()
     for weights in (best["model"], evaluated_weights(best), evaluated_weights(last)):
         assert all(torch.equal(weights[key], averaged[key]) for key in averaged)
     assert not torch.equal(last["model"]["head.weight"], best["model"]["head.weight"])

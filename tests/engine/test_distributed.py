@@ -48,8 +48,8 @@ def make(kind):
     return fakes.make_trainer(folder, data, model, batch_size=4, optim=optim, grad_accum=2, parallel=kind)
 
 def save(trainer, summary):
-    result = {"model": trainer.model.state_dict(), "ema": trainer.ema.module.state_dict(), "summary": summary}
-    torch.save(parallel.whole(result), trainer.run_dir / f"rank{rank}.pt")
+    result = {"model": trainer.model.state_dict(), "ema": trainer.state.ema.module.state_dict(), "summary": summary}
+    torch.save(parallel.whole(result), trainer.state.run_dir / f"rank{rank}.pt")
 
 trainer = make("ddp")
 save(trainer, trainer.fit())
@@ -119,8 +119,8 @@ def test_one_process_with_the_global_batch_does_the_same(
 ) -> None:
     first, _ = two_processes[1][kind]
     trainer, summary = one_process(tmp_path)
-    assert trainer.step == 6 and trainer.ema is not None
-    for part, module in (("model", trainer.model), ("ema", trainer.ema.module)):
+    assert trainer.step == 6 and trainer.state.ema is not None
+    for part, module in (("model", trainer.model), ("ema", trainer.state.ema.module)):
         for key, value in module.state_dict().items():
             torch.testing.assert_close(first[part][key], value, rtol=1e-4, atol=1e-5, msg=f"{part} {key}")
     assert first["summary"]["top1"] == summary["top1"] and first["summary"]["loss"] == pytest.approx(summary["loss"])

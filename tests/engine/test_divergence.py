@@ -53,11 +53,11 @@ def records(run_dir: Path, event: str) -> list[dict[str, Any]]:
 
 
 def state(trainer: Trainer) -> dict[str, Any]:
-    assert trainer.ema is not None
+    assert trainer.state.ema is not None
     return {
         "model": dict(trainer.model.state_dict()),
-        "ema": dict(trainer.ema.module.state_dict()),
-        "optimizer": trainer.optimizer.state_dict()["state"],
+        "ema": dict(trainer.state.ema.module.state_dict()),
+        "optimizer": trainer.state.optimizer.state_dict()["state"],
     }
 
 
@@ -74,8 +74,8 @@ def test_a_skipped_batch_leaves_no_trace(tmp_path: Path) -> None:
 
     trainer = make_trainer(tmp_path, BadBatches(2), max_skipped_batches=1, epochs=1, callbacks=[Compare()])
     figures = trainer.fit()
-    assert trainer.step == 6 and trainer.skipped_batches == 1 and math.isfinite(figures["loss"])
-    assert trainer.optimizer.state_dict()["state"][0]["step"] == 5
+    assert trainer.step == 6 and trainer.state.skipped_batches == 1 and math.isfinite(figures["loss"])
+    assert trainer.state.optimizer.state_dict()["state"][0]["step"] == 5
     (skipped,) = records(tmp_path, "skipped_batch")
     assert (skipped["step"], skipped["reason"], skipped["ranks"]) == (2, "loss", [0]) and skipped["lr"] > 0
     (epoch,) = records(tmp_path, "epoch")
@@ -119,13 +119,13 @@ def test_a_bad_gradient_under_a_finite_loss_never_reaches_the_weights(tmp_path: 
 def test_an_overflow_under_a_loss_scale_is_the_scalers(tmp_path: Path) -> None:
     """fp16's scaler leaves the step out by itself and halves its scale, which costs nothing of the limit ..."""
     trainer = make_trainer(tmp_path / "scaled", callbacks=[BadGradient(1)], epochs=1)
-    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    trainer.state.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     trainer.fit()
-    assert trainer.skipped_batches == 0 and trainer.scaler.get_scale() == 512
-    assert trainer.optimizer.state_dict()["state"][0]["step"] == 5
+    assert trainer.state.skipped_batches == 0 and trainer.state.scaler.get_scale() == 512
+    assert trainer.state.optimizer.state_dict()["state"][0]["step"] == 5
     # ... until the scale is no explanation any more.
     trainer = make_trainer(tmp_path / "unscaled", callbacks=[BadGradient(*range(6))], epochs=1)
-    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    trainer.state.scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     with pytest.raises(Diverged, match=r"gradient norm is (nan|inf) at step 2 of epoch 1"):
         trainer.fit()
 

@@ -71,7 +71,7 @@ def test_features_change_before_the_epochs_that_are_due_and_a_resume_agrees(tmp_
     expected = RedrawnModel()
     redraw_features(expected, redraw_seed(straight.seed, 2))
     assert torch.equal(straight.model.attn.drawn, expected.attn.drawn)
-    assert straight.ema is not None and torch.equal(straight.ema.module.attn.drawn, expected.attn.drawn)
+    assert straight.state.ema is not None and torch.equal(straight.state.ema.module.attn.drawn, expected.attn.drawn)
     records = [json.loads(line) for line in (tmp_path / "straight" / "metrics.jsonl").read_text().splitlines()]
     redraws = [record for record in records if record["event"] == "feature_redraw"]
     assert [(record["epoch"], record["layers"]) for record in redraws] == [(2, 1)]

@@ -23,7 +23,7 @@ def test_the_averaged_model_starts_from_what_was_fitted(tmp_path: Path) -> None:
     before = model.blocks[0].attn.codes.weight.clone()
     trainer = make_trainer(tmp_path, model=model, epochs=0, hash_update=HashUpdateConfig(num_images=8))
     trainer.fit()
-    own, averaged = trainer.model.blocks[0].attn, trainer.ema.module.blocks[0].attn
+    own, averaged = trainer.model.blocks[0].attn, trainer.state.ema.module.blocks[0].attn
     assert not torch.equal(before, own.codes.weight) and own.is_fitted and averaged.is_fitted
     for mine, theirs in zip(own.state_dict().values(), averaged.state_dict().values(), strict=True):
         assert torch.equal(mine, theirs)

@@ -83,7 +83,7 @@ def test_a_step_is_fitted_for_once_wherever_a_run_goes_on(tmp_path: Path, step: 
     (update,) = trainer.callbacks
     seen: list[int] = []
     update.fit = lambda trainer, step, on_joint, say: seen.append(step) or []
-    trainer.step = step
+    trainer.state.step = step
     update.on_epoch_start(trainer, step // 6)  # also called where a run goes on in the middle of an epoch
     update.on_step_start(trainer, step)
     assert seen == [step] * fits
@@ -111,8 +111,8 @@ def test_fit_comes_before_the_steps_and_reaches_the_ema(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, Recording(), hash_update=config, epochs=3, max_steps=None)
     trainer.fit()
     assert calls == [(5, fit_seed(5, 0)), (5, fit_seed(5, 12))]
-    assert trainer.ema is not None
-    assert torch.equal(trainer.ema.module.attn.projection, trainer.model.attn.projection)
+    assert trainer.state.ema is not None
+    assert torch.equal(trainer.state.ema.module.attn.projection, trainer.model.attn.projection)
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     fits = [record for record in records if record["event"] == "hash_fit"]
     assert [(record["epoch"], record["step"], record["block"]) for record in fits] == [(0, 0, "attn"), (2, 12, "attn")]
@@ -125,12 +125,12 @@ def test_fit_comes_before_the_steps_and_reaches_the_ema(tmp_path: Path) -> None:
 
 def test_changed_buffers_reach_the_ema(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path)
-    assert trainer.ema is not None
+    assert trainer.state.ema is not None
     trainer.model.attn.projection.fill_(7.0)
-    kept = trainer.ema.module.attn.projection
+    kept = trainer.state.ema.module.attn.projection
     assert not torch.equal(kept, trainer.model.attn.projection)
     trainer.sync_buffers()
-    assert kept is trainer.ema.module.attn.projection  # in place
+    assert kept is trainer.state.ema.module.attn.projection  # in place
     assert torch.equal(kept, trainer.model.attn.projection)
 
 

@@ -57,17 +57,17 @@ def test_max_steps_limits_each_epoch(tmp_path: Path) -> None:
 
 def test_ema_averages_parameters_and_copies_buffers(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, epochs=1, max_steps=1, ema_decay=0.75, optim=PLAIN)
-    assert trainer.ema is not None
+    assert trainer.state.ema is not None
     start = {key: value.clone() for key, value in trainer.model.named_parameters()}
     trainer.fit()
-    averaged = dict(trainer.ema.module.named_parameters())
+    averaged = dict(trainer.state.ema.module.named_parameters())
     moved = False
     for key, value in trainer.model.named_parameters():
         torch.testing.assert_close(averaged[key], 0.75 * start[key] + 0.25 * value)
         moved |= not torch.equal(start[key], value)
     assert moved
     model_buffers = dict(trainer.model.named_buffers())
-    for key, value in trainer.ema.module.named_buffers():
+    for key, value in trainer.state.ema.module.named_buffers():
         assert torch.equal(value, model_buffers[key]), key
     assert bool(model_buffers["attn.fitted"]) and model_buffers["norm.num_batches_tracked"] == 1
 

@@ -1,0 +1,53 @@
+"""What a resumed run must share with the one that wrote the checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ecoformer.engine.run_files import LAST
+from ecoformer.errors import InputError
+
+_MADE_OF = {
+    "steps_per_epoch": "the data, train.batch_size, train.grad_accum and train.max_steps",
+    "global_batch": "train.batch_size, train.grad_accum and the number of processes",
+    "num_train": "the training images of data.root as they were",
+}
+
+
+def require_same_run(
+    path: Path, checkpoint: dict[str, Any], epochs: int, config: dict[str, Any], settings: dict[str, Any]
+) -> None:
+    """Raise InputError, naming the first difference, if `checkpoint` is not of the run that the others describe.
+
+    Args:
+        epochs: how many the run is to have in all.
+        config: its `class_names`, and their order, are compared where both sides have them.
+        settings: compared one by one; one that came later than the checkpoint had its default.
+    """
+    if checkpoint["kind"] != "run":
+        raise InputError(f"{path} holds weights only: resume from {LAST}, or start from it with init.checkpoint")
+    then, now = (side.get("class_names") for side in (checkpoint["config"], config))
+    if then is not None and now is not None and then != now:
+        raise InputError(
+            f"{path} was trained on other classes: {first_difference(then, now)}: set data.root to the data of that "
+            "run, or start a new one in another output_dir"
+        )
+    if checkpoint["epoch"] > epochs:
+        raise InputError(f"{path} has {checkpoint['epoch']} epochs > train.epochs={epochs}: raise train.epochs")
+    for name, own in settings.items():
+        written = checkpoint["training"]["settings"].get(name, own)
+        if written != own:
+            remedy = _MADE_OF.get(name, "it")
+            raise InputError(
+                f"{path} was written with {name}={written}, now it is {own}: keep {remedy}, or use resume=off"
+            )
+
+
+def first_difference(then: list[str], now: list[str]) -> str:
+    """The first class whose name differs, and how many there are on both sides."""
+    index = next((index for index, names in enumerate(zip(then, now, strict=False)) if names[0] != names[1]), None)
+    if index is None:
+        index = min(len(then), len(now))
+    was, is_now = (repr(names[index]) if index < len(names) else "absent" for names in (then, now))
+    return f"class {index} was {was}, now it is {is_now} ({len(then)} classes then, {len(now)} now)"
