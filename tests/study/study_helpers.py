@@ -35,7 +35,8 @@ if settings.get("attention") == "uniform" and not (folder.parents[0] / "mended")
 epochs = int(settings["train.epochs"])
 print(f"epoch {epochs}/{epochs}  loss 1.000  top-1 50.00 %")
 (folder / "summary.json").write_text(json.dumps({
-    "model": "pvt_v2_b0", "attention": settings["attention"], "top1": 60.0 + int(settings["seed"]),
+    "model": "pvt_v2_b0", "attention": settings["attention"], "attention_options": {}, "dataset": "digits",
+    "duration_s": 1.0, "top1": 60.0 + int(settings["seed"]),
     "last_top1": 50.0 + int(settings["seed"]), "epochs": epochs, "params": 10, "energy_pj": 4e6,
     "attention_energy_pj": 1e6, "energy_convention": "paper", "images_per_second": 100.0,
 }))

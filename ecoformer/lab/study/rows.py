@@ -19,8 +19,9 @@ CONTROLS = ("msa", "stock", "uniform")
 def collect(study: StudyConfig, jobs: Sequence[Job]) -> list[Row]:
     """One row for each finished run that is a row of the table, JSON-ready.
 
-    Keys: backbone, model, attention, name, label, source, seed, stage1_seed, epochs_stage1, epochs_stage2 (0:
-    converted without training), steps_stage2 (optimiser steps: train.max_steps may cut an epoch short), top1 (of the
+    Keys: dataset, backbone, model, attention, settings, name, label, init ("converted": from the weights of `source`),
+    source, seed, stage1_seed, training_seed (of the model that the row is made of: stage1_seed), epochs_stage1,
+    epochs_stage2 (0: converted without training), steps_stage2 (optimiser steps: train.max_steps may cut an epoch short), top1 (of the
     last epoch), best_top1, params, energy_pj, attention_energy_pj, energy_convention, images_per_second (of the run's
     own evaluation, until `study.speed` measures all in turns), published_top1, published_energy_pj, command, commit,
     run.
@@ -36,14 +37,18 @@ def collect(study: StudyConfig, jobs: Sequence[Job]) -> list[Row]:
         record = json.loads((job.folder / JOB).read_text())
         rows.append(
             {
+                "dataset": summary["dataset"],
                 "backbone": job.backbone,
                 "model": summary["model"],
                 "attention": job.row.attention,
+                "settings": summary["attention_options"],
                 "name": job.row.name,
                 "label": job.row.label,
+                "init": "converted",
                 "source": job.row.source,
                 "seed": job.seed,
                 "stage1_seed": job.stage1_seed,
+                "training_seed": job.stage1_seed,
                 "epochs_stage1": first["epochs"],
                 "epochs_stage2": summary["epochs"],
                 "steps_stage2": steps_done(job.folder) or 0,
@@ -51,6 +56,7 @@ def collect(study: StudyConfig, jobs: Sequence[Job]) -> list[Row]:
                 "best_top1": summary["top1"],
                 **{key: summary[key] for key in ("params", "energy_pj", "attention_energy_pj", "energy_convention")},
                 "images_per_second": summary["images_per_second"],
+                "duration_s": summary["duration_s"],
                 "published_top1": job.row.published.get("top1"),
                 "published_energy_pj": job.row.published.get("energy_pj"),
                 "command": record["command"],
