@@ -55,6 +55,16 @@ class Call:
         return list(_tensors([self.out]))
 
     @property
+    def written(self) -> list[Tensor]:
+        """Arguments that the operation writes into."""
+        found = []
+        for position, parameter in enumerate(self.func._schema.arguments):
+            if parameter.alias_info is not None and parameter.alias_info.is_write:
+                given = self.args[position] if position < len(self.args) else self.kwargs.get(parameter.name)
+                found += list(_tensors([given]))
+        return found
+
+    @property
     def elements(self) -> int:
         """Elements of the first result."""
         return self.outputs[0].numel()

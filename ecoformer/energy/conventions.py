@@ -5,13 +5,16 @@ from __future__ import annotations
 import sys
 from abc import ABC, abstractmethod
 from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from ecoformer.energy.call import Call, stored_bytes
+from ecoformer.energy.cores import Cores, find_cores, is_within
+from ecoformer.energy.dataflow import DataFlow
+from ecoformer.energy.entry import CORE, LOOSE, Entry
 from ecoformer.energy.kinds import Counts, counts
-from ecoformer.energy.ledger import Entry
 from ecoformer.energy.recorder import ModuleStack
 from ecoformer.energy.rules import PRODUCTS, RULES, SOFTMAX, UNREAD
 
@@ -22,82 +25,107 @@ class CountingDefect(Exception):
     """A rule failed on an operation that it should know: a defect of the ledger, not of its user."""
 
 
-def attention_layers(model: nn.Module) -> frozenset[str]:
-    """Names of the attention layers: they state their paper cost, or their class and no part of them is called so."""
-    named = {name for name, module in model.named_modules() if _is_called_attention(module)}
-    outer = {name for name in named if any(other.startswith(f"{name}." if name else "") for other in named - {name})}
-    stating = {name for name, module in model.named_modules() if _states_its_core(module)}
-    return frozenset((named - outer) | stating)
-
-
-def _is_called_attention(module: nn.Module) -> bool:
-    name = type(module).__name__.lower()
-    return ("attention" in name or name.endswith("attn")) and not name.endswith("block")
-
-
-def part_of(module: nn.Module | None, in_attention: bool) -> str:
-    """`Entry.part` of the work that a module does itself."""
+def _own_part(module: nn.Module | None) -> str:
+    """`Entry.part` of the work that a module does by its class alone, or ""."""
     for known in (nn.Conv2d, nn.Linear, nn.LayerNorm):
         if isinstance(module, known):
             return known.__name__
     if isinstance(module, nn.modules.conv._ConvNd) or (module is not None and _is_norm(module)):
         return type(module).__name__
-    return "core" if in_attention else ""
+    return ""
 
 
 def _is_norm(module: nn.Module) -> bool:
     return "norm" in type(module).__name__.lower() and not list(module.children())
 
 
-Key = tuple[str, str, str, str, str, str, int]
+@dataclass
+class _Note:
+    """Work of one operation or module call, booked at the end, when it is known what is attention."""
+
+    node: int | None
+    module: str
+    kind_of_module: nn.Module | None
+    function: str
+    op: str
+    bits: int
+    amount: Counts
+    part: str | None = None
+    core_only: bool = False
 
 
 class Book(ABC):
-    """Collects entries while a model runs. One class per convention."""
+    """Collects notes while a model runs, and sorts them into entries afterwards. One class per convention."""
 
-    def __init__(self, stack: ModuleStack, attention: frozenset[str]) -> None:
-        self.stack = stack
-        self._attention = attention
-        self._counts: dict[Key, Counts] = {}
-        self._calls: Counter[Key] = Counter()
+    def __init__(self, stack: ModuleStack, flow: DataFlow) -> None:
+        self.stack, self.flow = stack, flow
+        self._notes: list[_Note] = []
+        self._stated: set[str] = set()
 
     @abstractmethod
     def on_call(self, call: Call) -> None:
         """Note an operation whose rule is known."""
 
     def on_enter(self, name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
-        """Note that a module starts; nothing by default."""
-        return
+        """Note that a module starts."""
+        if _states_its_core(module):
+            self._stated.add(name)
 
     def on_exit(self, name: str, module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
         """Note that a module ended; nothing by default."""
         return
 
-    def write(self, op: str, amount: Counts, bits: int, function: str = "", part: str | None = None) -> None:
-        """Add to the entry of the running module."""
+    def write(
+        self,
+        op: str,
+        amount: Counts,
+        bits: int,
+        function: str = "",
+        part: str | None = None,
+        node: int | None = None,
+        core_only: bool = False,
+    ) -> None:
+        """Note work of the running module; with `core_only`, only if its node turns out to be of an attention core."""
         module = self.stack.module
-        attention = self.running_attention()
-        key = (
-            self.stack.name,
-            type(module).__name__ if module is not None else "",
-            function,
-            op,
-            attention,
-            part_of(module, bool(attention)) if part is None else part,
-            bits,
-        )
-        self._counts.setdefault(key, Counter()).update(amount)
-        self._calls[key] += 1
-
-    def running_attention(self) -> str:
-        """Name of the attention layer that runs now, "(model)" if it is the model itself, "" if none does."""
-        return next((name or "(model)" for name, _ in self.stack.running if name in self._attention), "")
+        self._notes.append(_Note(node, self.stack.name, module, function, op, bits, amount, part, core_only))
 
     def entries(self) -> list[Entry]:
+        """What was noted, summed over calls of one operation in one module."""
+        stated: dict[str, str | None] = {}
+
+        def stated_around(module: str) -> str | None:
+            if module not in stated:
+                around = [name for name in self._stated if is_within(module, name)]
+                stated[module] = min(around, key=len, default=None)
+            return stated[module]
+
+        cores = find_cores(self.flow, lambda module: stated_around(module) is not None)
+        counted: dict[tuple[Any, ...], Counts] = {}
+        calls: Counter[tuple[Any, ...]] = Counter()
+        for note in self._notes:
+            layer = stated_around(note.module)
+            in_core = layer is not None or note.node in cores.layer_of
+            if note.core_only and not in_core:
+                continue
+            layer = cores.layer_around(note.module) if layer is None else layer
+            attention = "" if layer is None else layer or "(model)"
+            kind = type(note.kind_of_module).__name__ if note.kind_of_module is not None else ""
+            part = note.part or _own_part(note.kind_of_module) or self._part(note, in_core, cores)
+            key = (note.module, kind, note.function, note.op, attention, part, note.bits)
+            counted.setdefault(key, Counter()).update(note.amount)
+            calls[key] += 1
         return [
-            Entry(*key, calls=self._calls[key], counts=Counter({k: n for k, n in found.items() if n}))
-            for key, found in self._counts.items()
+            Entry(*key, calls=calls[key], counts=Counter({k: n for k, n in found.items() if n}))
+            for key, found in counted.items()
         ]
+
+    def _part(self, note: _Note, in_core: bool, cores: Cores) -> str:
+        if in_core:
+            return CORE
+        if note.node in cores.loose:
+            return LOOSE
+        projects = note.node is not None and self.flow.nodes[note.node].is_projection
+        return nn.Linear.__name__ if projects else ""
 
 
 class AuditedBook(Book):
@@ -106,7 +134,7 @@ class AuditedBook(Book):
     def on_call(self, call: Call) -> None:
         amount = cost(call) + memory(call)
         if amount:
-            self.write(call.full_name, amount, _bits(call), function=_calling_function())
+            self.write(call.full_name, amount, _bits(call), function=_calling_function(), node=self.flow.last)
 
 
 class PaperBook(Book):
@@ -124,22 +152,28 @@ class PaperBook(Book):
             return
         if call.name in PRODUCTS:
             found = cost(call)
-            self.write(call.full_name, counts(mul=found["fma"] + found["mul"], add=found["fma"]), _bits(call))
-        elif call.name in SOFTMAX and self.running_attention():
-            self.write(call.full_name, counts(mul=call.elements), _bits(call))
+            self.write(
+                call.full_name,
+                counts(mul=found["fma"] + found["mul"], add=found["fma"]),
+                _bits(call),
+                node=self.flow.last,
+            )
+        elif call.name in SOFTMAX:
+            self.write(call.full_name, counts(mul=call.elements), _bits(call), node=self.flow.last, core_only=True)
 
     def on_enter(self, name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
+        super().on_enter(name, module, args)
         if _states_its_core(module):
             batch, num_tokens, _ = _first(args).shape
             muls, adds = module.paper_core_ops(num_tokens)  # type: ignore[operator]
-            self.write("attention core", counts(mul=batch * muls, add=batch * adds), _width(_first(args)), part="core")
+            self.write("attention core", counts(mul=batch * muls, add=batch * adds), _width(_first(args)), part=CORE)
 
     def on_exit(self, name: str, module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
         # The module itself has left the stack: put it back for the entry's name.
         base = _paper_base(module, args, out)
         if base is not None:
             self.stack.running.append((name, module))
-            self.write(part_of(module, False), counts(mul=base, add=base), _width(out))
+            self.write(_own_part(module), counts(mul=base, add=base), _width(out))
             self.stack.running.pop()
 
 

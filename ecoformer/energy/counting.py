@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ecoformer.energy.call import Call
-from ecoformer.energy.conventions import CONVENTIONS, AuditedBook, Book, PaperBook, attention_layers
+from ecoformer.energy.conventions import CONVENTIONS, AuditedBook, Book, PaperBook
+from ecoformer.energy.dataflow import DataFlow
 from ecoformer.energy.ledger import Ledger
 from ecoformer.energy.recorder import ModuleStack, OpRecorder, plain_inference
 from ecoformer.energy.values import ValueTracker
@@ -72,7 +73,8 @@ def count(
     device = torch.device(device)
     dtype = dtype or _float_dtype(model)
     stack = ModuleStack()
-    book: Book = (PaperBook if convention == "paper" else AuditedBook)(stack, attention_layers(model))
+    flow = DataFlow()
+    book: Book = (PaperBook if convention == "paper" else AuditedBook)(stack, flow)
     uncounted: dict[str, None] = {}
 
     def on_unknown(call: Call) -> None:
@@ -86,11 +88,16 @@ def count(
         substitutes, originals = _substitutes(model, device, dtype)
         args, kwargs = _arguments(input, in_chans, device, dtype)
         shape = _shape(args, kwargs)
+        for x in tree_leaves([args, kwargs]):
+            if isinstance(x, Tensor):
+                flow.add_input(x)
         scope.enter_context(torch.device(device))
         scope.enter_context(stack.watch(model))
         stack.on_enter, stack.on_exit = book.on_enter, book.on_exit
         tracker = ValueTracker(enabled=convention == "audited")
-        scope.enter_context(OpRecorder(book.on_call, on_unknown, tracker, originals))
+        scope.enter_context(
+            OpRecorder(book.on_call, on_unknown, lambda call: flow.record(call, stack.name), tracker, originals)
+        )
         try:
             functional_call(model, substitutes, args, kwargs, strict=False)
         except InputError:

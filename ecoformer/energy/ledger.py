@@ -7,38 +7,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from ecoformer.energy import kinds
+from ecoformer.energy.entry import Entry
 from ecoformer.energy.kinds import Counts
 from ecoformer.energy.profile import Profile
-
-
-@dataclass(frozen=True)
-class Entry:
-    """The work of one operation in one module, summed over its calls.
-
-    Attributes:
-        module, module_class: the innermost module that ran it.
-        function: the function of the model's code that asked for it ("hash_attention"), empty in the paper convention.
-        op: the operation ("aten.mul.Tensor"), or the term of the paper's accounting ("Conv2d").
-        attention: name of the attention layer around it, if any; "(model)" if that is the whole model.
-        part: "Conv2d", "Linear", "LayerNorm" (subclasses included), the class of another convolution or norm,
-            "core" for everything else inside an attention layer, or "".
-        bits: width of the numbers it worked on; 0 for integers.
-    """
-
-    module: str
-    module_class: str
-    function: str
-    op: str
-    attention: str
-    part: str
-    bits: int
-    calls: int
-    counts: Counts
-
-    @property
-    def core(self) -> bool:
-        """Whether it belongs to the attention proper, not to a projection, convolution or norm."""
-        return self.part == "core"
 
 
 @dataclass

@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
 
+from ecoformer.energy.entry import Entry
 from ecoformer.energy.kinds import ARITHMETIC, KINDS, MEMORY
 from ecoformer.errors import InputError
-
-if TYPE_CHECKING:
-    from ecoformer.energy.ledger import Entry
 
 
 @dataclass(frozen=True)

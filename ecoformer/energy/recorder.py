@@ -28,15 +28,21 @@ class OpRecorder(TorchDispatchMode):
     """Runs every operation and hands it to `on_call`, or to `on_unknown` if no rule knows it.
 
     Args:
+        on_each: told of every operation first, known or not.
         tracker: learns what values each result can hold.
         originals: the real tensors behind meta parameters and buffers, for models that read a scalar of theirs.
     """
 
     def __init__(
-        self, on_call: OnCall, on_unknown: OnCall, tracker: ValueTracker, originals: WeakTensorKeyDictionary
+        self,
+        on_call: OnCall,
+        on_unknown: OnCall,
+        on_each: OnCall,
+        tracker: ValueTracker,
+        originals: WeakTensorKeyDictionary,
     ) -> None:
         super().__init__()
-        self.on_call, self.on_unknown, self.tracker = on_call, on_unknown, tracker
+        self.on_call, self.on_unknown, self.on_each, self.tracker = on_call, on_unknown, on_each, tracker
         self.originals = originals
 
     def __torch_dispatch__(
@@ -54,6 +60,7 @@ class OpRecorder(TorchDispatchMode):
                 return out
         out = func(*args, **kwargs)
         call = Call(func, args, kwargs, out, self.tracker)
+        self.on_each(call)
         if call.name in RULES:
             self.on_call(call)
         else:
@@ -71,13 +78,8 @@ class OpRecorder(TorchDispatchMode):
 
     def _track_values(self, call: Call) -> None:
         values = output_values(call)
-        for position, parameter in enumerate(call.func._schema.arguments):
-            if parameter.alias_info is None or not parameter.alias_info.is_write:
-                continue
-            target = call.args[position] if position < len(call.args) else call.kwargs.get(parameter.name)
-            for x in target if isinstance(target, list | tuple) else [target]:
-                if isinstance(x, Tensor):
-                    self.tracker.written(x)
+        for x in call.written:
+            self.tracker.written(x)
         for x in call.outputs:
             self.tracker.set(x, values)
 

@@ -52,7 +52,7 @@ class ValueTracker:
         if not isinstance(x, Tensor):
             return None
         known = self._known.get(x)
-        if known is not None and known[1] == self._writes.get(_storage(x), 0):
+        if known is not None and known[1] == self._writes.get(storage_of(x), 0):
             return known[0]
         return BITS if x.dtype == torch.bool else None
 
@@ -60,15 +60,16 @@ class ValueTracker:
         if values is None or len(values) > MAX_VALUES or x.dtype.is_complex:
             self._known.pop(x, None)
         else:
-            self._known[x] = (values, self._writes.get(_storage(x), 0))
+            self._known[x] = (values, self._writes.get(storage_of(x), 0))
 
     def written(self, x: Tensor) -> None:
         """Note that the storage of `x` changed."""
-        key = _storage(x)
+        key = storage_of(x)
         self._writes[key] = self._writes.get(key, 0) + 1
 
 
-def _storage(x: Tensor) -> int:
+def storage_of(x: Tensor) -> int:
+    """The identity of the memory behind a tensor, which its views share."""
     return x.untyped_storage()._cdata
 
 
