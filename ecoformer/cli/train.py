@@ -13,7 +13,7 @@ from ecoformer.files import write_json
 from ecoformer.run import summary
 from ecoformer.run.build import build_run, session
 from ecoformer.run.checks import check_config
-from ecoformer.run.directory import choose_run_dir, open_run_dir
+from ecoformer.run.directory import choose_run_dir, opened
 from ecoformer.run.plan import dry_run, launch_plan, plan_figures
 
 
@@ -29,15 +29,15 @@ def train(cfg: DictConfig) -> float | None:
         if config.dry_run:
             dry_run(run, notes)
             return None
-        if distributed.is_main():
-            notes += open_run_dir(folder, config)
-            summary.write_compression(folder.path, run.built.compression)
-        if config.train.progress:
-            summary.show_plan(launch_plan(run, plan_figures(run)), notes)
-        figures = summary.run_summary(config, run.trainer.skeleton, run.trainer.fit(folder.resume))
-        if distributed.is_main():
-            write_json(folder.path / SUMMARY, figures)
-            summary.draw_hash_fits(folder.path, run.built.model)
+        with opened(folder, config) as opening:
+            if distributed.is_main():
+                summary.write_compression(folder.path, run.built.compression)
+            if config.train.progress:
+                summary.show_plan(launch_plan(run, plan_figures(run)), notes + opening)
+            figures = summary.run_summary(config, run.trainer.skeleton, run.trainer.fit(folder.resume))
+            if distributed.is_main():
+                write_json(folder.path / SUMMARY, figures)
+                summary.draw_hash_fits(folder.path, run.built.model)
         summary.show_figures(f"{config.name}: {folder.path}", figures)
         return figures["top1"]
 

@@ -104,6 +104,8 @@ def build_run(config: Config, folder: RunDir, device: torch.device, data: DataMo
         config={"settings": asdict(config), "class_names": list(data.class_names)},
         teacher=logit_teacher(config, list(data.class_names)),
     )
+    if folder.resume is not None:
+        trainer.restore(folder.resume)  # refuses another run's before anything is written
     return Run(config, folder, data, built, trainer)
 
 

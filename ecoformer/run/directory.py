@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -21,6 +23,7 @@ from ecoformer.engine import distributed
 from ecoformer.engine.run_files import CONFIG, LAST, LAUNCH, can_resume, read_intact, results_in, set_earlier_run_aside
 from ecoformer.errors import InputError
 from ecoformer.files import unwritable, write_json, write_text
+from ecoformer.run.lock import owned, refuse_if_owned, started
 from ecoformer.run.start import SavedRun, read_run
 
 JOB = "ECOFORMER_JOB"  # set by ecoformer.run.launch: one scheduler job, over all its starts
@@ -90,7 +93,10 @@ def _choose(config: Config, marks: list[str]) -> RunDir:
     if config.resume == "auto" and config.output_dir is None:
         raise InputError("resume=auto continues the run in output_dir, which is not set: add output_dir=DIR")
     path = _folder(config, default=None if given is None else given.parent)
-    if _opened_by(path, marks):
+    same_launch = _opened_by(path, marks)
+    if not config.dry_run:  # else it would be found out only when everything is built
+        refuse_if_owned(path, same_launch=same_launch)
+    if same_launch:
         last = path / LAST if can_resume(path) else given
         if last is None:
             note = f"started again by the same launch: {path} holds no {LAST} yet, starting anew"
@@ -105,25 +111,43 @@ def _choose(config: Config, marks: list[str]) -> RunDir:
             last, notes = _continued(config, path / LAST)
             return RunDir(path, last, notes, marks=marks)
         return RunDir(path, None, [f"resume=auto: {path} holds no {LAST}, starting anew"], marks=marks)
+    if not config.dry_run:
+        _refuse_results(path, config)
+    return RunDir(path, None, [], marks=marks)
+
+
+def _refuse_results(path: Path, config: Config) -> None:
     held = results_in(path)
-    if held and not config.overwrite and not config.dry_run:
+    if held and not config.overwrite:
         raise InputError(
             f"output_dir={path} already holds a run ({', '.join(held)}): continue it with resume=auto, "
             "set it aside with overwrite=true, or choose another output_dir"
         )
-    return RunDir(path, None, [], marks=marks)
 
 
-def open_run_dir(run: RunDir, config: Config) -> list[str]:
-    """Make the folder, set an earlier run aside, write config.yaml; return notes. Rank 0 calls it."""
-    notes = []
+@contextmanager
+def opened(run: RunDir, config: Config) -> Iterator[list[str]]:
+    """The folder as this launch's own while this lasts: an earlier run set aside, config.yaml written; gives notes.
+
+    Every process enters it; rank 0 alone writes. Raises InputError on all of them if another process owns the folder.
+    """
+    with ExitStack() as stack:
+        yield distributed.decided_by_main(lambda: _open(run, config, stack))
+
+
+def _open(run: RunDir, config: Config, stack: ExitStack) -> list[str]:
     try:
         run.path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(unwritable(run.path, error)) from error
-    # `choose_run_dir` let an earlier run pass only with overwrite=true, or where it left nothing to resume.
-    if run.resume is None and (aside := set_earlier_run_aside(run.path)) is not None:
-        notes.append(f"the earlier run is now in {aside}")
+    note = stack.enter_context(owned(run.path, same_launch=run.restarted))
+    notes = [] if note is None else [note]
+    if run.resume is None:
+        if not run.restarted:  # another process may have ended a run here since `choose_run_dir` looked
+            _refuse_results(run.path, config)
+        # `choose_run_dir` let an earlier run pass only with overwrite=true, or where it left nothing to resume.
+        if (aside := set_earlier_run_aside(run.path)) is not None:
+            notes.append(f"the earlier run is now in {aside}")
     write_text(run.path / CONFIG, OmegaConf.to_yaml(OmegaConf.structured(config)))
     write_json(run.path / LAUNCH, {"marks": run.marks})
     return notes
@@ -137,18 +161,12 @@ def _own_marks() -> list[str]:
     marks = []
     if "TORCHELASTIC_RUN_ID" in os.environ:
         agent = os.getppid()
-        marks.append(f"torchrun {os.environ['TORCHELASTIC_RUN_ID']} {socket.gethostname()} {agent} {_started(agent)}")
+        marks.append(f"torchrun {os.environ['TORCHELASTIC_RUN_ID']} {socket.gethostname()} {agent} {started(agent)}")
     if JOB in os.environ:
         marks.append(f"job {os.environ[JOB]}")
     if "SLURM_JOB_ID" in os.environ:
         marks.append(f"slurm {os.environ['SLURM_JOB_ID']}")
     return marks
-
-
-def _started(process: int) -> str:
-    # Process numbers are used again, in containers soon; clock ticks since boot tell two apart. Linux only.
-    stat = Path(f"/proc/{process}/stat")
-    return stat.read_text().rpartition(")")[2].split()[19] if stat.exists() else ""
 
 
 def _opened_by(path: Path, marks: list[str]) -> bool:

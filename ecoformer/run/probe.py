@@ -57,8 +57,6 @@ def probe_run(run: Run) -> Probe:
     Raises InputError for whatever the run itself would stop with in its first steps.
     """
     trainer = build_run(run.config, run.folder, run.trainer.device, data=run.data).trainer
-    if run.folder.resume is not None:
-        trainer.restore(run.folder.resume)
     device = trainer.device
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
-from app_helpers import TINY_DIGITS, TINY_HASH, compose_config
+from app_helpers import QUICK, TINY_DIGITS, TINY_HASH, TINY_PVT, compose_config, make_folders
 
 from ecoformer.config.schema import Config
 from ecoformer.errors import InputError
 from ecoformer.run import directory as run_dir
+from ecoformer.run import process
 from ecoformer.run.checks import check_config
-from ecoformer.run.directory import RunDir, choose_run_dir, open_run_dir
+from ecoformer.run.directory import RunDir, choose_run_dir, opened
+from ecoformer.run.lock import LOCK, Owner
 
 Runs = Callable[[str], Path]
 
@@ -32,7 +37,8 @@ def start(folder: Path, **changes: Any) -> RunDir:
     """What train.py does with the folder before it trains."""
     config = config_for(folder, **changes)
     chosen = choose_run_dir(config)
-    open_run_dir(chosen, config)
+    with opened(chosen, config):
+        pass
     return chosen
 
 
@@ -124,3 +130,101 @@ def test_a_damaged_launch_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "launch.json").write_text("{")
     with pytest.raises(InputError, match=r"launch\.json cannot be read .*: remove it"):
         start(tmp_path)
+
+
+class TestTheLock:
+    def owned_by(self, folder: Path, **changes: Any) -> None:
+        (folder / LOCK).write_text(json.dumps({**asdict(Owner.here()), **changes}))
+
+    @pytest.mark.parametrize("changes", [{"process": 2**22 + 1}, {"started": "before"}])
+    def test_a_process_that_is_gone_gives_way(self, tmp_path: Path, changes: dict[str, Any]) -> None:
+        self.owned_by(tmp_path, **changes)
+        config = config_for(tmp_path)
+        with opened(choose_run_dir(config), config) as notes:
+            assert "which ended without a word" in notes[0]
+            assert json.loads((tmp_path / LOCK).read_text()) == asdict(Owner.here())
+        assert not (tmp_path / LOCK).exists()
+
+    def test_a_zombie_is_gone(self) -> None:
+        child = subprocess.Popen(["true"])
+        owner = Owner(Owner.here().host, child.pid, run_dir.started(child.pid))
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        assert owner.is_gone()
+        child.wait()
+
+    def test_a_living_process_and_another_host_are_refused(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        parent = os.getppid()
+        self.owned_by(tmp_path, process=parent, started=run_dir.started(parent))
+        with pytest.raises(InputError, match=rf"in use by process {parent}: wait for its end, or choose another"):
+            choose_run_dir(config_for(tmp_path))
+        self.owned_by(tmp_path, host="elsewhere")
+        with pytest.raises(InputError, match=r"on host elsewhere: .*, if that process is gone, remove .*run\.lock"):
+            choose_run_dir(config_for(tmp_path))
+        choose_run_dir(config_for(tmp_path, dry_run=True))
+        # The same job, queued again, may come back on another host.
+        monkeypatch.setenv("ECOFORMER_JOB", "slurm 5")
+        (tmp_path / "launch.json").write_text('{"marks": ["job slurm 5"]}')
+        config = config_for(tmp_path)
+        with opened(choose_run_dir(config), config) as notes:
+            assert "on elsewhere, an earlier start of this launch" in notes[0]
+
+    def test_a_lock_that_cannot_be_read_is_named(self, tmp_path: Path) -> None:
+        (tmp_path / LOCK).write_text("")
+        with pytest.raises(InputError, match=r"run\.lock cannot be read: .* remove it"):
+            choose_run_dir(config_for(tmp_path))
+
+    def test_it_is_released_after_an_error(self, tmp_path: Path) -> None:
+        config = config_for(tmp_path)
+        with pytest.raises(KeyboardInterrupt), opened(choose_run_dir(config), config):
+            raise KeyboardInterrupt
+        assert not (tmp_path / LOCK).exists()
+
+    def test_a_run_that_ended_since_the_folder_was_looked_at_is_not_moved(
+        self, digits_runs: Runs, tmp_path: Path
+    ) -> None:
+        config = config_for(tmp_path)
+        chosen = choose_run_dir(config)
+        shutil.copy(digits_runs("ecoformer") / "last.pt", tmp_path)
+        with pytest.raises(InputError, match="already holds a run"), opened(chosen, config):
+            pass
+        assert (tmp_path / "last.pt").exists() and not (tmp_path / LOCK).exists()
+
+
+def test_the_same_command_twice_at_once(tmp_path: Path) -> None:
+    """The second is refused, the first ends as if it had been alone."""
+    folder = tmp_path / "run"
+    line = [
+        *(*process.command_line("train"), "experiment=digits_stock", *TINY_DIGITS),
+        *("train.epochs=3", f"output_dir={folder}"),
+    ]
+    options: dict[str, Any] = {"env": process.environment(), "text": True}
+    both = [subprocess.Popen(line, stderr=subprocess.PIPE, stdout=subprocess.PIPE, **options) for _ in range(2)]
+    errors = [run.communicate(timeout=300)[1] for run in both]
+    assert sorted(run.returncode for run in both) == [0, 2], errors
+    (refusal,) = (error for run, error in zip(both, errors, strict=True) if run.returncode == 2)
+    assert refusal.startswith("error: output_dir=") and refusal.count("\n") == 1
+    records = [json.loads(record) for record in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [record["epoch"] for record in records if record["event"] == "epoch"] == [0, 1, 2]
+    assert (folder / "summary.json").exists() and not list(folder.glob("earlier-*")) and not (folder / LOCK).exists()
+
+
+def test_a_resume_with_other_classes_or_images_is_refused_and_writes_nothing(
+    refused: Callable[..., str], train: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    data = make_folders(tmp_path / "data", ["ant", "bee", "cat"], 32, {"train": 6, "val": 2})
+    line = ["experiment=digits_stock", "data=folder", "data.img_size=32", "data.num_workers=0", TINY_PVT, *QUICK]
+    line += ["train.max_steps=1", "schedule.warmup_epochs=0"]
+    folder = tmp_path / "run"
+    train(folder, *line, f"data.root={data}")
+    before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    other = make_folders(tmp_path / "other", ["ant", "cow", "cat"], 32, {"train": 6, "val": 2})
+    again = [*line, f"output_dir={folder}", "resume=auto", "train.epochs=2"]
+    # Sorted, "cat" comes second now.
+    assert "class 1 was 'bee', now it is 'cat' (3 classes then, 3 now)" in refused(
+        "train", *again, f"data.root={other}"
+    )
+    more = make_folders(tmp_path / "more", ["ant", "bee", "cat"], 32, {"train": 7, "val": 2})
+    assert "num_train=18, now it is 21" in refused("train", *again, f"data.root={more}")
+    assert before == {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
