@@ -87,8 +87,8 @@ def show(found: Any, kind: str) -> None:
     print(f"{found.root}: {found.layout}")
     for split in found.splits:
         print(summary(split))
-    for fault in found.faults[:SHOWN_FAULTS]:
-        print(fault)
+    for line in (*found.notes, *found.faults[:SHOWN_FAULTS]):
+        print(line)
     if len(found.faults) > SHOWN_FAULTS:
         print(f"... and {len(found.faults) - SHOWN_FAULTS} more; --format json lists all")
     print(f"{len(found.faults)} faults" if found.faults else "nothing is wrong")

@@ -27,6 +27,8 @@ def evaluate_checkpoint(cfg: DictConfig) -> float:
         figures = summary.run_summary(run.config, evaluation.model, {**asdict(result), **origin})
         if config.out is not None and distributed.is_main():
             write_json(Path(config.out).expanduser(), figures)
+        for note in evaluation.data.notes if distributed.is_main() else ():
+            print(note)
         summary.show_figures(f"{run.config.name}: {run.path}", figures)
         return result.top1
 

@@ -245,6 +245,7 @@ class Config:
 class EvalDataConfig:
     """What evaluation may change about the checkpoint's data; None: as in training."""
 
+    name: str | None = None  # another layout of the same classes: folder, webdataset, hfds
     root: str | None = None
     img_size: int | None = None
     num_workers: int | None = None

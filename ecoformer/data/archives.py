@@ -17,8 +17,11 @@ from ecoformer.errors import InputError
 CLASSES_FILE = "classes.txt"
 
 
-def load_archives(data: DataConfig, *, with_train: bool) -> Splits:
-    """`data.name` webdataset or hfds. Raises InputError for whatever is wrong with root, splits or labels."""
+def load_archives(data: DataConfig, *, with_train: bool, num_classes: int | None = None) -> Splits:
+    """`data.name` webdataset or hfds. Raises InputError for whatever is wrong with root, splits or labels.
+
+    `num_classes`: of the weights that the data are for, where neither the data nor `data.num_classes` say it.
+    """
     if data.root is None:
         holds = "the shards" if data.name == "webdataset" else "the dataset"
         raise InputError(f"data={data.name} needs data.root: set it to the folder that holds {holds}")
@@ -28,7 +31,7 @@ def load_archives(data: DataConfig, *, with_train: bool) -> Splits:
     train, train_known = read(data, root, training=True) if with_train else (None, known)
     if train_known != known:
         raise InputError(f"data.root={root}: the training and validation splits name different classes")
-    names = class_names(data, root, known)
+    names = class_names(data, root, known, num_classes)
     for source, split in ((train, "training"), (val, "validation")):
         if source is not None:
             check_labels(source.targets, names, f"data.root={root}: the {split} split")
@@ -47,7 +50,7 @@ def _read_rows(data: DataConfig, root: Path, *, training: bool) -> tuple[Labelle
     return read_split(root, split, training=training, image_key=data.image_key, label_key=data.label_key)
 
 
-def class_names(data: DataConfig, root: Path, known: list[str] | None) -> list[str]:
+def class_names(data: DataConfig, root: Path, known: list[str] | None, num_classes: int | None = None) -> list[str]:
     """The classes in the order of their numbers: those of the data set, else of a file of names, else the numbers.
 
     Raises InputError if nothing says how many classes there are, or two sources disagree.
@@ -62,8 +65,8 @@ def class_names(data: DataConfig, root: Path, known: list[str] | None) -> list[s
             raise InputError(f"{path} cannot be read: give a text file, one class name a line") from error
         if len(set(names)) != len(names):
             raise InputError(f"{path} names a class twice: correct it")
-    elif data.num_classes is not None:
-        return [str(number) for number in range(data.num_classes)]
+    elif (number_of_them := data.num_classes or num_classes) is not None:
+        return [str(number) for number in range(number_of_them)]
     else:
         raise InputError(
             f"data={data.name} does not say how many classes there are: set data.num_classes, or list their names in "
@@ -86,7 +89,11 @@ def label_faults(targets: np.ndarray, names: list[str]) -> list[str]:
     faults = []
     if len(targets) and not (targets.min() >= 0 and targets.max() < len(names)):
         wrong = int(targets.max() if targets.max() >= len(names) else targets.min())
-        faults.append(f"has a label {wrong}, the classes are 0 to {len(names) - 1}: correct data.num_classes")
+        if wrong < 0:
+            unlabelled = int((targets < 0).sum())
+            faults.append(f"has {unlabelled} of {len(targets)} images without a label ({wrong}): label or remove them")
+        else:
+            faults.append(f"has a label {wrong}, the classes are 0 to {len(names) - 1}: correct data.num_classes")
     counts = np.bincount(targets[(targets >= 0) & (targets < len(names))], minlength=len(names))
     empty = [names[index] for index in np.flatnonzero(counts == 0)]
     if empty:

@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+from PIL import Image
+
 from ecoformer.config.schema import DataConfig
 from ecoformer.data.corrupt import CorruptImage
-from ecoformer.data.decode import open_rgb
+from ecoformer.data.decode import EvalTransform, is_constant, read_image
 from ecoformer.data.faults import Audit, DataFault
 from ecoformer.data.folders import VAL_NAMES
 from ecoformer.data.layouts import look_at_folders, look_at_rows, look_at_shards
@@ -18,6 +20,9 @@ from ecoformer.errors import InputError
 
 Progress = Callable[[int, int], None]  # images done, of how many
 CHUNK = 64
+_EVALUATED = EvalTransform(
+    DataConfig.img_size, 0.875, DataConfig.interpolation
+)  # a shape that fits no model is a fault
 
 
 def audit(data: DataConfig, *, with_train: bool = True, workers: int = 1, progress: Progress | None = None) -> Audit:
@@ -89,10 +94,17 @@ def _decode_chunk(source: LabelledSource, start: int) -> tuple[list[DataFault], 
     stop = min(start + CHUNK, len(source))
     for index in range(start, stop):
         try:
-            open_rgb(source, index)
+            if read_image(source, index, _looked_at):
+                faults.append(DataFault("constant image", source.name(index), "all of its pixels are the same"))
         except CorruptImage as fault:
             empty = os.path.isfile(fault.name) and os.path.getsize(fault.name) == 0
             faults.append(
                 DataFault("empty file" if empty else "corrupt image", fault.name, "" if empty else fault.reason)
             )
     return faults, stop - start
+
+
+def _looked_at(image: Image.Image) -> bool:
+    """Whether an image is constant. Raises ValueError for a shape that evaluation would refuse."""
+    _EVALUATED.resized(image.size)
+    return is_constant(image)

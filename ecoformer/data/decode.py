@@ -6,12 +6,10 @@ Shape suffixes: B images, S side of the square output in pixels.
 from __future__ import annotations
 
 import math
-import struct
-import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -24,11 +22,11 @@ from ecoformer.data.corrupt import CorruptImage, CorruptImages
 INTERPOLATIONS = {
     name: Image.Resampling[name.upper()] for name in ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 }
-# What PIL's decoders are known to raise on broken files; UnidentifiedImageError is an OSError.
-DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+T = TypeVar("T")
 CHUNK = 256
 THREADED_ABOVE_PIXELS = 64 * 64  # below, threads wait for the interpreter lock longer than they decode
 PROGRESS_ABOVE_IMAGES = 2000
+CROP_FIRST_PIXELS = 2**24  # of a resized image: above, only what the crop keeps of it is computed
 
 
 class ImageSource(Protocol):
@@ -44,27 +42,62 @@ class ImageSource(Protocol):
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """RGB from any mode: alpha is dropped, palettes are looked up, 16-bit grey keeps its upper 8 bits."""
-    if image.mode == "RGB":
-        return image
-    if image.mode.startswith("I"):  # PIL clips 16-bit values at 255 when it converts them
-        grey = np.asarray(image)
-        image = Image.fromarray((grey.clip(0, 65535) >> 8).astype(np.uint8))
-    elif image.mode == "F":
+    """RGB from any mode: palettes are looked up, transparency is composed, whole numbers of 16 and 32 bits scaled.
+
+    Their range is the smallest even number of bits, from 8 on, that holds the image's largest value. Raises ValueError
+    for pixels without a known range.
+    """
+    if image.mode == "F":
         raise ValueError("floating-point pixels have no known range")
-    elif image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # the same colours; PIL warns of the direct way
-    return image.convert("RGB")
+    if image.mode.startswith("I"):  # PIL clips these at 255 when it converts them
+        grey = np.asarray(image).astype(np.int64)
+        if grey.min() < 0:
+            raise ValueError(f"pixels down to {grey.min()} have no known range")
+        bits = max(8, int(grey.max()).bit_length())
+        return Image.fromarray((grey >> (bits + bits % 2 - 8)).astype(np.uint8)).convert("RGB")
+    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
+        return _composed(image.convert("RGBA"))
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _composed(image: Image.Image) -> Image.Image:
+    """RGBA on white, or on black where white would leave nothing to be seen."""
+    if image.getchannel("A").getextrema() == (255, 255):
+        return image.convert("RGB")
+    for colour in ("white", "black"):
+        composed = Image.alpha_composite(Image.new("RGBA", image.size, colour), image).convert("RGB")
+        if not is_constant(composed):
+            break
+    return composed
+
+
+def is_constant(image: Image.Image) -> bool:
+    """Whether all pixels of an RGB image are the same."""
+    return all(low == high for low, high in image.getextrema())  # type: ignore[misc]
+
+
+def read_image(source: ImageSource, index: int, transform: Callable[[Image.Image], T]) -> T:
+    """One picture's whole way: opened, decoded, made RGB, transformed.
+
+    Raises CorruptImage (an InputError) naming the file for whatever goes wrong with it.
+    """
+    try:
+        with source.open(index) as image:
+            cut = image.mode != "F" and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
+            image.load()  # decode before the file is closed
+            rgb = to_rgb(image)
+            # Of 16-bit colours PIL keeps the upper 8 bits; 12-bit values would be next to black.
+            if cut and not image.mode.startswith("I") and max(high for _, high in rgb.getextrema()) < 16:  # type: ignore[misc]
+                raise ValueError("its 16-bit colours hold values below 4096 only: convert it to 8 bits")
+            return transform(rgb)
+    # Files of others reach every corner of PIL's decoders, and a transform may ask for more memory than there is.
+    except Exception as fault:
+        raise CorruptImage(source.name(index), " ".join(str(fault).split()) or type(fault).__name__) from fault
 
 
 def open_rgb(source: ImageSource, index: int) -> Image.Image:
     """The decoded image. Raises CorruptImage (an InputError) naming the file when it cannot be decoded."""
-    try:
-        with source.open(index) as image:
-            image.load()  # decode before the file is closed
-            return to_rgb(image)
-    except DECODE_ERRORS as fault:
-        raise CorruptImage(source.name(index), " ".join(str(fault).split()) or type(fault).__name__) from fault
+    return read_image(source, index, lambda image: image)
 
 
 @dataclass(frozen=True)
@@ -81,17 +114,27 @@ class EvalTransform:
 
     def array(self, image: Image.Image) -> np.ndarray:
         """RGB image of any size -> uint8 array (S, S, 3), which may be a view of the image."""
-        short = math.floor(self.img_size / self.crop_pct)
-        width, height = image.size
-        portrait = width <= height
-        size = (short, int(short * height / width)) if portrait else (int(short * width / height), short)
+        side, size = self.img_size, self.resized(image.size)
+        left, top = (round((length - side) / 2.0) for length in size)
+        box = (left, top, left + side, top + side)
+        if math.prod(size) > CROP_FIRST_PIXELS:
+            scales = (image.width / size[0], image.height / size[1]) * 2
+            part = tuple(edge * scale for edge, scale in zip(box, scales, strict=True))
+            return np.asarray(image.resize((side, side), INTERPOLATIONS[self.interpolation], box=part))
         if size != image.size:
             image = image.resize(size, INTERPOLATIONS[self.interpolation])
-        if image.size != (self.img_size, self.img_size):
-            left = round((image.width - self.img_size) / 2.0)
-            top = round((image.height - self.img_size) / 2.0)
-            image = image.crop((left, top, left + self.img_size, top + self.img_size))
-        return np.asarray(image)
+        return np.asarray(image if size == (side, side) else image.crop(box))
+
+    def resized(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Width and height before the crop. Raises ValueError beyond the size that PIL reads, as of a 8000 x 1 strip."""
+        short = math.floor(self.img_size / self.crop_pct)
+        width, height = size
+        out = (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
+        if Image.MAX_IMAGE_PIXELS is not None and math.prod(out) > 2 * Image.MAX_IMAGE_PIXELS:
+            raise ValueError(
+                f"{width} x {height} px, whose shorter side resized to {short} px makes {out[0]} x {out[1]}"
+            )
+        return out
 
 
 def decode_images(
@@ -120,7 +163,7 @@ def decode_images(
         stop = min(start + CHUNK, len(indices))
         for position in range(start, stop):
             try:
-                out[position] = transform.array(open_rgb(source, int(indices[position]))).transpose(2, 0, 1)
+                out[position] = read_image(source, int(indices[position]), transform.array).transpose(2, 0, 1)
             except CorruptImage as fault:
                 readable[position] = False
                 corrupt.add(fault.name, str(fault))
@@ -150,5 +193,5 @@ def _pixels(source: ImageSource, index: int) -> int:
     try:
         with source.open(index) as image:  # reads the header alone
             return math.prod(image.size)
-    except DECODE_ERRORS:
+    except Exception:  # it is named when it is read
         return 0

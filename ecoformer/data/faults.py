@@ -38,6 +38,7 @@ class Audit:
     layout: str  # folder, webdataset or hfds
     splits: list[SplitCount] = field(default_factory=list)
     faults: list[DataFault] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # what is passed over, and no fault
 
 
 def count(split: str, targets: np.ndarray, names: list[str]) -> SplitCount:

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from ecoformer.config.schema import AugmentConfig, DataConfig
 from ecoformer.data.augment import derive_seed
 from ecoformer.data.corrupt import CorruptImage, CorruptImages
-from ecoformer.data.decode import open_rgb
+from ecoformer.data.decode import read_image
 from ecoformer.data.loader import BatchLoader
 from ecoformer.data.sources import LabelledSource
 from ecoformer.errors import InputError
@@ -116,21 +116,20 @@ class ImageFiles(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         index, place = key
         faults: list[tuple[str, str]] = []
-        while True:
-            try:
-                image = open_rgb(self.source, index)
-                break
-            except CorruptImage as fault:
-                faults.append((fault.name, str(fault)))
+        # A worker's generators serve nothing else, and evaluation draws nothing.
+        own = self.seed is None or get_worker_info() is not None
+        with nullcontext() if own else kept_generators():
+            while True:
+                if self.seed is not None:
+                    seed_globals(derive_seed(self.seed, "augment", self.epoch, place))
+                try:
+                    image = read_image(self.source, index, self.transform)
+                    return Sample(image, int(self.source.targets[index]), tuple(faults))
+                except CorruptImage as fault:
+                    faults.append((fault.name, str(fault)))
                 if self.seed is None or len(faults) > self.max_corrupt or len(faults) == len(self.source):
                     return Sample(None, -1, tuple(faults))
                 index = (index + 1) % len(self.source)
-        target = int(self.source.targets[index])
-        if self.seed is None:
-            return Sample(self.transform(image), target)
-        with nullcontext() if get_worker_info() else kept_generators():  # a worker's generators serve nothing else
-            seed_globals(derive_seed(self.seed, "augment", self.epoch, place))
-            return Sample(self.transform(image), target, tuple(faults))
 
 
 def collate(samples: list[Sample]) -> tuple[torch.Tensor | None, torch.Tensor, list[tuple[str, str]]]:

@@ -1,10 +1,11 @@
-"""Image folders: one folder per split, one folder per class, checked before anything is trained on them."""
+"""Image folders: one folder per split, one folder per class. One scanner, for training, evaluation and `check-data`."""
 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,12 @@ from PIL import Image
 
 from ecoformer.errors import InputError
 
-IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp", ".gif", ".jfif")
 VAL_NAMES = ("val", "test")  # in this order of preference
+SYSTEM_NAMES = {  # in lower case; hidden ones go without saying
+    *("@eadir", "#recycle", "#snapshot", "__macosx", "$recycle.bin", "system volume information", "lost+found"),
+    *("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"),
+}
 
 
 class FolderSource:
@@ -34,42 +39,120 @@ class FolderSource:
         return Image.open(self.name(index))
 
 
+@dataclass
+class FolderScan:
+    """What lies under ROOT/SPLIT; paths are relative to it."""
+
+    split: Path
+    class_names: list[str]
+    paths: list[str] = field(default_factory=list)
+    targets: list[int] = field(default_factory=list)
+    unread: list[str] = field(default_factory=list)  # files of other endings
+    twins: list[tuple[str, str]] = field(default_factory=list)  # a path, and the name beside it but for the case
+    empty: list[str] = field(default_factory=list)  # classes
+    skipped: int = 0  # hidden files and folders, and those that systems put there
+
+    def source(self) -> FolderSource:
+        return FolderSource(self.split, self.paths, self.targets)
+
+    def skipped_note(self) -> str | None:
+        return f"{self.split}: {self.skipped} hidden or system files and folders skipped" if self.skipped else None
+
+    def unread_note(self) -> str | None:
+        if not self.unread:
+            return None
+        endings = Counter(os.path.splitext(path)[1].lower() or "none" for path in self.unread)
+        listed = [f"{ending} {count}" for ending, count in endings.most_common()]
+        return f"{self.split}: {len(self.unread)} files of other endings are not read as images ({shorten(listed)})"
+
+
 @dataclass(frozen=True)
 class FoundFolders:
     class_names: list[str]
     train: FolderSource | None
     val: FolderSource
+    notes: list[str]
+
+
+def scan_folder(split: Path, class_names: list[str] | None = None) -> FolderScan:
+    """All files of a split, in the order of classes and paths. Links are followed, each folder once a class.
+
+    Args:
+        class_names: in the order of their numbers; None: the folders that are there, sorted.
+    Raises:
+        InputError: a folder cannot be read.
+    """
+    there, skipped = _class_folders(split)
+    scan = FolderScan(split, there if class_names is None else class_names, skipped=skipped)
+    above = {_identity(folder) for folder in (split.resolve(), *split.resolve().parents)}
+    prefix = os.path.join(split, "")
+    for target, name in enumerate(scan.class_names):
+        folder = os.path.join(split, name)
+        found = sorted(path.removeprefix(prefix) for path in _files(folder, scan, above | {_identity(folder)}))
+        images = [path for path in found if path.lower().endswith(IMAGE_SUFFIXES)]
+        scan.unread += [path for path in found if not path.lower().endswith(IMAGE_SUFFIXES)]
+        scan.twins += _twins(found)
+        scan.paths += images
+        scan.targets += [target] * len(images)
+        if not images:
+            scan.empty.append(name)
+    return scan
+
+
+def class_names_of(split: Path) -> list[str]:
+    """The class folders of a split, sorted."""
+    return _class_folders(split)[0]
 
 
 def read_folders(root: Path, *, with_train: bool) -> FoundFolders:
     """Find ROOT/train and ROOT/val (else ROOT/test); class indices follow the sorted class names.
 
     Class lists are compared whenever both splits are there; files are listed only for the splits asked for.
-    Raises InputError for a missing root or split, an empty class folder, no images, and differing class lists.
+    Raises InputError for a missing root or split, fewer than two classes, an empty class folder, no images, and
+    differing class lists.
     """
     if not root.is_dir():
         raise InputError(f"data.root={root} is not a folder: set data.root to the folder that holds train/ and val/")
     train_dir = root / "train"
     val_dir = next((root / name for name in VAL_NAMES if (root / name).is_dir()), None)
     if val_dir is None:
-        raise InputError(f"data.root={root} has no val or test folder: put validation images under {root}/val/CLASS")
+        raise InputError(
+            f"data.root={root} has no val or test folder: "
+            + (_where_splits_are(root) or f"put validation images under {root}/val/CLASS")
+        )
     if with_train and not train_dir.is_dir():
         raise InputError(f"data.root={root} has no train folder: put training images under {train_dir}/CLASS")
-    class_names = _class_names(val_dir)
+    class_names = _checked_names(val_dir)
     if train_dir.is_dir():
-        _compare(_class_names(train_dir), class_names, train_dir, val_dir)
-    return FoundFolders(
-        class_names=class_names,
-        train=_scan(train_dir, class_names) if with_train else None,
-        val=_scan(val_dir, class_names),
-    )
+        _compare(_checked_names(train_dir), class_names, train_dir, val_dir)
+    train = _checked(scan_folder(train_dir, class_names)) if with_train else None
+    val = _checked(scan_folder(val_dir, class_names))
+    scans = [scan for scan in (train, val) if scan is not None]
+    notes = [note for scan in scans for note in (scan.skipped_note(), scan.unread_note()) if note]
+    return FoundFolders(class_names, None if train is None else train.source(), val.source(), notes)
 
 
-def _class_names(split: Path) -> list[str]:
-    with os.scandir(split) as entries:
-        names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-    if not names:
-        raise InputError(f"{split} holds no class folders: put the images under {split}/CLASS")
+def too_few_classes(split: Path, class_names: list[str]) -> str | None:
+    """Why the folders of a split are no classes to tell apart, in words that go on from its name; None: they are."""
+    if not class_names:
+        return f"holds no class folders: put the images under {split}/CLASS"
+    if len(class_names) > 1:
+        return None
+    only = split / class_names[0]
+    inner = class_names_of(only)
+    if len(inner) > 1:
+        return (
+            f"holds the folder {only.name} alone, and in it {shorten(inner)}: the classes lie one level too deep, "
+            f"move their folders to {split}/CLASS"
+        )
+    return f"holds one class ({only.name}): a classifier needs at least two, one folder each under {split}"
+
+
+def _checked_names(split: Path) -> list[str]:
+    names = class_names_of(split)
+    fault = too_few_classes(split, names)
+    if fault is not None:
+        raise InputError(f"{split} {fault}")
     return names
 
 
@@ -86,36 +169,76 @@ def _compare(train: list[str], val: list[str], train_dir: Path, val_dir: Path) -
     )
 
 
-def _scan(split: Path, class_names: list[str]) -> FolderSource:
-    paths: list[str] = []
-    targets: list[int] = []
-    empty = []
-    prefix = os.path.join(split, "")
-    for target, name in enumerate(class_names):
-        found = sorted(_files(split / name))
-        if not found:
-            empty.append(name)
-        paths += [path.removeprefix(prefix) for path in found]
-        targets += [target] * len(found)
-    if not paths:
-        raise InputError(f"{split} holds no images ({' '.join(IMAGE_SUFFIXES)}) in {len(class_names)} class folders")
-    if empty:
+def _checked(scan: FolderScan) -> FolderScan:
+    if not scan.paths:
         raise InputError(
-            f"{split} has class folders without images ({shorten(empty)}): "
+            f"{scan.split} holds no images ({' '.join(IMAGE_SUFFIXES)}) in {len(scan.class_names)} class folders"
+        )
+    if scan.empty:
+        raise InputError(
+            f"{scan.split} has class folders without images ({shorten(scan.empty)}): "
             "add images, or remove the class from every split"
         )
-    return FolderSource(split, paths, targets)
+    return scan
 
 
-def _files(folder: Path | str) -> Iterator[str]:
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                yield from _files(entry.path)
-            elif entry.name.lower().endswith(IMAGE_SUFFIXES):
-                yield entry.path
+def _where_splits_are(root: Path) -> str | None:
+    """The remedy where a root is one level too high or too low."""
+    if root.name in ("train", *VAL_NAMES) and any((root.parent / name).is_dir() for name in VAL_NAMES):
+        return f"set data.root={root.parent}, which does"
+    for name in class_names_of(root):
+        if any((root / name / split).is_dir() for split in VAL_NAMES):
+            return f"set data.root={root / name}, which does"
+    return None
+
+
+def _class_folders(split: Path) -> tuple[list[str], int]:
+    """Names, and how many hidden or system entries lie beside them."""
+    entries = _entries(split)
+    kept = [entry for entry in entries if not of_system(entry.name)]
+    return sorted(entry.name for entry in kept if _is_folder(entry)), len(entries) - len(kept)
+
+
+def _files(folder: str, scan: FolderScan, seen: set[tuple[int, int]]) -> Iterator[str]:
+    for entry in sorted(_entries(folder), key=lambda entry: (entry.is_symlink(), entry.name)):
+        if of_system(entry.name):
+            scan.skipped += 1
+        elif not _is_folder(entry):
+            yield entry.path
+        elif (identity := _identity(entry.path)) not in seen:  # else reached by another link, or a cycle
+            seen.add(identity)
+            yield from _files(entry.path, scan, seen)
+
+
+def of_system(name: str) -> bool:
+    """Whether a file or folder is hidden, or one that a system leaves where people keep images."""
+    return name.startswith(".") or name.lower() in SYSTEM_NAMES
+
+
+def _twins(paths: list[str]) -> Iterator[tuple[str, str]]:
+    seen: dict[str, str] = {}
+    for path in paths:
+        folder, name = os.path.split(path)
+        twin = seen.setdefault(os.path.join(folder, name.lower()), name)
+        if twin != name:
+            yield path, twin
+
+
+def _entries(folder: Path | str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be read ({error.strerror}): correct its permissions") from error
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
+
+
+def _identity(folder: Path | str) -> tuple[int, int]:
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
 
 
 def shorten(names: list[str], limit: int = 3) -> str:

@@ -69,6 +69,11 @@ def read_split(
         )
     if len(targets) == 0:
         raise InputError(f"data.root={root}: split {chosen} has no rows: set {key} to another one")
+    if (targets < 0).all():
+        raise InputError(
+            f"data.root={root}: split {chosen} has no labels ({label_key} is {targets[0]} in every row): set {key} to "
+            "a split that has"
+        )
     source = RowSource(dataset, image_key, targets.astype(np.int64), f"{root} [{chosen}]")
     return source, getattr(feature, "names", None)
 

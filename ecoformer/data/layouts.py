@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -11,7 +10,7 @@ from pathlib import Path
 from ecoformer.config.schema import DataConfig
 from ecoformer.data.archives import class_names, label_faults
 from ecoformer.data.faults import Audit, DataFault, count
-from ecoformer.data.folders import IMAGE_SUFFIXES, VAL_NAMES, FolderSource
+from ecoformer.data.folders import VAL_NAMES, FolderSource, class_names_of, scan_folder, too_few_classes
 from ecoformer.data.hf_disk import read_split, split_names
 from ecoformer.data.shards import IMAGE_KEYS, LABEL_KEY, TRAIN_NAMES, ShardSource, find_shards, index_shards
 from ecoformer.data.sources import LabelledSource
@@ -26,46 +25,27 @@ def look_at_folders(data: DataConfig, root: Path, found: Audit, with_train: bool
         found.faults.append(DataFault("missing split", str(root / "train"), "training needs it, evaluation does not"))
     if val is None:
         found.faults.append(DataFault("missing split", str(root / "val"), "or test; training and evaluation need it"))
-    classes = {split: _folder_names(root / split) for split in splits}
+    classes = {split: set(class_names_of(root / split)) for split in splits}
     if len(splits) == 2:
         for split, other in (splits, splits[::-1]):
             for name in sorted(classes[split] - classes[other]):
                 found.faults.append(DataFault("class in one split only", str(root / split / name)))
-    return [_scan(root / split, sorted(classes[split]), found) for split in splits]
+    return [_look_at_split(root / split, found) for split in splits]
 
 
-def _folder_names(split: Path) -> set[str]:
-    with os.scandir(split) as entries:
-        return {entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")}
-
-
-def _scan(split: Path, names: list[str], found: Audit) -> FolderSource:
-    """The images of a split; files that are none, empty files and names that differ in case alone become faults."""
-    if not names:
-        found.faults.append(DataFault("no classes", str(split), "images lie in one folder a class"))
-    paths: list[str] = []
-    targets: list[int] = []
-    for label, name in enumerate(names):
-        before = len(paths)
-        for folder, inner, files in os.walk(split / name):
-            inner[:] = sorted(entry for entry in inner if not entry.startswith("."))
-            seen: dict[str, str] = {}
-            for file in sorted(entry for entry in files if not entry.startswith(".")):
-                path = Path(folder, file)
-                twin = seen.setdefault(file.lower(), file)
-                if twin != file:
-                    found.faults.append(DataFault("same name in another case", str(path), f"beside {twin}"))
-                if not file.lower().endswith(IMAGE_SUFFIXES):
-                    found.faults.append(DataFault("not an image", str(path)))
-                    continue
-                paths.append(str(path.relative_to(split)))
-                targets.append(label)
-        if len(paths) == before:
-            found.faults.append(DataFault("empty class", str(split / name)))
-    for twins in _same_in_lower_case(names):
-        found.faults.append(DataFault("same name in another case", str(split / twins[1]), f"beside {twins[0]}"))
-    source = FolderSource(split, paths, targets)
-    found.splits.append(count(split.name, source.targets, names))
+def _look_at_split(split: Path, found: Audit) -> FolderSource:
+    """The images of a split, as training reads them; files that are none and names that differ in case are faults."""
+    scan = scan_folder(split)
+    fault = too_few_classes(split, scan.class_names)
+    if fault is not None:
+        found.faults.append(DataFault("classes" if scan.class_names else "no classes", str(split), fault))
+    for kind, paths in (("not an image", scan.unread), ("empty class", scan.empty)):
+        found.faults += [DataFault(kind, str(split / path)) for path in paths]
+    for path, twin in (*scan.twins, *_same_in_lower_case(scan.class_names)):
+        found.faults.append(DataFault("same name in another case", str(split / path), f"beside {twin}"))
+    found.notes += [note for note in (scan.skipped_note(),) if note]
+    source = scan.source()
+    found.splits.append(count(split.name, source.targets, scan.class_names))
     return source
 
 
@@ -74,7 +54,7 @@ def _same_in_lower_case(names: Iterable[str]) -> Iterator[tuple[str, str]]:
     for name in names:
         twin = seen.setdefault(name.lower(), name)
         if twin != name:
-            yield twin, name
+            yield name, twin
 
 
 def look_at_shards(data: DataConfig, root: Path, found: Audit, with_train: bool) -> list[LabelledSource]:

@@ -25,6 +25,7 @@ from ecoformer.data.checks import (
 from ecoformer.data.corrupt import CorruptImages
 from ecoformer.data.decode import EvalTransform, decode_images
 from ecoformer.data.files import FileLoader, train_transform
+from ecoformer.data.identity import KnownClasses, mapping_note, match_classes, require_classes
 from ecoformer.data.loader import BatchLoader, MemoryLoader, TrainPlan
 from ecoformer.data.sources import CIFAR, LabelledSource, Splits, load_cifar, load_digits, load_folder
 from ecoformer.data.subset import split_off, take
@@ -39,7 +40,7 @@ class DataModule:
     """A data set ready for training. Images are float32 (B, 3, S, S), normalised, on the device.
 
     `train_loader` is None when built with `with_train=False`; `in_memory` says which path the data take;
-    `corrupt` counts the broken images that this process has met.
+    `corrupt` counts the broken images that this process has met; `notes` say what was passed over or mapped.
     """
 
     name: str
@@ -57,6 +58,7 @@ class DataModule:
     train_source: LabelledSource | None
     eval_transform: EvalTransform
     corrupt: CorruptImages
+    notes: list[str]
 
     def calibration_images(self, num_images: int, seed: int) -> torch.Tensor:
         """`num_images` training images (B, 3, S, S) under the evaluation transform, e.g. to fit hash functions on.
@@ -101,6 +103,7 @@ def build_data(
     world_size: int = 1,
     with_train: bool = True,
     calibration_only: bool = False,
+    known: KnownClasses | None = None,
 ) -> DataModule:
     """Find, check and open a data set.
 
@@ -108,18 +111,25 @@ def build_data(
         seed: order and augmentation of the training images; splits, subsets and validation do not depend on it.
         with_train: False opens the validation split only (evaluation of a finished model).
         calibration_only: the training split is there for `calibration_images`, without a loader.
+        known: the classes of weights that meet the data, which then count their classes as the weights do.
 
     Raises:
         InputError: whatever the user can mend: a missing or unsuitable data set, a setting that does not fit it.
     """
     check_data(data, train)
-    splits = _load(data, world_size=world_size, with_train=with_train or data.dev_samples > 0)
+    with_train_split = with_train or data.dev_samples > 0
+    num_known = None if known is None else len(known.names)
+    splits = _load(data, world_size=world_size, with_train=with_train_split, num_classes=num_known)
+    if len(splits.class_names) < 2:
+        raise InputError(f"{where_of(data)} has one class ({splits.class_names[0]}): a classifier needs at least two")
     if data.dev_samples > 0:
         assert splits.train is not None, "it was asked for"
         left, dev = split_off(splits.train, data.dev_samples)
         splits = replace(splits, train=left, val=dev)
     val = take(splits.val, data.max_val_samples)
     train_source = take(splits.train, data.max_train_samples) if with_train and splits.train is not None else None
+    if known is not None:
+        splits = _counted_as(known, splits, where_of(data), [s for s in (train_source, val) if s is not None])
     sources = [source for source in (None if calibration_only else train_source, val) if source is not None]
     in_memory = _in_memory(data, sum(len(source) for source in sources))
     mean = cast(tuple[float, float, float], tuple(data.mean)) if data.mean is not None else splits.mean
@@ -172,16 +182,37 @@ def build_data(
         train_source=train_source,
         eval_transform=eval_transform,
         corrupt=corrupt,
+        notes=splits.notes,
     )
 
 
-def _load(data: DataConfig, *, world_size: int, with_train: bool) -> Splits:
+def where_of(data: DataConfig) -> str:
+    """What a message calls the data."""
+    return f"data={data.name}" if data.root is None else f"data.root={data.root}"
+
+
+def _counted_as(known: KnownClasses, splits: Splits, where: str, sources: list[LabelledSource]) -> Splits:
+    """The splits, and `sources` in place, with the weights' numbers of classes; as they are where nothing is certain."""
+    found = splits.class_names
+    order = require_classes(known, found, where) if known.required else match_classes(known.names, found)
+    if order is None:
+        return splits
+    note = mapping_note(known, found, order, where)
+    if note is None:
+        return splits
+    for source in sources:
+        source.targets = np.asarray(order, np.int64)[source.targets]
+    names = [found[order.index(output)] for output in range(len(order))]
+    return replace(splits, class_names=names, notes=[*splits.notes, note])
+
+
+def _load(data: DataConfig, *, world_size: int, with_train: bool, num_classes: int | None) -> Splits:
     if data.name == "digits":
         return load_digits()
     if data.name in CIFAR:
         return load_cifar(data.name, data.root, download=data.download, world_size=world_size, with_train=with_train)
     if data.name in ARCHIVES:
-        return load_archives(data, with_train=with_train)
+        return load_archives(data, with_train=with_train, num_classes=num_classes)
     splits = load_folder(data.name, data.root, with_train=with_train)
     if data.name == "imagenet" and len(splits.class_names) != IMAGENET_CLASSES:
         log.warning(

@@ -202,6 +202,8 @@ def index_shard(path: Path, image_keys: tuple[str, ...], label_key: str) -> Shar
 
 def _class_number(raw: bytes | None, entry: str) -> int | None:
     """The class number that a label file holds; None if there is none."""
+    if raw is not None and not entry and raw.strip().isdigit():  # "0002", as webdataset and timm read it
+        return int(raw)
     try:
         value = json.loads(raw or b"")
         if entry:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -41,6 +41,7 @@ class Splits:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     crop_pct: float  # what to evaluate at when the config leaves it open
+    notes: list[str] = field(default_factory=list)  # what was passed over
 
 
 class ArraySource:
@@ -121,7 +122,7 @@ def load_cifar(name: str, root: str | None, *, download: bool, world_size: int, 
                 f"data.root={root} has {len(found.class_names)} classes, {name} has {facts.num_classes}: "
                 "check data.root, or use data=folder"
             )
-        return Splits(found.class_names, found.train, found.val, facts.mean, facts.std, crop_pct=1.0)
+        return Splits(found.class_names, found.train, found.val, facts.mean, facts.std, crop_pct=1.0, notes=found.notes)
     if not unpacked and not download:
         state = "does not exist" if not path.exists() else f"holds neither {facts.archive}/ nor train/ and test/"
         raise InputError(f"data.root={root} {state}: correct data.root, or set data.download=true")
@@ -174,4 +175,5 @@ def load_folder(name: str, root: str | None, *, with_train: bool) -> Splits:
         IMAGENET_DEFAULT_MEAN,
         IMAGENET_DEFAULT_STD,
         crop_pct=0.875,
+        notes=found.notes,
     )

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from torch import nn
 
 from ecoformer.config.schema import Config, EvalConfig
 from ecoformer.data import DataModule, build_data
+from ecoformer.data.identity import KnownClasses, ReorderedOutputs, difference_note, require_classes
+from ecoformer.data.module import where_of
 from ecoformer.engine import distributed
 from ecoformer.engine.callbacks import Callback, EnergyLog
 from ecoformer.engine.feature_redraw import FeatureRedraw
@@ -22,12 +25,14 @@ from ecoformer.engine.loggers import Logger
 from ecoformer.engine.logit_teacher import LogitTeacher
 from ecoformer.engine.optim import AMP_DTYPES
 from ecoformer.engine.rng import seed_everything
+from ecoformer.engine.run_files import read_intact
 from ecoformer.engine.trainer import Trainer
 from ecoformer.engine.wandb_logger import WandbLogger
 from ecoformer.errors import InputError
+from ecoformer.model.layers import require_image_size
 from ecoformer.run.checks import choose
 from ecoformer.run.directory import RunDir
-from ecoformer.run.start import BuiltModel, SavedRun, build_model, model_of_run, read_run
+from ecoformer.run.start import BuiltModel, SavedRun, build_model, is_own, model_of_run, read_run
 
 
 @dataclass
@@ -70,6 +75,7 @@ def session(device: str, *, threads: int | None, deterministic: bool = True) -> 
 
 def build_run(config: Config, folder: RunDir, device: torch.device, data: DataModule | None = None) -> Run:
     """Data (unless given), model and trainer; nothing is written. Raises InputError for what the user can mend."""
+    known = None if data is not None else known_classes(config, folder)
     data = data or build_data(
         config.data,
         config.augment,
@@ -78,9 +84,13 @@ def build_run(config: Config, folder: RunDir, device: torch.device, data: DataMo
         device=device,
         rank=distributed.rank(),
         world_size=distributed.world_size(),
+        known=known,
     )
     seed_everything(config.seed)  # new weights are the same on every rank
     built = build_model(config, data.num_classes, resume=folder.resume)
+    built.notes += data.notes
+    if known is not None and (note := difference_note(known, data.class_names, where_of(config.data))):
+        built.notes.append(note)
     freeze(built.model, config.train.freeze)
     callbacks: list[Callback] = [
         HashUpdate(config.callbacks.hash_update),
@@ -109,6 +119,19 @@ def build_run(config: Config, folder: RunDir, device: torch.device, data: DataMo
     return Run(config, folder, data, built, trainer)
 
 
+def known_classes(config: Config, folder: RunDir) -> KnownClasses | None:
+    """The classes of the checkpoint that a run goes on or starts from and keeps the classifier of; None without one."""
+    path = folder.resume
+    if path is None and config.init.checkpoint is not None and not config.init.reset_head:
+        path = Path(config.init.checkpoint).expanduser()
+        if not is_own(path):
+            return None
+    if path is None:
+        return None
+    path, run = read_intact(path, read_run)
+    return KnownClasses(run.class_names, f"checkpoint {path}", required=False)
+
+
 def freeze(model: nn.Module, patterns: list[str]) -> None:
     """Leave parameters out of training. Raises InputError for a pattern (fnmatch) without any, or if none is left."""
     parameters = dict(model.named_parameters())
@@ -130,12 +153,13 @@ def logit_teacher(config: Config, class_names: list[str]) -> LogitTeacher | None
     if distill.checkpoint is None:
         return None
     run = read_run(distill.checkpoint)
-    if run.class_names != class_names:
-        raise InputError(
-            f"distill.checkpoint={run.path} was trained on other classes than those of data.root={config.data.root}: "
-            "give a run on the same data"
-        )
-    return LogitTeacher(model_of_run(run), distill.weight, distill.temperature)
+    order = require_classes(
+        KnownClasses(run.class_names, f"distill.checkpoint={run.path}"), class_names, where_of(config.data)
+    )
+    model = model_of_run(run)
+    if order != sorted(order):
+        model = ReorderedOutputs(model, order)
+    return LogitTeacher(model, distill.weight, distill.temperature)
 
 
 def build_evaluation(config: EvalConfig, device: torch.device) -> Evaluation:
@@ -163,9 +187,11 @@ def build_evaluation(config: EvalConfig, device: torch.device) -> Evaluation:
         rank=distributed.rank(),
         world_size=distributed.world_size(),
         with_train=False,
+        known=KnownClasses(run.class_names, f"checkpoint {run.path}"),
     )
-    _require_classes(run, data)
-    model = model_of_run(run).to(device)
+    model = model_of_run(run)
+    require_image_size(model, data.img_size)
+    model.to(device)
     # From here on `saved` describes the evaluation.
     saved.data = replace(saved.data, **given)
     saved.energy = replace(saved.energy, **_given(config.energy))
@@ -186,18 +212,3 @@ def _require_attention(config: EvalConfig, run: SavedRun) -> None:
         else "give the checkpoint of a stock run"
     )
     raise InputError(f"checkpoint {run.path} is a {kind} model, not {wanted}: {remedy}")
-
-
-def _require_classes(run: SavedRun, data: DataModule) -> None:
-    ours, theirs = run.class_names, list(data.class_names)
-    if len(ours) != len(theirs):
-        raise InputError(
-            f"checkpoint {run.path} knows {len(ours)} classes, the data have {len(theirs)}: "
-            "set data.root to data with the classes it was trained on"
-        )
-    for index, (known, found) in enumerate(zip(ours, theirs, strict=True)):
-        if known != found:
-            raise InputError(
-                f"class {index} was {known} in training and is {found} in data.root={run.config.data.root}: "
-                "set data.root to data with the classes it was trained on"
-            )

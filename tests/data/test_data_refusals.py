@@ -151,11 +151,15 @@ def test_missing_roots_and_splits(open_data, image_folder: Path):
 def test_unusable_folders(open_data, write_image, image_folder: Path):
     train = image_folder / "train"
     (train / "bee").rename(image_folder / "bee")
+    assert "/train holds one class (ant): a classifier needs at least two" in refusal(
+        lambda: open_data(root=image_folder)
+    )
+    write_image(train / "cat" / "0.png", seed=0)
     assert refusal(lambda: open_data(root=image_folder)) == (
-        f"{train} and {image_folder / 'val'} hold different classes (only in val: bee): "
+        f"{train} and {image_folder / 'val'} hold different classes (only in train: cat; only in val: bee): "
         "both need the same class folders"
     )
-    for name in ("cat", "dog", "eel", "fox"):
+    for name in ("dog", "eel", "fox"):
         (train / name).mkdir()
     with_more = refusal(lambda: open_data(root=image_folder, with_train=False))
     assert "(only in train: cat, dog, eel and 1 more; only in val: bee)" in with_more

@@ -40,6 +40,8 @@ def test_palette_images_are_looked_up(tmp_path: Path, transparency: bytes | None
     expected = np.asarray(image.convert("RGB"))
     if transparency is not None:
         image.info["transparency"] = transparency
+        white = Image.new("RGBA", image.size, "white")
+        expected = np.asarray(Image.alpha_composite(white, image.convert("RGBA")).convert("RGB"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert np.array_equal(reopen(image, tmp_path / "p.png"), expected)
@@ -88,3 +90,33 @@ def test_threads_decode_the_same_pixels(tmp_path: Path):
     assert torch.equal(decode_images(source, range(12), transform, threads=3)[0], one)
     assert one.shape == (12, 3, 16, 16)
     assert len(one.flatten(1).unique(dim=0)) == 12
+
+
+def test_12_bit_values_in_a_16_bit_file_are_not_black(tmp_path: Path):
+    values = np.linspace(0, 4095, 56).astype(np.uint16).reshape(7, 8)
+    assert np.array_equal(reopen(Image.fromarray(values), tmp_path / "i12.png")[..., 0], values >> 4)
+
+
+def test_icons_drawn_in_the_alpha_channel_can_be_seen(tmp_path: Path):
+    for colour, ground in ((0, 255), (255, 0)):  # black on white; white, which white would hide, on black
+        icon = np.full((7, 8, 4), colour, dtype=np.uint8)
+        icon[..., 3] = 0
+        icon[2:5, 3, 3] = 255
+        shown = reopen(Image.fromarray(icon), tmp_path / "icon.png")
+        assert shown[0, 0].tolist() == [ground] * 3 and shown[3, 3].tolist() == [colour] * 3
+
+
+def test_a_strip_that_would_need_gigabytes_is_a_broken_image(tmp_path: Path):
+    class Strip:
+        def __len__(self) -> int:
+            return 1
+
+        def open(self, index: int) -> Image.Image:
+            return Image.open(tmp_path / "strip.png")
+
+        def name(self, index: int) -> str:
+            return "strip.png"
+
+    Image.new("RGB", (8000, 1)).save(tmp_path / "strip.png")
+    with pytest.raises(InputError, match=r"strip.png cannot be decoded .8000 x 1 px, whose shorter side"):
+        decode_images(Strip(), [0], EvalTransform(224, 0.875, "bicubic"), threads=1)
