@@ -7,24 +7,40 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ecoformer.fit.hashes import FittableAttention, NoFiniteImages, bit_statistics
+from ecoformer.fit.compare import compare
+from ecoformer.fit.contract import FittableAttention, HashFitReport, NoFiniteImages, bit_statistics, nothing_fitted
 from ecoformer.fit.target import AttentionTarget
-from ecoformer.nn.base import ReplacementAttention
-from ecoformer.ops.closeness import relative_error, row_correlation, strongest_key_recall
 
-NUM_KEYS = 8  # strongest keys of a token that a good hash finds
 MAP_IMAGES = 2  # recall and correlation need N x N weights, so they look at few images,
 MAP_ENTRIES = 2**25  # and at none whose H maps have more entries
 
 
+def fit_and_measure(
+    layer: FittableAttention, x_BND: Tensor, held_out_BND: Tensor, others: Sequence[Any], generator: torch.Generator
+) -> HashFitReport:
+    """Fit a layer to `x_BND` and measure it on `held_out_BND`, if there are any; the block name is left to the caller.
+
+    `others` is what else the layer is called with. A layer that has fitted functions keeps them where no image gives
+    finite features. Raises NoFiniteImages where it has none.
+    """
+    before = _Before.fit(layer, x_BND, held_out_BND, others, generator) if len(held_out_BND) else None
+    try:
+        report = layer.fit_on_call((x_BND, *others), generator)
+    except NoFiniteImages:
+        if not layer.is_fitted:
+            raise
+        return nothing_fitted(layer, len(x_BND))
+    return report if before is None else replace(report, **before.figures(layer))
+
+
 @dataclass(frozen=True)
-class HeldOutMeasure:
+class _Before:
     """What has to be known before a fit: held-out inputs, their target, the codes so far, and the random floor."""
 
     x_BND: Tensor
@@ -33,20 +49,15 @@ class HeldOutMeasure:
     random: FittableAttention | None
 
     @classmethod
-    def before_fit(
+    def fit(
         cls,
         layer: FittableAttention,
         fit_BND: Tensor,
         x_BND: Tensor,
         others: Sequence[Any],
         generator: torch.Generator,
-    ) -> HeldOutMeasure | None:
-        """Take it from a layer that is about to be fitted to `fit_BND`, and measured on `x_BND`.
-
-        `others` is what else the layer is called with.
-
-        `generator` is that of the fit; it is not advanced. None if the inputs are not finite: nothing can be measured.
-        """
+    ) -> _Before | None:
+        """Take it; `generator` is not advanced. None if the inputs are not finite: nothing can be measured."""
         x_BND = x_BND[x_BND.isfinite().flatten(1).all(dim=1)]
         if not len(x_BND):
             return None
@@ -62,17 +73,9 @@ class HeldOutMeasure:
             codes_BHNK = layer.signed_codes(self.x_BND)
             found["bit_balance"], found["bit_correlation"] = bit_statistics(codes_BHNK)
             found["flipped_bits"] = float((codes_BHNK != self.codes_BHNK).float().mean())
-        if self.target is None:
-            return found
-        assert isinstance(layer, ReplacementAttention) and isinstance(self.random, ReplacementAttention)
-        target_BND = self.target.output()
-        found["attention_error"] = relative_error(layer.attention_output(self.x_BND), target_BND)
-        found["random_error"] = relative_error(self.random.attention_output(self.x_BND), target_BND)
-        found["uniform_error"] = relative_error(self.target.uniform_output(), target_BND)
-        found["recall"], found["correlation"] = _maps(layer, self.target, self.x_BND)
-        found["random_recall"], found["random_correlation"] = _maps(self.random, self.target, self.x_BND)
-        num_tokens = self.x_BND.shape[1]
-        found["chance_recall"] = _num_keys(num_tokens) / num_tokens
+        if self.target is not None:
+            limits = {"map_images": MAP_IMAGES, "map_entries": MAP_ENTRIES}
+            found |= asdict(compare(layer, self.target, self.x_BND, random=self.random, **limits))
         return found
 
 
@@ -91,24 +94,3 @@ def _with_random_hash(
     except NoFiniteImages:  # the fit will say so
         return None
     return twin
-
-
-def _num_keys(num_tokens: int) -> int:
-    return max(1, min(NUM_KEYS, num_tokens // 2))
-
-
-def _maps(layer: ReplacementAttention, target: AttentionTarget, x_BND: Tensor) -> tuple[float | None, float | None]:
-    """Recall and correlation, one image and head at a time; None where the maps are too large, or there are none."""
-    num_tokens = x_BND.shape[1]
-    if layer.num_heads * num_tokens**2 > MAP_ENTRIES or target.weights(0, 0) is None:
-        return None, None
-    recalls, correlations = [], []
-    for image in range(min(MAP_IMAGES, len(x_BND))):
-        weights_1HNN = layer.attention_weights(x_BND[image : image + 1])
-        for head in range(layer.num_heads):
-            expected_11NN = target.weights(image, head)
-            assert expected_11NN is not None
-            pair = weights_1HNN[:, head : head + 1], expected_11NN
-            recalls.append(strongest_key_recall(*pair, _num_keys(num_tokens)))
-            correlations.append(row_correlation(*pair))
-    return sum(recalls) / len(recalls), sum(correlations) / len(correlations)

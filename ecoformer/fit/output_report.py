@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ecoformer.fit.hashes import HashFitReport, bit_statistics
+from ecoformer.fit.contract import HashFitReport, bit_statistics
 from ecoformer.ops.closeness import relative_error
 from ecoformer.ops.codes.output_fit import OutputFit
 

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from ecoformer.errors import InputError
-from ecoformer.fit.hashes import FittableAttention, HashFitReport, finite_images
+from ecoformer.fit.contract import FittableAttention, HashFitReport, finite_images
 from ecoformer.fit.output_report import output_fit_report
 from ecoformer.fit.teacher import TaughtTarget, Teacher, affine
 from ecoformer.nn.base import ReplacementAttention
-from ecoformer.nn.fitted_state import NEVER_FITTED
+from ecoformer.nn.fitted_state import FittedState
 from ecoformer.nn.heads import split_heads
 from ecoformer.nn.precision import full_precision, without_autocast
 from ecoformer.nn.projections import Projections, linear_from
@@ -75,7 +75,7 @@ class TaughtSpec(AttentionSpec):
             raise InputError(f"attention.{key}={value!r} must be a whole number of at least {least}")
 
 
-class TaughtAttention(ReplacementAttention, FittableAttention):
+class TaughtAttention(FittedState, ReplacementAttention, FittableAttention):
     """Base of layers that keep values and output projection and learn the rest from the layer that they replace.
 
     That layer is kept, outside of the module tree and the state dict, until the fit. A subclass says where a fit
@@ -85,8 +85,6 @@ class TaughtAttention(ReplacementAttention, FittableAttention):
     carries = ("value", "proj")
     fits_parameters = True
     spec: TaughtSpec
-    fitted: Tensor
-    fit_count: Tensor
 
     def __init__(self, source: Projections, spec: TaughtSpec) -> None:
         super().__init__(source.dim, source.num_heads, spec)
@@ -94,9 +92,7 @@ class TaughtAttention(ReplacementAttention, FittableAttention):
         self.to_v = linear_from(source.value)
         self.proj = linear_from(source.proj)
         self.proj_drop = nn.Dropout(source.proj_drop)
-        self.register_buffer("fitted", torch.zeros((), dtype=torch.bool, device=device))
-        self.register_buffer("fit_count", torch.zeros((), dtype=torch.int64, device=device))
-        self._known_fitted = False
+        self.register_fitted(device)
         self._teacher: Teacher | None = Teacher.of(source, spec.name, spec.fit_values)
 
     def start(self, x_BND: Tensor, standard: Standardiser, generator: torch.Generator, teacher: Teacher) -> Attends:
@@ -116,18 +112,6 @@ class TaughtAttention(ReplacementAttention, FittableAttention):
         return added or list(self.to_v.parameters())
 
     @property
-    def is_fitted(self) -> bool:
-        """Whether it was fitted. The flag is read from the device until it is set; meta tensors count as fitted."""
-        if not self._known_fitted and not self.fitted.is_meta and bool(self.fitted):
-            self._known_fitted, self._teacher = True, None
-        return self._known_fitted or self.fitted.is_meta
-
-    def require_fitted(self) -> None:
-        """Raise InputError if the layer was never fitted."""
-        if not self.is_fitted:
-            raise InputError(NEVER_FITTED)
-
-    @property
     def most_images(self) -> int:
         return self.spec.fit_images
 
@@ -142,7 +126,9 @@ class TaughtAttention(ReplacementAttention, FittableAttention):
     @property
     def teacher(self) -> Teacher | None:
         """The layer to learn from; None once learned, or where the layer came without weights."""
-        return None if self.is_fitted else self._teacher
+        if self.is_fitted:
+            self._teacher = None
+        return self._teacher
 
     def refit_refusal(self) -> str:
         return NO_TEACHER if self.teacher is None else ""
@@ -169,15 +155,14 @@ class TaughtAttention(ReplacementAttention, FittableAttention):
             standard = Standardiser.of(x_BND)
             x_BND = standard(x_BND)
             self.store(self.start(x_BND, standard, generator, teacher), standard, x_BND)
-        self._learned()
+        self.mark_fitted()
 
     def _step_images(self, x_BND: Tensor) -> int:
         return min(self.spec.fit_batch_size, max(2, STEP_TOKENS // x_BND.shape[1]))
 
-    def _learned(self) -> None:
-        self.fitted.fill_(True)
-        self.fit_count.add_(1)
-        self._known_fitted, self._teacher = True, None
+    def mark_fitted(self) -> None:
+        super().mark_fitted()
+        self._teacher = None
 
     @torch.no_grad()
     def fit_hash(self, x_BND: Tensor, generator: torch.Generator, feat_size: Any = None) -> HashFitReport:
@@ -219,7 +204,7 @@ class TaughtAttention(ReplacementAttention, FittableAttention):
                 slope_at=self.slope_at,
             )
             self.store(fit.hashing, standard, x_BND)
-            self._learned()
+            self.mark_fitted()
             num_bits = int(getattr(spec, "num_bits", 0))
             codes = None
             if num_bits:
@@ -240,7 +225,7 @@ class TaughtAttention(ReplacementAttention, FittableAttention):
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         # The weights that come are those of another model than the teacher's.
         super()._load_from_state_dict(*args, **kwargs)
-        self._known_fitted, self._teacher = False, None
+        self._teacher = None
 
 
 def _parameters(part: nn.Module | nn.Parameter) -> list[nn.Parameter]:

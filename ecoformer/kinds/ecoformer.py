@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ecoformer.errors import InputError
-from ecoformer.fit.hashes import FittableAttention, HashFitReport
+from ecoformer.fit.contract import FittableAttention, HashFitReport
 from ecoformer.fit.target import SoftmaxTarget
 from ecoformer.kinds.kept_keys import KeptKeys
 from ecoformer.kinds.kernel_hash import KernelHash

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ecoformer.errors import InputError
-from ecoformer.fit.hashes import FittableAttention, HashFitReport, finite_images
+from ecoformer.fit.contract import FittableAttention, HashFitReport, finite_images
 from ecoformer.fit.output_report import output_fit_report
 from ecoformer.fit.target import SoftmaxTarget
 from ecoformer.kinds.kept_keys import KeptKeys

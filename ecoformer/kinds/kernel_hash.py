@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ecoformer.errors import InputError
-from ecoformer.fit.hashes import HashFitReport, bit_statistics, finite_images
+from ecoformer.fit.contract import HashFitReport, bit_statistics, finite_images
 from ecoformer.nn.fitted_state import FittedState
 from ecoformer.ops.ecoformer.anchors import draw_anchors
 from ecoformer.ops.ecoformer.codes import hash_codes, kernel_features

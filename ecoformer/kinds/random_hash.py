@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ecoformer.errors import InputError
-from ecoformer.fit.hashes import HashFitReport
+from ecoformer.fit.contract import HashFitReport
 from ecoformer.kinds.ecoformer import EcoFormerAttention, EcoFormerSpec
 from ecoformer.nn.projections import READERS, Projections, register_reader
 from ecoformer.nn.specs import AttentionSpec, builds, register_spec

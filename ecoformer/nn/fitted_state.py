@@ -1,4 +1,4 @@
-"""Whether hash functions were fitted: a flag that is checkpointed, and read from the device once."""
+"""Whether hash functions were fitted: a flag that is checkpointed, and known without looking at the device."""
 
 from __future__ import annotations
 
@@ -30,9 +30,10 @@ class FittedState(nn.Module):
     @property
     def is_fitted(self) -> bool:
         """Whether functions were fitted; meta tensors, which have no value to read, count as fitted."""
-        # The flag lives on the device; once it is set it is not read again, so that steps need not wait for it.
-        if not self._known_fitted and not self.fitted.is_meta and bool(self.fitted):
-            self._known_fitted = True
+        # Fits and loads say so. Others write into the buffer itself (an EMA, a broadcast): only where nothing is known
+        # yet is it looked at, never in a graph that is exported, where it has no value.
+        if not (self._known_fitted or self.fitted.is_meta or torch.compiler.is_exporting()):
+            self._known_fitted = bool(self.fitted)
         return self._known_fitted or self.fitted.is_meta
 
     def require_fitted(self) -> None:
@@ -45,3 +46,7 @@ class FittedState(nn.Module):
         self.fitted.fill_(True)
         self.fit_count.add_(1)
         self._known_fitted = True
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._known_fitted = not self.fitted.is_meta and bool(self.fitted)

@@ -9,19 +9,16 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from torch import nn
 
 from ecoformer.errors import InputError
 
-if TYPE_CHECKING:
-    from ecoformer.nn.base import ReplacementAttention
-
 SPECS: dict[str, type[AttentionSpec]] = {}
-BUILDERS: dict[type[AttentionSpec], type[ReplacementAttention]] = {}
+BUILDERS: dict[type[AttentionSpec], Any] = {}  # the module class, a ReplacementAttention
 SpecT = TypeVar("SpecT", bound="type[AttentionSpec]")
-ModuleT = TypeVar("ModuleT", bound="type[ReplacementAttention]")
+ModuleT = TypeVar("ModuleT", bound="type[nn.Module]")
 
 
 def register_spec(name: str) -> Callable[[SpecT], SpecT]:

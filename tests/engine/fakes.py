@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from ecoformer.config.schema import CheckpointConfig, HashUpdateConfig, OptimConfig, ScheduleConfig, TrainConfig
 from ecoformer.engine import HashUpdate, Trainer
 from ecoformer.errors import InputError
-from ecoformer.fit.hashes import FittableAttention, HashFitReport
+from ecoformer.fit.contract import FittableAttention
+from ecoformer.fit.hashes import HashFitReport
 
 NUM_CLASSES = 3
 IMG_SIZE = 8

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ecoformer import InputError
-from ecoformer.fit.hashes import FittableAttention
+from ecoformer.fit.contract import FittableAttention
 from ecoformer.kinds import BUILDERS, EcoFormerSpec, EcoFormerTunedSpec, make_spec
 from ecoformer.nn.heads import join_heads, split_heads
 from ecoformer.nn.projections import Projections, read_projections

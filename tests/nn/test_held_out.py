@@ -11,7 +11,7 @@ import torch
 
 from ecoformer import EcoFormerSpec, InputError, convert, fit_hashes
 from ecoformer.fit import held_out
-from ecoformer.fit.hashes import bit_statistics
+from ecoformer.fit.contract import bit_statistics
 from ecoformer.kinds import DistilledHashSpec, EcoFormerTunedSpec
 from ecoformer.lab.closeness import quality
 

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from ecoformer.energy import Profile, count
 from ecoformer.errors import InputError
-from ecoformer.fit.hashes import FittableAttention, fit_hashes
+from ecoformer.fit.contract import FittableAttention
+from ecoformer.fit.hashes import fit_hashes
 from ecoformer.kinds import make_spec
 from ecoformer.kinds.ecoformer import EcoFormerSpec
 from ecoformer.kinds.ecoformer_tuned import EcoFormerTunedSpec

@@ -1,0 +1,146 @@
+"""How close a layer comes to the attention that it stands for: the one measure of it, and the floors beside it.
+
+Shapes: B batch, H heads, N tokens, D model channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ecoformer.fit.target import AttentionTarget
+from ecoformer.nn.base import ReplacementAttention, before_projection
+from ecoformer.ops.closeness import relative_error, row_correlation, strongest_key_recall
+
+NUM_KEYS = 8  # strongest keys of a token that a good hash finds
+
+Attending = nn.Module | Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Closeness:
+    """A layer against its target; the fields are those of `HashFitReport` of the same names.
+
+    Errors are relative L2 of the attention output before the output projection: of the layer, of random hash functions,
+    of uniform attention. Recall is the share of each token's strongest keys that is found, chance what constant weights
+    find; correlation is that of the weights of a token's keys. None: not asked for, or there are no weights to compare.
+    """
+
+    attention_error: float
+    uniform_error: float
+    random_error: float | None = None
+    recall: float | None = None
+    random_recall: float | None = None
+    chance_recall: float | None = None
+    correlation: float | None = None
+    random_correlation: float | None = None
+
+
+@torch.no_grad()
+def compare(
+    layer: Attending,
+    target: AttentionTarget,
+    *inputs: Tensor,
+    random: Attending | None = None,
+    map_images: int = 0,
+    num_keys: int = NUM_KEYS,
+    map_entries: int | None = None,
+) -> Closeness:
+    """Measure `layer`, and `random` as its floor, against `target` on what both are called with.
+
+    Args:
+        layer: a replacement attention, any layer with an output projection `proj`, or a function to the attention
+            output. Only the first kind has weights to compare.
+        target: of these inputs, its outputs in the shape of the layer's.
+        map_images: how many images recall and correlation, which need N x N weights, are measured on.
+        num_keys: strongest keys; at most N / 2 of them are looked for.
+        map_entries: maps of more entries, over all heads, are not formed; None: no limit.
+    """
+    target_out = target.output()
+    x_BND = inputs[0]
+    keys = strongest_keys(x_BND.shape[1], num_keys)
+
+    def maps(of: Attending | None) -> tuple[float | None, float | None]:
+        if not map_images or not isinstance(of, ReplacementAttention) or not of.shows_weights:
+            return None, None
+        if map_entries is not None and of.num_heads * x_BND.shape[1] ** 2 > map_entries:
+            return None, None
+        return _compare_maps(of, target, x_BND[:map_images], keys)
+
+    recall, correlation = maps(layer)
+    random_recall, random_correlation = maps(random)
+    return Closeness(
+        attention_error=relative_error(_output(layer, inputs), target_out),
+        uniform_error=relative_error(target.uniform_output(), target_out),
+        random_error=None if random is None else relative_error(_output(random, inputs), target_out),
+        recall=recall,
+        random_recall=random_recall,
+        chance_recall=keys / x_BND.shape[1] if map_images else None,
+        correlation=correlation,
+        random_correlation=random_correlation,
+    )
+
+
+def strongest_keys(num_tokens: int, num_keys: int = NUM_KEYS) -> int:
+    """How many of a token's keys count as its strongest: `num_keys`, but no more than half of all."""
+    return max(1, min(num_keys, num_tokens // 2))
+
+
+def _output(layer: Attending, inputs: tuple[Tensor, ...]) -> Tensor:
+    if isinstance(layer, ReplacementAttention):
+        return layer.attention_output(*inputs)
+    return before_projection(layer, *inputs) if isinstance(layer, nn.Module) else layer(*inputs)
+
+
+def _compare_maps(
+    layer: ReplacementAttention, target: AttentionTarget, x_BND: Tensor, num_keys: int
+) -> tuple[float | None, float | None]:
+    """Recall and correlation, one image and head at a time; None where the target has no map."""
+    if target.weights(0, 0) is None:
+        return None, None
+    recalls, correlations = [], []
+    for image in range(len(x_BND)):
+        weights_1HNN = layer.attention_weights(x_BND[image : image + 1])
+        for head in range(layer.num_heads):
+            expected_11NN = target.weights(image, head)
+            assert expected_11NN is not None
+            pair = weights_1HNN[:, head : head + 1], expected_11NN
+            recalls.append(strongest_key_recall(*pair, num_keys))
+            correlations.append(row_correlation(*pair))
+    return sum(recalls) / len(recalls), sum(correlations) / len(correlations)
+
+
+@contextmanager
+def eval_mode(*models: nn.Module) -> Iterator[None]:
+    """Evaluation mode while it lasts; afterwards every module is in the mode it was in."""
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    for model in models:
+        model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@torch.no_grad()
+def layer_calls(model: nn.Module, layers: Mapping[str, nn.Module], images: Tensor) -> dict[str, tuple[Any, ...]]:
+    """What each of the named layers is called with when `model` runs on the images in evaluation mode, in order."""
+    calls: dict[str, tuple[Any, ...]] = {}
+
+    def note(name: str) -> Any:
+        return lambda module, args: calls.update({name: args})
+
+    hooks = [layer.register_forward_pre_hook(note(name)) for name, layer in layers.items()]
+    try:
+        with eval_mode(model):
+            model(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return calls

@@ -1,0 +1,165 @@
+"""What fits and layers agree on: the report of a fit, what a layer with codes can do, and which layers have them.
+
+Shapes: B batch, H heads, N tokens, C head channels, D model channels, K code bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ecoformer.errors import InputError
+from ecoformer.fit.target import AttentionTarget
+
+
+@dataclass(frozen=True)
+class HashFitReport:
+    """What one fit did to one layer, averaged over its heads; ready for JSON through dataclasses.asdict.
+
+    Objectives are means over the bits of the loss that a fit lowers (lower is better). `bit_balance` is 1 where
+    every bit splits the tokens in halves and 0 where all are constant; `bit_correlation` is the mean absolute
+    correlation between two bits; `flipped_bits` the share of code bits that the fit changed, against the
+    previous codes or, at a first fit, against the random start.
+
+    Kinds that know the softmax attention they stand for also say how close they come to it: relative L2 of the
+    attention output before the output projection, of the fitted codes (`attention_error`), of random hash functions
+    (`random_error`) and of the mean of all values (`uniform_error`); the share of each token's strongest keys that is
+    found (`recall`, beside `random_recall` and the `chance_recall` of constant weights); and the correlation of the
+    weights of a token's keys (`correlation`, `random_correlation`; 0 for constant weights). None where it is unknown.
+
+    With `held_out_images` these figures and those of the bits are of that many images which the fit did not see
+    (recall and correlation: of the first few, see `fit.held_out`); with 0, of the images of the fit.
+
+    `failed_bits` met NaN or infinity while they were fitted and kept their old functions; `skipped_images` had
+    such features and were left out.
+    """
+
+    block: str
+    seconds: float
+    objective_before: float
+    objective_after: float
+    accepted_bits: int
+    num_bits: int
+    bit_balance: float
+    bit_correlation: float
+    flipped_bits: float
+    attention_error: float | None = None
+    random_error: float | None = None
+    uniform_error: float | None = None
+    recall: float | None = None
+    random_recall: float | None = None
+    chance_recall: float | None = None
+    correlation: float | None = None
+    random_correlation: float | None = None
+    held_out_images: int = 0
+    failed_bits: int = 0
+    skipped_images: int = 0
+
+
+class NoFiniteImages(InputError):
+    """Every image of a fit gives NaN or infinite features; what was fitted before stays as it is."""
+
+
+def finite_images(features: list[Tensor]) -> list[Tensor]:
+    """The images (dimension 0) that are finite in all of the tensors. Raises NoFiniteImages if there are none."""
+    usable_B = torch.stack([x.isfinite().flatten(1).all(dim=1) for x in features]).all(dim=0)
+    if not bool(usable_B.any()):
+        raise NoFiniteImages(
+            f"hash fit: all {len(usable_B)} images give NaN or infinite features, so the model's weights or the images "
+            "hold such values: start from another checkpoint or lower optim.lr"
+        )
+    return [x[usable_B] for x in features]
+
+
+def bit_statistics(code_BHNK: Tensor) -> tuple[float, float]:
+    """(balance, correlation) of codes in {-1, +1}, as `HashFitReport` defines them."""
+    code_HTK = code_BHNK.transpose(0, 1).flatten(1, 2)
+    mean_H1K = code_HTK.mean(dim=1, keepdim=True)
+    balance = float((1 - mean_H1K.abs()).mean())
+    centred = code_HTK - mean_H1K
+    centred = centred / centred.square().sum(dim=1, keepdim=True).sqrt().clamp_min(1e-12)
+    correlation_HKK = (centred.transpose(1, 2) @ centred).abs()
+    num_bits = correlation_HKK.shape[-1]
+    off_diagonal = correlation_HKK.sum() - correlation_HKK.diagonal(dim1=1, dim2=2).sum()
+    pairs = correlation_HKK.shape[0] * num_bits * (num_bits - 1)
+    return balance, float(off_diagonal / pairs) if pairs else 0.0
+
+
+class FittableAttention(nn.Module):
+    """Mixin of attention layers whose codes are fitted to their own inputs; every hash family has it.
+
+    `fits_parameters`: a fit changes trainable parameters too, not only buffers. `shows_codes`: `signed_codes` and
+    `draw_random_hash` are there, so that a fit can be measured on held-out images.
+    """
+
+    fits_parameters: ClassVar[bool] = False
+    shows_codes: ClassVar[bool] = False
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether the layer has fitted functions to fall back on."""
+        return False
+
+    @property
+    def most_images(self) -> int | None:
+        """How many images the layer's own fit takes at most; None: any number."""
+        return None
+
+    def fit_hash(self, x_BND: Tensor, generator: torch.Generator) -> HashFitReport:
+        """Fit to a batch of this layer's inputs; the block name is left to the caller."""
+        raise TypeError(f"{type(self).__name__} does not say how its hash functions are fitted")
+
+    def fit_on_call(self, args: Sequence[Any], generator: torch.Generator) -> HashFitReport:
+        """Fit to what the layer is about to be called with: x, and what timm's blocks pass beside it."""
+        return self.fit_hash(args[0], generator)
+
+    def refit_refusal(self) -> str:
+        """Why the layer cannot be fitted (again); empty if it can."""
+        return ""
+
+    def target(self, x_BND: Tensor, feat_size: Any = None) -> AttentionTarget | None:
+        """The attention that the codes stand for on these inputs; None if the layer does not know it."""
+        return None
+
+    def signed_codes(self, x_BND: Tensor) -> Tensor:
+        """Codes (B, H, N, K) in {-1, +1} of these inputs, the keys' after the queries' along B."""
+        raise TypeError(f"{type(self).__name__} does not show its codes")
+
+    def draw_random_hash(self, x_BND: Tensor, generator: torch.Generator) -> None:
+        """Take random hash functions, the floor that a fit has to beat.
+
+        Where the layer is unfitted, those that `fit_hash` on the same inputs and generator would start from.
+        """
+        raise TypeError(f"{type(self).__name__} does not say how its random hash functions are drawn")
+
+
+def hash_layers(model: nn.Module) -> dict[str, FittableAttention]:
+    """The model's layers with hash functions to fit, by name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, FittableAttention)}
+
+
+def has_hashes(model: nn.Module) -> bool:
+    """Whether any layer has hash functions to fit."""
+    return bool(hash_layers(model))
+
+
+def nothing_fitted(layer: FittableAttention, num_images: int) -> HashFitReport:
+    """The report of a layer that kept its functions because no image gave finite features."""
+    bits, unknown = int(getattr(layer, "num_bits", 0)), float("nan")
+    return HashFitReport(
+        block="",
+        seconds=0.0,
+        objective_before=unknown,
+        objective_after=unknown,
+        accepted_bits=0,
+        num_bits=bits,
+        bit_balance=unknown,
+        bit_correlation=unknown,
+        flipped_bits=0.0,
+        failed_bits=bits,
+        skipped_images=num_images,
+    )
