@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ecoformer.config.faults import describe
 from ecoformer.config.loading import CONFIGS, known_keys, unknown_key
+from ecoformer.config.overrides import as_typed
 from ecoformer.config.schema import SCHEMAS, register_schemas
 from ecoformer.engine.signals import Interrupted
 from ecoformer.errors import InputError
@@ -111,7 +112,7 @@ def _sweep_dir(started: str, *, _root_: DictConfig) -> str:
 
 
 def _flags_first(argv: list[str], config_name: str) -> list[str]:
-    """The arguments with Hydra's flags before the overrides, so that `key=value -m key=value` works too.
+    """The arguments with Hydra's flags before the overrides, so `key=value -m key=value` works too; texts as typed.
 
     Raises InputError for what argparse would answer with several lines of usage.
     """
@@ -129,11 +130,11 @@ def _flags_first(argv: list[str], config_name: str) -> list[str]:
         raise InputError(message)
 
     parser.error = refuse  # type: ignore[method-assign]
-    overrides = parser.parse_intermixed_args(argv).overrides
+    parsed = parser.parse_intermixed_args(argv)
     rest = list(argv)
-    for override in overrides:
+    for override in parsed.overrides:
         rest.remove(override)
-    return rest + overrides
+    return rest + as_typed(parsed.overrides, SCHEMAS[config_name], sweeps=parsed.multirun)
 
 
 def _exit(code: int, message: str) -> NoReturn:

@@ -25,7 +25,7 @@ def train(cfg: DictConfig) -> float | None:
         folder = choose_run_dir(config)
         config.output_dir = str(folder.path)
         run = build_run(config, folder, device)
-        notes += folder.notes + run.built.notes
+        notes += folder.notes + run.built.notes + run.trainer.notes()
         if config.dry_run:
             dry_run(run, notes)
             return None

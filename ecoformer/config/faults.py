@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import shlex
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
-from ecoformer.config.loading import describe_omegaconf, known_keys, one_of, unknown_key
+from ecoformer.config.loading import describe_omegaconf, expected_of, known_keys, one_of, unknown_key
+from ecoformer.config.overrides import quoted
 from ecoformer.config.schema import SCHEMAS
 from ecoformer.errors import InputError
 
@@ -19,7 +21,7 @@ def describe(error: BaseException, config_name: str) -> str | None:
     if isinstance(error, MissingConfigException):
         return _missing_option(error)
     if isinstance(error, OverrideParseException):
-        return f"cannot read the override {error.override}: write key=value, and quote values with special characters"
+        return _unreadable(str(error.override))
     if isinstance(error, OmegaConfBaseException):
         return describe_omegaconf(error)
     if isinstance(error, HydraException):
@@ -27,6 +29,17 @@ def describe(error: BaseException, config_name: str) -> str | None:
     if type(error).__module__.startswith("submitit."):  # raised for jobs that ended without handing back a result
         return f"a job ended early: {_first_line(error)}"
     return None
+
+
+def _unreadable(override: str) -> str:
+    key, equals, value = override.partition("=")
+    head = f"cannot read the override {override}"
+    if not equals or not key.strip("+~"):
+        return f"{head}: write key=value"
+    expected = expected_of(key.lstrip("+"))
+    if expected is not None:
+        return f"{head}: {key.lstrip('+')} must be {expected}"
+    return f"{head}: if {value} is a text, type {shlex.quote(f'{key}={quoted(value)}')}"
 
 
 def _missing_option(error: MissingConfigException) -> str:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
-import types
-import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,13 +12,13 @@ from typing import Any, TypeVar
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
+from ecoformer.config.keys import keys_of
 from ecoformer.config.schema import SCHEMAS
 from ecoformer.errors import InputError
 from ecoformer.kinds import SPECS
 
 T = TypeVar("T")
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"  # the YAML that comes with the package
-EXPECTED = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 OPEN_KEYS = ("attention", "model.kwargs")  # free dictionaries; attention is checked by make_spec
 
 
@@ -46,16 +44,7 @@ def load_config(schema: type[T], composed: DictConfig | Mapping[str, Any]) -> T:
 
 def known_keys(schema: type) -> list[str]:
     """Dotted names of all keys of a schema, groups included; attention has the options of every kind."""
-    keys: list[str] = []
-
-    def visit(cls: type, prefix: str) -> None:
-        hints = typing.get_type_hints(cls)
-        for field in dataclasses.fields(cls):
-            keys.append(prefix + field.name)
-            if dataclasses.is_dataclass(hints[field.name]):
-                visit(hints[field.name], f"{prefix}{field.name}.")
-
-    visit(schema, "")
+    keys = list(keys_of(schema))
     if schema is SCHEMAS["train"]:
         keys.append("experiment")  # a group without a key of its own
         options = {field.name for spec in SPECS.values() for field in dataclasses.fields(spec)}
@@ -106,7 +95,7 @@ def describe_omegaconf(error: OmegaConfBaseException, given: str | None = None) 
         return f"{key}: {first_line}"
     quoted = re.search(r"[Vv]alue '(.*?)'", first_line)
     value = quoted[1] if quoted else given
-    expected = _expected(key)
+    expected = expected_of(key)
     if value is not None and expected:
         return f"{key}={value} must be {expected}"
     if expected:
@@ -127,20 +116,8 @@ def _keys(node: DictConfig, schema: type) -> Iterable[str]:
     return visit(node, "")
 
 
-def _expected(key: str) -> str | None:
-    """In words, what a key takes; None for a key without a simple type."""
-    key, _, item = key.partition("[")
-    for schema in SCHEMAS.values():
-        cls: Any = schema
-        for part in key.split("."):
-            cls = typing.get_type_hints(cls).get(part) if dataclasses.is_dataclass(cls) else None
-        options = typing.get_args(cls) if isinstance(cls, types.UnionType) else (cls,)
-        words = [EXPECTED[option] for option in options if option in EXPECTED]
-        if words:
-            return " or ".join(words + (["null"] if type(None) in options else []))
-        items = [typing.get_args(option)[0] for option in options if typing.get_origin(option) is list]
-        if items and item:
-            return EXPECTED[items[0]]
-        if items:
-            return f"a list, each item {EXPECTED[items[0]]}" + (", or null" if type(None) in options else "")
-    return None
+def expected_of(key: str) -> str | None:
+    """In words, what a key, or an item of it, takes; None for a key without a simple type."""
+    name, _, item = key.partition("[")
+    found = next((keys_of(schema)[name] for schema in SCHEMAS.values() if name in keys_of(schema)), None)
+    return None if found is None else found.expected(item=bool(item))

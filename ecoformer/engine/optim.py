@@ -30,23 +30,47 @@ def build_optimizer(model: nn.Module, config: OptimConfig, global_batch: int) ->
     """timm's optimiser of that name; biases, norms and what the model exempts get no weight decay.
 
     Raises:
-        InputError: an optimiser that timm does not know or that refuses an option.
+        InputError: an optimiser that timm does not know, that refuses an option, or whose steps need more than the
+            gradients.
     """
     options: dict[str, Any] = {} if config.betas is None else {"betas": tuple(config.betas)}
-    try:
-        optimizer = create_optimizer_v2(
-            model,
+
+    def build(parameters: Any) -> torch.optim.Optimizer:
+        return create_optimizer_v2(
+            parameters,
             opt=config.name,
             lr=scaled_lr(config, global_batch),
             weight_decay=config.weight_decay,
             momentum=config.momentum,
             **options,
         )
-    except (ValueError, TypeError) as error:
-        raise InputError(f"optim.name={config.name} cannot be built: {' '.join(str(error).split())}") from error
+
+    try:
+        optimizer = build(model)
+    except Exception as error:  # timm asserts that a library or a GPU is there; under python -O that fails otherwise
+        raise InputError(f"optim.name={config.name} cannot be built: {_reason(error)}") from error
+    _try_out(config.name, build)
     if config.betas is not None and "betas" not in optimizer.defaults:  # timm drops what an optimiser does not take
         raise InputError(f"optim.betas={config.betas} is not an option of optim.name={config.name}: set it to null")
     return optimizer
+
+
+def _try_out(name: str, build: Callable[[Any], torch.optim.Optimizer]) -> None:
+    """A step on parameters of the usual shapes: what only fails there would do so after the run has begun."""
+    parameters = [nn.Parameter(torch.ones(shape)) for shape in ((4,), (4, 4), (4, 2, 3, 3))]
+    try:
+        with torch.random.fork_rng(devices=[]):
+            optimizer = build(parameters)
+            sum(parameter.square().sum() for parameter in parameters).backward()  # type: ignore[union-attr]
+            optimizer.step()
+    except Exception as error:
+        raise InputError(
+            f"optim.name={name} cannot take a step with gradients alone: {_reason(error)}; choose another, as adamw"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def build_schedule(

@@ -121,6 +121,16 @@ class Trainer:
         """Optimiser steps done in the whole run."""
         return self.state.step
 
+    def notes(self) -> list[str]:
+        """What a user should know before the run: an average of the weights that will hardly leave its start."""
+        decay, steps = self.train.ema_decay, self.steps_per_epoch * self.train.epochs
+        if not 0 < decay < 1 or steps == 0 or (left := decay**steps) < 0.05:
+            return []
+        return [
+            f"train.ema_decay={decay:g} is slow for {steps} steps: the averaged model, which is evaluated and kept in "
+            f"best.pt, is still {left:.0%} its starting weights at the end; {0.01 ** (1 / steps):.4g} would leave 1 %"
+        ]
+
     def restore(self, resume: Path) -> None:
         """Take up the state of a last.pt; `fit` does it by itself. Writes nothing.
 

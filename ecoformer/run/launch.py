@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from ecoformer.config.overrides import quoted
 from ecoformer.config.schema import LaunchConfig
 from ecoformer.engine.run_files import SUMMARY
 from ecoformer.engine.signals import Interrupted
@@ -184,11 +184,6 @@ def _arguments(folder: str | None) -> list[str]:
     overrides = [text for text in job.overrides.task if not text.lstrip("+").startswith(("launch.", "output_dir="))]
     overrides += [text for text in job.overrides.hydra if text.startswith("hydra.searchpath")]
     return [*flags, *overrides, *([] if folder is None else [f"output_dir={quoted(folder)}"])]
-
-
-def quoted(text: str) -> str:
-    """A value that Hydra's override grammar reads back as `text`: backslashes count only before a quote."""
-    return "'" + re.sub(r"(\\*)('|\Z)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), text) + "'"
 
 
 def _log() -> str:

@@ -9,10 +9,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
 from ecoformer.config.loading import CONFIGS, load_config
+from ecoformer.config.overrides import quoted
 from ecoformer.config.schema import Config
 from ecoformer.errors import InputError
 from ecoformer.run.checks import check_config
-from ecoformer.run.launch import quoted, under_torchrun
+from ecoformer.run.launch import under_torchrun
 
 LAUNCHERS = ("slurm", "local")
 MULTIRUN_FLAGS = ("-m", "--multirun")

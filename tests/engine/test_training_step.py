@@ -159,6 +159,8 @@ def test_schedule_is_a_pure_function_of_the_step() -> None:
     [
         (OptimConfig(name="adamw_of_tomorrow"), ScheduleConfig(), "optim.name=adamw_of_tomorrow cannot be built"),
         (OptimConfig(name="sgd", betas=[0.9, 0.99]), ScheduleConfig(), "is not an option of optim.name=sgd"),
+        (OptimConfig(name="adahessian"), ScheduleConfig(), "optim.name=adahessian cannot take a step with gradients"),
+        (OptimConfig(name="fusedadam"), ScheduleConfig(), "optim.name=fusedadam cannot be built"),
         (OptimConfig(), ScheduleConfig(name="plateau"), "schedule.name=plateau does not exist: choose one of cosine"),
     ],
 )
@@ -192,3 +194,19 @@ def test_compiled_training_is_the_same(tmp_path: Path) -> None:
     assert compiled.network is not compiled.model
     for key, value in plain.model.state_dict().items():
         torch.testing.assert_close(compiled.model.state_dict()[key], value, rtol=1e-3, atol=1e-4, msg=key)
+
+
+def test_batch_norm_of_one_image_is_refused(tmp_path: Path) -> None:
+    class Pooled(FakeModel):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            pooled = self.stem(images).mean(dim=(2, 3), keepdim=True)
+            return self.head(self.norm(pooled).flatten(1))
+
+    with pytest.raises(InputError, match=r"a batch of 1 image is too small for the batch norm .* train\.batch_size"):
+        make_trainer(tmp_path, FakeData(batch_size=1), Pooled(hashed=False), batch_size=1).fit()
+
+
+def test_a_slow_average_is_noted(tmp_path: Path) -> None:
+    (note,) = make_trainer(tmp_path, ema_decay=0.9999).notes()
+    assert "train.ema_decay=0.9999 is slow for 12 steps" in note and "100% its starting weights" in note
+    assert make_trainer(tmp_path, ema_decay=0.5).notes() == make_trainer(tmp_path, ema_decay=0.0).notes() == []

@@ -23,9 +23,16 @@ def test_a_space_in_the_language_of_the_command_line() -> None:
     assert space.fixed == ("data=digits",)
 
 
+def test_a_group_is_searched_by_the_names_that_match() -> None:
+    space = parse_space(["attention=glob(msa*)", "data.root=a=b", "name=1e3,x"])
+    assert space.choices == {"attention": ["msa", "msa_shared_qk"], "name": ["'1e3'", "x"]}
+    assert space.fixed == ("data.root='a=b'",)
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (["attention=glob(nothing*)"], r"attention=glob\(nothing\*\) matches no option of attention"),
         (["data=digits"], "nothing to search"),
         (["a=interval(1,0)"], r"a: interval\(1,0\) must rise"),
         (["a=tag(log,interval(0,1))"], "from above 0"),

@@ -11,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ecoformer.config.faults import describe
 from ecoformer.config.loading import CONFIGS, load_config
+from ecoformer.config.overrides import as_typed
 from ecoformer.config.schema import Config, register_schemas
 from ecoformer.energy import summarize
 from ecoformer.errors import InputError
@@ -26,7 +27,7 @@ def compose_run(arguments: Sequence[str]) -> Config:
     register_schemas()
     try:
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            config = load_config(Config, compose("train", list(arguments)))
+            config = load_config(Config, compose("train", as_typed(arguments, Config)))
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(describe(error, "train") or str(error)) from error
     check_config(config)

@@ -12,10 +12,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_config_search_path
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException
 
+from ecoformer.config.loading import CONFIGS
+from ecoformer.config.overrides import as_typed
+from ecoformer.config.schema import Config
 from ecoformer.engine.run_files import SUMMARY
 from ecoformer.errors import InputError
 from ecoformer.lab.study.plan import Job
@@ -34,8 +39,8 @@ Show = Callable[[str], None]
 class Space:
     """What is searched and what is given, in the language of train.py's command line.
 
-    `choices` are `key=a,b,c` and `key=range(...)`, `intervals` are `key=interval(low,high)`, on a logarithmic scale
-    as `key=tag(log,interval(low,high))`; all else goes to every run as it is.
+    `choices` are `key=a,b,c`, `key=range(...)` and `group=glob(...)`, `intervals` are `key=interval(low,high)`, on a
+    logarithmic scale as `key=tag(log,interval(low,high))`; all else goes to every run as it is.
     """
 
     choices: dict[str, list[str]]
@@ -56,7 +61,7 @@ def parse_space(overrides: Sequence[str]) -> Space:
     intervals: dict[str, tuple[float, float, bool]] = {}
     fixed: list[str] = []
     try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
+        parsed = OverridesParser.create(_config_loader()).parse_overrides(as_typed(overrides, Config, sweeps=True))
     except HydraException as error:
         raise InputError(str(error).partition("\n")[0]) from error
     for override in parsed:
@@ -67,6 +72,8 @@ def parse_space(overrides: Sequence[str]) -> Space:
             intervals[key] = _interval(override, key)
         else:
             choices[key] = list(override.sweep_string_iterator())
+            if not choices[key]:
+                raise InputError(f"{override.input_line} matches no option of {key}: ask --help what there is")
     if not choices and not intervals:
         raise InputError("nothing to search: give at least one key several values, e.g. attention.num_bits=4,8,16")
     return Space(choices, intervals, tuple(fixed))
@@ -184,6 +191,10 @@ def _states() -> type[optuna.trial.TrialState]:
     import optuna
 
     return optuna.trial.TrialState
+
+
+def _config_loader() -> ConfigLoaderImpl:
+    return ConfigLoaderImpl(create_config_search_path(str(CONFIGS)))  # glob() asks it for the options of a group
 
 
 def _interval(override: Override, key: str) -> tuple[float, float, bool]:
