@@ -67,7 +67,7 @@ def check_data(data: DataConfig, train: TrainConfig) -> None:
         if values is not None and not all(0 <= value <= 1 for value in values):
             scaled = ",".join(f"{value / 255:.3g}" for value in values)
             raise InputError(
-                f"data.{key}={list(values)} must lie in [0, 1], as pixels do here: if it is meant for pixels in 0..255, "
+                f"data.{key}={list(values)} must lie in [0, 1], as pixels do here: if meant for pixels in 0..255, "
                 f"divide it by 255: data.{key}=[{scaled}]"
             )
 

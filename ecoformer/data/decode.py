@@ -119,14 +119,15 @@ class EvalTransform:
         box = (left, top, left + side, top + side)
         if math.prod(size) > CROP_FIRST_PIXELS:
             scales = (image.width / size[0], image.height / size[1]) * 2
-            part = tuple(edge * scale for edge, scale in zip(box, scales, strict=True))
-            return np.asarray(image.resize((side, side), INTERPOLATIONS[self.interpolation], box=part))
+            left, top, right, bottom = (edge * scale for edge, scale in zip(box, scales, strict=True))
+            method = INTERPOLATIONS[self.interpolation]
+            return np.asarray(image.resize((side, side), method, box=(left, top, right, bottom)))
         if size != image.size:
             image = image.resize(size, INTERPOLATIONS[self.interpolation])
         return np.asarray(image if size == (side, side) else image.crop(box))
 
     def resized(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Width and height before the crop. Raises ValueError beyond the size that PIL reads, as of a 8000 x 1 strip."""
+        """Width and height before the crop. Raises ValueError beyond the size that PIL reads (a 8000 x 1 strip)."""
         short = math.floor(self.img_size / self.crop_pct)
         width, height = size
         out = (short, int(short * height / width)) if width <= height else (int(short * width / height), short)

@@ -192,7 +192,7 @@ def where_of(data: DataConfig) -> str:
 
 
 def _counted_as(known: KnownClasses, splits: Splits, where: str, sources: list[LabelledSource]) -> Splits:
-    """The splits, and `sources` in place, with the weights' numbers of classes; as they are where nothing is certain."""
+    """The splits, and `sources` in place, with the weights' class numbers; as they are where nothing is certain."""
     found = splits.class_names
     order = require_classes(known, found, where) if known.required else match_classes(known.names, found)
     if order is None:
