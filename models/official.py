@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ecoformer.models.weight_files import read_weights
 from torch import Tensor
 
 from ecoformer.errors import InputError
+from ecoformer.models.weight_files import read_weights
 
 PUBLISHED_IMG_SIZE = 224
 

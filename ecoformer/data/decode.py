@@ -119,9 +119,9 @@ class EvalTransform:
         box = (left, top, left + side, top + side)
         if math.prod(size) > CROP_FIRST_PIXELS:
             scales = (image.width / size[0], image.height / size[1]) * 2
-            left, top, right, bottom = (edge * scale for edge, scale in zip(box, scales, strict=True))
+            west, north, east, south = (edge * scale for edge, scale in zip(box, scales, strict=True))
             method = INTERPOLATIONS[self.interpolation]
-            return np.asarray(image.resize((side, side), method, box=(left, top, right, bottom)))
+            return np.asarray(image.resize((side, side), method, box=(west, north, east, south)))
         if size != image.size:
             image = image.resize(size, INTERPOLATIONS[self.interpolation])
         return np.asarray(image if size == (side, side) else image.crop(box))

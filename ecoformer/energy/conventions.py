@@ -115,7 +115,8 @@ class Book(ABC):
             counted.setdefault(key, Counter()).update(note.amount)
             calls[key] += 1
         return [
-            Entry(*key, calls[key], Counter({k: n for k, n in found.items() if n})) for key, found in counted.items()
+            Entry(*key, calls=calls[key], counts=Counter({k: n for k, n in found.items() if n}))  # type: ignore[misc]
+            for key, found in counted.items()
         ]
 
     def _part(self, note: _Note, in_core: bool, cores: Cores) -> str:
