@@ -60,7 +60,7 @@ def refuse_if_owned(folder: Path, *, same_launch: bool) -> str | None:
     path = folder / LOCK
     try:
         owner = Owner(**json.loads(path.read_text()))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # the latter is said when the folder is made
         return None
     except (OSError, ValueError, TypeError) as error:
         raise InputError(f"{path} cannot be read: if no process is just starting there, remove it") from error

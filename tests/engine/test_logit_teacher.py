@@ -37,7 +37,7 @@ def test_a_model_that_is_its_own_teacher_does_not_move(tmp_path: Path) -> None:
         trainer = make_trainer(
             tmp_path / str(weight), FakeData(), model, optim=PLAIN, schedule=CONSTANT, epochs=1, max_steps=1
         )
-        trainer.teacher = LogitTeacher(twin, weight, 1.0)
+        trainer.train_step.teacher = LogitTeacher(twin, weight, 1.0)
         trainer.fit()
         same = all(torch.allclose(p, before[name], atol=1e-6) for name, p in model.named_parameters())
         assert same != moves
