@@ -31,7 +31,7 @@ class FakeHash(FittableAttention):
         self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
 
     def fit_hash(self, x_BND: Tensor, generator: torch.Generator) -> HashFitReport:
-        drawn = torch.randn(self.projection.shape, generator=generator)
+        drawn = torch.randn(self.projection.shape, generator=generator).to(x_BND.device)
         self.projection.copy_(drawn + x_BND.mean(dim=(0, 1)))
         self.fitted.fill_(True)
         return HashFitReport("", 0.0, -1.0, -2.0, 3, 4, 0.5, 0.1, 0.25)
