@@ -9,9 +9,9 @@ import timm
 from timm.models import register_model
 from torch import nn
 
-import ecoformer.kinds  # noqa: F401  registers the attention specs
 from ecoformer.kinds import SPECS, make_spec
 from ecoformer.model.convert import convert
+from ecoformer.nn.specs import on_each_kind
 
 BACKBONES = (*(f"pvt_v2_b{size}" for size in range(6)), *(f"twins_svt_{size}" for size in ("small", "base", "large")))
 MODEL_NAMES: list[str] = []
@@ -37,6 +37,10 @@ def _register(backbone: str, kind: str) -> None:
     MODEL_NAMES.append(entrypoint.__name__)
 
 
-for _backbone in BACKBONES:
-    for _kind in SPECS:
-        _register(_backbone, _kind)
+def _register_kind(kind: str) -> None:
+    for backbone in BACKBONES:
+        if f"{backbone}_{kind}" not in MODEL_NAMES:  # a module may be imported again
+            _register(backbone, kind)
+
+
+on_each_kind(_register_kind)

@@ -6,22 +6,20 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from kind_registry import kinds_restored
 
-from ecoformer import convert
+from ecoformer import InputError, convert
 from ecoformer.energy import count
-from ecoformer.kinds import BUILDERS, SPECS, make_spec
+from ecoformer.kinds import make_spec
 
 
 @pytest.fixture
 def example():
     text = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text()
     (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
-    specs, builders = dict(SPECS), dict(BUILDERS)
-    exec(compile(code, "CONTRIBUTING.md", "exec"), {"__name__": "example"})
-    yield
-    for registry, before in ((SPECS, specs), (BUILDERS, builders)):
-        registry.clear()
-        registry.update(before)
+    with kinds_restored():
+        exec(compile(code, "CONTRIBUTING.md", "exec"), {"__name__": "example"})
+        yield
 
 
 @pytest.mark.usefixtures("example")
@@ -38,3 +36,5 @@ def test_the_example_attention_converts_and_runs():
     assert attention.paper_core_ops(17) == (18 * 24, 34 * 24)
     assert convert(model, make_spec("halfway")).replaced == []
     assert not count(model, 16).uncounted
+    with pytest.raises(InputError, match="HalfwayAttention takes no attn_mask or is_causal=True: keep the stock"):
+        attention(x, attn_mask=torch.ones(17, 17))

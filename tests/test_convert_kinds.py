@@ -10,6 +10,7 @@ from tiny_models import FAMILIES, tiny_pvt, tiny_vit
 from ecoformer import InputError, MSASpec, attention_layers, convert, fit_hashes
 from ecoformer.energy import count
 from ecoformer.kinds import BUILDERS, SPECS, make_spec
+from ecoformer.nn.projections import ROLES
 
 OPTIONS = {
     "ecoformer": {"num_bits": 4, "num_anchors": 3, "top_k": 2, "fit_steps": 2},
@@ -66,7 +67,10 @@ def test_from_stock_and_from_msa(kind, family):
         if kind == "linear_sra":  # the one kind that has a place for what subsampled attention has beside
             assert (change.new, change.dropped) == ((), ()) if source == "pvt" else (("sr", "norm"), ())
         else:
-            assert (change.new, change.dropped) == (NEW.get(kind, ()), LEFT[wanted.carries][source])
+            assert (change.new, change.dropped) == (
+                NEW.get(kind, ()),
+                LEFT[tuple(role for role in ROLES if role in wanted.parts)][source],
+            )
     own = dict(model.named_parameters())
     untrained = {part for report in reports for part in report.replaced[0].new}
     carried = {
@@ -204,3 +208,18 @@ class TestLinformerAndTheNumberOfTokens:
 def test_options_that_cannot_work_are_refused(kind, options, message):
     with pytest.raises(InputError, match=message):
         make_spec(kind, options)
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "default", "other"),
+    [
+        ("ecoformer", "anchors", "image", "kmeans"),
+        ("ecoformer", "target", "cosine", "attention"),
+        ("ecoformer", "start", "random", "spectral"),
+        ("ecoformer_tuned", "anchors", "batch", "kmeans"),
+    ],
+)
+def test_options_that_are_gone_load_with_the_value_nobody_chose(kind, key, default, other):
+    assert make_spec(kind, {key: default, "num_bits": 8}) == make_spec(kind, {"num_bits": 8})
+    with pytest.raises(InputError, match=rf"attention.{key} is not an option of attention={kind}"):
+        make_spec(kind, {key: other})

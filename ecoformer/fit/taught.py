@@ -6,7 +6,7 @@ Shapes: B batch, H heads, N tokens, C head channels, D model channels.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ from ecoformer.nn.base import ReplacementAttention
 from ecoformer.nn.fitted_state import FittedState
 from ecoformer.nn.heads import split_heads
 from ecoformer.nn.precision import full_precision, without_autocast
-from ecoformer.nn.projections import Projections, linear_from
+from ecoformer.nn.projections import Projections
 from ecoformer.nn.specs import AttentionSpec
 from ecoformer.ops.codes.distilled import Standardiser
 from ecoformer.ops.codes.output_fit import Attends, fit_to_output
@@ -57,10 +57,8 @@ class TaughtSpec(AttentionSpec):
     joint_batch_size: int = 64
 
     def __post_init__(self) -> None:
-        for key in ("fit_steps", "joint_steps"):
-            self._require_whole(key, 0)
-        for key in ("fit_batch_size", "fit_images", "joint_batch_size"):
-            self._require_whole(key, 1)
+        self.require_whole(0, "fit_steps", "joint_steps")
+        self.require_whole(1, "fit_batch_size", "fit_images", "joint_batch_size")
         if isinstance(self.fit_values, bool):  # YAML reads the words so
             object.__setattr__(self, "fit_values", str(self.fit_values).lower())
         if self.fit_values not in ("auto", "true", "false"):
@@ -68,11 +66,6 @@ class TaughtSpec(AttentionSpec):
         for key in ("fit_lr", "joint_lr"):
             if not 0 < getattr(self, key) < float("inf"):
                 raise InputError(f"attention.{key}={getattr(self, key)!r} must be a finite number above 0")
-
-    def _require_whole(self, key: str, least: int) -> None:
-        value = getattr(self, key)
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise InputError(f"attention.{key}={value!r} must be a whole number of at least {least}")
 
 
 class TaughtAttention(FittedState, ReplacementAttention, FittableAttention):
@@ -82,18 +75,14 @@ class TaughtAttention(FittedState, ReplacementAttention, FittableAttention):
     starts and how it is stored; what is fitted are parameters, which training goes on with.
     """
 
-    carries = ("value", "proj")
+    parts: Mapping[str, str] = {"value": "to_v", "proj": "proj"}
     fits_parameters = True
     spec: TaughtSpec
+    to_v: nn.Linear
 
-    def __init__(self, source: Projections, spec: TaughtSpec) -> None:
-        super().__init__(source.dim, source.num_heads, spec)
-        device = source.proj.weight.device
-        self.to_v = linear_from(source.value)
-        self.proj = linear_from(source.proj)
-        self.proj_drop = nn.Dropout(source.proj_drop)
-        self.register_fitted(device)
-        self._teacher: Teacher | None = Teacher.of(source, spec.name, spec.fit_values)
+    def add_parts(self, source: Projections | None) -> None:
+        self.register_fitted(self.proj.weight.device)
+        self._teacher = None if source is None else Teacher.of(source, self.spec.name, self.spec.fit_values)
 
     def start(self, x_BND: Tensor, standard: Standardiser, generator: torch.Generator, teacher: Teacher) -> Attends:
         """Where the fit starts; `x_BND` are standardised tokens, which is what is fitted on."""

@@ -11,8 +11,9 @@ from ecoformer.kinds.distilled_hash import DistilledHashAttention, DistilledHash
 from ecoformer.kinds.ecoformer import EcoFormerAttention, EcoFormerSpec
 from ecoformer.kinds.ecoformer_tuned import EcoFormerTunedAttention, EcoFormerTunedSpec
 from ecoformer.kinds.kernel_hash import KernelHash
+from ecoformer.nn.base import BUILDERS, ReplacementAttention, attention_kind
 from ecoformer.nn.msa import MSASpec, MultiHeadSelfAttention
-from ecoformer.nn.specs import BUILDERS, SPECS, AttentionSpec, make_spec
+from ecoformer.nn.specs import SPECS, AttentionSpec, make_spec
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
@@ -31,6 +32,8 @@ __all__ = [
     "KernelHash",
     "MSASpec",
     "MultiHeadSelfAttention",
+    "ReplacementAttention",
+    "attention_kind",
     "fit_hashes",
     "has_hashes",
     "hash_layers",

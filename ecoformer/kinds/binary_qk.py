@@ -9,13 +9,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ecoformer.nn.projections import register_reader
-from ecoformer.nn.qkv import QKVAttention, read_qkv
-from ecoformer.nn.specs import AttentionSpec, builds, register_spec
+from ecoformer.nn.base import ReplacementAttention, attention_kind
+from ecoformer.nn.specs import AttentionSpec
 from ecoformer.ops.ecoformer.codes import straight_through_sign
 
 
-@register_spec("binary_qk")
 @dataclass(frozen=True)
 class BinaryQKSpec(AttentionSpec):
     """softmax(sign(q) sign(k)^T / sqrt(C)) v.
@@ -26,9 +24,11 @@ class BinaryQKSpec(AttentionSpec):
     tokens stays quadratic. Gradients pass straight through the sign where its argument lies within (-1, 1).
     """
 
+    name = "binary_qk"
 
-@builds(BinaryQKSpec)
-class BinaryQKAttention(QKVAttention):
+
+@attention_kind(BinaryQKSpec)
+class BinaryQKAttention(ReplacementAttention):
     """Softmax attention whose scores count the channels in which a query and a key agree in sign.
 
     The scores are a product of its own, not torch's fused attention: with both factors +-1 it is XNOR and popcount, and
@@ -43,13 +43,10 @@ class BinaryQKAttention(QKVAttention):
         return (code_q_BHNC @ code_k_BHNC.transpose(-2, -1) * self.head_dim**-0.5).softmax(dim=-1)
 
     def attention_weights(self, x_BND: Tensor) -> Tensor:
-        q_BHNC, k_BHNC, _ = self.split_qkv(x_BND)
+        q_BHNC, k_BHNC, _ = self.heads(x_BND)
         return self._weights(q_BHNC, k_BHNC)
 
     def paper_core_ops(self, num_tokens: int) -> tuple[int, int]:
         """MSA's 2 N^2 D + H N^2 multiplications less the N^2 D of the scores, whose terms are additions of +-1."""
         product = num_tokens**2 * self.dim
         return product + self.num_heads * num_tokens**2, 2 * product
-
-
-register_reader(BinaryQKAttention)(read_qkv)

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from ecoformer.errors import InputError
 from ecoformer.fit.taught import TaughtAttention, TaughtSpec
 from ecoformer.fit.teacher import Teacher, affine, store_affine
-from ecoformer.nn.heads import refuse_mask, split_heads
+from ecoformer.nn.base import attention_kind
+from ecoformer.nn.heads import join_heads, split_heads
 from ecoformer.nn.precision import full_precision, without_autocast
-from ecoformer.nn.projections import Projections, read_projections, register_reader
-from ecoformer.nn.specs import builds, register_spec
+from ecoformer.nn.projections import Projections, read_projections
+from ecoformer.nn.specs import one_of
 from ecoformer.ops.codes.attention import binary_attention, binary_weights
 from ecoformer.ops.codes.distilled import (
     DistilledHash,
@@ -30,7 +31,6 @@ from ecoformer.ops.codes.distilled import (
 from ecoformer.ops.codes.folded import distilled_attention, token_codes
 
 
-@register_spec("distilled_hash")
 @dataclass(frozen=True)
 class DistilledHashSpec(TaughtSpec):
     """Attention on 0/1 codes of the tokens themselves, fitted to the attention output that it replaces.
@@ -41,14 +41,15 @@ class DistilledHashSpec(TaughtSpec):
             step; "straight_through" keeps the step and gives it a gradient. Training takes the second in any case.
     """
 
+    name = "distilled_hash"
+
     num_bits: int = 16
     relaxation: Literal["sigmoid", "straight_through"] = "sigmoid"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require_whole("num_bits", 1)
-        if self.relaxation not in ("sigmoid", "straight_through"):
-            raise InputError(f"attention.relaxation={self.relaxation!r} must be sigmoid or straight_through")
+        self.require_whole(1, "num_bits")
+        one_of("relaxation", self.relaxation, ("sigmoid", "straight_through"))
 
     def is_met_by(self, module: nn.Module) -> bool:
         """What is fitted stays so: the settings of the fit no longer matter then."""
@@ -57,7 +58,7 @@ class DistilledHashSpec(TaughtSpec):
         return module.spec == self or (module.is_fitted and module.num_bits == self.num_bits)
 
 
-@builds(DistilledHashSpec)
+@attention_kind(DistilledHashSpec)
 class DistilledHashAttention(TaughtAttention):
     """Linear attention with one projection per token, to the bits of its codes.
 
@@ -72,22 +73,17 @@ class DistilledHashAttention(TaughtAttention):
     spec: DistilledHashSpec
     ones: Tensor
 
-    def __init__(self, source: Projections, spec: DistilledHashSpec) -> None:
-        super().__init__(source, spec)
-        factory: dict[str, Any] = {"device": source.proj.weight.device, "dtype": source.proj.weight.dtype}
-        bits = self.num_heads * spec.num_bits
+    def add_parts(self, source: Projections | None) -> None:
+        super().add_parts(source)
+        factory: dict[str, Any] = {"device": self.proj.weight.device, "dtype": self.proj.weight.dtype}
+        bits = self.num_heads * self.num_bits
         self.codes = nn.Linear(self.dim, 2 * bits, **factory)
         # One dimension each: timm's optimizers decay nothing of one dimension.
         self.log_weight = nn.Parameter(torch.zeros(bits, **factory))
         self.log_floor = nn.Parameter(torch.zeros(self.num_heads, **factory))
         # Share of ones in the codes of queries and of keys, on the images of the fit: what sums of rows really cost.
-        self.register_buffer("ones", torch.ones(2, device=source.proj.weight.device))
+        self.register_buffer("ones", torch.ones(2, device=factory["device"]))
         self._slope: float | None = None
-
-    @classmethod
-    def from_projections(cls, source: Projections, spec: DistilledHashSpec) -> DistilledHashAttention:
-        """Values and output projection carry over. Raises InputError if the source has no keys."""
-        return cls(source, spec)
 
     @property
     def num_bits(self) -> int:
@@ -105,20 +101,14 @@ class DistilledHashAttention(TaughtAttention):
         weight_HK = self.log_weight.to(dtype).exp().unflatten(0, (self.num_heads, self.num_bits))
         return weight_HK, self.log_floor.to(dtype).exp()
 
-    def forward(
-        self, x_BND: Tensor, feat_size: Any = None, attn_mask: Tensor | None = None, is_causal: bool = False
-    ) -> Tensor:
-        """(B, N, D) to (B, N, D), in float32 under autocast. `feat_size` is what timm's blocks pass; masks are refused.
-
-        Raises InputError if the codes were never fitted.
-        """
-        refuse_mask(self, attn_mask, is_causal)
+    def projected_output(self, x_BND: Tensor, feat_size: Any = None) -> Tensor:
+        """In float32 under autocast. Raises InputError if the codes were never fitted."""
         self.require_fitted()
         x = full_precision(x_BND)
         with without_autocast(x_BND):
             to_codes, value, proj = (affine(linear).like(x) for linear in (self.codes, self.to_v, self.proj))
             out_BND = distilled_attention(x, to_codes, value, proj, *self._bit_weights(x.dtype), self._slope)
-        return self.proj_drop(out_BND.to(x_BND.dtype))
+        return out_BND.to(x_BND.dtype)
 
     def _codes_and_weights(self, x_BND: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         self.require_fitted()
@@ -137,13 +127,13 @@ class DistilledHashAttention(TaughtAttention):
         with without_autocast(x_BND):
             return binary_weights(*self._codes_and_weights(x_BND))
 
-    def attention_output(self, x_BND: Tensor) -> Tensor:
+    def attention_output(self, x_BND: Tensor, feat_size: Any = None) -> Tensor:
         """The output before the output projection, (B, N, D), which `forward` never forms."""
         with without_autocast(x_BND):
             code_q, code_k, weight_HK, floor_H = self._codes_and_weights(x_BND)
             x = full_precision(x_BND)
             v_BHNC = split_heads(affine(self.to_v).like(x)(x), self.num_heads)
-            return binary_attention(code_q, code_k, v_BHNC, weight_HK, floor_H).transpose(1, 2).flatten(2)
+            return join_heads(binary_attention(code_q, code_k, v_BHNC, weight_HK, floor_H))
 
     def start(
         self, x_BND: Tensor, standard: Standardiser, generator: torch.Generator, teacher: Teacher
@@ -184,12 +174,11 @@ class DistilledHashAttention(TaughtAttention):
         adds = both + num_tokens * (2 * bits * dim + 2 * bits + dim)
         return muls, adds
 
-
-@register_reader(DistilledHashAttention)
-def _read(module: DistilledHashAttention, where: str) -> Projections:
-    if module.teacher is None:
-        raise InputError(
-            f"{where}: a fitted distilled hash of {module.num_bits} bits holds no queries and keys to convert: start "
-            "from the MSA or the stock checkpoint"
-        )
-    return read_projections(module.teacher.layer, where)
+    def projections(self, where: str) -> Projections:
+        """Those of the layer that it is to learn from."""
+        if self.teacher is None:
+            raise InputError(
+                f"{where}: a fitted distilled hash of {self.num_bits} bits holds no queries and keys to convert: start "
+                "from the MSA or the stock checkpoint"
+            )
+        return read_projections(self.teacher.layer, where)

@@ -7,29 +7,29 @@ Shapes: B batch, H heads, N tokens, C head channels, D model channels, K code bi
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ecoformer.errors import InputError
 from ecoformer.fit.contract import FittableAttention, HashFitReport, finite_images
 from ecoformer.fit.output_report import output_fit_report
 from ecoformer.fit.target import SoftmaxTarget
-from ecoformer.kinds.kept_keys import KeptKeys
 from ecoformer.kinds.token_hash import TokenHashFunctions
-from ecoformer.nn.base import ReplacementAttention
+from ecoformer.nn.base import ReplacementAttention, attention_kind
 from ecoformer.nn.fitted_state import FittedState
-from ecoformer.nn.heads import join_heads, refuse_mask, split_heads
+from ecoformer.nn.heads import join_heads, split_heads
 from ecoformer.nn.precision import full_precision, without_autocast
-from ecoformer.nn.projections import Projections, linear_from, register_reader
-from ecoformer.nn.specs import AttentionSpec, builds, one_of, register_spec
+from ecoformer.nn.projections import Projections, linear_of
+from ecoformer.nn.specs import AttentionSpec, one_of
 from ecoformer.ops.codes.attention import binary_attention, binary_weights
 from ecoformer.ops.codes.tuned import BinaryHash, fit_binary_hash, random_hash
 
 
-@register_spec("ecoformer_tuned")
 @dataclass(frozen=True)
 class EcoFormerTunedSpec(AttentionSpec):
     """Hash attention fitted to the output of the softmax attention that it replaces.
@@ -37,7 +37,6 @@ class EcoFormerTunedSpec(AttentionSpec):
     Args:
         num_bits: code length K per head.
         num_anchors: kernel anchors M per head and hash, fitted too; 0: hash functions linear in the token.
-        anchors: what a fit starts them from: "batch", tokens of all of its images, or "kmeans", centres of those.
         qk: "separate" keeps queries and keys, each with hash functions of their own; "shared" hashes the queries
             in place of the keys, as EcoFormer does, which saves the key projection and half of the hash.
         code: "binary" for 0/1 codes; "sign" for -1/+1, with an offset that keeps the weights positive.
@@ -46,9 +45,11 @@ class EcoFormerTunedSpec(AttentionSpec):
         fit_lr, fit_steps, fit_batch_size: Adam over all bits at once; fit_steps=0 leaves random hash functions.
     """
 
+    name = "ecoformer_tuned"
+    removed: ClassVar[Mapping[str, object]] = {"anchors": "batch"}
+
     num_bits: int = 16
     num_anchors: int = 10
-    anchors: Literal["batch", "kmeans"] = "batch"
     qk: Literal["separate", "shared"] = "separate"
     code: Literal["binary", "sign"] = "binary"
     bit_weights: bool = True
@@ -58,11 +59,8 @@ class EcoFormerTunedSpec(AttentionSpec):
     fit_batch_size: int = 16
 
     def __post_init__(self) -> None:
-        for key, least in (("num_bits", 1), ("num_anchors", 0), ("fit_steps", 0), ("fit_batch_size", 1)):
-            value = getattr(self, key)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise InputError(f"attention.{key}={value!r} must be a whole number of at least {least}")
-        one_of("anchors", self.anchors, ("batch", "kmeans"))
+        self.require_whole(1, "num_bits", "fit_batch_size")
+        self.require_whole(0, "num_anchors", "fit_steps")
         one_of("qk", self.qk, ("separate", "shared"))
         one_of("code", self.code, ("binary", "sign"))
         if not isinstance(self.bit_weights, bool):
@@ -73,8 +71,8 @@ class EcoFormerTunedSpec(AttentionSpec):
             raise InputError(f"attention.fit_lr={self.fit_lr!r} must be a finite number above 0")
 
 
-@builds(EcoFormerTunedSpec)
-class EcoFormerTunedAttention(FittedState, ReplacementAttention, FittableAttention, KeptKeys):
+@attention_kind(EcoFormerTunedSpec)
+class EcoFormerTunedAttention(FittedState, ReplacementAttention, FittableAttention):
     """Linear attention on fitted codes of queries and keys.
 
     The weight of key j for query i is sum_b s_b q_ib k_jb + floor, with fitted s_b > 0 per bit and floor > 0 per head.
@@ -82,45 +80,44 @@ class EcoFormerTunedAttention(FittedState, ReplacementAttention, FittableAttenti
     and keys as they are, not normalised, so that attention may be sharp for one token and flat for another.
 
     With qk="shared" the key rows stay as buffers: `forward` never uses them, a fit needs them for its target.
-
-    Args:
-        dim: model channels D; divisible by num_heads.
-        num_heads: heads H.
-        spec: code length, anchors and fit settings.
     """
 
+    parts: Mapping[str, str] = {
+        "query": "to_q",
+        "value": "to_v",
+        "proj": "proj",
+        "key": "to_k",
+    }  # in the order of their parameters
+    needs_keys = "to fit {} to"
     new_parts = ("query_hash", "key_hash", "bit_weight", "floor")
     shows_codes = True
     spec: EcoFormerTunedSpec
+    to_q: nn.Linear
+    to_k: nn.Linear
+    to_v: nn.Linear
+    key_weight: Tensor
+    key_bias: Tensor | None
     bit_weight: Tensor
     floor: Tensor
 
-    def __init__(self, source: Projections, spec: EcoFormerTunedSpec) -> None:
-        super().__init__(source.dim, source.num_heads, spec)
-        own_keys = source.own_keys(f"to fit {spec.name} to")
-        device = source.proj.weight.device
-        self.to_q = linear_from(source.query)
-        self.to_v = linear_from(source.value)
-        self.proj = linear_from(source.proj)
-        self.proj_drop = nn.Dropout(source.proj_drop)
+    def add_parts(self, source: Projections | None) -> None:
+        spec, device = self.spec, self.proj.weight.device
         sizes = (self.num_heads, self.head_dim, spec.num_bits, spec.num_anchors)
         self.query_hash = TokenHashFunctions(*sizes, device=device)
         if spec.qk == "separate":
-            self.to_k = linear_from(own_keys)
             self.key_hash = TokenHashFunctions(*sizes, device=device)
         else:
-            self.keep_keys(own_keys)
+            keys = self.to_k
+            del self.to_k
+            self.register_buffer("key_weight", keys.weight.detach().clone())
+            self.register_buffer("key_bias", None if keys.bias is None else keys.bias.detach().clone())
+            self.parts = {**self.parts, "key": "key_weight"}
         factory: dict[str, Any] = {"device": device, "dtype": torch.float32}
         self.register_buffer("bit_weight", torch.ones(self.num_heads, spec.num_bits, **factory))
         self.register_buffer(
             "floor", torch.full((self.num_heads,), 1.0 if spec.floor is None else spec.floor, **factory)
         )
         self.register_fitted(device)
-
-    @classmethod
-    def from_projections(cls, source: Projections, spec: EcoFormerTunedSpec) -> EcoFormerTunedAttention:
-        """All of the source's weights carry over. Raises InputError if it has no keys."""
-        return cls(source, spec)
 
     @property
     def num_bits(self) -> int:
@@ -137,7 +134,7 @@ class EcoFormerTunedAttention(FittedState, ReplacementAttention, FittableAttenti
         """The keys that a fit's target is made of; also those of `forward` with qk="separate"."""
         if self.spec.qk == "separate":
             return self._heads(self.to_k(x_BND))
-        return self._heads(self.kept_keys(x_BND))
+        return self._heads(F.linear(x_BND, self.key_weight, self.key_bias))
 
     def _hashing(self, dtype: torch.dtype) -> BinaryHash:
         return BinaryHash(
@@ -164,7 +161,6 @@ class EcoFormerTunedAttention(FittedState, ReplacementAttention, FittableAttenti
             generator,
             num_bits=spec.num_bits,
             num_anchors=spec.num_anchors,
-            anchors=spec.anchors,
             shared=spec.qk == "shared",
             floor=1.0 if spec.floor is None else spec.floor,
             **self._kind(),
@@ -176,14 +172,8 @@ class EcoFormerTunedAttention(FittedState, ReplacementAttention, FittableAttenti
         with without_autocast(x_BND):
             return hashing.codes(q_BHNC, k_BHNC)
 
-    def forward(
-        self, x_BND: Tensor, feat_size: Any = None, attn_mask: Tensor | None = None, is_causal: bool = False
-    ) -> Tensor:
-        """(B, N, D) to (B, N, D). `feat_size` is what timm's blocks pass; masks are refused.
-
-        Raises InputError if the hash functions were never fitted.
-        """
-        refuse_mask(self, attn_mask, is_causal)
+    def attention_output(self, x_BND: Tensor, feat_size: Any = None) -> Tensor:
+        """Raises InputError if the hash functions were never fitted."""
         self.require_fitted()
         values_BND = self.to_v(x_BND)
         v_BHNC = self._heads(values_BND)
@@ -191,7 +181,7 @@ class EcoFormerTunedAttention(FittedState, ReplacementAttention, FittableAttenti
         codes = self._codes(x_BND, hashing)
         with without_autocast(x_BND):
             out_BHNC = binary_attention(*codes, v_BHNC, hashing.weights_of_bits, hashing.raised_floor_H)
-        return self.proj_drop(self.proj(join_heads(out_BHNC).to(values_BND.dtype)))
+        return join_heads(out_BHNC).to(values_BND.dtype)
 
     def attention_weights(self, x_BND: Tensor) -> Tensor:
         self.require_fitted()
@@ -283,19 +273,7 @@ class EcoFormerTunedAttention(FittedState, ReplacementAttention, FittableAttenti
         bit_weight_muls = bits * (channels + 1) if self.spec.bit_weights else 0
         return heads * (num_tokens * per_token_muls + bit_weight_muls), heads * num_tokens * per_token_adds
 
-
-@register_reader(EcoFormerTunedAttention)
-def _read(module: EcoFormerTunedAttention, where: str) -> Projections:
-    separate = module.spec.qk == "separate"
-    return Projections(
-        where=where,
-        dim=module.dim,
-        num_heads=module.num_heads,
-        query=module.to_q,
-        key=module.to_k if separate else module.key_linear(),
-        value=module.to_v,
-        proj=module.proj,
-        proj_drop=module.proj_drop.p,
-        parts={"query": "to_q", "key": "to_k" if separate else "key_weight", "value": "to_v", "proj": "proj"},
-        dropped=("query_hash", "key_hash", "bit_weight", "floor"),
-    )
+    def projections(self, where: str) -> Projections:
+        if self.spec.qk == "separate":
+            return super().projections(where)
+        return replace(super().projections(where), key=linear_of(self.key_weight, self.key_bias))

@@ -14,9 +14,8 @@ from torch import Tensor
 from ecoformer.errors import InputError
 from ecoformer.fit.contract import HashFitReport, bit_statistics, finite_images
 from ecoformer.nn.fitted_state import FittedState
-from ecoformer.ops.ecoformer.anchors import draw_anchors
 from ecoformer.ops.ecoformer.codes import hash_codes, kernel_features
-from ecoformer.ops.ecoformer.fit import Targets, fit_hash
+from ecoformer.ops.ecoformer.fit import fit_hash
 
 
 class KernelHash(FittedState):
@@ -61,9 +60,6 @@ class KernelHash(FittedState):
         lr: float,
         momentum: float,
         steps: int,
-        anchors: str = "image",
-        spectral: bool = False,
-        targets: Targets | None = None,
     ) -> HashFitReport:
         """Draw anchors from the tokens, fit A to the similarities of the batch, store both.
 
@@ -72,15 +68,14 @@ class KernelHash(FittedState):
         Args:
             x_BHNC: normalised tokens of a batch.
             generator: CPU generator that draws the anchors, so that the draw is the same on every device.
-            anchors: where from, see `ops.anchors.draw_anchors`.
-            top_k, lr, momentum, steps, spectral, targets: see `ops.hash_fit.fit_hash`.
+            top_k, lr, momentum, steps: see `ops.hash_fit.fit_hash`.
         Raises:
             InputError: fewer tokens than anchors, or fewer than 2 * top_k, or no image with finite features.
         """
         started = time.perf_counter()
         num_images = len(x_BHNC)
-        x_BHNC, *others = finite_images([x_BHNC, *(targets or ())])
-        anchors_HMC = self._draw_anchors(x_BHNC, anchors, generator)
+        (x_BHNC,) = finite_images([x_BHNC])
+        anchors_HMC = self._draw_anchors(x_BHNC, generator)
         result = fit_hash(
             x_BHNC,
             anchors_HMC,
@@ -89,8 +84,6 @@ class KernelHash(FittedState):
             lr=lr,
             momentum=momentum,
             steps=steps,
-            targets=None if targets is None else (others[0], others[1]),
-            spectral=spectral,
         )
         if self.is_fitted:
             before = hash_codes(x_BHNC, *self._state(x_BHNC.dtype))
@@ -114,30 +107,26 @@ class KernelHash(FittedState):
         )
 
     @torch.no_grad()
-    def draw(self, x_BHNC: Tensor, generator: torch.Generator, anchors: str = "image") -> None:
+    def draw(self, x_BHNC: Tensor, generator: torch.Generator) -> None:
         """Take random functions for these tokens: the start of a first fit, where none was made yet, else new ones.
 
         Raises InputError as `fit` does.
         """
         (x_BHNC,) = finite_images([x_BHNC])
-        anchors_HMC = self._draw_anchors(x_BHNC, anchors, generator)
+        anchors_HMC = self._draw_anchors(x_BHNC, generator)
         A_HKM = torch.randn(self.A.shape, generator=generator).to(self.A) if self.is_fitted else self.A
         self._store(anchors_HMC, A_HKM, kernel_features(x_BHNC, anchors_HMC).mean(dim=(0, 2)))
 
-    def _draw_anchors(self, x_BHNC: Tensor, how: str, generator: torch.Generator) -> Tensor:
+    def _draw_anchors(self, x_BHNC: Tensor, generator: torch.Generator) -> Tensor:
+        """Tokens of the first image, the same positions for every head, as the published code draws them: (H, M, C)."""
         num_tokens, num_anchors = x_BHNC.shape[2], self.anchors.shape[1]
-        if how == "image" and num_tokens < num_anchors:
+        if num_tokens < num_anchors:
             raise InputError(
                 f"hash fit: {num_tokens} tokens < num_anchors={num_anchors}: raise data.img_size, lower "
                 f"attention.num_anchors to at most {num_tokens}, or set attention.clamp=true"
             )
-        num_tokens *= len(x_BHNC)
-        if num_tokens < num_anchors:
-            raise InputError(
-                f"hash fit: {num_tokens} tokens of all images < num_anchors={num_anchors}: raise "
-                f"callbacks.hash_update.num_images or lower attention.num_anchors to at most {num_tokens}"
-            )
-        return draw_anchors(x_BHNC, num_anchors, how, generator)
+        chosen = torch.randperm(num_tokens, generator=generator)[:num_anchors]
+        return x_BHNC[0].index_select(1, chosen.to(x_BHNC.device))
 
     def _store(self, anchors_HMC: Tensor, A_HKM: Tensor, mean_HM: Tensor) -> None:
         self.anchors.copy_(anchors_HMC)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +17,12 @@ from timm.models.pvt_v2 import Attention as PvtAttention
 from torch import Tensor, nn
 
 from ecoformer.errors import InputError
-from ecoformer.nn.base import ReplacementAttention
-from ecoformer.nn.heads import join_heads, refuse_mask, split_heads
-from ecoformer.nn.projections import Projections, linear_from, linear_rows, register_reader
-from ecoformer.nn.specs import AttentionSpec, builds, register_spec
+from ecoformer.nn.base import ReplacementAttention, attention_kind
+from ecoformer.nn.heads import join_heads, split_heads
+from ecoformer.nn.projections import Projections
+from ecoformer.nn.specs import AttentionSpec
 
 
-@register_spec("linear_sra")
 @dataclass(frozen=True)
 class LinearSRASpec(AttentionSpec):
     """Keys and values from the map after average pooling, a 1x1 convolution, a norm and GELU.
@@ -34,12 +34,12 @@ class LinearSRASpec(AttentionSpec):
         pool_size: height and width of the pooled map.
     """
 
+    name = "linear_sra"
+
     pool_size: int = 7
 
     def __post_init__(self) -> None:
-        value = self.pool_size
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise InputError(f"attention.pool_size={value!r} must be a whole number of at least 1")
+        self.require_whole(1, "pool_size")
 
     def is_met_by(self, module: nn.Module) -> bool:
         if isinstance(module, PvtAttention):
@@ -47,7 +47,7 @@ class LinearSRASpec(AttentionSpec):
         return isinstance(module, LinearSRAAttention) and module.spec == self
 
 
-@builds(LinearSRASpec)
+@attention_kind(LinearSRASpec)
 class LinearSRAAttention(ReplacementAttention):
     """softmax attention of all tokens to pooled ones; parts and state dict are those of timm's layer.
 
@@ -59,41 +59,26 @@ class LinearSRAAttention(ReplacementAttention):
     windows of equal tokens that is the same. Otherwise the convolution starts as the identity.
     """
 
+    parts: Mapping[str, str] = {"query": "q", "key": "kv", "value": "kv", "proj": "proj"}
     shows_weights = False
     spec: LinearSRASpec
+    q: nn.Linear
+    kv: nn.Linear
 
-    def __init__(self, source: Projections, spec: LinearSRASpec) -> None:
-        super().__init__(source.dim, source.num_heads, spec)
-        keys = source.own_keys(f"to build {spec.name} attention from")
-        self.num_prefix = source.num_prefix
-        self.q = linear_from(source.query)
-        self.kv = linear_from(keys, source.value)
-        self.proj = linear_from(source.proj)
-        self.proj_drop = nn.Dropout(source.proj_drop)
-        self.sr, self.norm = _reduction(source)
-        if "sr" in source.dropped:
-            self.carries = (*self.carries, "sr", "norm")
+    def add_parts(self, source: Projections | None) -> None:
+        self.num_prefix = 0 if source is None else source.num_prefix
+        self.sr, self.norm = _reduction(self.proj.weight, source)
+        if source is not None and "sr" in source.dropped:
+            self.also_carried = ("sr", "norm")
         else:
             self.new_parts = ("sr", "norm")
 
-    @classmethod
-    def from_projections(cls, source: Projections, spec: LinearSRASpec) -> LinearSRAAttention:
-        """All of the source's weights carry over. Raises InputError if it has no keys."""
-        return cls(source, spec)
-
-    def forward(
-        self, x_BND: Tensor, feat_size: Any = None, attn_mask: Tensor | None = None, is_causal: bool = False
-    ) -> Tensor:
-        """(B, N, D) to (B, N, D); `feat_size` is the map's (height, width). Masks are refused.
-
-        Raises InputError without `feat_size` if the map is no square.
-        """
-        refuse_mask(self, attn_mask, is_causal)
+    def attention_output(self, x_BND: Tensor, feat_size: Any = None) -> Tensor:
+        """Raises InputError without `feat_size` if the map is no square."""
         pooled_BMD = self.pooled(x_BND, self._map_size(x_BND.shape[1]) if feat_size is None else feat_size)
         key_BMD, value_BMD = self.kv(pooled_BMD).chunk(2, dim=-1)
         q_BHNC, k_BHMC, v_BHMC = (split_heads(part, self.num_heads) for part in (self.q(x_BND), key_BMD, value_BMD))
-        out_BHNC = F.scaled_dot_product_attention(q_BHNC, k_BHMC, v_BHMC)
-        return self.proj_drop(self.proj(join_heads(out_BHNC)))
+        return join_heads(F.scaled_dot_product_attention(q_BHNC, k_BHMC, v_BHMC))
 
     def pooled(self, x_BND: Tensor, map_size: Any) -> Tensor:
         """What keys and values are made of, (B, M, D): the prefix tokens, then the pooled map row by row."""
@@ -128,37 +113,21 @@ class LinearSRAAttention(ReplacementAttention):
         return muls, products + (num_tokens - self.num_prefix) * self.dim
 
 
-def _reduction(source: Projections) -> tuple[nn.Conv2d, nn.LayerNorm]:
+def _reduction(like: Tensor, source: Projections | None) -> tuple[nn.Conv2d, nn.LayerNorm]:
     """The 1x1 convolution and the norm, from those of the source where it has them."""
-    weight = source.proj.weight
-    sr = nn.Conv2d(source.dim, source.dim, kernel_size=1, device=weight.device, dtype=weight.dtype)
+    factory: dict[str, Any] = {"device": like.device, "dtype": like.dtype}
+    sr = nn.Conv2d(len(like), len(like), kernel_size=1, **factory)
+    assert sr.bias is not None
     with torch.no_grad():
-        if "sr" in source.dropped:
+        if source is not None and "sr" in source.dropped:
             assert source.layer is not None
             old = source.layer.get_submodule("sr")
-            assert isinstance(old, nn.Conv2d) and old.bias is not None and sr.bias is not None
+            assert isinstance(old, nn.Conv2d) and old.bias is not None
             sr.weight.copy_(old.weight.sum(dim=(2, 3), keepdim=True))
             sr.bias.copy_(old.bias)
             norm = copy.deepcopy(source.layer.get_submodule("norm"))
             assert isinstance(norm, nn.LayerNorm)
             return sr, norm
         nn.init.dirac_(sr.weight)
-        if sr.bias is not None:
-            sr.bias.zero_()
-    return sr, nn.LayerNorm(source.dim, device=weight.device, dtype=weight.dtype)
-
-
-@register_reader(LinearSRAAttention)
-def _read(module: LinearSRAAttention, where: str) -> Projections:
-    return Projections(
-        where=where,
-        dim=module.dim,
-        num_heads=module.num_heads,
-        query=module.q,
-        key=linear_rows(module.kv, 0, module.dim),
-        value=linear_rows(module.kv, module.dim, 2 * module.dim),
-        proj=module.proj,
-        proj_drop=module.proj_drop.p,
-        parts={"query": "q", "key": "kv", "value": "kv", "proj": "proj"},
-        dropped=("sr", "norm"),
-    )
+        sr.bias.zero_()
+    return sr, nn.LayerNorm(len(like), **factory)

@@ -12,12 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ecoformer.errors import InputError
-from ecoformer.nn.projections import Projections, read_fused_qkv, register_reader
-from ecoformer.nn.qkv import QKVAttention
-from ecoformer.nn.specs import AttentionSpec, builds, register_spec
+from ecoformer.nn.base import ReplacementAttention, attention_kind
+from ecoformer.nn.projections import Projections
+from ecoformer.nn.specs import AttentionSpec
 
 
-@register_spec("linformer")
 @dataclass(frozen=True)
 class LinformerSpec(AttentionSpec):
     """softmax(q (E k)^T / sqrt(C)) F v (Wang et al., "Linformer: Self-Attention with Linear Complexity", 2020, eq. 7).
@@ -29,17 +28,14 @@ class LinformerSpec(AttentionSpec):
         num_tokens: tokens N that E and F are made for; None: taken from the layer, which needs the image size.
     """
 
+    name = "linformer"
+
     proj_dim: int = 64
     share_kv: bool = False
     num_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        for key in ("proj_dim", "num_tokens"):
-            value = getattr(self, key)
-            if key == "num_tokens" and value is None:
-                continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise InputError(f"attention.{key}={value!r} must be a whole number of at least 1")
+        self.require_whole(1, "proj_dim", *(() if self.num_tokens is None else ("num_tokens",)))
         if not isinstance(self.share_kv, bool):
             raise InputError(f"attention.share_kv={self.share_kv!r} must be true or false")
 
@@ -59,8 +55,8 @@ class LinformerSpec(AttentionSpec):
         return module.spec == replace(self, num_tokens=num_tokens, proj_dim=min(self.proj_dim, num_tokens))
 
 
-@builds(LinformerSpec)
-class LinformerAttention(QKVAttention):
+@attention_kind(LinformerSpec)
+class LinformerAttention(ReplacementAttention):
     """Softmax attention on keys and values that E and F mix over the tokens.
 
     E and F start as means of N / M neighbouring tokens each, so a converted model attends to a coarser copy of its keys
@@ -70,25 +66,19 @@ class LinformerAttention(QKVAttention):
     spec: LinformerSpec
     value_mix: nn.Parameter | None
 
-    def __init__(
-        self, dim: int, num_heads: int, spec: LinformerSpec, qkv: nn.Linear, proj: nn.Linear, proj_drop: float
-    ) -> None:
-        super().__init__(dim, num_heads, spec, qkv, proj, proj_drop)
-        assert spec.num_tokens is not None
-        means_MN = segment_means(spec.num_tokens, spec.proj_dim).to(proj.weight)
+    def add_parts(self, source: Projections | None) -> None:
+        """Raises InputError without a token count."""
+        spec = self.spec
+        if spec.num_tokens is None:
+            where = "" if source is None else f"{source.where}: "
+            raise InputError(
+                f"{where}linformer needs the number of tokens: call convert(model, spec, img_size=...) or set "
+                "attention.num_tokens"
+            )
+        means_MN = segment_means(spec.num_tokens, spec.proj_dim).to(self.proj.weight)
         self.key_mix = nn.Parameter(means_MN)
         self.value_mix = None if spec.share_kv else nn.Parameter(means_MN.clone())
         self.new_parts = ("key_mix",) if spec.share_kv else ("key_mix", "value_mix")
-
-    @classmethod
-    def from_projections(cls, source: Projections, spec: LinformerSpec) -> LinformerAttention:
-        """All of the source's weights carry over. Raises InputError without keys or without a token count."""
-        if spec.num_tokens is None:
-            raise InputError(
-                f"{source.where}: linformer needs the number of tokens: call convert(model, spec, img_size=...) or set "
-                "attention.num_tokens"
-            )
-        return super().from_projections(source, spec)
 
     def attend(self, q_BHNC: Tensor, k_BHNC: Tensor, v_BHNC: Tensor) -> Tensor:
         self._require_tokens(k_BHNC.shape[-2])
@@ -97,7 +87,7 @@ class LinformerAttention(QKVAttention):
 
     def attention_weights(self, x_BND: Tensor) -> Tensor:
         """softmax(...) F: what each token takes of each value; F is learned, so weights need not be positive."""
-        q_BHNC, k_BHNC, _ = self.split_qkv(x_BND)
+        q_BHNC, k_BHNC, _ = self.heads(x_BND)
         self._require_tokens(x_BND.shape[1])
         scores_BHNM = q_BHNC @ (self.key_mix @ k_BHNC).transpose(-2, -1) * self.head_dim**-0.5
         return scores_BHNM.softmax(dim=-1) @ (self.key_mix if self.value_mix is None else self.value_mix)
@@ -123,8 +113,3 @@ def segment_means(num_tokens: int, num_segments: int) -> Tensor:
     token_N = torch.arange(num_tokens)
     inside_MN = ((token_N >= start_M1) & (token_N < stop_M1)).float()
     return inside_MN / inside_MN.sum(dim=1, keepdim=True)
-
-
-@register_reader(LinformerAttention)
-def _read(module: LinformerAttention, where: str) -> Projections:
-    return read_fused_qkv(module, module.dim, where, dropped=module.new_parts)

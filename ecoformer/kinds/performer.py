@@ -9,19 +9,18 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ecoformer.errors import InputError
+from ecoformer.nn.base import ReplacementAttention, attention_kind
 from ecoformer.nn.precision import full_precision, without_autocast
-from ecoformer.nn.projections import Projections, read_fused_qkv, register_reader
-from ecoformer.nn.qkv import QKVAttention
+from ecoformer.nn.projections import Projections
 from ecoformer.nn.random_features import RedrawnAttention
-from ecoformer.nn.specs import AttentionSpec, builds, register_spec
+from ecoformer.nn.specs import AttentionSpec
 from ecoformer.ops.linear.attention import linear_attention_weights
 from ecoformer.ops.linear.favor import favor_attention, favor_features, orthogonal_projection
 
 
-@register_spec("performer")
 @dataclass(frozen=True)
 class PerformerSpec(AttentionSpec):
     """FAVOR+ (Choromanski et al., "Rethinking Attention with Performers", ICLR 2021).
@@ -31,6 +30,8 @@ class PerformerSpec(AttentionSpec):
             the order that the paper's Theorem 4 asks for.
     """
 
+    name = "performer"
+
     num_features: int | None = None
 
     def __post_init__(self) -> None:
@@ -39,8 +40,8 @@ class PerformerSpec(AttentionSpec):
             raise InputError(f"attention.num_features={value!r} must be a whole number of at least 1, or null")
 
 
-@builds(PerformerSpec)
-class PerformerAttention(QKVAttention, RedrawnAttention):
+@attention_kind(PerformerSpec)
+class PerformerAttention(ReplacementAttention, RedrawnAttention):
     """Linear attention on positive orthogonal random features of queries and keys, in float32 whatever the autocast.
 
     The random directions are a buffer, so a checkpoint evaluates as it was trained. They are drawn from torch's global
@@ -51,14 +52,11 @@ class PerformerAttention(QKVAttention, RedrawnAttention):
     spec: PerformerSpec
     projection: Tensor
 
-    def __init__(
-        self, dim: int, num_heads: int, spec: PerformerSpec, qkv: nn.Linear, proj: nn.Linear, proj_drop: float
-    ) -> None:
-        super().__init__(dim, num_heads, spec, qkv, proj, proj_drop)
+    def add_parts(self, source: Projections | None) -> None:
         default = max(1, round(self.head_dim * math.log(self.head_dim)))
-        self.num_features = default if spec.num_features is None else spec.num_features
+        self.num_features = default if self.spec.num_features is None else self.spec.num_features
         projection_FC = orthogonal_projection(self.num_features, self.head_dim)
-        self.register_buffer("projection", projection_FC.to(proj.weight.device))
+        self.register_buffer("projection", projection_FC.to(self.proj.weight.device))
 
     @torch.no_grad()
     def redraw(self, generator: torch.Generator) -> None:
@@ -70,7 +68,7 @@ class PerformerAttention(QKVAttention, RedrawnAttention):
             return favor_attention(q, k, v, self.projection.to(v.dtype)).to(v_BHNC.dtype)
 
     def attention_weights(self, x_BND: Tensor) -> Tensor:
-        q_BHNC, k_BHNC, _ = (full_precision(x) for x in self.split_qkv(x_BND))
+        q_BHNC, k_BHNC, _ = (full_precision(x) for x in self.heads(x_BND))
         return linear_attention_weights(*favor_features(q_BHNC, k_BHNC, self.projection.to(q_BHNC.dtype)))
 
     def paper_core_ops(self, num_tokens: int) -> tuple[int, int]:
@@ -84,8 +82,3 @@ class PerformerAttention(QKVAttention, RedrawnAttention):
         per_token_muls = products + channels + 1 + features + channels
         per_token_adds = products + channels + features + 2 * features
         return self.num_heads * num_tokens * per_token_muls, self.num_heads * num_tokens * per_token_adds
-
-
-@register_reader(PerformerAttention)
-def _read(module: PerformerAttention, where: str) -> Projections:
-    return read_fused_qkv(module, module.dim, where, dropped=("projection",))

@@ -9,16 +9,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ecoformer.nn.base import ReplacementAttention, attention_kind
 from ecoformer.nn.precision import full_precision, without_autocast
-from ecoformer.nn.projections import register_reader
-from ecoformer.nn.qkv import QKVAttention, read_qkv
-from ecoformer.nn.specs import AttentionSpec, builds, register_spec
+from ecoformer.nn.specs import AttentionSpec
 from ecoformer.ops.linear.attention import linear_attention, linear_attention_weights
 
 EPS = 1e-15  # as EfficientViT: a query that meets no key gets zero
 
 
-@register_spec("relu_linear")
 @dataclass(frozen=True)
 class ReLULinearSpec(AttentionSpec):
     """relu(q) (relu(k)^T v) / (relu(q) . sum relu(k)), linear in the tokens.
@@ -28,9 +26,11 @@ class ReLULinearSpec(AttentionSpec):
     ICML 2020. Scores are homogeneous in q and k, so there is no 1 / sqrt(C).
     """
 
+    name = "relu_linear"
 
-@builds(ReLULinearSpec)
-class ReLULinearAttention(QKVAttention):
+
+@attention_kind(ReLULinearSpec)
+class ReLULinearAttention(ReplacementAttention):
     """Linear attention on rectified queries and keys, in float32 whatever the autocast: sums run over all tokens."""
 
     def attend(self, q_BHNC: Tensor, k_BHNC: Tensor, v_BHNC: Tensor) -> Tensor:
@@ -39,13 +39,10 @@ class ReLULinearAttention(QKVAttention):
             return linear_attention(q.relu(), k.relu(), v, EPS).to(v_BHNC.dtype)
 
     def attention_weights(self, x_BND: Tensor) -> Tensor:
-        q_BHNC, k_BHNC, _ = self.split_qkv(x_BND)
+        q_BHNC, k_BHNC, _ = self.heads(x_BND)
         return linear_attention_weights(q_BHNC.relu(), k_BHNC.relu(), EPS)
 
     def paper_core_ops(self, num_tokens: int) -> tuple[int, int]:
         """Per head and token: k^T v and q times it, C^2 each; the sum of keys, q times it and the division, C each."""
         products = num_tokens * self.dim * 2 * self.head_dim
         return products + 2 * num_tokens * self.dim, products + 2 * num_tokens * self.dim
-
-
-register_reader(ReLULinearAttention)(read_qkv)

@@ -5,18 +5,15 @@ Shapes: B batch, H heads, N tokens, D model channels.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from ecoformer.nn.base import ReplacementAttention
-from ecoformer.nn.heads import refuse_mask
-from ecoformer.nn.projections import Projections, linear_from
-from ecoformer.nn.specs import AttentionSpec, builds, register_spec
+from ecoformer.nn.base import ReplacementAttention, attention_kind
+from ecoformer.nn.specs import AttentionSpec
 
 
-@register_spec("uniform")
 @dataclass(frozen=True)
 class UniformSpec(AttentionSpec):
     """Every token gets the mean of all values: softmax attention whose scores are all equal.
@@ -25,31 +22,17 @@ class UniformSpec(AttentionSpec):
     CVPR 2022, is its local cousin). What a model reaches with it owes nothing to where attention looks.
     """
 
+    name = "uniform"
 
-@builds(UniformSpec)
+
+@attention_kind(UniformSpec)
 class UniformAttention(ReplacementAttention):
     """proj(mean over tokens of the values); class and other prefix tokens count like the rest."""
 
-    carries = ("value", "proj")
+    parts: Mapping[str, str] = {"value": "to_v", "proj": "proj"}
 
-    def __init__(self, source: Projections, spec: UniformSpec) -> None:
-        super().__init__(source.dim, source.num_heads, spec)
-        self.to_v = linear_from(source.value)
-        self.proj = linear_from(source.proj)
-        self.proj_drop = nn.Dropout(source.proj_drop)
-
-    @classmethod
-    def from_projections(cls, source: Projections, spec: UniformSpec) -> UniformAttention:
-        """Values and output projection carry over; queries and keys have no place."""
-        return cls(source, spec)
-
-    def forward(
-        self, x_BND: Tensor, feat_size: Any = None, attn_mask: Tensor | None = None, is_causal: bool = False
-    ) -> Tensor:
-        """(B, N, D) to (B, N, D). `feat_size` is what timm's blocks pass; masks are refused."""
-        refuse_mask(self, attn_mask, is_causal)
-        mean_B1D = self.to_v(x_BND).mean(dim=1, keepdim=True)
-        return self.proj_drop(self.proj(mean_B1D.expand_as(x_BND)))
+    def attend(self, v_BHNC: Tensor) -> Tensor:
+        return v_BHNC.mean(dim=2, keepdim=True).expand_as(v_BHNC)
 
     def attention_weights(self, x_BND: Tensor) -> Tensor:
         batch, num_tokens, _ = x_BND.shape

@@ -1,57 +1,179 @@
-"""What every attention that replaces a stock one has in common."""
+"""What every attention that replaces a stock one has in common, and how a kind becomes known.
+
+Shapes: B batch, H heads, N tokens, C head channels, D model channels.
+"""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Self
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Self, TypeVar
 
 from torch import Tensor, nn
 
-from ecoformer.nn.projections import Projections
-from ecoformer.nn.specs import AttentionSpec
+from ecoformer.errors import InputError
+from ecoformer.nn.heads import join_heads, split_heads
+from ecoformer.nn.projections import READERS, ROLES, Projections, linear_from, linear_rows, too_little
+from ecoformer.nn.specs import SPECS, AttentionSpec, announce
+
+BUILDERS: dict[type[AttentionSpec], type[ReplacementAttention]] = {}
+KindT = TypeVar("KindT", bound="type[ReplacementAttention]")
+
+
+def attention_kind(spec: type[AttentionSpec]) -> Callable[[KindT], KindT]:
+    """Make a module class the one that `spec` asks for, known as `attention=NAME` if the spec has a name.
+
+    Raises InputError for a name that another kind has.
+    """
+
+    def decorate(cls: KindT) -> KindT:
+        known = SPECS.get(spec.name, spec)
+        if (known.__module__, known.__qualname__) != (spec.__module__, spec.__qualname__) or spec.name == "stock":
+            raise InputError(
+                f"attention={spec.name} exists already: give {spec.__module__}.{spec.__name__} another name"
+            )
+        BUILDERS[spec] = cls
+        READERS[cls] = cls.projections
+        if spec.name:
+            announce(spec)
+        return cls
+
+    return decorate
 
 
 class ReplacementAttention(nn.Module):
     """Base of the attention kinds: (B, N, D) to (B, N, D), called by timm's PVTv2, Twins and ViT blocks alike.
 
+    It projects, splits the heads and projects back; a kind says in `attend` how heads attend. Some say more: what else
+    they are made of in `add_parts`, or whole steps of their own in `attention_output` or `projected_output`.
+
     Attributes:
-        carries: which of query, key, value and proj are taken over from the layer that is replaced, and which of its
-            other submodules, by name.
+        parts: the Linear behind each of query, key, value and proj; one that stands behind several has their rows one
+            after the other. What is not named is not taken over from the layer that is replaced.
+        also_carried: other submodules that are taken over, by name.
         new_parts: what the kind adds without trained weights.
-            Both are of the class, or of a layer where its source or its spec decides.
+            All of them are of the class, or of a layer where its source or its spec decides.
         shows_weights: whether the output is a weighted sum of the tokens' values, so that there are weights to show.
+        needs_keys: what the kind needs keys for, in the message to a source without them.
+
+    Args:
+        dim: model channels D; divisible by num_heads.
+        num_heads: heads H.
+        spec: settings of the kind.
+        qkv_bias, proj_bias: whether the projections before and after have one.
+        proj_drop: dropout after the output projection.
     """
 
-    carries: tuple[str, ...] = ("query", "key", "value", "proj")
+    parts: Mapping[str, str] = {"query": "qkv", "key": "qkv", "value": "qkv", "proj": "proj"}
+    also_carried: tuple[str, ...] = ()
     new_parts: tuple[str, ...] = ()
     shows_weights: ClassVar[bool] = True
+    needs_keys: ClassVar[str] = "to build {} attention from"
     spec: AttentionSpec
+    proj: nn.Linear
 
-    def __init__(self, dim: int, num_heads: int, spec: AttentionSpec) -> None:
-        super().__init__()
-        assert dim % num_heads == 0, f"{dim} channels do not divide into {num_heads} heads"
-        self.dim = dim
-        self.num_heads = num_heads
-        self.head_dim = dim // num_heads
-        self.spec = spec
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        spec: Any,
+        qkv_bias: bool = True,
+        proj_bias: bool = True,
+        proj_drop: float = 0.0,
+        **factory: Any,
+    ) -> None:
+        linears = {
+            part: nn.Linear(dim, len(roles) * dim, bias=proj_bias if part == "proj" else qkv_bias, **factory)
+            for part, roles in self._roles_of_parts().items()
+        }
+        self._build(dim, num_heads, spec, linears, proj_drop, None)
 
     @classmethod
     def from_projections(cls, source: Projections, spec: Any) -> Self:
-        """A layer of this kind with the weights of `source`, on its device and in its dtype."""
-        raise TypeError(f"{cls.__name__} does not say how it is built from another attention")
+        """A layer of this kind with the weights of `source`, on its device and in its dtype.
+
+        Raises InputError if the source lacks what the kind needs.
+        """
+        linears = {
+            part: linear_from(
+                *(
+                    source.own_keys(cls.needs_keys.format(spec.name)) if role == "key" else getattr(source, role)
+                    for role in roles
+                )
+            )
+            for part, roles in cls._roles_of_parts().items()
+        }
+        module = cls.__new__(cls)  # a subclass may construct with other arguments
+        ReplacementAttention._build(module, source.dim, source.num_heads, spec, linears, source.proj_drop, source)
+        return module
+
+    @classmethod
+    def _roles_of_parts(cls) -> dict[str, list[str]]:
+        names = dict.fromkeys(cls.parts.values())
+        return {name: [role for role in ROLES if cls.parts.get(role) == name] for name in names}
+
+    def _build(
+        self,
+        dim: int,
+        num_heads: int,
+        spec: AttentionSpec,
+        linears: Mapping[str, nn.Linear],
+        proj_drop: float,
+        source: Projections | None,
+    ) -> None:
+        super().__init__()
+        assert dim % num_heads == 0, f"{dim} channels do not divide into {num_heads} heads"
+        self.dim, self.num_heads, self.head_dim, self.spec = dim, num_heads, dim // num_heads, spec
+        for part, linear in linears.items():
+            self.add_module(part, linear)
+        self.proj_drop = nn.Dropout(proj_drop)
+        self.add_parts(source)
+
+    def add_parts(self, source: Projections | None) -> None:
+        """What the kind is made of beside its projections; `source` is what it is built from, None if it is new."""
+
+    @property
+    def carries(self) -> tuple[str, ...]:
+        """What is taken over from the layer that is replaced: projections, then other submodules, by name."""
+        return *(role for role in ROLES if role in self.parts), *self.also_carried
 
     def forward(
         self, x_BND: Tensor, feat_size: Any = None, attn_mask: Tensor | None = None, is_causal: bool = False
     ) -> Tensor:
-        """`feat_size` is what timm's hierarchical blocks pass; a mask is refused (see `heads.refuse_mask`)."""
-        raise TypeError(f"{type(self).__name__} has no forward")
+        """(B, N, D) to (B, N, D). `feat_size` is the map's (height, width), which timm's hierarchical blocks pass.
+
+        Raises InputError for a mask: every token attends to every token here.
+        """
+        if attn_mask is not None or is_causal:
+            raise InputError(
+                f"{type(self).__name__} takes no attn_mask or is_causal=True: keep the stock attention for masked "
+                "layers"
+            )
+        return self.proj_drop(self.projected_output(x_BND, feat_size))
+
+    def projected_output(self, x_BND: Tensor, feat_size: Any = None) -> Tensor:
+        """The attention output after the output projection, (B, N, D)."""
+        return self.proj(self.attention_output(x_BND, feat_size))
+
+    def attention_output(self, x_BND: Tensor, feat_size: Any = None) -> Tensor:
+        """The attention output before the output projection: (B, N, D), heads joined."""
+        return join_heads(self.attend(*self.heads(x_BND)))
+
+    def heads(self, x_BND: Tensor) -> list[Tensor]:
+        """Queries, keys and values of x, as far as the kind has them, each (B, H, N, C)."""
+        found: dict[str, Tensor] = {}
+        for part, roles in self._roles_of_parts().items():
+            if part != "proj":
+                rows = self.get_submodule(part)(x_BND).chunk(len(roles), dim=-1)
+                found |= {role: split_heads(row, self.num_heads) for role, row in zip(roles, rows, strict=True)}
+        return [found[role] for role in ROLES if role in found]
+
+    def attend(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The attention output (B, H, N, C) of what `heads` returns."""
+        raise TypeError(f"{type(self).__name__} does not say how it attends")
 
     def attention_weights(self, x_BND: Tensor) -> Tensor:
         """The weights (B, H, N, N) with which a token sums the values: for pictures and tests, never for `forward`."""
         raise TypeError(f"{type(self).__name__} has no attention weights to show")
-
-    def attention_output(self, x_BND: Tensor) -> Tensor:
-        """What is summed with those weights, before the output projection: (B, N, D), heads joined."""
-        return before_projection(self, x_BND)
 
     def paper_core_ops(self, num_tokens: int) -> tuple[int, int]:
         """(multiplications, additions) of one image's attention core in the paper's accounting.
@@ -59,6 +181,29 @@ class ReplacementAttention(nn.Module):
         The core is what lies between the projections; the Linears are counted by the ledger like any other.
         """
         raise TypeError(f"{type(self).__name__} has no accounting in the paper's convention")
+
+    def projections(self, where: str) -> Projections:
+        """What the layer leaves behind when it is replaced itself. Raises InputError if it keeps no queries."""
+        if "query" not in self.parts:
+            raise too_little(self, where)
+        linears: dict[str, nn.Linear] = {}
+        for part, roles in self._roles_of_parts().items():
+            linear: Any = getattr(self, part, None)
+            for number, role in enumerate(roles):
+                start = number * self.dim
+                linears[role] = linear if len(roles) == 1 else linear_rows(linear, start, start + self.dim)
+        return Projections(
+            where=where,
+            dim=self.dim,
+            num_heads=self.num_heads,
+            query=linears["query"],
+            key=linears.get("key"),
+            value=linears["value"],
+            proj=linears["proj"],
+            proj_drop=self.proj_drop.p,
+            parts={role: self.parts[role] for role in ROLES if role in self.parts},
+            dropped=(*self.also_carried, *self.new_parts),
+        )
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, num_heads={self.num_heads}, {self.spec}"

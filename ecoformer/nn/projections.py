@@ -11,6 +11,8 @@ from torch import nn
 
 from ecoformer.errors import InputError
 
+ROLES = ("query", "key", "value", "proj")
+
 
 @dataclass(frozen=True)
 class Projections:
@@ -74,15 +76,20 @@ def register_reader(cls: type[nn.Module]) -> Callable[[Reader], Reader]:
 def read_projections(module: nn.Module, where: str) -> Projections:
     """The projections of an attention layer. Raises InputError naming what cannot be carried over."""
     if type(module) not in READERS:
-        raise InputError(
-            f"{where}: {type(module).__name__} keeps too little to build another attention from: start from the MSA "
-            "checkpoint"
-        )
+        raise too_little(module, where)
     attn_drop = getattr(getattr(module, "attn_drop", None), "p", 0.0)
     if attn_drop > 0:
         raise refusal(where, f"attn_drop={attn_drop}", "create the model with attn_drop_rate=0")
     found = READERS[type(module)](module, where)
     return replace(found, layer=module) if found.layer is None else found
+
+
+def too_little(module: nn.Module, where: str) -> InputError:
+    """The error for a layer without queries, or of a class that nothing can read."""
+    return InputError(
+        f"{where}: {type(module).__name__} keeps too little to build another attention from: start from the MSA "
+        "checkpoint"
+    )
 
 
 def refusal(where: str, what: str, remedy: str) -> InputError:
@@ -92,7 +99,7 @@ def refusal(where: str, what: str, remedy: str) -> InputError:
 
 def linear_rows(source: nn.Linear, start: int, stop: int) -> nn.Linear:
     """Rows start:stop of a Linear, as a Linear of its own."""
-    return _linear(source.weight[start:stop], None if source.bias is None else source.bias[start:stop])
+    return linear_of(source.weight[start:stop], None if source.bias is None else source.bias[start:stop])
 
 
 def linear_from(*sources: nn.Linear) -> nn.Linear:
@@ -100,7 +107,7 @@ def linear_from(*sources: nn.Linear) -> nn.Linear:
     weight = torch.cat([s.weight.detach() for s in sources])
     biases = [s.bias.detach() for s in sources if s.bias is not None]
     assert len(biases) in (0, len(sources)), "biases in some sources only"
-    return _linear(weight, torch.cat(biases) if biases else None)
+    return linear_of(weight, torch.cat(biases) if biases else None)
 
 
 def read_fused_qkv(module: Any, dim: int, where: str, dropped: tuple[str, ...] = ()) -> Projections:
@@ -120,7 +127,8 @@ def read_fused_qkv(module: Any, dim: int, where: str, dropped: tuple[str, ...] =
     )
 
 
-def _linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
+def linear_of(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
+    """A Linear with copies of a weight and a bias."""
     out_features, in_features = weight.shape
     linear = nn.Linear(in_features, out_features, bias=bias is not None, device="meta")
     linear.weight = nn.Parameter(weight.detach().clone())

@@ -1,7 +1,6 @@
-"""Attention specs: one frozen dataclass per attention kind, registered under the name that configs use.
+"""Attention specs: one frozen dataclass per attention kind, known under the name that configs use.
 
-A kind is one file in this package: a spec with `@register_spec`, a module with `@builds(Spec)`, and a reader with
-`@register_reader` (see `projections`) where the module can be converted further.
+A kind is one file: a spec with a name, and a module with `@attention_kind(Spec)` (see `base`).
 """
 
 from __future__ import annotations
@@ -9,37 +8,28 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 from torch import nn
 
 from ecoformer.errors import InputError
 
 SPECS: dict[str, type[AttentionSpec]] = {}
-BUILDERS: dict[type[AttentionSpec], Any] = {}  # the module class, a ReplacementAttention
-SpecT = TypeVar("SpecT", bound="type[AttentionSpec]")
-ModuleT = TypeVar("ModuleT", bound="type[nn.Module]")
+_LISTENERS: list[Callable[[str], None]] = []
 
 
-def register_spec(name: str) -> Callable[[SpecT], SpecT]:
-    """Make a spec class known as `attention=NAME`."""
-
-    def decorate(cls: SpecT) -> SpecT:
-        cls.name = name
-        SPECS[name] = cls
-        return cls
-
-    return decorate
+def announce(spec: type[AttentionSpec]) -> None:
+    """Make a spec known under its name."""
+    SPECS[spec.name] = spec
+    for listener in _LISTENERS:
+        listener(spec.name)
 
 
-def builds(spec: type[AttentionSpec]) -> Callable[[ModuleT], ModuleT]:
-    """Make a module class the one that `spec` asks for."""
-
-    def decorate(cls: ModuleT) -> ModuleT:
-        BUILDERS[spec] = cls
-        return cls
-
-    return decorate
+def on_each_kind(listener: Callable[[str], None]) -> None:
+    """Call `listener` with the name of every kind that is known, and of those to come: a user's own, say."""
+    _LISTENERS.append(listener)
+    for name in SPECS:
+        listener(name)
 
 
 def one_of(key: str, value: object, choices: tuple[str, ...]) -> None:
@@ -53,6 +43,14 @@ class AttentionSpec:
     """What every attention kind has: a name, and a way to refuse token counts that it cannot work with."""
 
     name: ClassVar[str] = ""
+    removed: ClassVar[Mapping[str, object]] = {}  # options of old checkpoints: what they were where nobody chose them
+
+    def require_whole(self, least: int, *keys: str) -> None:
+        """Raise InputError unless the options named are whole numbers of at least `least`."""
+        for key in keys:
+            value = getattr(self, key)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise InputError(f"attention.{key}={value!r} must be a whole number of at least {least}")
 
     def fit_to_tokens(self, num_tokens: int, where: str) -> AttentionSpec:
         """The spec to use for a layer with `num_tokens` tokens; raises InputError if it cannot work there.
@@ -63,12 +61,18 @@ class AttentionSpec:
 
     def is_met_by(self, module: nn.Module) -> bool:
         """Whether a layer already is what this spec asks for."""
-        return type(module) is BUILDERS[type(self)] and getattr(module, "spec", None) == self
+        return getattr(module, "spec", None) == self
+
+
+def without_removed(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of an old checkpoint without those that are gone and had their default."""
+    removed = SPECS[name].removed if name in SPECS else {}
+    return {key: value for key, value in options.items() if key not in removed or value != removed[key]}
 
 
 def make_spec(name: str, options: Mapping[str, Any] | None = None) -> AttentionSpec | None:
     """The spec named in a config; None for "stock". Unknown names and options raise InputError."""
-    options = dict(options or {})
+    options = without_removed(name, options or {})
     if name == "stock":
         if options:
             raise InputError(f"attention=stock takes no options, got {', '.join(sorted(options))}")

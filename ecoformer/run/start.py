@@ -26,6 +26,7 @@ from ecoformer.model.patch_stride import set_patch_stride
 from ecoformer.models.dims import dims_of, num_classes_of
 from ecoformer.models.official import ForeignWeights, read_foreign
 from ecoformer.models.weight_files import format_of
+from ecoformer.nn.specs import without_removed
 from ecoformer.run.checks import attention_spec, low_rank_spec
 from ecoformer.run.compression import factorize_and_count
 
@@ -66,6 +67,7 @@ def read_run(path: Path | str) -> SavedRun:
         config = load_config(Config, saved["settings"])
     except InputError as error:
         raise InputError(f"checkpoint {path} was written by another version of this program: {error}") from error
+    config.attention = without_removed(config.attention.get("name", "stock"), config.attention)
     return SavedRun(path, content, config, saved["class_names"])
 
 

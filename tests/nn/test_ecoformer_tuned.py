@@ -20,7 +20,7 @@ VARIANTS = [
     EcoFormerTunedSpec(num_bits=8, num_anchors=0, fit_steps=20, fit_batch_size=4),
     EcoFormerTunedSpec(num_bits=8, num_anchors=5, qk="shared", fit_steps=20, fit_batch_size=4),
     EcoFormerTunedSpec(num_bits=8, num_anchors=5, code="sign", fit_steps=20, fit_batch_size=4),
-    EcoFormerTunedSpec(num_bits=8, num_anchors=5, anchors="kmeans", floor=0.25, fit_steps=20, fit_batch_size=4),
+    EcoFormerTunedSpec(num_bits=8, num_anchors=5, floor=0.25, fit_steps=20, fit_batch_size=4),
     EcoFormerTunedSpec(num_bits=8, num_anchors=5, bit_weights=False, fit_steps=20, fit_batch_size=4),
 ]
 IDS = ["kernel", "linear", "shared", "sign", "floor", "equal"]
@@ -221,7 +221,7 @@ def test_published_size_costs_less_core_energy_than_ecoformer():
         ({"num_anchors": -1}, r"attention\.num_anchors=-1 must be a whole number of at least 0"),
         ({"fit_steps": True}, r"attention\.fit_steps=True must be a whole number of at least 0"),
         ({"qk": "one"}, r"attention\.qk='one' must be separate or shared"),
-        ({"anchors": "image"}, r"attention\.anchors='image' must be batch or kmeans"),
+        ({"anchors": "kmeans"}, r"attention\.anchors is not an option of attention=ecoformer_tuned"),
         ({"bit_weights": 1}, r"attention\.bit_weights=1 must be true or false"),
         ({"floor": 0}, r"attention\.floor=0 must be a finite number above 0, or null to fit it"),
         ({"code": "ternary"}, r"attention\.code='ternary' must be binary or sign"),

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import scipy.linalg
 import torch
 from torch import Tensor
 
@@ -17,7 +16,6 @@ from ecoformer.ops.ecoformer.codes import hash_codes, kernel_features, normalize
 from ecoformer.ops.ecoformer.fit import HashFit, HashObjective, fit_hash
 from ecoformer.ops.ecoformer.fit_naive import fit_hash_reference, similarity_targets, soft_objective
 from ecoformer.ops.ecoformer.similarity_targets import symmetric_targets
-from ecoformer.ops.ecoformer.spectral_start import SpectralStart
 
 GOLDEN = Path(__file__).parent / "golden"
 FITS = {"fast": fit_hash, "reference": fit_hash_reference}
@@ -90,7 +88,7 @@ def test_gradient_equals_autograd(shape: tuple[int, int, int, int], num_earlier:
     features_BHNM = kernel_features(x_BHNC, anchors_HMC)
     features_BHNM = features_BHNM - features_BHNM.mean(dim=(0, 2))[None, :, None]
     usable_B = torch.ones(shape[0], dtype=torch.bool)
-    objective = HashObjective((x_BHNC, x_BHNC), features_BHNM, usable_B, num_bits=num_bits, top_k=4)
+    objective = HashObjective(x_BHNC, features_BHNM, usable_B, num_bits=num_bits, top_k=4)
     S_BHNN = num_bits * similarity_targets(x_BHNC, x_BHNC, 4)
     for bit in range(num_earlier):
         code_PN = objective.codes(A_HKM[:, bit])
@@ -124,62 +122,3 @@ def test_chunks_of_rows_and_of_samples_change_nothing(monkeypatch: pytest.Monkey
     assert torch.equal(symmetric_targets(x_PNC, keys_PNC, 4, 1.5).to_dense(), whole)
     S0_PNN = similarity_targets(x_BHNC, x_BHNC.flip(3), 4).transpose(0, 1).flatten(0, 1)
     assert torch.equal(whole, torch.block_diag(*(1.5 * (S0_PNN + S0_PNN.transpose(1, 2)))))
-
-
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_other_targets_than_the_tokens_own_equal_the_naive_form(shape: tuple[int, int, int, int]) -> None:
-    inputs = make_inputs(shape)
-    generator = torch.Generator().manual_seed(9)
-    query, key = (5 * torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2))
-    options = {"top_k": 4, "lr": 0.05, "momentum": 0.9, "steps": 12}
-    fit, reference = (f(*inputs, **options, targets=(query, key)) for f in FITS.values())
-    assert_same(fit, reference, 1e-9)
-    assert not torch.equal(fit.A_HKM, fit_hash(*inputs, **options).A_HKM)
-
-
-def objective_of(shape: tuple[int, int, int, int], num_bits: int = 8) -> tuple[HashObjective, Tensor, Tensor]:
-    x_BHNC, anchors_HMC, _ = make_inputs(shape)
-    features_BHNM = kernel_features(x_BHNC, anchors_HMC)
-    features_BHNM = features_BHNM - features_BHNM.mean(dim=(0, 2))[None, :, None]
-    usable_B = torch.ones(shape[0], dtype=torch.bool)
-    S_BHNN = num_bits * similarity_targets(x_BHNC, x_BHNC, 4)
-    return HashObjective((x_BHNC, x_BHNC), features_BHNM, usable_B, num_bits=num_bits, top_k=4), features_BHNM, S_BHNN
-
-
-@pytest.mark.parametrize("shape", SHAPES[:3], ids=str)
-def test_spectral_rows_solve_the_eigenproblem_of_the_residual(shape: tuple[int, int, int, int]) -> None:
-    objective, features_BHNM, S_BHNN = objective_of(shape)
-    closed_form = SpectralStart(objective.features_PMN, objective.targets, objective.num_heads)
-    for _ in range(3):
-        a_HM = closed_form.row()
-        for head in range(shape[1]):
-            F_TM = features_BHNM[:, head].flatten(0, 1)
-            S_TT = torch.block_diag(*(0.5 * (S_NN + S_NN.T) for S_NN in S_BHNN[:, head]))
-            values, vectors = scipy.linalg.eigh(F_TM.T @ S_TT @ F_TM, F_TM.T @ F_TM)
-            y_T = F_TM @ a_HM[head]
-            assert y_T.square().mean() == pytest.approx(1)
-            assert (y_T @ S_TT @ y_T / y_T.square().sum()) == pytest.approx(values[-1], rel=1e-9)
-            expected = F_TM @ torch.from_numpy(vectors[:, -1])
-            cosine = torch.nn.functional.cosine_similarity(y_T, expected, dim=0)
-            assert abs(cosine) == pytest.approx(1, abs=1e-6)
-        code_PN = objective.codes(a_HM)
-        closed_form.append(code_PN)
-        code_BHN = code_PN.view(shape[1], shape[0], shape[2]).transpose(0, 1)
-        S_BHNN = S_BHNN - code_BHN[..., None] * code_BHN[..., None, :]
-
-
-def test_a_spectral_start_lowers_the_loss_and_says_so() -> None:
-    inputs = make_inputs((4, 2, 64, 16))
-    options = {"top_k": 4, "lr": 1e-6, "momentum": 0.9, "steps": 1}  # SGD moves nothing
-    drawn, spectral = (fit_hash(*inputs, **options, spectral=spectral) for spectral in (False, True))
-    assert not torch.equal(spectral.A_HKM, drawn.A_HKM)
-    assert torch.equal(spectral.objective_after_K < spectral.objective_before_K, spectral.accepted_K)
-    assert spectral.accepted_K[0] and spectral.objective_after_K[0] < drawn.objective_after_K[0]
-    assert (spectral.objective_after_K <= spectral.objective_before_K).all() and spectral.finite_K.all()
-
-
-def test_a_spectral_start_among_identical_tokens_is_finite() -> None:
-    x_BHNC, _, A_HKM = make_inputs((2, 1, 20, 4))
-    x_BHNC[:] = x_BHNC[:1, :, :1]
-    fit = fit_hash(x_BHNC, x_BHNC[0, :, :7].clone(), A_HKM, top_k=4, lr=0.01, momentum=0.9, steps=3, spectral=True)
-    assert fit.A_HKM.isfinite().all() and fit.finite_K.all()

@@ -143,7 +143,7 @@ def test_settings_are_read_as_written():
     setting = parse_setting("ecoformer_tuned:num_bits=8,qk=shared")
     assert setting.spec == EcoFormerTunedSpec(num_bits=8, qk="shared") and setting.name.endswith("qk=shared")
     assert parse_setting("random-ecoformer_tuned").spec == EcoFormerTunedSpec(fit_steps=0)
-    assert parse_setting("random-ecoformer:start=spectral").spec == EcoFormerSpec(fit_steps=0)
+    assert parse_setting("random-ecoformer:fit_steps=3").spec == EcoFormerSpec(fit_steps=0)
     assert parse_setting("ecoformer:fit_lr=0.5,clamp=true").spec == EcoFormerSpec(fit_lr=0.5, clamp=True)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,9 +16,7 @@ from torch import Tensor
 from ecoformer.errors import InputError
 from ecoformer.fit.taught import TaughtAttention, TaughtSpec
 from ecoformer.fit.teacher import Teacher, affine, store_affine
-from ecoformer.nn.heads import join_heads, refuse_mask, split_heads
-from ecoformer.nn.projections import Projections
-from ecoformer.nn.specs import builds
+from ecoformer.nn.base import attention_kind
 from ecoformer.ops.codes.distilled import FittedValues, Standardiser
 from ecoformer.ops.codes.folded import Affine
 
@@ -63,25 +61,15 @@ class _Values:
         return replace(self, values=replace(self.values, weight_HCD=weight_HCD, bias_HC=bias_HC))
 
 
-@builds(ControlSpec)
+@attention_kind(ControlSpec)
 class ControlAttention(TaughtAttention):
     """The mean of all values, or each token's own, with values fitted to the attention that it replaces."""
 
     spec: ControlSpec
 
-    @classmethod
-    def from_projections(cls, source: Projections, spec: ControlSpec) -> ControlAttention:
-        return cls(source, spec)
-
-    def forward(
-        self, x_BND: Tensor, feat_size: Any = None, attn_mask: Tensor | None = None, is_causal: bool = False
-    ) -> Tensor:
-        refuse_mask(self, attn_mask, is_causal)
+    def attend(self, v_BHNC: Tensor) -> Tensor:
         self.require_fitted()
-        v_BHNC = split_heads(self.to_v(x_BND), self.num_heads)
-        if self.spec.mode == "uniform":
-            v_BHNC = v_BHNC.mean(dim=2, keepdim=True).expand_as(v_BHNC)
-        return self.proj_drop(self.proj(join_heads(v_BHNC)))
+        return v_BHNC.mean(dim=2, keepdim=True).expand_as(v_BHNC) if self.spec.mode == "uniform" else v_BHNC
 
     def start(self, x_BND: Tensor, standard: Standardiser, generator: torch.Generator, teacher: Teacher) -> _Values:
         value: Affine = standard.unfold(affine(self.to_v).like(x_BND))

@@ -61,7 +61,7 @@ def parse_setting(text: str) -> Setting:
 def random_hash(spec: AttentionSpec) -> AttentionSpec:
     """The same attention with hash functions as they are drawn, the floor that a fit has to beat."""
     if isinstance(spec, EcoFormerSpec):
-        return replace(spec, fit_steps=0, start="random")
+        return replace(spec, fit_steps=0)
     if isinstance(spec, EcoFormerTunedSpec):
         return replace(spec, fit_steps=0)
     raise InputError(f"attention={spec.name} has no hash functions to leave random: drop '{RANDOM}'")

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from ecoformer.ops.codes.attention import TokenHash, binary_attention, binary_codes, token_features
 from ecoformer.ops.codes.output_fit import OutputFit, batches, fit_to_output
-from ecoformer.ops.ecoformer.anchors import KMEANS_STEPS, KMEANS_TOKENS, kmeans
 from ecoformer.ops.ecoformer.codes import squared_distances
 
 START_BANDWIDTH = 0.3  # of the mean squared distance to the anchors: narrow features follow attention more closely
@@ -95,7 +94,6 @@ def random_hash(
     *,
     num_bits: int,
     num_anchors: int,
-    anchors: str = "batch",
     shared: bool = False,
     signed: bool = False,
     fits_weight: bool = True,
@@ -104,8 +102,8 @@ def random_hash(
 ) -> BinaryHash:
     """Random hash functions for these tokens, each bit splitting them near the middle. The start of a fit.
 
-    Queries and keys, each about their own mean, get the same anchors (tokens of both from the whole batch, or their
-    k-means centres with anchors="kmeans") and the same random functions, so that similar ones tend to agree.
+    Queries and keys, each about their own mean, get the same anchors (tokens of both from the whole batch)
+    and the same random functions, so that similar ones tend to agree.
     `num_anchors=0` makes the hash linear. The rest is for `BinaryHash`.
     `generator` is a CPU generator, so that the draw is the same on every device.
     """
@@ -119,9 +117,6 @@ def random_hash(
         centred = torch.cat([x - mean for x, mean in zip(tokens_HTC, means_H1C, strict=True)], dim=1)
         chosen = torch.randint(centred.shape[1], (num_anchors,), generator=generator)
         anchors_HMC = centred.index_select(1, chosen.to(centred.device))
-        if anchors == "kmeans":
-            some = torch.randperm(centred.shape[1], generator=generator)[:KMEANS_TOKENS]
-            anchors_HMC = kmeans(centred.index_select(1, some.to(centred.device)), anchors_HMC, KMEANS_STEPS)
     hashes = [_standardised(x, mean, A_HKF, anchors_HMC) for x, mean in zip(tokens_HTC, means_H1C, strict=True)]
     floor_H = q_BHNC.new_full((num_heads,), floor)
     weight_HK = q_BHNC.new_ones(num_heads, num_bits)

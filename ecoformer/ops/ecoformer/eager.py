@@ -15,7 +15,8 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -29,7 +30,7 @@ from ecoformer.ops.ecoformer.linear_form import hash_attention
 State = tuple[Tensor, Tensor, Tensor]  # anchors_HMC, A_HKM, mean_HM
 CACHE_BYTES = 2**20  # of queries and keys in a group, per thread; what is computed from them is about three times that
 
-USE_TRITON = os.environ.get("ECOFORMER_TRITON") != "0"
+_USE_TRITON = ContextVar("use_triton", default=os.environ.get("ECOFORMER_TRITON") != "0")
 TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -38,12 +39,11 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 def triton_kernels(enabled: bool) -> Iterator[None]:
     """Use the Triton kernels on CUDA, or do not; at first as ECOFORMER_TRITON=0 in the environment says, or with it
     unset, do."""
-    global USE_TRITON
-    before, USE_TRITON = USE_TRITON, enabled
+    token = _USE_TRITON.set(enabled)
     try:
         yield
     finally:
-        USE_TRITON = before
+        _USE_TRITON.reset(token)
 
 
 def kernel_hash_attention(
@@ -142,7 +142,7 @@ def _backward(
 def _on_triton(x: Tensor) -> bool:
     if torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch.jit.is_tracing():
         return False
-    if not USE_TRITON or x.dtype not in TRITON_DTYPES or x.is_meta or x.numel() == 0:
+    if not _USE_TRITON.get() or x.dtype not in TRITON_DTYPES or x.is_meta or x.numel() == 0:
         return False
     return (x.is_cuda and find_spec("triton") is not None) or (INTERPRETED and x.device.type == "cpu")
 
@@ -175,8 +175,14 @@ class _Kernel:
 
     def of(self, group: slice) -> _Kernel:
         """The kernel of some samples."""
-        parts = {field.name: getattr(self, field.name) for field in fields(self)}
-        return _Kernel(**{name: part[:, group] if "_HB" in name else part for name, part in parts.items()})
+        return replace(
+            self,
+            inverse_norm_HBN1=self.inverse_norm_HBN1[:, group],
+            scale_HBN1=self.scale_HBN1[:, group],
+            square_HBN1=self.square_HBN1[:, group],
+            anchor_square_HB1M=self.anchor_square_HB1M[:, group],
+            sigma_moves_HB11=self.sigma_moves_HB11[:, group],
+        )
 
 
 def _kernel(qk_HBNC: Tensor, state: State) -> _Kernel:

@@ -17,9 +17,6 @@ from torch import Tensor
 from ecoformer.errors import InputError
 from ecoformer.ops.ecoformer.codes import kernel_features, sign
 from ecoformer.ops.ecoformer.similarity_targets import symmetric_targets
-from ecoformer.ops.ecoformer.spectral_start import SpectralStart
-
-Targets = tuple[Tensor, Tensor]  # query_BHNC, key_BHNC
 
 
 @dataclass(frozen=True)
@@ -89,12 +86,12 @@ class HashObjective:
     batch over the pairs, the fastest form on CPU.
     """
 
-    def __init__(self, targets: Targets, features_BHNM: Tensor, usable_B: Tensor, *, num_bits: int, top_k: int) -> None:
+    def __init__(self, x_BHNC: Tensor, features_BHNM: Tensor, usable_B: Tensor, *, num_bits: int, top_k: int) -> None:
         self.num_samples, self.num_heads, self.num_tokens, _ = features_BHNM.shape
         self.pairs = self.num_heads * self.num_samples
         self.features_PMN = features_BHNM.permute(1, 0, 3, 2).contiguous().flatten(0, 1)
-        query_PNC, key_PNC = (x_BHNC.transpose(0, 1).flatten(0, 1) for x_BHNC in targets)
-        self.targets = symmetric_targets(query_PNC, key_PNC, top_k, 0.5 * num_bits)
+        x_PNC = x_BHNC.transpose(0, 1).flatten(0, 1)
+        self.targets = symmetric_targets(x_PNC, x_PNC, top_k, 0.5 * num_bits)
         self.usable_P1 = usable_B.repeat(self.num_heads).unsqueeze(1).to(features_BHNM.dtype)
         self.codes_PKN = features_BHNM.new_zeros(self.pairs, num_bits, self.num_tokens)
         self.num_fitted = 0
@@ -149,8 +146,6 @@ def fit_hash(
     lr: float,
     momentum: float,
     steps: int,
-    targets: Targets | None = None,
-    spectral: bool = False,
 ) -> HashFit:
     """Fit K hash functions per head, one after the other, by SGD with Nesterov momentum.
 
@@ -160,9 +155,6 @@ def fit_hash(
         A_HKM: hash functions to start from.
         top_k: tokens that count as similar, and as dissimilar, to each token; at most N / 2.
         lr, momentum, steps: SGD, per bit; steps=0 keeps the functions and measures them.
-        targets: queries and keys whose largest and smallest dot products say which tokens those are; None: the tokens'
-            own, as published.
-        spectral: start each bit from the closed form of `SpectralStart` where that has the lower loss.
 
     Memory grows with B H N (top_k + K + M). No result is read by the host inside the loop over the steps. Equal inputs
     give equal results on CPU; on CUDA the sparse product may add in another order. Samples with NaN or infinity are
@@ -174,19 +166,17 @@ def fit_hash(
     check_fit_inputs(x_BHNC, anchors_HMC, A_HKM, top_k=top_k, lr=lr, momentum=momentum, steps=steps)
     dtype = compute_dtype(x_BHNC)
     x_BHNC, anchors_HMC, A_HKM = (t.detach().to(dtype) for t in (x_BHNC, anchors_HMC, A_HKM))
-    query_BHNC, key_BHNC = (x_BHNC, x_BHNC) if targets is None else (t.detach().to(dtype) for t in targets)
     with torch.autocast(x_BHNC.device.type, enabled=False):
         features_BHNM = kernel_features(x_BHNC, anchors_HMC)
-        finite = [t.isfinite().flatten(1).all(dim=1) for t in (x_BHNC, features_BHNM, query_BHNC, key_BHNC)]
+        finite = [t.isfinite().flatten(1).all(dim=1) for t in (x_BHNC, features_BHNM)]
         usable_B = torch.stack(finite).all(dim=0)
         unusable_B111 = ~usable_B[:, None, None, None]
         features_BHNM = features_BHNM.masked_fill(unusable_B111, 0)
         mean_HM = features_BHNM.sum(dim=(0, 2)) / (usable_B.sum().clamp_min(1) * x_BHNC.shape[2])
         features_BHNM = (features_BHNM - mean_HM[None, :, None, :]).masked_fill(unusable_B111, 0)
-        query_BHNC = query_BHNC.masked_fill(unusable_B111, 0)
-        key_BHNC = query_BHNC if targets is None else key_BHNC.masked_fill(unusable_B111, 0)
-        objective = HashObjective((query_BHNC, key_BHNC), features_BHNM, usable_B, num_bits=A_HKM.shape[1], top_k=top_k)
-        return _fit(objective, mean_HM, usable_B, A_HKM, lr, momentum, steps, spectral)
+        x_BHNC = x_BHNC.masked_fill(unusable_B111, 0)
+        objective = HashObjective(x_BHNC, features_BHNM, usable_B, num_bits=A_HKM.shape[1], top_k=top_k)
+        return _fit(objective, mean_HM, usable_B, A_HKM, lr, momentum, steps)
 
 
 def _fit(
@@ -197,25 +187,15 @@ def _fit(
     lr: float,
     momentum: float,
     steps: int,
-    spectral: bool,
 ) -> HashFit:
     num_bits = A_HKM.shape[1]
-    closed_form = SpectralStart(objective.features_PMN, objective.targets, objective.num_heads) if spectral else None
     fitted_HKM, candidate_HKM = A_HKM.clone(), A_HKM.clone()
     trace_KT = A_HKM.new_empty(num_bits, steps)
     columns: list[tuple[Tensor, ...]] = []
     for bit in range(num_bits):
         old_HM = A_HKM[:, bit]
         old_code_PN = objective.codes(old_HM)
-        before = at_start = objective.hard(old_code_PN)
-        if closed_form is not None:
-            spectral_HM = closed_form.row()
-            spectral_code_PN = objective.codes(spectral_HM)
-            loss = objective.hard(spectral_code_PN)
-            is_better = loss < before
-            old_HM = torch.where(is_better, spectral_HM, old_HM)
-            old_code_PN = torch.where(is_better, spectral_code_PN, old_code_PN)
-            at_start = torch.where(is_better, loss, before)
+        before = objective.hard(old_code_PN)
         a_HM, velocity_HM = old_HM.clone(), torch.zeros_like(old_HM)
         for step in range(steps):
             trace_KT[bit, step], gradient_HM = objective.soft(a_HM)
@@ -227,14 +207,11 @@ def _fit(
         candidate = objective.hard(code_PN)
         trace_KT[bit] *= objective.scale
         is_finite = a_HM.isfinite().all() & trace_KT[bit].isfinite().all() & before.isfinite() & candidate.isfinite()
-        is_better = is_finite & (candidate < at_start)
+        is_better = is_finite & (candidate < before)
         fitted_HKM[:, bit] = torch.where(is_better, a_HM, old_HM)
         kept_code_PN = torch.where(is_better, code_PN, old_code_PN)
         objective.append(kept_code_PN)
-        if closed_form is not None:
-            closed_form.append(kept_code_PN)
-        after = torch.where(is_better, candidate, at_start)
-        columns.append((after < before, before, after, is_finite, candidate))
+        columns.append((is_better, before, torch.where(is_better, candidate, before), is_finite, candidate))
     accepted_K, before_K, after_K, finite_K, candidate_K = (torch.stack(c) for c in zip(*columns, strict=True))
     return HashFit(
         A_HKM=fitted_HKM,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ecoformer.ops.ecoformer.codes import sign
-from ecoformer.ops.ecoformer.fit import HashFit, Targets, check_fit_inputs, compute_dtype
+from ecoformer.ops.ecoformer.fit import HashFit, check_fit_inputs, compute_dtype
 from ecoformer.ops.ecoformer.similarity_targets import distinguishes
 from ecoformer.ops.naive import kernel_features_reference
 
@@ -58,7 +58,6 @@ def fit_hash_reference(
     lr: float,
     momentum: float,
     steps: int,
-    targets: Targets | None = None,
 ) -> HashFit:
     """The fit as the paper writes it; arguments, result and errors as in `hash_fit.fit_hash`.
 
@@ -71,13 +70,12 @@ def fit_hash_reference(
     num_bits = A_HKM.shape[1]
 
     features_BHNM = kernel_features_reference(x_BHNC, anchors_HMC)
-    query_BHNC, key_BHNC = (x_BHNC, x_BHNC) if targets is None else (t.detach().to(dtype) for t in targets)
-    all_finite = [t.isfinite().flatten(1).all(dim=1) for t in (x_BHNC, features_BHNM, query_BHNC, key_BHNC)]
+    all_finite = [t.isfinite().flatten(1).all(dim=1) for t in (x_BHNC, features_BHNM)]
     usable_B = torch.stack(all_finite).all(dim=0)
     features_BHNM = features_BHNM[usable_B]
     mean_HM = features_BHNM.mean(dim=(0, 2)) if usable_B.any() else torch.zeros_like(A_HKM[:, 0])
     features_BHNM = features_BHNM - mean_HM[None, :, None, :]
-    S_BHNN = num_bits * similarity_targets(query_BHNC[usable_B], key_BHNC[usable_B], top_k)
+    S_BHNN = num_bits * similarity_targets(x_BHNC[usable_B], x_BHNC[usable_B], top_k)
 
     fitted_HKM, candidate_HKM = A_HKM.clone(), A_HKM.clone()
     before, after, candidates, traces = [], [], [], []

@@ -1,4 +1,4 @@
-"""Triton kernels of EcoFormer's attention, backward. Conventions and shapes as in `triton_kernels`.
+"""Triton kernels of EcoFormer's attention, backward. Conventions and shapes as in `triton_forward`.
 
 Codes, contexts and sigma come from the forward pass; features and pre-codes are computed again on chip. Three passes,
 because two sums over all tokens stand between them: the gradient of the context, and that of sigma.
