@@ -1,4 +1,6 @@
-"""The one exception that means "the user's input is wrong"."""
+"""What ends a run with a word instead of a traceback: the user's input is wrong, or the user asked it to stop."""
+
+import signal
 
 
 class InputError(ValueError):
@@ -7,3 +9,17 @@ class InputError(ValueError):
     The message is one line that states the value, the limit and the remedy. The command lines print it
     and exit with code 2; every other exception is a defect of ours and keeps its traceback.
     """
+
+
+class Interrupted(BaseException):
+    """The run was asked to stop and did. Not an Exception, so that no handler for failures swallows it.
+
+    Attributes:
+        signum: the signal; the command line exits with `exit_code` = 128 + signum (130 Ctrl-C, 138 SIGUSR1,
+            143 SIGTERM).
+    """
+
+    def __init__(self, signum: int, message: str = "") -> None:
+        super().__init__(message or f"stopped by {signal.Signals(signum).name}")
+        self.signum = signum
+        self.exit_code = 128 + signum

@@ -16,17 +16,16 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from ecoformer.cli.help import page
 from ecoformer.config.faults import describe
-from ecoformer.config.loading import CONFIGS, known_keys, unknown_key
+from ecoformer.config.loading import CONFIGS, known_keys, load_config, unknown_key
 from ecoformer.config.overrides import as_typed
 from ecoformer.config.schema import SCHEMAS, register_schemas
-from ecoformer.engine.signals import Interrupted
-from ecoformer.errors import InputError
-from ecoformer.run import launch
-from ecoformer.run.launchers import through_launcher
+from ecoformer.errors import InputError, Interrupted
 
 Task = Callable[[DictConfig], Any]
 USER_ERROR = 2
+SHOW = ["--cfg", "job", "--resolve"]
 
 
 def run(task: Task, config_name: str, argv: Sequence[str] | None = None) -> None:
@@ -43,8 +42,16 @@ def run(task: Task, config_name: str, argv: Sequence[str] | None = None) -> None
     failures: list[BaseException] = []
     try:
         arguments = list(sys.argv[1:] if argv is None else argv)
+        if not {"-h", "--help"}.isdisjoint(arguments):
+            print(page(config_name))
+            sys.exit(0)
         # Hydra, and the jobs that its launchers start elsewhere, read the arguments from there.
-        sys.argv = [f"{config_name}.py", *through_launcher(_flags_first(arguments, config_name), config_name)]
+        arguments = _flags_first(arguments, config_name)
+        if any(argument.startswith(("hydra/launcher=", "-m", "--multirun")) for argument in arguments):
+            from ecoformer.run.launchers import through_launcher
+
+            arguments = through_launcher(arguments, config_name)
+        sys.argv = [f"{config_name}.py", *arguments]
         hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(
             _guarded(task, config_name, failures, wants_traceback)
         )()
@@ -70,6 +77,9 @@ def _guarded(task: Task, name: str, failures: list[BaseException], wants_traceba
         if in_sweep:
             cfg = _in_own_folder(cfg)
         try:
+            load_config(SCHEMAS[name], cfg)
+            from ecoformer.run import launch  # loads torch, for which a refused config need not wait
+
             if launch.starts_torchrun(cfg):
                 return launch.run_torchrun(cfg, name, full_errors=wants_traceback)
             return task(cfg)
@@ -114,8 +124,9 @@ def _sweep_dir(started: str, *, _root_: DictConfig) -> str:
 def _flags_first(argv: list[str], config_name: str) -> list[str]:
     """The arguments with Hydra's flags before the overrides, so `key=value -m key=value` works too; texts as typed.
 
-    Raises InputError for what argparse would answer with several lines of usage.
+    `--show` is Hydra's --cfg job. Raises InputError for what argparse would answer with several lines of usage.
     """
+    argv = [part for argument in argv for part in (SHOW if argument == "--show" else [argument])]
     parser = get_args_parser()
     flags = {flag for action in parser._actions for flag in action.option_strings}
     known = known_keys(SCHEMAS[config_name])
@@ -123,7 +134,7 @@ def _flags_first(argv: list[str], config_name: str) -> list[str]:
         name, _, value = argument.partition("=")
         if argument.startswith("-") and name not in flags:
             key = name.lstrip("-").replace("-", "_")
-            hint = "" if key in known else f"; {unknown_key(key, known)}"
+            hint = "" if key in known else f"; {unknown_key(key, SCHEMAS[config_name])}"
             raise InputError(f"{name} is no flag: write settings as {key}={value or 'VALUE'}{hint}")
 
     def refuse(message: str) -> NoReturn:

@@ -76,7 +76,7 @@ def sweep(args: argparse.Namespace) -> dict[str, Any]:
 
     from ecoformer.data import build_data
     from ecoformer.energy import load_profile
-    from ecoformer.engine.evaluate import evaluate
+    from ecoformer.engine.evaluation import evaluate
     from ecoformer.lab.closeness.blocks import uniform_attention
     from ecoformer.lab.closeness.sweep import converted_names, measure, parse_setting, pick_images
     from ecoformer.run.start import model_of_run, read_run

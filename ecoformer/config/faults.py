@@ -8,7 +8,8 @@ import shlex
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
-from ecoformer.config.loading import describe_omegaconf, expected_of, known_keys, one_of, unknown_key
+from ecoformer.config.keys import one_of
+from ecoformer.config.loading import describe_omegaconf, expected_of, unknown_key
 from ecoformer.config.overrides import quoted
 from ecoformer.config.schema import SCHEMAS
 from ecoformer.errors import InputError
@@ -54,15 +55,15 @@ def _missing_option(error: MissingConfigException) -> str:
 
 def _composition(error: HydraException, config_name: str) -> str:
     text = str(error).strip()
-    known = known_keys(SCHEMAS[config_name])
+    schema = SCHEMAS[config_name]
     key = re.search(r"Could not (?:override|append to config|delete from config)[^']*'([^']*)'", text)
     if key:
-        return _override_fault(key[1], text, known)
+        return _override_fault(key[1], text, schema)
     merging = re.search(r"Error merging override \+*([^=]*)=(.*)", text)
     cause = error.__cause__
     if merging and isinstance(cause, OmegaConfBaseException):
         missing_key = "not in" in str(cause).partition("\n")[0]
-        return unknown_key(merging[1], known) if missing_key else describe_omegaconf(cause, merging[2])
+        return unknown_key(merging[1], schema) if missing_key else describe_omegaconf(cause, merging[2])
     choose = re.search(r"You must specify '([^']*)'", text)
     if choose:
         options = ", ".join(text.partition("Available options:")[2].split())
@@ -73,10 +74,10 @@ def _composition(error: HydraException, config_name: str) -> str:
     return _first_line(error)
 
 
-def _override_fault(key: str, text: str, known: list[str]) -> str:
+def _override_fault(key: str, text: str, schema: type) -> str:
     if "An item is already at" in text:
         return f"{key} exists already: leave out the + before it"
-    return unknown_key(key.partition("@")[0], known)
+    return unknown_key(key.partition("@")[0], schema)
 
 
 def _first_line(error: BaseException) -> str:

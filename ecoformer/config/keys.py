@@ -1,14 +1,48 @@
-"""The keys of a schema by their dotted names: what each takes, and the field that defines it."""
+"""The keys of a schema: how one is declared, its dotted name, what it takes, and values checked against its limit."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import difflib
 import functools
+import math
 import types
 import typing
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, cast
+
+from ecoformer.errors import InputError
 
 EXPECTED = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Limit:
+    """What a value must satisfy, and the same in words: "KEY=VALUE must be WORDS"."""
+
+    holds: Callable[[Any], bool]
+    words: str
+
+
+def at_least(low: float) -> Limit:
+    return Limit(lambda value: low <= value < math.inf, f"at least {low}")
+
+
+def above(low: float) -> Limit:
+    return Limit(lambda value: low < value < math.inf, f"above {low}")
+
+
+def between(low: float, high: float) -> Limit:
+    return Limit(lambda value: low <= value <= high, f"between {low} and {high}")
+
+
+def key(default: Any, about: str = "", *, limit: Limit | None = None, choices: tuple[str, ...] = ()) -> Any:
+    """A field of a schema: its default, what it is for, and what its value must satisfy (null always may)."""
+    metadata = {"about": about, "limit": limit, "choices": choices}
+    if isinstance(default, (list, dict)):
+        return dataclasses.field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +55,24 @@ class Key:
     @property
     def optional(self) -> bool:
         return type(None) in self.types
+
+    @property
+    def about(self) -> str:
+        return str(self.field.metadata.get("about", ""))
+
+    @property
+    def limit(self) -> Limit | None:
+        return self.field.metadata.get("limit")
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        return self.field.metadata.get("choices", ())
+
+    @property
+    def default(self) -> Any:
+        """The field's default; a group's is an instance of its dataclass."""
+        made = self.field.default_factory
+        return self.field.default if made is dataclasses.MISSING else made()
 
     @property
     def item(self) -> Any:
@@ -54,3 +106,29 @@ def keys_of(schema: type) -> dict[str, Key]:
 
     visit(schema, "")
     return keys
+
+
+def check_limits(settings: Any, prefix: str = "") -> None:
+    """Raise InputError for the first value of a schema's instance outside of what its key allows.
+
+    Args:
+        settings: a config, or one group of it.
+        prefix: what stands before the names of a group, as "train.".
+    """
+    for name, known in keys_of(cast(Any, type(settings))).items():
+        value = functools.reduce(getattr, name.split("."), settings)
+        if value is None or (isinstance(value, str) and value == "???"):  # OmegaConf's mark of what must be given
+            continue
+        if known.choices and value not in known.choices:
+            raise InputError(one_of(prefix + name, value, known.choices))
+        if known.limit is not None and not known.limit.holds(value):
+            null = ", or null" if known.optional and "null" not in known.limit.words else ""
+            raise InputError(f"{prefix}{name}={value} must be {known.limit.words}{null}")
+
+
+def one_of(name: str, value: str, options: Iterable[str]) -> str:
+    """The one line about a choice that does not exist: the nearest option and all of them."""
+    options = list(options)
+    near = difflib.get_close_matches(str(value), options, n=1)
+    hint = f"did you mean {near[0]}? Options: " if near else "choose one of "
+    return f"{name}={value} does not exist; {hint}{', '.join(options)}"

@@ -12,10 +12,9 @@ from typing import Any, TypeVar
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
-from ecoformer.config.keys import keys_of
+from ecoformer.config.keys import check_limits, keys_of
 from ecoformer.config.schema import SCHEMAS
 from ecoformer.errors import InputError
-from ecoformer.kinds import SPECS
 
 T = TypeVar("T")
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"  # the YAML that comes with the package
@@ -25,61 +24,71 @@ OPEN_KEYS = ("attention", "model.kwargs")  # free dictionaries; attention is che
 def load_config(schema: type[T], composed: DictConfig | Mapping[str, Any]) -> T:
     """The config as an instance of `schema` (Config or EvalConfig).
 
-    Raises InputError for an unknown key (with the nearest known one), a value of the wrong type, a missing
-    mandatory value, and an interpolation that cannot be resolved.
+    Raises InputError for an unknown key (with the nearest known one), a value of the wrong type or beyond its
+    limit, a missing mandatory value, and an interpolation that cannot be resolved.
     """
     node = composed if isinstance(composed, DictConfig) else OmegaConf.create(dict(composed))
     known = known_keys(schema)
     for key in _keys(node, schema):
         if key not in known and not key.startswith(tuple(f"{name}." for name in OPEN_KEYS)):
-            raise InputError(unknown_key(key, known))
+            raise InputError(unknown_key(key, schema))
     try:
         merged = OmegaConf.merge(OmegaConf.structured(schema), node)
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise InputError(describe_omegaconf(error)) from error
     assert isinstance(config, schema)
+    check_limits(config)
     return config
 
 
 def known_keys(schema: type) -> list[str]:
-    """Dotted names of all keys of a schema, groups included; attention has the options of every kind."""
-    keys = list(keys_of(schema))
-    if schema is SCHEMAS["train"]:
-        keys.append("experiment")  # a group without a key of its own
-        options = {field.name for spec in SPECS.values() for field in dataclasses.fields(spec)}
-        keys += [f"attention.{name}" for name in ("name", "layers", *sorted(options))]
-    return keys
+    """Dotted names of all keys of a schema, groups included."""
+    groups = ["experiment"] if schema is SCHEMAS["train"] else []  # without a key of its own
+    return [*keys_of(schema), *groups]
 
 
-def unknown_key(key: str, known: Iterable[str]) -> str:
+def unknown_key(key: str, schema: type) -> str:
     """The one line about a key that does not exist: the nearest known key, else the keys beside it."""
-    known = list(known)
-    parent, _, leaf = key.rpartition(".")
+    known = known_keys(schema)
+    parent, _, _ = key.rpartition(".")
+    near = [] if parent.startswith("attention") else _near(key, known)
+    if not near and schema is SCHEMAS["train"]:
+        known += _attention_keys()
+        near = _near(key, known)
     if key in known:
         return f"{key} is not an option of this {parent} group: choose another {parent}=OPTION, or leave it out"
+    if near:
+        return f"unknown key {key}; did you mean {' or '.join(near)}?"
+    parent, beside = _beside(key, known)
+    return f"unknown key {key}; known{f' under {parent}' if parent else ''}: {', '.join(beside)}"
+
+
+def _attention_keys() -> list[str]:
+    from ecoformer.kinds import SPECS  # loads torch, for what is a hint in a message alone
+
+    options = {field.name for spec in SPECS.values() for field in dataclasses.fields(spec)}
+    return [f"attention.{name}" for name in ("name", "layers", *sorted(options))]
+
+
+def _near(key: str, known: list[str]) -> list[str]:
+    leaf = key.rpartition(".")[2]
+    near = _closest(leaf, _beside(key, known)[1], 0.6) or [name for name in known if name.rpartition(".")[2] == leaf]
+    return near or _closest(leaf, known, 0.75)
+
+
+def _beside(key: str, known: list[str]) -> tuple[str, list[str]]:
+    """The nearest group above a key that exists, and the keys in it."""
+    parent = key.rpartition(".")[0]
     while parent and parent not in known:
         parent = parent.rpartition(".")[0]
     prefix = f"{parent}." if parent else ""
-    beside = [name for name in known if name.startswith(prefix) and "." not in name[len(prefix) :]]
-    near = _closest(leaf, beside, 0.6) or [name for name in known if name.rpartition(".")[2] == leaf]
-    near = near or _closest(leaf, known, 0.75)
-    if near:
-        return f"unknown key {key}; did you mean {' or '.join(near)}?"
-    return f"unknown key {key}; known{f' under {parent}' if parent else ''}: {', '.join(beside)}"
+    return parent, [name for name in known if name.startswith(prefix) and "." not in name[len(prefix) :]]
 
 
 def _closest(leaf: str, keys: list[str], cutoff: float) -> list[str]:
     leaves = {key.rpartition(".")[2]: key for key in keys}
     return [leaves[name] for name in difflib.get_close_matches(leaf, leaves, n=1, cutoff=cutoff)]
-
-
-def one_of(key: str, value: str, options: Iterable[str]) -> str:
-    """The one line about a choice that does not exist: the nearest option and all of them."""
-    options = list(options)
-    near = difflib.get_close_matches(str(value), options, n=1)
-    hint = f"did you mean {near[0]}? Options: " if near else "choose one of "
-    return f"{key}={value} does not exist; {hint}{', '.join(options)}"
 
 
 def describe_omegaconf(error: OmegaConfBaseException, given: str | None = None) -> str:

@@ -1,4 +1,8 @@
-"""The typed schema of every run. YAML is merged into it once, in train.py and eval.py; nothing else reads YAML."""
+"""The typed schema of every run: each key with its default, its limit and what it is for (`--help` prints them).
+
+YAML is merged into it once, in train.py and eval.py; nothing else reads YAML. What takes one of several names has
+them here, so that a name is refused before anything that knows it is loaded.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,28 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING
 
+from ecoformer.config.keys import Limit, above, at_least, between, key
+
+ARCHIVES = ("webdataset", "hfds")
+DATA_NAMES = ("digits", "cifar10", "cifar100", "imagenet", "folder", *ARCHIVES)
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
+SCHEDULES = ("cosine", "poly", "tanh", "constant", "none")
+PRECISIONS = ("off", "bf16", "fp16")
+PARALLEL = ("ddp", "fsdp")
+CONVENTIONS = ("paper", "audited")
+
+SHARE = Limit(lambda value: 0 <= value < 1, "at least 0 and below 1")
+FRACTION = Limit(lambda value: 0 < value <= 1, "above 0 and at most 1")
+RANGE = Limit(lambda pair: len(pair) == 2 and 0 < pair[0] <= pair[1], "a list of two numbers, 0 < low <= high")
+CHANNELS = Limit(lambda values: len(values) == 3, "a list of three numbers, one per RGB channel")
+POSITIVE_CHANNELS = Limit(
+    lambda values: len(values) == 3 and min(values) > 0, "a list of three numbers above 0, one per RGB channel"
+)
+FREEZE = Limit(
+    lambda value: value >= 1,
+    "at least 1, or null; hash functions that are fitted already are left alone by callbacks.hash_update.enabled=false",
+)
+
 
 @dataclass
 class ModelConfig:
@@ -16,127 +42,147 @@ class ModelConfig:
     `kwargs` are further arguments of timm.create_model, given as `+model.kwargs.NAME=VALUE`.
     """
 
-    name: str = MISSING
-    drop_path_rate: float = 0.0
-    patch_stride: int | None = None
-    kwargs: dict[str, Any] = field(default_factory=dict)
+    name: str = key(MISSING, "a timm model")
+    drop_path_rate: float = key(0.0, "stochastic depth", limit=SHARE)
+    patch_stride: int | None = key(None, "stride of the first patch embedding; null: its own", limit=at_least(1))
+    kwargs: dict[str, Any] = key({}, "+model.kwargs.NAME=VALUE: further arguments of timm.create_model")
 
 
 @dataclass
 class CompressConfig:
     """Low-rank compression of the weights a run starts from; at most one of rank, ratio and energy."""
 
-    name: str = "none"  # none, low_rank
-    rank: int | None = None
-    ratio: float | None = None
-    energy: float | None = None
-    layers: list[str] | None = None  # patterns of module names; None: all but the classifier
+    name: str = key("none", "low-rank weights to start from", choices=("none", "low_rank"))
+    rank: int | None = key(None, "give at most one of rank, ratio and energy")
+    ratio: float | None = key(None, "share of the full rank")
+    energy: float | None = key(None, "share of the squared singular values that is kept")
+    layers: list[str] | None = key(None, "patterns of module names; null: all but the classifier")
 
 
 @dataclass
 class DataConfig:
     """A data set; docs/data.md has the layouts. A "split" is a pattern of shards, or the name of a split."""
 
-    name: str = MISSING  # digits, cifar10, cifar100, imagenet, folder, webdataset, hfds
-    root: str | None = None
-    img_size: int = 224
-    in_memory: bool | None = None  # None: in memory where images are small and fit
-    download: bool = False
-    num_workers: int = 2
-    crop_pct: float | None = None  # None: what the data set is evaluated at (digits, CIFAR 1.0; else 0.875)
-    interpolation: str = "bicubic"
-    mean: list[float] | None = None  # None: the data set's own, else ImageNet's
-    std: list[float] | None = None
-    max_train_samples: int | None = None
-    max_val_samples: int | None = None
-    dev_samples: int = 0  # cut these off the training split and evaluate on them, not on the test data; 0: no
-    max_corrupt: int = 0  # broken images that are passed over, each reported by path; 0: the first one ends the run
-    train_split: str | None = None  # webdataset and hfds, as the keys below; None: train, else validation, val, test
-    val_split: str | None = None
-    image_key: str | None = None  # None: .jpg, .jpeg, .png or .webp of a sample; the column "image"
-    label_key: str | None = None  # None: .cls of a sample ("json:FIELD" reads its .json); the column "label"
-    num_classes: int | None = None  # where no names are given: the classes are called by their numbers
-    class_names: str | None = None  # file under root with a class name a line; None: classes.txt, if there
+    name: str = key(MISSING, "docs/data.md has the layouts", choices=DATA_NAMES)
+    root: str | None = key(None, "folder of the data")
+    img_size: int = key(224, "in pixels", limit=at_least(1))
+    in_memory: bool | None = key(None, "null: in memory where images are small and fit")
+    download: bool = key(False, "CIFAR: fetch it if it is not under root")
+    num_workers: int = key(2, "processes that decode; 0: in the main process", limit=at_least(0))
+    crop_pct: float | None = key(
+        None, "null: what the data set is evaluated at (digits, CIFAR 1.0; else 0.875)", limit=FRACTION
+    )
+    interpolation: str = key("bicubic", "of resized images", choices=INTERPOLATIONS)
+    mean: list[float] | None = key(None, "null: the data set's own, else ImageNet's", limit=CHANNELS)
+    std: list[float] | None = key(None, "null: as mean", limit=POSITIVE_CHANNELS)
+    max_train_samples: int | None = key(None, "use the first n, for trials", limit=at_least(1))
+    max_val_samples: int | None = key(None, "use the first n, for trials", limit=at_least(1))
+    dev_samples: int = key(
+        0, "cut these off the training split and evaluate on them, not on the test data; 0: no", limit=at_least(0)
+    )
+    max_corrupt: int = key(
+        0, "broken images that are passed over, each reported by path; 0: the first one ends the run", limit=at_least(0)
+    )
+    train_split: str | None = key(
+        None, "webdataset and hfds, as the keys below; null: train, else validation, val, test"
+    )
+    val_split: str | None = key(None, "null: val, validation or test")
+    image_key: str | None = key(None, 'null: .jpg, .jpeg, .png or .webp of a sample; the column "image"')
+    label_key: str | None = key(None, 'null: .cls of a sample ("json:FIELD" reads its .json); the column "label"')
+    num_classes: int | None = key(
+        None, "where no names are given: the classes are called by their numbers", limit=at_least(1)
+    )
+    class_names: str | None = key(None, "file under root with a class name a line; null: classes.txt, if there")
 
 
 @dataclass
 class AugmentConfig:
     """Augmentation. Keys marked "file loader" work on single images and are refused for data held in memory."""
 
-    hflip: float = 0.5
-    crop_padding: int = 0  # in memory: pad by this many pixels, then crop at random
-    scale: list[float] | None = None  # file loader: random resized crop, area range
-    ratio: list[float] | None = None
-    color_jitter: float = 0.0  # file loader
-    auto_augment: str | None = None  # file loader: timm policy string
-    random_erase: float = 0.0
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    mix_prob: float = 1.0
-    mix_switch_prob: float = 0.5
-    repeats: int = 0  # repeated augmentation (file loader); 0 or 1: off
+    hflip: float = key(0.5, "probability of a horizontal flip", limit=between(0, 1))
+    crop_padding: int = key(0, "in memory: pad by this many pixels, then crop at random", limit=at_least(0))
+    scale: list[float] | None = key(None, "file loader: random resized crop, area range", limit=RANGE)
+    ratio: list[float] | None = key(None, "file loader: its aspect ratios", limit=RANGE)
+    color_jitter: float = key(0.0, "file loader", limit=at_least(0))
+    auto_augment: str | None = key(None, "file loader: timm policy string")
+    random_erase: float = key(0.0, "probability", limit=between(0, 1))
+    mixup: float = key(0.0, "alpha; 0: off", limit=at_least(0))
+    cutmix: float = key(0.0, "alpha; 0: off", limit=at_least(0))
+    mix_prob: float = key(1.0, "share of batches that are mixed", limit=between(0, 1))
+    mix_switch_prob: float = key(0.5, "of these, share with cutmix where both are on", limit=between(0, 1))
+    repeats: int = key(0, "repeated augmentation (file loader); 0 or 1: off", limit=at_least(0))
 
 
 @dataclass
 class OptimConfig:
-    name: str = "adamw"
-    lr: float = 5e-4
-    lr_base_batch: int = 0  # 0: lr as it stands; else lr is multiplied by global_batch / lr_base_batch
-    weight_decay: float = 0.05
-    momentum: float = 0.9
-    betas: list[float] | None = None
-    clip_grad: float | None = None
+    name: str = key("adamw", "an optimiser of timm's")
+    lr: float = key(5e-4, "learning rate", limit=above(0))
+    lr_base_batch: int = key(
+        0, "0: lr as it stands; else lr is multiplied by global_batch / lr_base_batch", limit=at_least(0)
+    )
+    weight_decay: float = key(0.05, "not of biases and norms", limit=at_least(0))
+    momentum: float = key(0.9, "where the optimiser has one", limit=SHARE)
+    betas: list[float] | None = key(
+        None, "null: the optimiser's own", limit=Limit(lambda pair: len(pair) == 2, "a list of two numbers")
+    )
+    clip_grad: float | None = key(None, "greatest norm of the gradient; null: no clipping", limit=above(0))
 
 
 @dataclass
 class ScheduleConfig:
-    name: str = "cosine"
-    warmup_epochs: int = 0  # at least one epoch follows the warm-up: a shorter run warms up for train.epochs - 1
-    warmup_lr: float = 1e-6
-    min_lr: float = 1e-6
+    name: str = key("cosine", "of the learning rate, followed per step", choices=SCHEDULES)
+    warmup_epochs: int = key(
+        0, "at least one epoch follows the warm-up: a shorter run warms up for train.epochs - 1", limit=at_least(0)
+    )
+    warmup_lr: float = key(1e-6, "where the warm-up starts", limit=at_least(0))
+    min_lr: float = key(1e-6, "where the schedule ends", limit=at_least(0))
 
 
 @dataclass
 class TrainConfig:
-    epochs: int = 100  # 0: convert, fit hash functions and evaluate, without training
-    batch_size: int = 128  # per process
-    eval_batch_size: int | None = None  # None: the same
-    grad_accum: int = 1
-    amp: str = "off"  # off, bf16, fp16
-    parallel: str = "ddp"  # of several processes: each holds all weights (ddp), or a share of them (fsdp: FSDP2)
-    smoothing: float = 0.0
-    ema_decay: float = 0.0  # 0: off
-    channels_last: bool = False
-    compile: bool = False
-    log_every: int = 50  # steps between lines in metrics.jsonl
-    max_steps: int | None = None  # per epoch; for smoke runs
-    freeze: list[str] = field(default_factory=list)  # name patterns of parameters that are not trained
-    max_skipped_batches: int = 0  # steps with a non-finite loss or gradient that a run leaves out before it stops
-    progress: bool = True
+    epochs: int = key(100, "0: convert, fit hash functions and evaluate, without training", limit=at_least(0))
+    batch_size: int = key(128, "per process", limit=at_least(1))
+    eval_batch_size: int | None = key(None, "null: the same", limit=at_least(1))
+    grad_accum: int = key(1, "batches an optimiser step", limit=at_least(1))
+    amp: str = key("off", "autocast", choices=PRECISIONS)
+    parallel: str = key(
+        "ddp", "of several processes: each holds all weights (ddp), or a share of them (fsdp: FSDP2)", choices=PARALLEL
+    )
+    smoothing: float = key(0.0, "of labels", limit=SHARE)
+    ema_decay: float = key(0.0, "0: off", limit=SHARE)
+    channels_last: bool = key(False, "memory format of the model")
+    compile: bool = key(False, "torch.compile")
+    log_every: int = key(50, "steps between lines in metrics.jsonl", limit=at_least(1))
+    max_steps: int | None = key(None, "per epoch; for smoke runs", limit=at_least(1))
+    freeze: list[str] = key([], "name patterns of parameters that are not trained")
+    max_skipped_batches: int = key(
+        0, "steps with a non-finite loss or gradient that a run leaves out before it stops", limit=at_least(0)
+    )
+    progress: bool = key(True, "show a progress display")
 
 
 @dataclass
 class DistillConfig:
     """Learning from the logits of another run's model, beside the labels: its best.pt, with the same classes."""
 
-    checkpoint: str | None = None  # None: labels alone
-    weight: float = 0.5  # of the teacher's term; that of the labels is 1 - weight
-    temperature: float = 1.0
+    checkpoint: str | None = key(None, "null: labels alone")
+    weight: float = key(0.5, "of the teacher's term; that of the labels is 1 - weight", limit=FRACTION)
+    temperature: float = key(1.0, "of both sides of the term", limit=above(0))
 
 
 @dataclass
 class CheckpointConfig:
     """What is written beside last.pt and best.pt at the end of each epoch."""
 
-    every_steps: int = 0  # last.pt also every n optimiser steps, within an epoch; 0: never
-    keep_top_k: int = 0  # weights of the k best epochs, as top/epoch-N.pt
+    every_steps: int = key(0, "last.pt also every n optimiser steps, within an epoch; 0: never", limit=at_least(0))
+    keep_top_k: int = key(0, "weights of the k best epochs, as top/epoch-N.pt", limit=at_least(0))
 
 
 @dataclass
 class InitConfig:
-    pretrained: bool = False  # timm's weights; a checkpoint goes before them
-    checkpoint: str | None = None  # a run's best.pt or last.pt; attention weights are converted as needed
-    reset_head: bool = False  # a checkpoint with another number of classes: start with a new classifier head
+    pretrained: bool = key(False, "timm's weights; a checkpoint goes before them")
+    checkpoint: str | None = key(None, "a run's best.pt or last.pt; attention weights are converted as needed")
+    reset_head: bool = key(False, "a checkpoint with another number of classes: start with a new classifier head")
 
 
 @dataclass
@@ -146,29 +192,37 @@ class HashUpdateConfig:
     Epochs and optimiser steps count from 0, steps over the whole run; a fit comes before the step.
     """
 
-    enabled: bool = True
-    at_epochs: list[int] = field(default_factory=lambda: [0])
-    every: int = 0  # also every n epochs; 0: never
-    every_steps: int = 0  # also every n steps; 0: never
-    warmup_steps: int = 0  # also every `warmup_every` steps as long as fewer than this many are done
-    warmup_every: int = 0
-    freeze_epoch: int | None = None  # no fit from this epoch on
-    freeze_step: int | None = None  # no fit from this step on
-    num_images: int = 32  # training images to fit on
-    held_out_images: int = 16  # further ones to measure each fit on, fewer where the training set ends; 0: none
+    enabled: bool = key(True, "false: leave hash functions as they are")
+    at_epochs: list[int] = key(
+        [0],
+        "fit before these epochs",
+        limit=Limit(lambda epochs: all(epoch >= 0 for epoch in epochs), "epochs counted from 0"),
+    )
+    every: int = key(0, "also every n epochs; 0: never", limit=at_least(0))
+    every_steps: int = key(0, "also every n steps; 0: never", limit=at_least(0))
+    warmup_steps: int = key(
+        0, "also every `warmup_every` steps as long as fewer than this many are done", limit=at_least(0)
+    )
+    warmup_every: int = key(0, limit=at_least(0))
+    freeze_epoch: int | None = key(None, "no fit from this epoch on", limit=FREEZE)
+    freeze_step: int | None = key(None, "no fit from this step on", limit=FREEZE)
+    num_images: int = key(32, "training images to fit on", limit=at_least(1))
+    held_out_images: int = key(
+        16, "further ones to measure each fit on, fewer where the training set ends; 0: none", limit=at_least(0)
+    )
 
 
 @dataclass
 class FeatureRedrawConfig:
     """When random features (Performer) are drawn anew: before the steps of epochs n, 2n, ..., counted from 0."""
 
-    enabled: bool = True
-    every: int = 1
+    enabled: bool = key(True, "false: keep the first draw")
+    every: int = key(1, "epochs", limit=at_least(1))
 
 
 @dataclass
 class EnergyLogConfig:
-    enabled: bool = True
+    enabled: bool = key(True, "count the model once, at the start")
 
 
 @dataclass
@@ -180,10 +234,10 @@ class CallbacksConfig:
 
 @dataclass
 class WandbConfig:
-    enabled: bool = False
-    project: str = "ecoformer"
-    name: str | None = None
-    tags: list[str] = field(default_factory=list)
+    enabled: bool = key(False, "log to Weights & Biases, offline without a key")
+    project: str = key("ecoformer", "in wandb")
+    name: str | None = key(None, "null: the name of the run")
+    tags: list[str] = key([], "of the run")
 
 
 @dataclass
@@ -193,8 +247,8 @@ class LoggerConfig:
 
 @dataclass
 class EnergyConfig:
-    convention: str = "paper"
-    profile: str = "45nm_fp32"
+    convention: str = key("paper", "what is counted, docs/energy.md", choices=CONVENTIONS)
+    profile: str = key("45nm_fp32", "prices: a name or a YAML file")
 
 
 @dataclass
@@ -205,17 +259,19 @@ class LaunchConfig:
     without a launcher no torchrun. If a process fails, all start again, up to `max_restarts` times.
     """
 
-    nproc_per_node: int | None = None
-    max_restarts: int = 3
+    nproc_per_node: int | None = key(
+        None, "processes that torchrun starts on a node; null: the GPUs of the job", limit=at_least(1)
+    )
+    max_restarts: int = key(3, "of all processes, after one failed", limit=at_least(0))
 
 
 @dataclass
 class Config:
     """What train.py runs. `attention` holds a kind (`name`), its options, and `layers` (see configs/attention)."""
 
-    name: str = "run"  # names the default output_dir and the wandb run; experiment files set their own
+    name: str = key("run", "names the default output_dir and the wandb run; experiment files set their own")
     model: ModelConfig = field(default_factory=ModelConfig)
-    attention: dict[str, Any] = field(default_factory=lambda: {"name": "stock"})
+    attention: dict[str, Any] = key({"name": "stock"}, "a kind (name), its options, and layers")
     compress: CompressConfig = field(default_factory=CompressConfig)
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -229,53 +285,53 @@ class Config:
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     energy: EnergyConfig = field(default_factory=EnergyConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
-    seed: int = 0
-    device: str = "auto"  # auto, cpu, cuda, cuda:N
-    threads: int | None = None  # CPU threads; None: torch's choice
-    deterministic: bool = True
-    output_dir: str | None = None  # None: outputs/<name>/<date and time>
-    overwrite: bool = False  # set the run that output_dir already holds aside, in earlier-N, and start anew
-    resume: str = "off"  # off, auto (from output_dir/last.pt if it exists), or a checkpoint file
-    dry_run: bool = False  # print the launch plan and what the run will cost, train nothing
-    dry_run_probe: bool = True  # measure: fit the hashes, take two steps; false: only what needs no computing
-    dry_run_out: str | None = None  # also write the plan to this JSON file, with the images of every class
+    seed: int = key(0, "of all that is drawn", limit=between(0, 2**32 - 1))
+    device: str = key("auto", "auto, cpu, cuda, cuda:N")
+    threads: int | None = key(None, "CPU threads; null: torch's choice", limit=at_least(1))
+    deterministic: bool = key(True, "refuse operations that are not")
+    output_dir: str | None = key(None, "null: outputs/<name>/<date and time>")
+    overwrite: bool = key(False, "set the run that output_dir already holds aside, in earlier-N, and start anew")
+    resume: str = key("off", "off, auto (from output_dir/last.pt if it exists), or a checkpoint file")
+    dry_run: bool = key(False, "print the launch plan and what the run will cost, train nothing")
+    dry_run_probe: bool = key(True, "measure: fit the hashes, take two steps; false: only what needs no computing")
+    dry_run_out: str | None = key(None, "also write the plan to this JSON file, with the images of every class")
 
 
 @dataclass
 class EvalDataConfig:
     """What evaluation may change about the checkpoint's data; None: as in training."""
 
-    name: str | None = None  # another layout of the same classes: folder, webdataset, hfds
-    root: str | None = None
-    img_size: int | None = None
-    num_workers: int | None = None
-    max_val_samples: int | None = None
-    max_corrupt: int | None = None
-    val_split: str | None = None
+    name: str | None = key(None, "another layout of the same classes: folder, webdataset, hfds", choices=DATA_NAMES)
+    root: str | None = key(None, "null, here and below: as in training")
+    img_size: int | None = key(None, limit=at_least(1))
+    num_workers: int | None = key(None, limit=at_least(0))
+    max_val_samples: int | None = key(None, limit=at_least(1))
+    max_corrupt: int | None = key(None, limit=at_least(0))
+    val_split: str | None = key(None)
 
 
 @dataclass
 class EvalEnergyConfig:
     """What evaluation may change about the energy accounting; None: as in training."""
 
-    convention: str | None = None
-    profile: str | None = None
+    convention: str | None = key(None, choices=CONVENTIONS)
+    profile: str | None = key(None)
 
 
 @dataclass
 class EvalConfig:
     """What eval.py runs; everything else comes from the checkpoint's own config."""
 
-    checkpoint: str = MISSING
-    attention: dict[str, Any] = field(default_factory=dict)  # attention=KIND refuses a checkpoint of another kind
-    batch_size: int | None = None
-    amp: str | None = None
+    checkpoint: str = key(MISSING, "a run's best.pt or last.pt")
+    attention: dict[str, Any] = key({}, "attention=KIND refuses a checkpoint of another kind")
+    batch_size: int | None = key(None, "null: as in training", limit=at_least(1))
+    amp: str | None = key(None, "null: as in training", choices=PRECISIONS)
     data: EvalDataConfig = field(default_factory=EvalDataConfig)
     energy: EvalEnergyConfig = field(default_factory=EvalEnergyConfig)
-    device: str = "auto"
-    threads: int | None = None
-    progress: bool = True
-    out: str | None = None  # also write the figures to this JSON file
+    device: str = key("auto", "auto, cpu, cuda, cuda:N")
+    threads: int | None = key(None, "CPU threads; null: torch's choice", limit=at_least(1))
+    progress: bool = key(True, "show a progress display")
+    out: str | None = key(None, "also write the figures to this JSON file")
 
 
 SCHEMAS: dict[str, type] = {"train": Config, "eval": EvalConfig}

@@ -20,12 +20,8 @@ def num_groups(num_batches: int, group_size: int, max_groups: int | None) -> int
     """Optimiser steps in an epoch; the last group may be smaller.
 
     Raises:
-        InputError: no batch at all, or an option below 1.
+        InputError: no batch at all.
     """
-    if group_size < 1:
-        raise InputError(f"train.grad_accum={group_size} must be at least 1")
-    if max_groups is not None and max_groups < 1:
-        raise InputError(f"train.max_steps={max_groups} must be at least 1, or null for whole epochs")
     if num_batches < 1:
         raise InputError("the training set fills not one batch: lower train.batch_size or add images")
     groups = -(-num_batches // group_size)

@@ -24,13 +24,9 @@ from ecoformer.engine import distributed
 from ecoformer.errors import InputError
 from ecoformer.model.checkpoint import shared_like
 
-PARALLEL = ("ddp", "fsdp")
-
 
 def is_sharded(train: TrainConfig, model: nn.Module) -> bool:
     """Whether `train.parallel` asks for FSDP2. Raises InputError where that cannot be, or is not supported here."""
-    if train.parallel not in PARALLEL:
-        raise InputError(f"train.parallel={train.parallel} does not exist: choose one of {', '.join(PARALLEL)}")
     if train.parallel == "ddp":
         return False
     where = "train.parallel=fsdp"

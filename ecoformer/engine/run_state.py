@@ -24,7 +24,8 @@ from ecoformer.engine.position import Position
 from ecoformer.engine.rng import rng_state, set_rng_state
 from ecoformer.engine.run_files import BEST, LAST, METRICS, PREVIOUS, TOP, make_room, read_intact, top_name
 from ecoformer.engine.same_run import require_same_run
-from ecoformer.engine.signals import Interrupted, StopSignals
+from ecoformer.engine.signals import StopSignals
+from ecoformer.errors import Interrupted
 from ecoformer.files import remove
 from ecoformer.model.checkpoint import load_checkpoint, load_weights, save_checkpoint
 

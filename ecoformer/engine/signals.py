@@ -9,22 +9,10 @@ import time
 from types import FrameType, TracebackType
 from typing import Any
 
+from ecoformer.errors import Interrupted
+
 HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 SAME_REQUEST_S = 1.0
-
-
-class Interrupted(BaseException):
-    """The run was asked to stop and did. Not an Exception, so that no handler for failures swallows it.
-
-    Attributes:
-        signum: the signal; the command line exits with `exit_code` = 128 + signum (130 Ctrl-C, 138 SIGUSR1,
-            143 SIGTERM).
-    """
-
-    def __init__(self, signum: int, message: str = "") -> None:
-        super().__init__(message or f"stopped by {signal.Signals(signum).name}")
-        self.signum = signum
-        self.exit_code = 128 + signum
 
 
 class StopSignals:

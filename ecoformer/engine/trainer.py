@@ -16,12 +16,13 @@ from rich.table import Table
 from timm.utils import ModelEmaV3
 from torch import nn
 
+from ecoformer.config.keys import check_limits
 from ecoformer.config.schema import CheckpointConfig, OptimConfig, ScheduleConfig, TrainConfig
 from ecoformer.engine import distributed, parallel
 from ecoformer.engine.batches import grouped, num_groups
 from ecoformer.engine.callbacks import Callback, TrainingData
 from ecoformer.engine.divergence import Diverged
-from ecoformer.engine.evaluate import NotFinite, evaluate
+from ecoformer.engine.evaluation import NotFinite, evaluate
 from ecoformer.engine.lines import epoch_line, evaluation_line, run_summary
 from ecoformer.engine.loggers import CsvLogger, JsonlLogger, Logger
 from ecoformer.engine.logit_teacher import LogitTeacher
@@ -30,8 +31,9 @@ from ecoformer.engine.position import Position
 from ecoformer.engine.progress import ProgressDisplay
 from ecoformer.engine.rng import seed_everything
 from ecoformer.engine.run_state import RunState
-from ecoformer.engine.signals import Interrupted, StopSignals
+from ecoformer.engine.signals import StopSignals
 from ecoformer.engine.training_step import TrainingStep
+from ecoformer.errors import Interrupted
 
 
 class Trainer:
@@ -66,6 +68,8 @@ class Trainer:
         config: dict[str, Any] | None = None,
         teacher: LogitTeacher | None = None,
     ) -> None:
+        for name, settings in (("train", train), ("optim", optim), ("schedule", schedule)):
+            check_limits(settings, f"{name}.")
         self.data, self.train, self.device, self.seed = data, train, device, seed
         self.callbacks, self.checkpoint = list(callbacks), checkpoint or CheckpointConfig()
         memory_format = torch.channels_last if train.channels_last else torch.contiguous_format

@@ -23,14 +23,12 @@ from ecoformer.engine.feature_redraw import FeatureRedraw
 from ecoformer.engine.hash_update import HashUpdate
 from ecoformer.engine.loggers import Logger
 from ecoformer.engine.logit_teacher import LogitTeacher
-from ecoformer.engine.optim import AMP_DTYPES
 from ecoformer.engine.rng import seed_everything
 from ecoformer.engine.run_files import read_intact
 from ecoformer.engine.trainer import Trainer
 from ecoformer.engine.wandb_logger import WandbLogger
 from ecoformer.errors import InputError
 from ecoformer.model.layers import require_image_size
-from ecoformer.run.checks import choose
 from ecoformer.run.directory import RunDir
 from ecoformer.run.start import BuiltModel, SavedRun, build_model, is_own, model_of_run, read_run
 
@@ -173,11 +171,8 @@ def build_evaluation(config: EvalConfig, device: torch.device) -> Evaluation:
     given = _given(config.data)
     train = replace(saved.train, progress=config.progress)
     if config.batch_size is not None:
-        if config.batch_size < 1:
-            raise InputError(f"batch_size={config.batch_size} must be at least 1")
         train = replace(train, eval_batch_size=config.batch_size)
     amp = config.amp or saved.train.amp
-    choose("amp", amp, AMP_DTYPES)
     data = build_data(
         replace(saved.data, **given),
         saved.augment,

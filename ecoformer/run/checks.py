@@ -1,22 +1,15 @@
-"""Checks of a typed config that need no data and no model: ranges, names, and settings that exclude each other."""
+"""Checks of a typed config that need no data and no model: settings that exclude each other."""
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Callable, Iterable
 from typing import Any
 
-from ecoformer.config.loading import one_of
 from ecoformer.config.schema import CompressConfig, Config
-from ecoformer.data.checks import DATA_NAMES
-from ecoformer.engine.optim import AMP_DTYPES, SCHEDULES
 from ecoformer.errors import InputError
 from ecoformer.kinds import SPECS, make_spec
 from ecoformer.model.low_rank import LowRankSpec
 from ecoformer.nn.specs import AttentionSpec
-
-CONVENTIONS = ("paper", "audited")
 
 
 def check_config(config: Config) -> list[str]:
@@ -25,10 +18,7 @@ def check_config(config: Config) -> list[str]:
     The one adaptation: a run has at least one epoch after its warm-up, so `schedule.warmup_epochs` is lowered to
     `train.epochs - 1` where it is larger (short trial runs of the published recipes).
     """
-    _check_ranges(config)
     _check_hash_update(config)
-    _require(config, "callbacks.feature_redraw.every", lambda value: value >= 1, "at least 1")
-    _check_names(config)
     _check_augment(config)
     attention_spec(config.attention)
     low_rank_spec(config.compress)
@@ -71,7 +61,6 @@ def attention_spec(attention: dict[str, Any]) -> AttentionSpec | None:
 
 def low_rank_spec(compress: CompressConfig) -> LowRankSpec | None:
     """The spec that `config.compress` describes; None without compression. Raises InputError."""
-    choose("compress", compress.name, ("none", "low_rank"))
     if compress.layers is not None and not compress.layers:
         raise InputError("compress.layers=[] chooses nothing: give name patterns, or null for all but the classifier")
     options = {key: getattr(compress, key) for key in ("rank", "ratio", "energy")}
@@ -83,72 +72,8 @@ def low_rank_spec(compress: CompressConfig) -> LowRankSpec | None:
     return None
 
 
-def choose(key: str, value: str, options: Iterable[str]) -> None:
-    """Raise InputError unless `value` is one of `options`."""
-    options = list(options)
-    if value not in options:
-        raise InputError(one_of(key, value, options))
-
-
-def _check_ranges(config: Config) -> None:
-    at_least_one = ("train.batch_size", "train.grad_accum", "train.log_every", "data.img_size")
-    for key in at_least_one:
-        _require(config, key, lambda value: value >= 1, "at least 1")
-    optional = (
-        "train.eval_batch_size",
-        "train.max_steps",
-        "model.patch_stride",
-        "data.max_train_samples",
-        "data.max_val_samples",
-        "threads",
-    )
-    for key in optional:
-        _require(config, key, lambda value: value is None or value >= 1, "at least 1, or null")
-    non_negative = ("train.epochs", "train.max_skipped_batches", "checkpoint.every_steps", "checkpoint.keep_top_k")
-    for key in (
-        "data.num_workers",
-        "data.max_corrupt",
-        "data.dev_samples",
-        "schedule.warmup_epochs",
-        "augment.repeats",
-        *non_negative,
-    ):
-        _require(config, key, lambda value: value >= 0, "at least 0")
-    for key in ("train.smoothing", "train.ema_decay", "model.drop_path_rate", "optim.momentum"):
-        _require(config, key, lambda value: 0 <= value < 1, "at least 0 and below 1")
-    for key in ("augment.hflip", "augment.random_erase", "augment.mix_prob", "augment.mix_switch_prob"):
-        _require(config, key, lambda value: 0 <= value <= 1, "between 0 and 1")
-    for key in ("optim.lr_base_batch", "optim.weight_decay", "augment.mixup", "augment.cutmix"):
-        _require(config, key, lambda value: 0 <= value < math.inf, "at least 0")
-    for key in ("schedule.warmup_lr", "schedule.min_lr", "augment.crop_padding", "augment.color_jitter"):
-        _require(config, key, lambda value: 0 <= value < math.inf, "at least 0")
-    _require(config, "distill.weight", lambda value: 0 < value <= 1, "above 0 and at most 1")
-    _require(config, "distill.temperature", lambda value: 0 < value < math.inf, "above 0")
-    _require(config, "optim.lr", lambda value: 0 < value < math.inf, "above 0")
-    _require(config, "optim.clip_grad", lambda value: value is None or value > 0, "above 0, or null for no clipping")
-    _require(config, "data.crop_pct", lambda value: value is None or 0 < value <= 1, "above 0 and at most 1")
-    _require(config, "optim.betas", lambda value: value is None or len(value) == 2, "a list of two numbers")
-    _require(config, "seed", lambda value: 0 <= value < 2**32, "between 0 and 4294967295")
-    for key in ("augment.scale", "augment.ratio"):
-        _require(config, key, _is_range, "a list of two numbers, 0 < low <= high")
-    for key in ("data.mean", "data.std"):
-        _require(config, key, lambda value: value is None or len(value) == 3, "a list of three numbers")
-
-
 def _check_hash_update(config: Config) -> None:
     update, at = config.callbacks.hash_update, "callbacks.hash_update"
-    for key in ("every", "every_steps", "warmup_steps", "warmup_every", "held_out_images"):
-        _require(config, f"{at}.{key}", lambda value: value >= 0, "at least 0")
-    _require(config, f"{at}.num_images", lambda value: value >= 1, "at least 1")
-    _require(config, f"{at}.at_epochs", lambda epochs: all(e >= 0 for e in epochs), "epochs counted from 0")
-    for key in ("freeze_epoch", "freeze_step"):
-        _require(
-            config,
-            f"{at}.{key}",
-            lambda value: value is None or value >= 1,
-            "at least 1, or null; hash functions that are fitted already are left alone by "
-            "callbacks.hash_update.enabled=false",
-        )
     if bool(update.warmup_steps) != bool(update.warmup_every) or update.warmup_every > update.warmup_steps:
         raise InputError(
             f"{at}.warmup_every={update.warmup_every} and warmup_steps={update.warmup_steps}: a warm-up fits every "
@@ -162,13 +87,6 @@ def _check_hash_update(config: Config) -> None:
         )
 
 
-def _check_names(config: Config) -> None:
-    choose("data.name", config.data.name, DATA_NAMES)
-    choose("train.amp", config.train.amp, AMP_DTYPES)
-    choose("schedule.name", config.schedule.name, SCHEDULES)
-    choose("energy.convention", config.energy.convention, CONVENTIONS)
-
-
 def _check_augment(config: Config) -> None:
     augment = config.augment
     if (augment.mixup > 0 or augment.cutmix > 0) and config.train.batch_size % 2:
@@ -176,15 +94,3 @@ def _check_augment(config: Config) -> None:
             f"augment.mixup and augment.cutmix mix pairs, train.batch_size={config.train.batch_size} is odd: "
             "use an even batch size, or set both to 0"
         )
-
-
-def _require(config: Config, key: str, holds: Callable[[Any], bool], limit: str) -> None:
-    value: Any = config
-    for part in key.split("."):
-        value = getattr(value, part)
-    if not holds(value):
-        raise InputError(f"{key}={value} must be {limit}")
-
-
-def _is_range(value: list[float] | None) -> bool:
-    return value is None or (len(value) == 2 and 0 < value[0] <= value[1])

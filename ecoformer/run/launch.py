@@ -25,8 +25,7 @@ from omegaconf import DictConfig, OmegaConf
 from ecoformer.config.overrides import quoted
 from ecoformer.config.schema import LaunchConfig
 from ecoformer.engine.run_files import SUMMARY
-from ecoformer.engine.signals import Interrupted
-from ecoformer.errors import InputError
+from ecoformer.errors import InputError, Interrupted
 from ecoformer.run import process
 from ecoformer.run.directory import JOB
 
@@ -52,10 +51,6 @@ def starts_torchrun(cfg: DictConfig) -> bool:
     if "launch" not in cfg:
         return False
     given = LaunchConfig(**OmegaConf.to_container(cfg.launch))  # type: ignore[arg-type]
-    if given.nproc_per_node is not None and given.nproc_per_node < 1:
-        raise InputError(f"launch.nproc_per_node={given.nproc_per_node} must be at least 1, or null")
-    if given.max_restarts < 0:
-        raise InputError(f"launch.max_restarts={given.max_restarts} must be at least 0")
     changed = [f"launch.{key}={value}" for key, value in asdict(given).items() if value != getattr(LaunchConfig, key)]
     if under_torchrun():
         if changed:

@@ -15,7 +15,8 @@ from typing import Any
 import timm
 from torch import nn
 
-from ecoformer.config.loading import load_config, one_of
+from ecoformer.config.keys import one_of
+from ecoformer.config.loading import load_config
 from ecoformer.config.schema import CompressConfig, Config, ModelConfig
 from ecoformer.errors import InputError
 from ecoformer.model.checkpoint import FORMAT, evaluated_weights, load_checkpoint, load_weights

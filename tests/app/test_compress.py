@@ -121,7 +121,7 @@ def test_dry_run_tells_what_would_be_compressed(
     ("settings", "message"),
     [
         (["compress=lowrank"], "compress=lowrank does not exist; did you mean low_rank?"),
-        (["compress.name=svd"], "compress=svd does not exist"),
+        (["compress.name=svd"], "compress.name=svd does not exist"),
         (["compress.rank=4"], "compress=none takes no options, got rank: add compress=low_rank"),
         (["compress=low_rank", "compress.rank=4", "compress.ratio=0.5"], "exclude each other"),
         (["compress=low_rank", "compress.rank=four"], "compress.rank=four must be a whole number or null"),

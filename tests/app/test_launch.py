@@ -21,7 +21,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from ecoformer.config.schema import register_schemas
-from ecoformer.engine.signals import Interrupted
+from ecoformer.errors import Interrupted
 from ecoformer.run import launch
 from ecoformer.run.launch import Place, quoted, supervise, torchrun_command
 from ecoformer.run.launchers import through_launcher

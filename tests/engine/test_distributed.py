@@ -142,7 +142,6 @@ def test_a_sharded_run_goes_on_in_one_process(two_processes: tuple[Path, Ranks],
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"parallel": "fsdp3"}, "train.parallel=fsdp3 does not exist: choose one of ddp, fsdp"),
         ({"parallel": "fsdp"}, "shares the weights among processes: start several with torchrun"),
         ({"parallel": "fsdp", "amp": "fp16"}, "does not scale losses: use train.amp=bf16 or off"),
         ({"parallel": "fsdp", "compile": True}, "does not go with train.compile=true"),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ecoformer.config.schema import Config
 from ecoformer.data import DataModule, build_data
-from ecoformer.engine.evaluate import evaluate
+from ecoformer.engine.evaluation import evaluate
 from ecoformer.errors import InputError
 from ecoformer.lab.closeness.sweep import pick_images
 from ecoformer.model.checkpoint import save_checkpoint
