@@ -9,7 +9,7 @@ import functools
 import math
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 from ecoformer.errors import InputError
@@ -37,7 +37,7 @@ def between(low: float, high: float) -> Limit:
     return Limit(lambda value: low <= value <= high, f"between {low} and {high}")
 
 
-def key(default: Any, about: str = "", *, limit: Limit | None = None, choices: tuple[str, ...] = ()) -> Any:
+def key(default: Any, about: str = "", *, limit: Limit | None = None, choices: Sequence[str] = ()) -> Any:
     """A field of a schema: its default, what it is for, and what its value must satisfy (null always may)."""
     metadata = {"about": about, "limit": limit, "choices": choices}
     if isinstance(default, (list, dict)):
@@ -65,7 +65,7 @@ class Key:
         return self.field.metadata.get("limit")
 
     @property
-    def choices(self) -> tuple[str, ...]:
+    def choices(self) -> Sequence[str]:
         return self.field.metadata.get("choices", ())
 
     @property

@@ -15,6 +15,7 @@ from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
 from ecoformer.config.keys import check_limits, keys_of
 from ecoformer.config.schema import SCHEMAS
 from ecoformer.errors import InputError
+from ecoformer.plugins import load_installed, load_modules
 
 T = TypeVar("T")
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"  # the YAML that comes with the package
@@ -28,6 +29,8 @@ def load_config(schema: type[T], composed: DictConfig | Mapping[str, Any]) -> T:
     limit, a missing mandatory value, and an interpolation that cannot be resolved.
     """
     node = composed if isinstance(composed, DictConfig) else OmegaConf.create(dict(composed))
+    load_installed()  # first: what plugins bring may be what other keys name
+    load_modules(OmegaConf.select(node, "plugins", default=[]))
     known = known_keys(schema)
     for key in _keys(node, schema):
         if key not in known and not key.startswith(tuple(f"{name}." for name in OPEN_KEYS)):

@@ -15,7 +15,7 @@ from omegaconf import MISSING
 from ecoformer.config.keys import Limit, above, at_least, between, key
 
 ARCHIVES = ("webdataset", "hfds")
-DATA_NAMES = ("digits", "cifar10", "cifar100", "imagenet", "folder", *ARCHIVES)
+DATA_NAMES = ["digits", "cifar10", "cifar100", "imagenet", "folder", *ARCHIVES]  # and those of plugins
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 SCHEDULES = ("cosine", "poly", "tanh", "constant", "none")
 PRECISIONS = ("off", "bf16", "fp16")
@@ -230,6 +230,7 @@ class CallbacksConfig:
     hash_update: HashUpdateConfig = field(default_factory=HashUpdateConfig)
     feature_redraw: FeatureRedrawConfig = field(default_factory=FeatureRedrawConfig)
     energy_log: EnergyLogConfig = field(default_factory=EnergyLogConfig)
+    extra: list[Any] = key([], "callbacks of others: [{_target_: MODULE.CLASS, ARGUMENT: VALUE}]")
 
 
 @dataclass
@@ -243,6 +244,7 @@ class WandbConfig:
 @dataclass
 class LoggerConfig:
     wandb: WandbConfig = field(default_factory=WandbConfig)
+    extra: list[Any] = key([], "loggers of others, given as callbacks.extra")
 
 
 @dataclass
@@ -285,6 +287,7 @@ class Config:
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     energy: EnergyConfig = field(default_factory=EnergyConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
+    plugins: list[str] = key([], "modules that add kinds, data sources and the like (CONTRIBUTING.md)")
     seed: int = key(0, "of all that is drawn", limit=between(0, 2**32 - 1))
     device: str = key("auto", "auto, cpu, cuda, cuda:N")
     threads: int | None = key(None, "CPU threads; null: torch's choice", limit=at_least(1))
@@ -328,6 +331,7 @@ class EvalConfig:
     amp: str | None = key(None, "null: as in training", choices=PRECISIONS)
     data: EvalDataConfig = field(default_factory=EvalDataConfig)
     energy: EvalEnergyConfig = field(default_factory=EvalEnergyConfig)
+    plugins: list[str] = key([], "modules that add kinds, data sources and the like (CONTRIBUTING.md)")
     device: str = key("auto", "auto, cpu, cuda, cuda:N")
     threads: int | None = key(None, "CPU threads; null: torch's choice", limit=at_least(1))
     progress: bool = key(True, "show a progress display")

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from ecoformer.config.schema import DataConfig
+from ecoformer.config.schema import ARCHIVES, DataConfig
 from ecoformer.data.folders import shorten
 from ecoformer.data.hf_disk import read_split
 from ecoformer.data.shards import TRAIN_NAMES, VAL_NAMES, find_shards, shard_source
-from ecoformer.data.sources import LabelledSource, Splits
+from ecoformer.data.sources import LabelledSource, Splits, data_source
 from ecoformer.errors import InputError
 
 CLASSES_FILE = "classes.txt"
 
 
-def load_archives(data: DataConfig, *, with_train: bool, num_classes: int | None = None) -> Splits:
+@data_source(*ARCHIVES)
+def load_archives(data: DataConfig, *, with_train: bool, num_classes: int | None = None, **_: Any) -> Splits:
     """`data.name` webdataset or hfds. Raises InputError for whatever is wrong with root, splits or labels.
 
     `num_classes`: of the weights that the data are for, where neither the data nor `data.num_classes` say it.

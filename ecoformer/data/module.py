@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -11,10 +10,9 @@ import numpy as np
 import torch
 
 from ecoformer.config.schema import AugmentConfig, DataConfig, TrainConfig
-from ecoformer.data.archives import load_archives
+from ecoformer.data import archives  # noqa: F401  registers its sources
 from ecoformer.data.augment import Mix, derive_seed, normalize
 from ecoformer.data.checks import (
-    ARCHIVES,
     MEMORY_IMG_SIZE,
     MEMORY_LIMIT,
     check_augment,
@@ -27,12 +25,9 @@ from ecoformer.data.decode import EvalTransform, decode_images
 from ecoformer.data.files import FileLoader, train_transform
 from ecoformer.data.identity import KnownClasses, mapping_note, match_classes, require_classes
 from ecoformer.data.loader import BatchLoader, MemoryLoader, TrainPlan
-from ecoformer.data.sources import CIFAR, LabelledSource, Splits, load_cifar, load_digits, load_folder
+from ecoformer.data.sources import SOURCES, LabelledSource, Splits
 from ecoformer.data.subset import split_off, take
 from ecoformer.errors import InputError
-
-log = logging.getLogger(__name__)
-IMAGENET_CLASSES = 1000
 
 
 @dataclass
@@ -119,7 +114,7 @@ def build_data(
     check_data(data, train)
     with_train_split = with_train or data.dev_samples > 0
     num_known = None if known is None else len(known.names)
-    splits = _load(data, world_size=world_size, with_train=with_train_split, num_classes=num_known)
+    splits = SOURCES[data.name](data, world_size=world_size, with_train=with_train_split, num_classes=num_known)
     if len(splits.class_names) < 2:
         raise InputError(f"{where_of(data)} has one class ({splits.class_names[0]}): a classifier needs at least two")
     if data.dev_samples > 0:
@@ -204,25 +199,6 @@ def _counted_as(known: KnownClasses, splits: Splits, where: str, sources: list[L
         source.targets = np.asarray(order, np.int64)[source.targets]
     names = [found[order.index(output)] for output in range(len(order))]
     return replace(splits, class_names=names, notes=[*splits.notes, note])
-
-
-def _load(data: DataConfig, *, world_size: int, with_train: bool, num_classes: int | None) -> Splits:
-    if data.name == "digits":
-        return load_digits()
-    if data.name in CIFAR:
-        return load_cifar(data.name, data.root, download=data.download, world_size=world_size, with_train=with_train)
-    if data.name in ARCHIVES:
-        return load_archives(data, with_train=with_train, num_classes=num_classes)
-    splits = load_folder(data.name, data.root, with_train=with_train)
-    if data.name == "imagenet" and len(splits.class_names) != IMAGENET_CLASSES:
-        log.warning(
-            "data.root=%s holds %d of ImageNet's %d classes: the model gets %d outputs",
-            data.root,
-            len(splits.class_names),
-            IMAGENET_CLASSES,
-            len(splits.class_names),
-        )
-    return splits
 
 
 def _in_memory(data: DataConfig, num_images: int) -> bool:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from ecoformer.config.schema import DATA_NAMES, DataConfig
 from ecoformer.data.folders import VAL_NAMES, read_folders
 from ecoformer.errors import InputError
 
+log = logging.getLogger(__name__)
+IMAGENET_CLASSES = 1000
 DIGITS_SPLIT_SEED = 0  # constants, so that every run of every seed has the same validation images
 DIGITS_VAL_SHARE = 0.2
 
@@ -42,6 +46,27 @@ class Splits:
     std: tuple[float, float, float]
     crop_pct: float  # what to evaluate at when the config leaves it open
     notes: list[str] = field(default_factory=list)  # what was passed over
+
+
+Opener = Callable[..., Splits]
+SOURCES: dict[str, Opener] = {}
+
+
+def data_source(*names: str) -> Callable[[Opener], Opener]:
+    """Register what opens `data.name`: a function (data, *, with_train, num_classes, world_size) -> Splits.
+
+    `data` is the DataConfig; `train` of the result may be None without `with_train`; `num_classes` is that of weights
+    that the data are for, or None. It raises InputError for what the user can mend. A plugin adds its own.
+    """
+
+    def register(opener: Opener) -> Opener:
+        for name in names:
+            SOURCES[name] = opener
+            if name not in DATA_NAMES:
+                DATA_NAMES.append(name)
+        return opener
+
+    return register
 
 
 class ArraySource:
@@ -105,8 +130,15 @@ CIFAR = {
 }
 
 
-def load_cifar(name: str, root: str | None, *, download: bool, world_size: int, with_train: bool) -> Splits:
+@data_source("digits")
+def _digits(data: DataConfig, **_: Any) -> Splits:
+    return load_digits()
+
+
+@data_source("cifar10", "cifar100")
+def load_cifar(data: DataConfig, *, world_size: int, with_train: bool, **_: Any) -> Splits:
     """CIFAR from torchvision's unpacked archive or from folders ROOT/train/CLASS and ROOT/val (or test)/CLASS."""
+    name, root, download = data.name, data.root, data.download
     facts = CIFAR[name]
     if root is None:
         raise InputError(
@@ -163,11 +195,16 @@ def _read_torchvision(
     return sources[0], sources[1], list(val.classes)
 
 
-def load_folder(name: str, root: str | None, *, with_train: bool) -> Splits:
+@data_source("folder", "imagenet")
+def load_folder(data: DataConfig, *, with_train: bool, **_: Any) -> Splits:
     """Any image folder, ImageNet among them: ROOT/train/CLASS and ROOT/val/CLASS (or ROOT/test/CLASS)."""
-    if root is None:
-        raise InputError(f"data={name} needs data.root: set it to the folder that holds train/ and val/")
-    found = read_folders(Path(os.path.expanduser(root)), with_train=with_train)
+    if data.root is None:
+        raise InputError(f"data={data.name} needs data.root: set it to the folder that holds train/ and val/")
+    found = read_folders(Path(os.path.expanduser(data.root)), with_train=with_train)
+    num_classes = len(found.class_names)
+    if data.name == "imagenet" and num_classes != IMAGENET_CLASSES:
+        held = f"{num_classes} of ImageNet's {IMAGENET_CLASSES} classes"
+        log.warning("data.root=%s holds %s: the model gets %d outputs", data.root, held, num_classes)
     return Splits(
         found.class_names,
         found.train,

@@ -14,9 +14,11 @@ from ecoformer.kinds.kernel_hash import KernelHash
 from ecoformer.nn.base import BUILDERS, ReplacementAttention, attention_kind
 from ecoformer.nn.msa import MSASpec, MultiHeadSelfAttention
 from ecoformer.nn.specs import SPECS, AttentionSpec, make_spec
+from ecoformer.plugins import load_installed
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
+load_installed()  # kinds of other packages
 
 __all__ = [
     "BUILDERS",

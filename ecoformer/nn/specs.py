@@ -78,7 +78,10 @@ def make_spec(name: str, options: Mapping[str, Any] | None = None) -> AttentionS
             raise InputError(f"attention=stock takes no options, got {', '.join(sorted(options))}")
         return None
     if name not in SPECS:
-        raise InputError(f"attention={name} does not exist; choose one of {', '.join(['stock', *SPECS])}")
+        raise InputError(
+            f"attention={name} does not exist; choose one of {', '.join(['stock', *SPECS])}, or name the "
+            "module that brings it: plugins=[MODULE]"
+        )
     cls = SPECS[name]
     known = [f.name for f in fields(cls)]
     for key in options:

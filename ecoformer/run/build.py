@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from hydra.utils import instantiate
 from torch import nn
 
 from ecoformer.config.schema import Config, EvalConfig
@@ -31,6 +32,8 @@ from ecoformer.errors import InputError
 from ecoformer.model.layers import require_image_size
 from ecoformer.run.directory import RunDir
 from ecoformer.run.start import BuiltModel, SavedRun, build_model, is_own, model_of_run, read_run
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -96,7 +99,9 @@ def build_run(config: Config, folder: RunDir, device: torch.device, data: DataMo
     ]
     if config.callbacks.energy_log.enabled:
         callbacks.append(EnergyLog(config.energy))
+    callbacks += made(config.callbacks.extra, "callbacks.extra", Callback)
     loggers: list[Logger] = [WandbLogger(config.logger.wandb)] if config.logger.wandb.enabled else []
+    loggers += made(config.logger.extra, "logger.extra", Logger)
     trainer = Trainer(
         built.model,
         data,
@@ -115,6 +120,23 @@ def build_run(config: Config, folder: RunDir, device: torch.device, data: DataMo
     if folder.resume is not None:
         trainer.restore(folder.resume)  # refuses another run's before anything is written
     return Run(config, folder, data, built, trainer)
+
+
+def made(items: list[Any], key: str, base: type[T]) -> list[T]:
+    """What `callbacks.extra` or `logger.extra` describes, by Hydra's `_target_`. Raises InputError for what fails."""
+    objects = []
+    for item in items:
+        if not isinstance(item, dict) or "_target_" not in item:
+            raise InputError(f"{key}: {item} must be a mapping with _target_: MODULE.CLASS and the class's arguments")
+        try:
+            found = instantiate(item)
+        except Exception as error:
+            reason = " ".join(str(error.__cause__ or error).split())
+            raise InputError(f"{key}: {item['_target_']} cannot be made: {reason}") from error
+        if not isinstance(found, base):
+            raise InputError(f"{key}: {item['_target_']} is no {base.__module__}.{base.__name__}: derive it from that")
+        objects.append(found)
+    return objects
 
 
 def known_classes(config: Config, folder: RunDir) -> KnownClasses | None:

@@ -36,6 +36,7 @@ FREE = (
     "logger",
     "energy",
     "launch",
+    "plugins",
     "device",
     "threads",
     "deterministic",

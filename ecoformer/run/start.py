@@ -65,7 +65,8 @@ def read_run(path: Path | str) -> SavedRun:
     if not {"settings", "class_names"} <= saved.keys():
         raise InputError(f"checkpoint {path} does not say what it was trained with: give one that train.py wrote")
     try:
-        config = load_config(Config, saved["settings"])
+        # The modules that a checkpoint names are not imported: a file must not choose what runs.
+        config = load_config(Config, {**saved["settings"], "plugins": []})
     except InputError as error:
         raise InputError(f"checkpoint {path} was written by another version of this program: {error}") from error
     config.attention = without_removed(config.attention.get("name", "stock"), config.attention)

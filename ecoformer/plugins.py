@@ -1,0 +1,54 @@
+"""Packages of others that add attention kinds, readers of layers, data sources, callbacks, loggers and prices.
+
+A plugin is a module that registers what it brings when it is imported; CONTRIBUTING.md has one. Installed packages
+name theirs as an entry point of the group "ecoformer.plugins"; a module that is not installed is named by
+`plugins=[MODULE]`. Modules are imported for what the command line says, never for what a checkpoint says.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Iterable
+from importlib.metadata import EntryPoint, entry_points
+
+from ecoformer.errors import InputError
+
+GROUP = "ecoformer.plugins"
+_loaded: set[EntryPoint] = set()
+
+
+def load_installed() -> None:
+    """Import the plugins of all installed packages, once. Raises InputError if one cannot be imported."""
+    for entry in entry_points(group=GROUP):
+        if entry in _loaded:
+            continue
+        _loaded.add(entry)  # before the import, which may come back here
+        try:
+            entry.load()
+        except Exception as error:
+            package = entry.dist.name if entry.dist is not None else entry.value
+            raise InputError(
+                f"the plugin {entry.name}={entry.value} of {package} cannot be imported: {_reason(error)}; "
+                f"mend or uninstall {package}"
+            ) from error
+
+
+def load_modules(names: Iterable[str]) -> None:
+    """Import modules by name, from the working folder too. Raises InputError if one cannot be imported."""
+    names = list(names)
+    if names and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # last, so that nothing there hides an installed module
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except Exception as error:
+            raise InputError(
+                f"plugins=[{','.join(names)}]: {name} cannot be imported: {_reason(error)}; name a module that python "
+                "finds from here, or set PYTHONPATH"
+            ) from error
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
