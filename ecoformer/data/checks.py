@@ -26,6 +26,11 @@ def check_data(data: DataConfig, train: TrainConfig) -> None:
                 f"data.{key}={getattr(data, key)} belongs to data={' and data='.join(ARCHIVES)}, not to "
                 f"data={data.name}: leave it out"
             )
+    if data.name == "digits" and data.root is not None:
+        raise InputError(
+            f"data.root={data.root}: data=digits come with scikit-learn, no folder is read: leave it out, or name the "
+            "data set that lies there, as data=folder"
+        )
     if data.download and data.name in ARCHIVES:
         raise InputError(f"data.download=true works for cifar10 and cifar100, not for {data.name}: unset it")
     if data.download and data.name in ("imagenet", "folder"):

@@ -31,6 +31,7 @@ from ecoformer.nn.specs import without_removed
 from ecoformer.run.checks import attention_spec, low_rank_spec
 from ecoformer.run.compression import factorize_and_count
 
+IN_CHANNELS = 3  # of every batch, whatever the images are
 STOCK_STRIDE = 4  # of the first patch embedding, in PVTv2 and Twins alike
 
 
@@ -204,6 +205,12 @@ def _create(config: Config, num_classes: int, pretrained: bool) -> nn.Module:
     name = config.model.name
     if not timm.is_model(name):
         raise InputError(one_of("model.name", name, _families(name)))
+    channels = config.model.kwargs.get("in_chans", IN_CHANNELS)
+    if channels != IN_CHANNELS:
+        raise InputError(
+            f"model.kwargs.in_chans={channels}: images have {IN_CHANNELS} channels here, grey ones are repeated over "
+            "them: leave it out"
+        )
     try:
         model = _timm_model(config.model, config.data.img_size, num_classes, pretrained)
     except OSError as error:

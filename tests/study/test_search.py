@@ -115,12 +115,21 @@ def test_a_preview_counts_real_models_and_trains_nothing(tmp_path: Path) -> None
     pytest.importorskip("optuna")
     lines: list[str] = []
     space = parse_space(
-        ["model=pvt_v2_b0", "data=digits", "data.img_size=32", "attention=ecoformer", "attention.num_anchors=2,4096"]
+        [
+            "model=pvt_v2_b0",
+            "data=digits",
+            "data.img_size=64",
+            "attention=ecoformer",
+            "attention.top_k=2",
+            "attention.num_anchors=2,4096",
+        ]
     )
     preview(space, trials=6, seed=0, show=lines.append)
     assert len(lines) == 6
-    assert any("µJ an image" in line for line in lines) or any("cannot be built" in line for line in lines)
-    assert all("num_anchors=4096: cannot be built" in line for line in lines if "=4096" in line)
+    by_anchors = {anchors: [line for line in lines if f"num_anchors={anchors}" in line] for anchors in (2, 4096)}
+    assert all(by_anchors.values()) and len(by_anchors[2]) + len(by_anchors[4096]) == 6
+    assert all("µJ an image" in line for line in by_anchors[2])
+    assert all("num_anchors=4096: cannot be built" in line for line in by_anchors[4096])
 
 
 def test_without_optuna_it_names_the_remedy(
