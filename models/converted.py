@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import timm
 from timm.models import load_pretrained, register_model, resolve_pretrained_cfg
 from torch import nn
 
 from ecoformer.kinds import make_spec
 from ecoformer.model.convert import convert
-from ecoformer.model.patch_stride import set_patch_stride
+from ecoformer.model.create import create
 
 ARCHITECTURE = "converted_backbone"
 
@@ -45,12 +44,7 @@ def converted_backbone(
     """
     cfg = resolve_pretrained_cfg(ARCHITECTURE, pretrained_cfg or {"architecture": ARCHITECTURE}, pretrained_cfg_overlay)
     kwargs.setdefault("num_classes", cfg.num_classes)
-    defaults = timm.get_pretrained_cfg(backbone)
-    if img_size is not None and defaults is not None and defaults.fixed_input_size:
-        kwargs["img_size"] = img_size
-    model = timm.create_model(backbone, **kwargs)
-    if patch_stride is not None:
-        set_patch_stride(model, patch_stride)
+    model = create(backbone, key="backbone", img_size=img_size, patch_stride=patch_stride, **kwargs)
     options = dict(attention or {"name": "stock"})
     spec = make_spec(options.pop("name"), options)
     if spec is not None:

@@ -30,6 +30,7 @@ from ecoformer.cli.arguments import Parser, run_script
 from ecoformer.errors import InputError
 from ecoformer.files import atomic_write
 from ecoformer.kinds import fit_hashes
+from ecoformer.model.create import create
 from ecoformer.model.layers import require_image_size
 from ecoformer.run.start import model_of_run, read_run
 
@@ -70,7 +71,7 @@ def load(args: argparse.Namespace) -> tuple[nn.Module, int]:
         model, own_size = model_of_run(run), run.config.data.img_size
     elif timm.is_model(args.source):
         torch.manual_seed(args.seed)
-        model = timm.create_model(args.source, pretrained=args.pretrained)
+        model = create(args.source, key="SOURCE", img_size=args.img_size, pretrained=args.pretrained)
         defaults: Any = model.pretrained_cfg
         own_size = defaults.get("input_size", (3, 224, 224))[-1]
     else:

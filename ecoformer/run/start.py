@@ -5,22 +5,20 @@ They are new, timm's, those of one of our runs, or those of a file that others p
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-import timm
 from torch import nn
 
-from ecoformer.config.keys import one_of
 from ecoformer.config.loading import load_config
-from ecoformer.config.schema import CompressConfig, Config, ModelConfig
+from ecoformer.config.schema import CompressConfig, Config
 from ecoformer.errors import InputError
 from ecoformer.model.checkpoint import FORMAT, evaluated_weights, load_checkpoint, load_weights
 from ecoformer.model.convert import FilterFn, convert
+from ecoformer.model.create import create
 from ecoformer.model.layers import attention_layers
 from ecoformer.model.low_rank import CompressionReport, expand, low_rank_layers, take_ranks
 from ecoformer.model.patch_stride import set_patch_stride
@@ -31,7 +29,6 @@ from ecoformer.nn.specs import without_removed
 from ecoformer.run.checks import attention_spec, low_rank_spec
 from ecoformer.run.compression import factorize_and_count
 
-IN_CHANNELS = 3  # of every batch, whatever the images are
 STOCK_STRIDE = 4  # of the first patch embedding, in PVTv2 and Twins alike
 
 
@@ -202,50 +199,17 @@ def _from_run(config: Config, run: SavedRun, num_classes: int) -> BuiltModel:
 
 
 def _create(config: Config, num_classes: int, pretrained: bool) -> nn.Module:
-    name = config.model.name
-    if not timm.is_model(name):
-        raise InputError(one_of("model.name", name, _families(name)))
-    channels = config.model.kwargs.get("in_chans", IN_CHANNELS)
-    if channels != IN_CHANNELS:
-        raise InputError(
-            f"model.kwargs.in_chans={channels}: images have {IN_CHANNELS} channels here, grey ones are repeated over "
-            "them: leave it out"
-        )
-    try:
-        model = _timm_model(config.model, config.data.img_size, num_classes, pretrained)
-    except OSError as error:
-        raise InputError(
-            f"init.pretrained=true: timm's weights of {name} are not in the local cache and cannot be downloaded; "
-            "connect once, or use init.pretrained=false or init.checkpoint=RUN/best.pt"
-        ) from error
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise InputError(f"model.name={name} cannot be built with the settings under model: {reason}") from error
-    if config.model.patch_stride is not None:
-        set_patch_stride(model, config.model.patch_stride)
-    return model
-
-
-def _timm_model(model: ModelConfig, img_size: int, num_classes: int, pretrained: bool) -> nn.Module:
-    options: dict[str, Any] = dict(model.kwargs)
+    model, options = config.model, dict(config.model.kwargs)
     if model.drop_path_rate > 0:
         options["drop_path_rate"] = model.drop_path_rate
-    defaults = timm.get_pretrained_cfg(model.name)
-    if defaults is not None and defaults.fixed_input_size:
-        options.setdefault("img_size", img_size)
-    hub_log = logging.getLogger("huggingface_hub")  # it reports every retry of a failed download
-    level = hub_log.level
-    hub_log.setLevel(logging.ERROR)
-    try:
-        return timm.create_model(model.name, pretrained=pretrained, num_classes=num_classes, **options)
-    finally:
-        hub_log.setLevel(level)
-
-
-def _families(name: str) -> list[str]:
-    """The names that a message lists: those of the same family, else those that can be converted."""
-    family = timm.list_models(f"{name.partition('_')[0]}*")
-    return family or timm.list_models(["pvt_v2*", "twins*", "deit*"])
+    return create(
+        model.name,
+        img_size=config.data.img_size,
+        patch_stride=model.patch_stride,
+        pretrained=pretrained,
+        num_classes=num_classes,
+        **options,
+    )
 
 
 def _convert(built: BuiltModel, config: Config) -> None:

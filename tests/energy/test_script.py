@@ -84,12 +84,12 @@ def test_measured_column_says_unavailable_without_a_counter(
 
 
 BAD = {
-    "--model nosuch": "model 'nosuch' is not known to timm",
+    "--model nosuch": "--model=nosuch does not exist",
     "--attention linear": "attention=linear does not exist; choose one of stock",
     "--model resnet18 --attention msa": "no attention that can be converted",
     "--img-size 64": "raise data.img_size, lower attention.num_anchors",
     "--img-size 8 --attention stock": "does not run on an input of shape (1, 3, 8, 8)",
-    "--model vit_tiny_patch16_224 --img-size 200 --attention stock": "Input height (200) doesn't match model (224)",
+    "--model vit_tiny_patch16_224 --img-size 8 --attention stock": "does not run on an input of shape (1, 3, 8, 8)",
     "--img-size big": "'big' is no list of whole numbers",
     "--img-size 0": "'0' holds a number below 1",
     "--num-bits -4": "holds a number below 1",
@@ -117,3 +117,13 @@ def test_malformed_profile_file(script: ModuleType, capsys: pytest.CaptureFixtur
     path.write_text("summary: nothing else\n")
     assert script.main(["--profile", str(path)]) == 2
     assert capsys.readouterr().err == f"error: profile {path}: key 'precision' is missing\n"
+
+
+def test_a_model_of_one_size_is_made_for_the_size_that_is_asked_for(
+    script: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = "--model vit_tiny_patch16_224 --attention stock --img-size 224,256 --format json"
+    assert script.main(options.split()) == 0
+    small, large = json.loads(capsys.readouterr().out)
+    assert large["params"] - small["params"] == (256 - 196) * 192  # the position embedding
+    assert large["muls"] > small["muls"]

@@ -86,7 +86,7 @@ def test_suffixes_are_read_off_the_end_but_never_off_a_name(monkeypatch):
         (["--attention", "nope"], "attention=nope does not exist; choose one of stock"),
         (["--attention", "msa_folded"], "attention=msa_folded does not exist"),
         (["--model", "resnet18", "--attention", "ecoformer"], "no attention that can be converted"),
-        (["--model", "nope"], "'nope' is not known to timm"),
+        (["--model", "nope"], "--model=nope does not exist"),
         (["--device", "cuda:99"], "--device cuda:99, but torch sees"),
         (["--device", "abacus"], "--device abacus does not exist"),
         (["--device", "meta"], "--device meta is not supported"),

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from typing import Any
 
-import timm
-import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ecoformer.energy.counting import count
 from ecoformer.energy.ledger import Ledger
 from ecoformer.energy.profile import Profile
 from ecoformer.energy.summary import figures
-from ecoformer.errors import InputError
 from ecoformer.kinds import SPECS, make_spec
 from ecoformer.model.convert import convert
+from ecoformer.model.create import create
 from ecoformer.nn.specs import AttentionSpec
 
 ROW_KEYS = (
@@ -70,10 +66,7 @@ class Case:
         Raises InputError for unknown names, or attention that the model or its token counts refuse.
         """
         spec = self.spec()
-        if not timm.is_model(self.model):
-            raise InputError(f"model {self.model!r} is not known to timm: see timm.list_models()")
-        with torch.device(device), _SkipInitialisation() if device == "meta" else nullcontext():
-            model: nn.Module = timm.create_model(self.model)
+        model = create(self.model, key="--model", img_size=self.img_size, device=device)
         if spec is not None:
             convert(model, spec, img_size=self.img_size)
         return model.eval()
@@ -88,16 +81,6 @@ class Case:
         given = {key: getattr(self, key) for key in ROW_KEYS[:5]}
         row = {**given, "convention": convention, "profile": profile.name, **found}
         return {key: row[key] for key in ROW_KEYS}
-
-
-class _SkipInitialisation(TorchDispatchMode):
-    """Meta tensors have no values, so writing random numbers into them is time lost: half of building a model."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        first = func._schema.arguments[0] if func._schema.arguments else None
-        if first is not None and first.alias_info is not None and first.alias_info.is_write:
-            return args[0]
-        return func(*args, **(kwargs or {}))
 
 
 def spec_fields(attention: str) -> set[str]:

@@ -10,7 +10,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
-import timm
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -22,6 +21,7 @@ from ecoformer.fit.hashes import fit_hashes
 from ecoformer.kinds import SPECS, make_spec
 from ecoformer.lab.speed.throughput import PRECISIONS, Pass, forward_pass, training_step
 from ecoformer.model.convert import convert
+from ecoformer.model.create import create, has_fixed_size
 from ecoformer.model.layers import attention_layers, require_image_size
 from ecoformer.ops.ecoformer.eager import triton_kernels
 
@@ -106,13 +106,8 @@ class SpeedCase:
         Raises InputError for unknown names, and for image sizes that the model or its attention cannot take.
         """
         kind = Variant.parse(self.attention).kind
-        if not timm.is_model(self.model):
-            raise InputError(f"model {self.model!r} is not known to timm: see timm.list_models()")
-        defaults = timm.get_pretrained_cfg(self.model)
-        fixed = defaults is not None and defaults.fixed_input_size
         torch.manual_seed(self.seed)
-        options: dict[str, Any] = {"img_size": self.img_size} if fixed else {}
-        model: nn.Module = timm.create_model(self.model, **options)
+        model = create(self.model, key="--model", img_size=self.img_size)
         spec = make_spec(kind)
         if spec is not None:
             if "fit_steps" in {field.name for field in fields(spec)}:
@@ -122,7 +117,8 @@ class SpeedCase:
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         model.to(self.device, memory_format=layout)  # type: ignore[call-overload]
         # Codes of a fit at 224 px serve larger images too, and cost less to find.
-        fit_hashes(model, self._images(1, self.img_size if fixed else min(self.img_size, 224)), self.seed)
+        size = self.img_size if has_fixed_size(self.model) else min(self.img_size, 224)
+        fit_hashes(model, self._images(1, size), self.seed)
         return model
 
     def step(self) -> Pass:

@@ -1,0 +1,97 @@
+"""create(name, ...): the one way from a timm name to a model. What timm refuses becomes one line."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import nullcontext
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ecoformer.config.keys import one_of
+from ecoformer.errors import InputError
+from ecoformer.model.patch_stride import set_patch_stride
+
+IN_CHANNELS = 3  # of every batch, whatever the images are
+
+
+def create(
+    name: str,
+    *,
+    key: str = "model.name",
+    img_size: int | None = None,
+    patch_stride: int | None = None,
+    pretrained: bool = False,
+    device: str | None = None,
+    **options: Any,
+) -> nn.Module:
+    """A timm model with its stock attention.
+
+    Args:
+        name: as timm knows it, our entry points and "hf-hub:" and "local-dir:" names included.
+        key: what messages call the name.
+        img_size: pixels; handed to timm where a model is made for one size. None: the model's own.
+        patch_stride: of the first patch embedding, see `set_patch_stride`.
+        pretrained: with timm's weights, from its cache or the hub.
+        device: "meta" builds without values, and without drawing them. None: torch's default.
+        options: further arguments of timm.create_model.
+    Raises:
+        InputError: an unknown name, an argument that the model refuses, weights that cannot be had.
+    """
+    if ":" not in name and not timm.is_model(name):
+        raise InputError(one_of(key, name, _families(name)))
+    channels = options.get("in_chans", IN_CHANNELS)
+    if channels != IN_CHANNELS:
+        raise InputError(
+            f"model.kwargs.in_chans={channels}: images have {IN_CHANNELS} channels here, grey ones are repeated over "
+            "them: leave it out"
+        )
+    if img_size is not None and has_fixed_size(name):
+        options.setdefault("img_size", img_size)
+    hub_log = logging.getLogger("huggingface_hub")  # it reports every retry of a failed download
+    level = hub_log.level
+    hub_log.setLevel(logging.ERROR)
+    try:
+        with (
+            torch.device(device) if device is not None else nullcontext(),
+            _SkipInitialisation() if device == "meta" else nullcontext(),
+        ):
+            model: nn.Module = timm.create_model(name, pretrained=pretrained, **options)
+    except OSError as error:
+        raise InputError(
+            f"init.pretrained=true: timm's weights of {name} are not in the local cache and cannot be downloaded; "
+            "connect once, or use init.pretrained=false or init.checkpoint=RUN/best.pt"
+        ) from error
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise InputError(f"{key}={name} cannot be built with the settings under model: {reason}") from error
+    finally:
+        hub_log.setLevel(level)
+    if patch_stride is not None:
+        set_patch_stride(model, patch_stride)
+    return model
+
+
+def has_fixed_size(name: str) -> bool:
+    """Whether timm makes the model for one image size."""
+    defaults = timm.get_pretrained_cfg(name) if ":" not in name else None
+    return defaults is not None and bool(defaults.fixed_input_size)
+
+
+def _families(name: str) -> list[str]:
+    """The names that a message lists: those of the same family, else those that can be converted."""
+    family = timm.list_models(f"{name.partition('_')[0]}*")
+    return family or timm.list_models(["pvt_v2*", "twins*", "deit*"])
+
+
+class _SkipInitialisation(TorchDispatchMode):
+    """Meta tensors have no values, so writing random numbers into them is time lost: half of building a model."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        first = func._schema.arguments[0] if func._schema.arguments else None
+        if first is not None and first.alias_info is not None and first.alias_info.is_write:
+            return args[0]
+        return func(*args, **(kwargs or {}))
