@@ -9,10 +9,11 @@ import torch
 from tiny_models import FAMILIES, tiny_pvt, tiny_twins, tiny_vit
 
 from ecoformer import EcoFormerSpec, InputError, MSASpec, attention_layers, convert, fit_hashes, set_patch_stride
-from ecoformer.kinds import EcoFormerAttention, MultiHeadSelfAttention
+from ecoformer.kinds import SPECS, EcoFormerAttention, MultiHeadSelfAttention, make_spec
 from ecoformer.model.layers import token_counts
 from ecoformer.ops.naive import softmax_attention_reference
 
+IMG_SIZE = 128
 SMALL = EcoFormerSpec(num_bits=6, num_anchors=5, top_k=3)
 
 
@@ -120,6 +121,30 @@ def test_mode_dtype_and_gradients_carry_over():
     assert model.blocks[0].attn.to_qk.weight.dtype == torch.float64
     assert not model.blocks[0].attn.to_qk.weight.requires_grad
     assert model.blocks[1].attn.to_qk.weight.requires_grad
+
+
+@pytest.mark.parametrize("kind", sorted(SPECS))
+def test_only_what_was_trained_is_trained_afterwards(kind):
+    model = tiny_pvt()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.endswith("bias"))
+    convert(model, make_spec(kind), img_size=IMG_SIZE)
+    for layer in attention_layers(model):
+        module = layer.module
+        for part in {"to_qk", "to_v", "query", "key", "value", "qkv", "q", "kv", "proj"} & dict(
+            module.named_children()
+        ).keys():
+            linear = module.get_submodule(part)
+            assert not linear.weight.requires_grad and linear.bias.requires_grad, (layer.name, part)
+    frozen = tiny_pvt().requires_grad_(False)
+    convert(frozen, make_spec(kind), img_size=IMG_SIZE)
+    assert not any(parameter.requires_grad for parameter in frozen.parameters())
+
+
+def test_wrapped_models_are_refused():
+    for wrapped in (torch.nn.DataParallel(tiny_pvt()), torch.compile(tiny_pvt())):
+        with pytest.raises(InputError, match="wraps the model: convert the model that it was made from, and wrap the"):
+            convert(wrapped, SMALL)
 
 
 def test_filter_chooses_layers():

@@ -16,6 +16,8 @@ from ecoformer.nn.projections import Projections, read_projections
 from ecoformer.nn.specs import AttentionSpec
 
 FilterFn = Callable[[nn.Module, str], bool]
+# By name: the modules of some take a second to load.
+WRAPPERS = {"DataParallel", "DistributedDataParallel", "FSDPModule", "FullyShardedDataParallel", "OptimizedModule"}
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,9 @@ def convert(
     """Replace attention layers of `model` in place and return what was done. Converting twice changes nothing.
 
     By default every stage but the last gets `spec` and the last becomes (Twins) or stays (PVTv2) plain softmax
-    attention, as published; in a plain ViT every layer gets `spec`. Device, dtype, training mode and
-    `requires_grad` carry over. Convert before building an optimizer.
+    attention, as published; in a plain ViT every layer gets `spec`. Device, dtype and training mode carry over, and
+    `requires_grad` parameter by parameter; what is new trains where anything of the layer did. Convert before
+    building an optimizer, wrapping the model (DistributedDataParallel) and compiling it.
 
     Args:
         model: a timm PVTv2, Twins or ViT/DeiT, or one that was converted before.
@@ -76,6 +79,7 @@ def convert(
         InputError: nothing to convert, a layer that cannot be carried over, or settings that do not fit the
             token count. The model is then unchanged.
     """
+    refuse_wrapped(model)
     layers = attention_layers(model)
     if not layers:
         raise InputError(
@@ -99,12 +103,24 @@ def convert(
         source = replace(read_projections(layer.module, layer.where), num_prefix=layer.num_prefix)
         module = BUILDERS[type(fitting)].from_projections(source, fitting)
         module.train(layer.module.training)
-        module.requires_grad_(any(p.requires_grad for p in layer.module.parameters()))
+        if not any(parameter.requires_grad for parameter in layer.module.parameters()):
+            module.requires_grad_(False)  # what is new as well
         built.append((layer, module))
         report.replaced.append(_change(layer, source, module, fitting, num_tokens))
     for layer, module in built:
         model.set_submodule(layer.name, module)
     return report
+
+
+def refuse_wrapped(model: nn.Module) -> None:
+    """Raise InputError for a model inside of DistributedDataParallel and the like, or one that torch.compile made.
+
+    The wrapper knows the parameters that it was given: it would not average, shard or trace those that are new.
+    """
+    if wrapper := next((base for base in type(model).__mro__ if base.__name__ in WRAPPERS), None):
+        raise InputError(
+            f"{wrapper.__name__} wraps the model: convert the model that it was made from, and wrap the result"
+        )
 
 
 def _plan(

@@ -73,6 +73,35 @@ def token_counts(model: nn.Module, img_size: int | tuple[int, int]) -> dict[str,
     return counts
 
 
+def called_modules(model: nn.Module, img_size: Any = None) -> set[str] | None:
+    """Names of the modules that a forward pass calls, found on the meta device. Owners of others read their weights.
+
+    Args:
+        img_size: pixels, or (height, width); None: the size that timm made the model for.
+    Returns:
+        None where no pass can be tried: no size is known, or the model takes something else than images.
+    """
+    defaults = getattr(model, "pretrained_cfg", None) or {}
+    size: Any = img_size or getattr(getattr(model, "patch_embed", None), "img_size", None)
+    size = size or (defaults.get("input_size") or ())[-2:]
+    if not size:
+        return None
+    called: set[str] = set()
+
+    def note(name: str) -> Callable[..., None]:
+        return lambda module, inputs: called.add(name)
+
+    hooks = [module.register_forward_pre_hook(note(name)) for name, module in model.named_modules()]
+    try:
+        require_image_size(model, size)
+    except (InputError, StopIteration, TypeError):  # no convolution, other arguments
+        return None
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return called
+
+
 def require_image_size(model: nn.Module, img_size: int | tuple[int, int]) -> None:
     """Raise InputError if a forward pass on the meta device, attention as it is, refuses images of this size."""
     height, width = (img_size, img_size) if isinstance(img_size, int) else img_size

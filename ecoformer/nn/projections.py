@@ -98,8 +98,9 @@ def refusal(where: str, what: str, remedy: str) -> InputError:
 
 
 def linear_rows(source: nn.Linear, start: int, stop: int) -> nn.Linear:
-    """Rows start:stop of a Linear, as a Linear of its own."""
-    return linear_of(source.weight[start:stop], None if source.bias is None else source.bias[start:stop])
+    """Rows start:stop of a Linear, as a Linear of its own, trainable as it is."""
+    rows = linear_of(source.weight[start:stop], None if source.bias is None else source.bias[start:stop])
+    return _trained_as(rows, source)
 
 
 def linear_from(*sources: nn.Linear) -> nn.Linear:
@@ -107,7 +108,15 @@ def linear_from(*sources: nn.Linear) -> nn.Linear:
     weight = torch.cat([s.weight.detach() for s in sources])
     biases = [s.bias.detach() for s in sources if s.bias is not None]
     assert len(biases) in (0, len(sources)), "biases in some sources only"
-    return linear_of(weight, torch.cat(biases) if biases else None)
+    return _trained_as(linear_of(weight, torch.cat(biases) if biases else None), *sources)
+
+
+def _trained_as(linear: nn.Linear, *sources: nn.Linear) -> nn.Linear:
+    """The Linear with its weight, and apart from it its bias, trainable where one of the sources' is."""
+    with torch.enable_grad():  # a low-rank layer's weight is a product
+        for name, parameter in linear.named_parameters():
+            parameter.requires_grad_(any(getattr(source, name).requires_grad for source in sources))
+    return linear
 
 
 def read_fused_qkv(module: Any, dim: int, where: str, dropped: tuple[str, ...] = ()) -> Projections:

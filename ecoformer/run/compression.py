@@ -23,7 +23,7 @@ def factorize_and_count(
 ) -> CompressionReport:
     """`factorize`, and in its report the figures of one image before and after. Raises InputError as both do."""
     before = _figures(model, img_size, profile)
-    report = factorize(model, spec, filter_fn)
+    report = factorize(model, spec, filter_fn, img_size)
     after = _figures(model, img_size, profile)
     report.ledger = {name: {"before": before[name], "after": after[name]} for name in CONVENTIONS}
     return report

@@ -270,3 +270,14 @@ def test_refusals_leave_the_model_as_it_was():
     assert factorize(model, LowRankSpec(rank=3)).layers[1].relative_error == 0
     with pytest.raises(InputError, match=r"2 layers are low rank already \(0, \.\.\.\): expand\(model\) first"):
         factorize(model, LowRankSpec(rank=2))
+
+
+def test_layers_whose_owner_reads_the_weight_are_left_alone():
+    model = timm.create_model("beit_base_patch16_224", img_size=32, embed_dim=48, depth=2, num_heads=3, num_classes=5)
+    before = model.blocks[0].attn.qkv
+    report = factorize(model, LowRankSpec(rank=4))
+    assert model.blocks[0].attn.qkv is before
+    assert report.skipped["blocks.0.attn.qkv"] == "is not called as a layer: its owner reads the weight"
+    assert {layer.name for layer in report.layers} >= {"blocks.0.attn.proj", "blocks.0.mlp.fc1"}
+    # A module that takes no images has no such pass: everything counts as called.
+    assert factorize(nn.Sequential(nn.Linear(40, 24)), LowRankSpec(rank=4)).layers[0].name == "0"

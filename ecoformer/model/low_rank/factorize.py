@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ecoformer.errors import InputError
+from ecoformer.model.layers import called_modules
 from ecoformer.model.low_rank.layers import LowRank, LowRankConv2d, LowRankLinear
 from ecoformer.model.low_rank.report import CompressionReport, LayerCompression
 from ecoformer.model.low_rank.spec import LowRankSpec, saves
@@ -16,19 +18,24 @@ from ecoformer.model.low_rank.spec import LowRankSpec, saves
 FilterFn = Callable[[nn.Module, str], bool]
 
 
-def factorize(model: nn.Module, spec: LowRankSpec, filter_fn: FilterFn | None = None) -> CompressionReport:
+def factorize(
+    model: nn.Module, spec: LowRankSpec, filter_fn: FilterFn | None = None, img_size: Any = None
+) -> CompressionReport:
     """Replace Linear layers, 1x1 and patch convolutions of `model` by low-rank ones in place; report what was done.
 
     The factors are the truncated singular value decomposition of the weight, the best approximation of its rank in
     the Frobenius norm (Eckart and Young, 1936), with the singular values shared evenly between the two, so that
     gradients of both are of one size. A fused qkv is one matrix with one rank. A layer is left alone, and the report
-    says why, where its factors would hold no fewer parameters. Device, dtype, mode, bias and `requires_grad` carry
+    says why, where its factors would hold no fewer parameters, and where a forward pass does not call it: its owner
+    reads the weight, and would have to multiply the factors out. Device, dtype, mode, bias and `requires_grad` carry
     over. Weights on meta tensors get factors on meta tensors. Compress before building an optimizer.
 
     Args:
         model: any module; converted attention counts like any other layer.
         spec: how the rank of a layer is chosen.
         filter_fn: (module, name) -> bool chooses the layers; by default all but the classifier.
+        img_size: of the pass that shows which layers are called; None: the size that timm made the model for. Where
+            no pass can be tried, all are taken for called.
     Raises:
         InputError: a model that is compressed already, nothing to compress, a weight with NaN or infinity. The model
             is then unchanged.
@@ -39,7 +46,7 @@ def factorize(model: nn.Module, spec: LowRankSpec, filter_fn: FilterFn | None = 
             f"{len(held)} layers are low rank already ({next(iter(held))}, ...): expand(model) first to compress anew"
         )
     wanted = filter_fn or _all_but_classifier(model)
-    names, users = _names(model), _weight_users(model)
+    names, users, called = _names(model), _weight_users(model), called_modules(model, img_size)
     report = CompressionReport(spec, params_before=_count(model))
     built: dict[str, LowRank] = {}
     for name, module in model.named_modules():
@@ -47,6 +54,8 @@ def factorize(model: nn.Module, spec: LowRankSpec, filter_fn: FilterFn | None = 
             continue
         tied = [user for user in users[id(module.weight)] if user != name]
         reason = f"shares its weight with {tied[0]}" if tied else _unsupported(module)
+        if not reason and called is not None and name not in called:
+            reason = "is not called as a layer: its owner reads the weight"
         if reason:
             report.skipped[name] = reason
             continue
