@@ -1,8 +1,9 @@
-"""Files that are either wholly there or not at all, whatever happens while they are written."""
+"""Files that are either wholly there or not at all, whatever happens while they are written; JSON in and out."""
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 from collections.abc import Iterable, Iterator
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ecoformer.errors import InputError
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -59,15 +62,48 @@ def write_json(path: Path, content: Any, indent: int = 2) -> None:
 
 def json_text(content: Any, indent: int | None = None) -> str:
     """Plain containers as JSON; numbers that it does not have (NaN, infinity) become null."""
-    return json.dumps(_finite(content), indent=indent, allow_nan=False)
+    return json.dumps(finite(content), indent=indent, allow_nan=False)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Plain containers with None for every number that is not finite, tuples as lists."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_json(path: Path, what: str = "JSON") -> Any:
+    """The content of a JSON file, None for NaN and infinity. Raises InputError: no such file, or "holds no WHAT"."""
+    try:
+        return json.loads(path.read_bytes(), parse_constant=lambda name: None)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"{path} holds no {what}") from error
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects in a file of JSON lines, none without a file; a last line that a kill cut short is left out.
+
+    Raises InputError for any other line that is no object.
+    """
+    if not path.is_file():
+        return []
+    *lines, unfinished = path.read_bytes().split(b"\n")
+    if unfinished:
+        log.warning("%s: its last line was cut short and is left out", path)
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line, parse_constant=lambda name: None)
+        except ValueError:
+            record = None
+        if not isinstance(record, dict):
+            raise InputError(f"{path} line {number} is not a metrics record: repair or remove the line")
+        records.append(record)
+    return records
 
 
 def set_aside(folder: Path, names: Iterable[str]) -> Path | None:

@@ -10,7 +10,6 @@ Leaves table.json, report.md and plots in DIR.
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import subprocess
 import sys
@@ -51,14 +50,15 @@ def compare(out: Path, runs: dict[str, Path], commands: dict[str, str]) -> list[
     """Measure speed in turns, print the table, write table.json, report.md and the plots; return the rows."""
     # Imported late: --help should not wait for torch.
     import torch
-    from rich.console import Console
 
     from ecoformer.config.schema import EvalConfig
-    from ecoformer.files import write_text
+    from ecoformer.files import write_json, write_text
     from ecoformer.lab.speed.throughput import interleaved_throughput
     from ecoformer.report.code_maps import plot_code_maps
     from ecoformer.report.comparison import comparison_table
     from ecoformer.report.curves import plot_training_curves
+    from ecoformer.report.runs import read_summary
+    from ecoformer.report.table import render
     from ecoformer.run.build import build_evaluation
 
     cpu = torch.device("cpu")
@@ -72,17 +72,10 @@ def compare(out: Path, runs: dict[str, Path], commands: dict[str, str]) -> list[
     speed = interleaved_throughput(models, images)
     rows = []
     for kind, path in runs.items():
-        row = json.loads((path / "summary.json").read_text())
         rates = speed[kind]
-        rows.append(
-            row
-            | {
-                "images_per_second": rates.median,
-                "images_per_second_range": [rates.low, rates.high],
-                "command": commands[kind],
-            }
-        )
-    write_text(out / "table.json", json.dumps(rows, indent=2) + "\n")
+        measured = {"images_per_second": rates.median, "images_per_second_range": [rates.low, rates.high]}
+        rows.append(read_summary(path) | measured | {"command": commands[kind]})
+    write_json(out / "table.json", rows)
     plot_training_curves({kind: runs[kind] for kind in KINDS}, out / "training_curves.png")
     plot_code_maps(
         models["msa"],
@@ -95,7 +88,8 @@ def compare(out: Path, runs: dict[str, Path], commands: dict[str, str]) -> list[
         out / "report.md",
         report(rows, evaluations["msa"].data.num_val, f"batch {len(images)}, {torch.get_num_threads()} CPU threads"),
     )
-    Console().print(comparison_table(rows, f"{title(rows[0])}; energy: paper convention, 45 nm FP32"))
+    table = comparison_table(rows).turned()
+    print(render(table, "table", f"{title(rows[0])}; energy: paper convention, 45 nm FP32"))
     return rows
 
 
@@ -106,15 +100,14 @@ def title(row: dict[str, Any]) -> str:
 
 def report(rows: list[dict[str, Any]], num_val: int, measured: str) -> str:
     """report.md: the table, what it means, the plots, the commands."""
-    from ecoformer.report.comparison import comparison_markdown
+    from ecoformer.report.comparison import comparison_table
+    from ecoformer.report.table import markdown
 
     row = rows[0]
-    commands = "\n".join(
-        f"{line['command']}" for line in sorted(rows, key=lambda line: TRAINED.index(line["attention"]))
-    )
+    commands = "\n".join(row["command"] for row in sorted(rows, key=lambda row: TRAINED.index(row["attention"])))
     return f"""# {title(row)}
 
-{comparison_markdown(rows)}
+{markdown(comparison_table(rows))}
 
 - Energy is modelled, not measured: {row["energy_convention"]} convention, profile {row["energy_profile"]}, one image.
   "Attention only" is the core between the projections. A negative saving costs more.

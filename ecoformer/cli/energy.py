@@ -12,7 +12,7 @@ from ecoformer.energy import count, load_profile, profile_names
 from ecoformer.energy.conventions import CONVENTIONS
 from ecoformer.energy.difference import difference
 from ecoformer.energy.profile import Profile
-from ecoformer.lab.energy import report as tables
+from ecoformer.lab.energy import energy_tables as tables
 from ecoformer.lab.energy.cases import Case, cases
 from ecoformer.lab.energy.published import compare_published, faults
 

@@ -12,7 +12,6 @@ goes on where it was. The report is table.json, .md, .csv, .tex and plots in --o
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -58,8 +57,8 @@ def run(args: argparse.Namespace) -> int:
         return report_energy(out)
     # Imported late: --help should not wait for torch.
     from ecoformer.lab.study.plan import jobs, load_study
-    from ecoformer.lab.study.report import report
     from ecoformer.lab.study.runner import is_finished, run_jobs
+    from ecoformer.lab.study.study_report import report
     from ecoformer.run.process import module
 
     study = load_study(CONFIGS / "study" / f"{args.table}.yaml")
@@ -122,7 +121,7 @@ def measure(study: StudyConfig, planned: list[Job], out: Path, threads: int | No
     """Write speed.json: every finished row of a backbone, its first seed, in turns."""
     import torch
 
-    from ecoformer.files import write_text
+    from ecoformer.files import write_json
     from ecoformer.lab.study.runner import is_finished
     from ecoformer.lab.study.speed import measure_speed
 
@@ -137,7 +136,7 @@ def measure(study: StudyConfig, planned: list[Job], out: Path, threads: int | No
         if folders:
             measured[backbone] = measure_speed(folders, batch_size=64)
     if measured:
-        write_text(out / "speed.json", json.dumps(measured, indent=2) + "\n")
+        write_json(out / "speed.json", measured)
 
 
 if __name__ == "__main__":

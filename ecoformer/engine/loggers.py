@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
 from pathlib import Path
 from typing import Any, TextIO
 
 from ecoformer.errors import InputError
-from ecoformer.files import json_text, unwritable, write_text
+from ecoformer.files import finite, json_text, read_json_lines, unwritable, write_text
 
 CSV_COLUMNS = (
     "epoch",
@@ -111,13 +110,13 @@ class JsonlLogger(_FileLogger):
         return ""
 
     def _kept(self, path: Path, resumed_epoch: int) -> str:
-        lines = _jsonl_lines(path)
+        records = read_json_lines(path)
         if self.records is None:
-            kept = [line for line, epoch in lines if epoch < resumed_epoch]
+            records = [record for record in records if record["epoch"] < resumed_epoch]
         else:
-            kept = [line for line, _ in lines[: self.records]]
-        self.records = len(kept)
-        return "".join(line + "\n" for line in kept)
+            records = records[: self.records]
+        self.records = len(records)
+        return "".join(json_text(record) + "\n" for record in records)
 
 
 class CsvLogger(_FileLogger):
@@ -128,34 +127,19 @@ class CsvLogger(_FileLogger):
 
     def log(self, record: dict[str, Any]) -> None:
         if record["event"] == "epoch":
-            self._write(_csv_line([record[column] for column in CSV_COLUMNS]))
+            self._write(_csv_line(record))
 
     def _start(self) -> str:
-        return _csv_line(list(CSV_COLUMNS))
+        return ",".join(CSV_COLUMNS) + "\n"
 
     def _kept(self, path: Path, resumed_epoch: int) -> str:
         # Made anew from metrics.jsonl, which is cut and written first, so that the two can never disagree.
-        rows = [json.loads(line) for line, _ in _jsonl_lines(path.with_name(JsonlLogger.filename))]
-        return self._start() + "".join(
-            _csv_line([row[column] for column in CSV_COLUMNS]) for row in rows if row["event"] == "epoch"
-        )
+        records = read_json_lines(path.with_name(JsonlLogger.filename))
+        return self._start() + "".join(_csv_line(record) for record in records if record["event"] == "epoch")
 
 
-def _jsonl_lines(path: Path) -> list[tuple[str, int]]:
-    """Each whole line and the epoch it belongs to; a killed process may have left the last one unfinished."""
-    if not path.is_file():  # `prepare_run_dir` has told the user
-        return []
-    *lines, _unfinished = path.read_text(encoding="utf-8").split("\n")
-    numbered = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            numbered.append((line, int(json.loads(line)["epoch"])))
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path} line {number} is not a metrics record: repair or remove the line") from error
-    return numbered
-
-
-def _csv_line(values: list[Any]) -> str:
+def _csv_line(record: dict[str, Any]) -> str:
+    """Numbers that are not finite stay blank, as they are null in metrics.jsonl."""
     buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerow(values)
+    csv.writer(buffer, lineterminator="\n").writerow(finite([record[column] for column in CSV_COLUMNS]))
     return buffer.getvalue()

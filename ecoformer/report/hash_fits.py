@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ecoformer.report.figures import save_figure
+from ecoformer.report.runs import read_records
 
 Fits = dict[str, list[dict[str, Any]]]
 
@@ -26,24 +26,20 @@ PANELS: tuple[tuple[str, str, dict[str, str]], ...] = (
 FLOOR_STYLES = {"random hash": ":", "uniform": "--"}
 
 
-def read_fits(metrics: Path) -> Fits:
-    """The "hash_fit" records of a run by block, in order; a last line that a kill cut short is left out."""
+def read_fits(run_dir: Path) -> Fits:
+    """The "hash_fit" records of a run by block, in order."""
     fits: Fits = {}
-    if not metrics.is_file():
-        return fits
-    *lines, _unfinished = metrics.read_text(encoding="utf-8").split("\n")
-    for record in map(json.loads, lines):
-        if record["event"] == "hash_fit":
-            fits.setdefault(record["block"], []).append(record)
+    for record in read_records(run_dir, "hash_fit"):
+        fits.setdefault(record["block"], []).append(record)
     return fits
 
 
-def plot_hash_fits(metrics: Path, out: Path) -> bool:
+def plot_hash_fits(run_dir: Path, out: Path) -> bool:
     """One panel for each figure that the run knows, its fits from left to right, one line a block.
 
     Returns whether anything was fitted; without fits there is no picture.
     """
-    fits = read_fits(metrics)
+    fits = read_fits(run_dir)
     known = [
         panel for panel in PANELS if any(fit.get(panel[1]) is not None for block in fits.values() for fit in block)
     ]

@@ -17,7 +17,7 @@ import ecoformer
 from ecoformer.config.schema import Config
 from ecoformer.energy import summarize
 from ecoformer.engine import distributed
-from ecoformer.engine.run_files import COMPRESSION, COMPRESSION_TABLE, HASH_FITS, METRICS
+from ecoformer.engine.run_files import COMPRESSION, COMPRESSION_TABLE, HASH_FITS
 from ecoformer.files import write_json, write_text
 from ecoformer.fit.hashes import has_hashes
 from ecoformer.model.low_rank import CompressionReport
@@ -70,7 +70,7 @@ def draw_hash_fits(run_dir: Path, model: nn.Module) -> None:
     if has_hashes(model):
         from ecoformer.report.hash_fits import plot_hash_fits  # imported late: matplotlib takes its time
 
-        plot_hash_fits(run_dir / METRICS, run_dir / HASH_FITS)
+        plot_hash_fits(run_dir, run_dir / HASH_FITS)
 
 
 def show_plan(rows: Rows, notes: list[str]) -> None:

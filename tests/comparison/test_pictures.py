@@ -67,12 +67,12 @@ def test_hash_fits_are_drawn_with_what_is_known(tmp_path):
     lines = [json.dumps(record) for record in records]
     metrics = tmp_path / "metrics.jsonl"
     metrics.write_text("\n".join(lines) + '\n{"event": "hash_f')  # as a kill in the middle of a write leaves it
-    fits = read_fits(metrics)
+    fits = read_fits(tmp_path)
     assert {block: len(found) for block, found in fits.items()} == {"blocks.0.attn": 2, "blocks.1.attn": 2}
-    assert plot_hash_fits(metrics, tmp_path / "fits.png") and (tmp_path / "fits.png").stat().st_size > 5000
+    assert plot_hash_fits(tmp_path, tmp_path / "fits.png") and (tmp_path / "fits.png").stat().st_size > 5000
 
 
 def test_a_run_without_fits_gets_no_picture(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"event": "epoch", "epoch": 0}\n')
-    assert not plot_hash_fits(tmp_path / "metrics.jsonl", tmp_path / "fits.png")
+    assert not plot_hash_fits(tmp_path, tmp_path / "fits.png")
     assert not (tmp_path / "fits.png").exists()

@@ -1,6 +1,7 @@
 """The comparison table: savings by hand, and no baseline that is not there."""
 
-from ecoformer.report.comparison import comparison_cells, comparison_markdown
+from ecoformer.report.comparison import comparison_table
+from ecoformer.report.table import markdown
 
 
 def row(attention, energy, attention_energy):
@@ -18,7 +19,8 @@ def row(attention, energy, attention_energy):
 
 def test_savings_are_against_named_baselines():
     rows = [row("stock", 4e6, 1e6), row("msa", 8e6, 5e6), row("ecoformer", 3e6, 0.5e6)]
-    header, cells = comparison_cells(rows)
+    table = comparison_table(rows)
+    header, cells = table.headings, table.cells
     assert header == [
         *("attention", "top-1 %", "params M", "#Mul M", "#Add M"),
         *("energy µJ", "saves vs stock", "saves vs msa", "attention only µJ", "saves vs stock", "saves vs msa"),
@@ -30,12 +32,13 @@ def test_savings_are_against_named_baselines():
 
 
 def test_without_a_baseline_there_is_no_saving():
-    header, cells = comparison_cells([row("ecoformer", 3e6, 0.5e6)])
+    table = comparison_table([row("ecoformer", 3e6, 0.5e6)])
+    header, cells = table.headings, table.cells
     assert not any("saves" in name for name in header)
     assert len(cells[0]) == len(header)
 
 
 def test_markdown_has_one_line_a_row():
-    lines = comparison_markdown([row("stock", 4e6, 1e6), row("msa", 8e6, 5e6)]).splitlines()
+    lines = markdown(comparison_table([row("stock", 4e6, 1e6), row("msa", 8e6, 5e6)])).splitlines()
     assert len(lines) == 4
     assert len({line.count("|") for line in lines}) == 1

@@ -11,7 +11,7 @@ from ecoformer.energy import count, load_profile
 from ecoformer.energy.difference import OTHERWISE, PAPER_CORE, difference
 from ecoformer.energy.kinds import ARITHMETIC
 from ecoformer.errors import InputError
-from ecoformer.lab.energy import report as tables
+from ecoformer.lab.energy import energy_tables as tables
 from ecoformer.lab.energy.cases import ROW_KEYS, Case, predict, saving
 from ecoformer.lab.energy.plots import PARTS, part_name, plot_bits_anchors, plot_layers, plot_resolution
 
@@ -73,7 +73,7 @@ def test_savings_are_against_the_same_model_and_size(rows: list[dict]) -> None:
     assert saving(hashed, rows, "stock") == 1 - hashed["energy_pj"] / stock["energy_pj"]
     assert saving(stock, rows, "stock") is None
     assert saving(hashed, rows[6:], "stock") is None
-    shown = tables.summary_table(rows)[2]
+    shown = tables.summary_table(rows).texts[2]
     assert shown["vs msa"] == f"{100 * saving(hashed, rows, 'msa'):.1f} %"
 
 
@@ -117,7 +117,7 @@ def test_lower_bounds_are_called_so(rows: list[dict]) -> None:
 @pytest.mark.parametrize("by", ["stage", "layer", "module", "op", "kind"])
 def test_breakdown_adds_up(by: str) -> None:
     ledger = Case("pvt_v2_b0", "ecoformer", SIZE).count("audited")
-    table = tables.breakdown_table(ledger, PROFILE, by)
+    table = tables.breakdown_table(ledger, PROFILE, by).texts
     assert sum(float(line["mJ"]) for line in table) == pytest.approx(
         ledger.energy_pj(PROFILE) / 1e9, abs=1e-4 * len(table)
     )

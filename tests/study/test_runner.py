@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ecoformer.lab.study.plan import StudyConfig, jobs
-from ecoformer.lab.study.report import report
 from ecoformer.lab.study.rows import collect, over_seeds, over_stage1_seeds
 from ecoformer.lab.study.runner import commit, is_finished, run_jobs
+from ecoformer.lab.study.study_report import report
 
 
 def started(folder: Path) -> list[str]:

@@ -12,11 +12,11 @@ from study_helpers import write_run
 
 from ecoformer.lab.study.plan import StudyConfig, jobs
 from ecoformer.lab.study.plots import front, plot_hash_quality
-from ecoformer.lab.study.report import report
 from ecoformer.lab.study.runner import run_jobs
-from ecoformer.lab.study.runs import find_runs
+from ecoformer.lab.study.study_report import report
 from ecoformer.lab.study.sweep import sweep_report
-from ecoformer.lab.study.tables import energy_unit
+from ecoformer.report.runs import find_runs
+from ecoformer.report.table import energy_unit
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from ecoformer.energy import load_profile
-from ecoformer.files import write_text
+from ecoformer.files import write_json
 from ecoformer.lab.energy.cases import predict
+from ecoformer.lab.energy.energy_tables import BASELINES, published_table, summary_table
 from ecoformer.lab.energy.published import PUBLISHED, compare_published, faults
-from ecoformer.lab.energy.report import BASELINES, published_table, render, summary_table
 from ecoformer.lab.study.plots import plot_front
+from ecoformer.report.table import render, write_table
 
 TITLE = "EcoFormer, 224 px, 16 bits, 25 anchors, paper convention, 45nm_fp32: published and ours"
 # Top-1 on ImageNet-1K that others measured: EcoFormer as published, stock as timm reports for its weights.
@@ -35,10 +35,9 @@ def report_energy(out: Path) -> int:
     comparisons = compare_published()
     rows = predict(PUBLISHED, load_profile("45nm_fp32"))
     table, compared = summary_table(rows), published_table(comparisons)
-    write_text(out / "table.json", json.dumps({"published": compared, "rows": rows}, indent=2) + "\n")
-    for format, suffix in (("md", "md"), ("csv", "csv"), ("latex", "tex")):
-        write_text(out / f"published.{suffix}", render(compared, format, TITLE, [BASELINES]) + "\n")
-        write_text(out / f"models.{suffix}", render(table, format, "Energy, paper convention", [BASELINES]) + "\n")
+    write_json(out / "table.json", {"published": compared.texts, "rows": rows})
+    write_table(compared, out / "published", TITLE, [BASELINES])
+    write_table(table, out / "models", "Energy, paper convention", [BASELINES])
     points = [
         {**row, "label": f"{row['model']} {row['attention']}", "top1": top1}
         for row in rows

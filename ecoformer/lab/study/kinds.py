@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,10 @@ from ecoformer.energy import summarize
 from ecoformer.energy.conventions import CONVENTIONS
 from ecoformer.engine.run_files import BEST
 from ecoformer.errors import InputError
-from ecoformer.files import write_text
-from ecoformer.lab.energy.report import render
+from ecoformer.files import write_json, write_text
 from ecoformer.lab.study.plots import plot_front
-from ecoformer.lab.study.runs import find_runs
+from ecoformer.report.runs import find_runs
+from ecoformer.report.table import Column, Table, render, saving, share
 from ecoformer.run.start import model_of_run, read_run
 
 CONTROLS = ("uniform", "none", "random_hash", "msa_shared_qk")
@@ -36,7 +35,7 @@ def kinds_report(folder: Path, out: Path) -> str:
     rows = kind_rows(folder)
     title = f"{rows[0]['model']} on {rows[0]['dataset']}, {rows[0]['img_size']} px, {rows[0]['epochs']} epochs"
     table = kinds_table(rows)
-    write_text(out / "table.json", json.dumps(rows, indent=2) + "\n")
+    write_json(out / "table.json", rows)
     write_text(out / "table.md", render(table, "md", title, [NOTE]) + "\n")
     points = [{**row, "label": row["attention"], **row["paper"]} for row in rows]
     plot_front(points, out / "energy.png", f"{title}: paper convention")
@@ -54,12 +53,13 @@ def kind_rows(folder: Path) -> list[dict[str, Any]]:
         if kind in rows:
             raise InputError(f"{folder} holds two runs of attention={kind}: {rows[kind]['run']} and {run.path.name}")
         model, img_size = model_of_run(saved), saved.config.data.img_size
+        counted = {convention: summarize(model, img_size, convention) for convention in CONVENTIONS}
         rows[kind] = {
             "attention": kind,
             "options": run.summary["attention_options"],
             "control": kind in CONTROLS,
             **{key: run.summary[key] for key in OF_A_RUN},
-            **{convention: _energy(summarize(model, img_size, convention)) for convention in CONVENTIONS},
+            **{name: {key: figures[key] for key in OF_A_LEDGER} for name, figures in counted.items()},
             "run": run.path.name,
         }
     if not rows:
@@ -72,33 +72,24 @@ def kind_rows(folder: Path) -> list[dict[str, Any]]:
     return sorted(rows.values(), key=lambda row: (row["attention"] not in FIRST, row["control"], row["attention"]))
 
 
-def _energy(figures: dict[str, Any]) -> dict[str, Any]:
-    return {key: figures[key] for key in OF_A_LEDGER}
+def kinds_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """Runs side by side, energies in µJ."""
+    flat = [{**row, **row["paper"]} for row in rows]
 
+    def saves(heading: str, against: str, key: str, wide: bool = False) -> Column:
+        return share(heading, lambda row: saving(row, flat, against, key), wide=wide)
 
-def kinds_table(rows: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
-    """The rows as texts, energies in µJ."""
-    by_kind = {row["attention"]: row for row in rows}
-
-    def saved(row: dict[str, Any], against: str, key: str) -> str:
-        other = by_kind.get(against)
-        if other is None or other is row:
-            return "-"
-        return f"{100 * (1 - row['paper'][key] / other['paper'][key]):.1f} %"
-
-    return [
-        {
-            "attention": row["attention"] + (" (control)" if row["control"] else ""),
-            "top-1 %": f"{row['top1']:.2f}",
-            "parameters": f"{row['params']:,}",
-            "µJ, paper": f"{row['paper']['energy_pj'] / 1e6:.2f}",
-            "saved/stock": saved(row, "stock", "energy_pj"),
-            "saved/MSA": saved(row, "msa", "energy_pj"),
-            "attention µJ, paper": f"{row['paper']['attention_energy_pj'] / 1e6:.3f}",
-            "attn saved/stock": saved(row, "stock", "attention_energy_pj"),
-            "attn saved/MSA": saved(row, "msa", "attention_energy_pj"),
-            "µJ, audited": f"{row['audited']['energy_pj'] / 1e6:.2f}",
-            "attention µJ, audited": f"{row['audited']['attention_energy_pj'] / 1e6:.3f}",
-        }
-        for row in rows
+    columns = [
+        Column("attention", lambda row: row["attention"] + (" (control)" if row["control"] else ""), left=True),
+        Column("top-1 %", "top1", "{:.2f}"),
+        Column("parameters", "params", "{:,}"),
+        Column("µJ, paper", "energy_pj", "{:.2f}", 1e6),
+        saves("saved/stock", "stock", "energy_pj"),
+        saves("saved/MSA", "msa", "energy_pj"),
+        Column("attention µJ, paper", "attention_energy_pj", "{:.3f}", 1e6, wide=True),
+        saves("attn saved/stock", "stock", "attention_energy_pj", wide=True),
+        saves("attn saved/MSA", "msa", "attention_energy_pj", wide=True),
+        Column("µJ, audited", lambda row: row["audited"]["energy_pj"], "{:.2f}", 1e6),
+        Column("attention µJ, audited", lambda row: row["audited"]["attention_energy_pj"], "{:.3f}", 1e6, wide=True),
     ]
+    return Table(columns, flat)

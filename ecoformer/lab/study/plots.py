@@ -9,8 +9,8 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ecoformer.lab.study.tables import energy_unit
 from ecoformer.report.figures import save_figure
+from ecoformer.report.table import energy_unit
 
 PANELS = (("energy_pj", "whole model"), ("attention_energy_pj", "attention cores alone"))
 MARKERS = "osD^v<>pP*Xhd"

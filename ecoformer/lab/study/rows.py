@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ecoformer.engine.run_files import SUMMARY
+from ecoformer.files import read_json
 from ecoformer.lab.study.plan import Job, StudyConfig
-from ecoformer.lab.study.runner import JOB
-from ecoformer.lab.study.runs import steps_done
+from ecoformer.report.runs import JOB, read_records, read_summary
 
 Row = dict[str, Any]
 CONTROLS = ("msa", "stock", "uniform")
@@ -32,9 +31,9 @@ def collect(study: StudyConfig, jobs: Sequence[Job]) -> list[Row]:
         if job.row is None or not (job.folder / SUMMARY).is_file():
             continue
         assert job.needs is not None
-        summary = json.loads((job.folder / SUMMARY).read_text())
-        first = json.loads((by_id[job.needs].folder / SUMMARY).read_text())
-        record = json.loads((job.folder / JOB).read_text())
+        summary, first = read_summary(job.folder), read_summary(by_id[job.needs].folder)
+        record = read_json(job.folder / JOB)
+        steps = [epoch["step"] for epoch in read_records(job.folder, "epoch")]
         rows.append(
             {
                 "dataset": summary["dataset"],
@@ -51,7 +50,7 @@ def collect(study: StudyConfig, jobs: Sequence[Job]) -> list[Row]:
                 "training_seed": job.stage1_seed,
                 "epochs_stage1": first["epochs"],
                 "epochs_stage2": summary["epochs"],
-                "steps_stage2": steps_done(job.folder) or 0,
+                "steps_stage2": steps[-1] if steps else 0,
                 "top1": summary["last_top1"],
                 "best_top1": summary["top1"],
                 **{key: summary[key] for key in ("params", "energy_pj", "attention_energy_pj", "energy_convention")},
@@ -133,11 +132,3 @@ def baseline(row: Mapping[str, Any], rows: Sequence[Row], attention: str) -> Row
         and all(other[key] == row[key] for key in ("epochs_stage2", "steps_stage2"))
     ]
     return min(same, key=lambda other: len(other["name"]), default=None)
-
-
-def saving(row: Mapping[str, Any], rows: Sequence[Row], against: str, key: str) -> float | None:
-    """Share of `key` that `row` saves against another attention on the same backbone; energy knows no training."""
-    for other in rows:
-        if other["backbone"] == row["backbone"] and other["attention"] == against and other is not row and other[key]:
-            return 1 - row[key] / other[key]
-    return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import subprocess
 import sys
@@ -12,11 +11,11 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from ecoformer.engine.run_files import SUMMARY
-from ecoformer.files import write_text
+from ecoformer.files import write_json
 from ecoformer.lab.study.plan import Job
+from ecoformer.report.runs import JOB, LOG, last_line, read_summary
 from ecoformer.run import process
 
-JOB, LOG = "job.json", "log.txt"
 Show = Callable[[str], None]
 
 
@@ -71,15 +70,14 @@ def _succeeds(job: Job, head: str, trainer: Sequence[str], launch: str, show: Sh
     if code:
         show(f"{head}: failed with exit code {code}: {last_line(job.folder / LOG)}")
         return False
-    top1 = json.loads((job.folder / SUMMARY).read_text())["top1"]
-    show(f"{head}: {top1:.2f} % top-1 in {time.perf_counter() - started:.0f} s")
+    show(f"{head}: {read_summary(job.folder)['top1']:.2f} % top-1 in {time.perf_counter() - started:.0f} s")
     return True
 
 
 def _run(job: Job, trainer: Sequence[str], launch: str, show: Show) -> int:
     job.folder.mkdir(parents=True, exist_ok=True)
     record = {"id": job.id, "command": job.command(launch), "commit": commit(process.SOURCE)}
-    write_text(job.folder / JOB, json.dumps(record, indent=2) + "\n")
+    write_json(job.folder / JOB, record)
     program = [sys.executable if part == "python" else part for part in shlex.split(launch)]
     with (
         open(job.folder / LOG, "a", encoding="utf-8") as log,
@@ -102,17 +100,8 @@ def _run(job: Job, trainer: Sequence[str], launch: str, show: Show) -> int:
             # The terminal sent the signal to the run as well; it needs a moment to keep its state.
             running.wait()
             raise
-    write_text(job.folder / JOB, json.dumps(record | {"exit_code": running.returncode}, indent=2) + "\n")
+    write_json(job.folder / JOB, record | {"exit_code": running.returncode})
     return running.returncode
-
-
-def last_line(path: Path) -> str:
-    """The last line of a log that is not empty: for a user's error, the one line that states it."""
-    try:
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except OSError:
-        return "it left no log"
-    return lines[-1].strip() if lines else "it printed nothing"
 
 
 def commit(root: Path) -> str:

@@ -6,7 +6,6 @@ one journal of JSON lines, so that the same command goes on where it was.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,11 +20,12 @@ from hydra.errors import HydraException
 from ecoformer.config.loading import CONFIGS
 from ecoformer.config.overrides import as_typed
 from ecoformer.config.schema import Config
-from ecoformer.engine.run_files import SUMMARY
 from ecoformer.errors import InputError
+from ecoformer.files import finite
 from ecoformer.lab.study.plan import Job
 from ecoformer.lab.study.prediction import compose_run, predict_energy
 from ecoformer.lab.study.runner import run_jobs
+from ecoformer.report.runs import read_summary
 
 if TYPE_CHECKING:
     import optuna
@@ -103,7 +103,7 @@ class Search:
         was drawn before is not trained again. Raises InputError if the folder holds the search of another space.
         """
         study = open_study(self.out, self.seed)
-        searched = json.loads(json.dumps(asdict(self.space)))
+        searched = finite(asdict(self.space))  # as the journal gives it back
         if study.user_attrs.setdefault("space", searched) != searched:
             raise InputError(f"{self.out} holds a search over other keys or values: give another --out")
         study.set_user_attr("space", searched)
@@ -134,7 +134,7 @@ class Search:
         if run_jobs([job], self.trainer, self.launch, self.show):
             study.tell(number, state=_states().FAIL)
         else:
-            study.tell(number, values=[json.loads((folder / SUMMARY).read_text())["last_top1"], energy])
+            study.tell(number, values=[read_summary(folder)["last_top1"], energy])
 
 
 def preview(space: Space, *, trials: int, seed: int, show: Show) -> None:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from ecoformer.files import write_text
-from ecoformer.lab.energy.report import render
+from ecoformer.files import write_json
 from ecoformer.lab.study.plots import plot_front
-from ecoformer.lab.study.runs import RunRecord, find_runs
 from ecoformer.lab.study.tables import sweep_table, swept_keys
+from ecoformer.report.runs import RunRecord, find_runs
+from ecoformer.report.table import render, write_table
 
-FILES = {"md": "sweep.md", "csv": "sweep.csv", "latex": "sweep.tex"}
 NOTE = "top-1 of each run's best epoch; energy: modelled, one image, attention: the cores between the projections"
 
 
@@ -25,13 +23,12 @@ def sweep_report(folder: Path, out: Path) -> str:
     keys = swept_keys(finished)
     unfinished = [f"{run.path.relative_to(folder)}: {run.state}" for run in runs if not run.finished]
     rows = [_row(run, folder, keys) for run in finished]
-    write_text(out / "sweep.json", json.dumps({"rows": rows, "unfinished": unfinished}, indent=2) + "\n")
+    write_json(out / "sweep.json", {"rows": rows, "unfinished": unfinished})
     table = sweep_table(runs, folder)
     notes = [NOTE, *([f"not finished, {line}" for line in unfinished])]
     if not finished:
         return "\n".join([f"{folder}: {len(runs)} runs, none finished", *notes[1:]])
-    for format, name in FILES.items():
-        write_text(out / name, render(table, format, f"{len(finished)} of {len(runs)} runs", notes) + "\n")
+    write_table(table, out / "sweep", f"{len(finished)} of {len(runs)} runs", notes)
     plot_front([{**row, "top1_sd": None} for row in rows], out / "front.png", f"{len(finished)} runs of {folder.name}")
     return render(table, "table", f"{len(finished)} of {len(runs)} runs finished", notes)
 

@@ -1,8 +1,8 @@
-"""Reading run directories, whatever state they are in."""
+"""What a run leaves, read whatever state the run is in: summary, settings, metrics, and how far it came."""
 
 from __future__ import annotations
 
-import json
+import csv
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +12,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from ecoformer.engine.run_files import CONFIG, SUMMARY
+from ecoformer.engine.run_files import CONFIG, METRICS, METRICS_TABLE, SUMMARY
 from ecoformer.errors import InputError
-from ecoformer.lab.study.runner import JOB, LOG, last_line
+from ecoformer.files import read_json, read_json_lines
 
-METRICS = "metrics.jsonl"
+JOB, LOG = "job.json", "log.txt"  # of a run that a study or a search started
 # Where a run lies and how it is watched says nothing about what it computes.
 NO_SETTING = ("output_dir", "name", "resume", "overwrite", "logger", "train.progress", "dry_run")
 
@@ -49,32 +49,57 @@ def find_runs(folder: Path) -> list[RunRecord]:
 
 def read_run_dir(path: Path) -> RunRecord:
     """One run directory; files that cannot be read make it an unfinished one, never an error."""
-    summary = _json(path / SUMMARY)
-    if summary is not None and "top1" in summary:
-        return RunRecord(path, summary, _settings(path), "finished")
-    return RunRecord(path, None, _settings(path), _how_far(path))
+    try:
+        summary = read_summary(path)
+    except InputError:
+        return RunRecord(path, None, _settings(path), _how_far(path))
+    return RunRecord(path, summary, _settings(path), "finished")
 
 
-def hash_fits(path: Path) -> list[dict[str, Any]]:
-    """The `hash_fit` records of a run, one a block and fit, in order."""
-    return [record for record in _records(path / METRICS) if record.get("event") == "hash_fit"]
+def read_summary(path: Path) -> dict[str, Any]:
+    """summary.json of a finished run. Raises InputError if it is missing or holds no figures of a run."""
+    summary = read_json(path / SUMMARY)
+    if not isinstance(summary, dict) or "top1" not in summary:
+        raise InputError(f"{path / SUMMARY} holds no figures of a run")
+    return summary
 
 
-def steps_done(path: Path) -> int | None:
-    """Optimiser steps at the end of a run's last epoch, as metrics.jsonl has them; None if it has none."""
-    steps = [record.get("step") for record in _records(path / METRICS) if record.get("event") == "epoch"]
-    return steps[-1] if steps else None
+def read_records(path: Path, event: str) -> list[dict[str, Any]]:
+    """The records of one event ("epoch", "hash_fit", ...) in a run's metrics.jsonl, in order; none without the file.
+
+    Numbers that were not finite are None. Raises InputError for a damaged line.
+    """
+    return [record for record in read_json_lines(path / METRICS) if record.get("event") == event]
+
+
+def read_epochs(path: Path) -> list[dict[str, float]]:
+    """The rows of a run's metrics.csv, NaN where a number is missing. Raises InputError if it cannot be read."""
+    try:
+        with (path / METRICS_TABLE).open(newline="", encoding="utf-8") as file:
+            return [{key: float(text or "nan") for key, text in row.items()} for row in csv.DictReader(file)]
+    except OSError as error:
+        raise InputError(f"cannot read {path / METRICS_TABLE}: {error.strerror}") from error
+
+
+def last_line(path: Path) -> str:
+    """The last line of a log that is not empty: for a user's error, the one line that states it."""
+    try:
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except OSError:
+        return "it left no log"
+    return lines[-1].strip() if lines else "it printed nothing"
 
 
 def _how_far(path: Path) -> str:
-    job = _json(path / JOB) or {}
-    epochs = [record for record in _records(path / METRICS) if record.get("event") == "epoch"]
+    try:
+        epochs = read_records(path, "epoch")
+        failed = (path / JOB).exists() and read_json(path / JOB).get("exit_code")
+    except (InputError, AttributeError) as error:
+        return f"unfinished, {error}"
     done = f"{len(epochs)} epochs done" if epochs else "no epoch done"
-    if job.get("exit_code"):
+    if failed:
         return f"failed, {done}: {last_line(path / LOG)}"
-    if (path / SUMMARY).exists():
-        return f"unreadable {SUMMARY}, {done}"
-    return f"unfinished, {done}"
+    return f"unreadable {SUMMARY}, {done}" if (path / SUMMARY).exists() else f"unfinished, {done}"
 
 
 def _settings(path: Path) -> dict[str, Any]:
@@ -94,25 +119,3 @@ def _flat(tree: dict[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
             yield from _flat(value, f"{name}.")
         else:
             yield name, value
-
-
-def _records(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except ValueError:  # a line that a kill cut short
-            continue
-        if isinstance(record, dict):
-            yield record
-
-
-def _json(path: Path) -> dict[str, Any] | None:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None

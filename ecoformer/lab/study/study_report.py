@@ -3,23 +3,20 @@ where rows start from models trained with several seeds."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from ecoformer.engine.run_files import SUMMARY
 from ecoformer.errors import InputError
-from ecoformer.files import write_text
-from ecoformer.lab.energy.report import Text, render
+from ecoformer.files import read_json, write_json
 from ecoformer.lab.study.plan import Job, StudyConfig
 from ecoformer.lab.study.plots import plot_front, plot_hash_quality
 from ecoformer.lab.study.rows import Row, collect, over_seeds, over_stage1_seeds
-from ecoformer.lab.study.runs import hash_fits
 from ecoformer.lab.study.speed import with_speed
 from ecoformer.lab.study.tables import NOTES, STAGE1_SEED_NOTES, stage1_seed_table, study_table
 from ecoformer.report.curves import plot_training_curves
-
-SUFFIXES = {"md": ".md", "csv": ".csv", "latex": ".tex"}
+from ecoformer.report.runs import read_records, read_summary
+from ecoformer.report.table import write_table
 
 
 def report(study: StudyConfig, jobs: Sequence[Job], out: Path) -> str:
@@ -30,20 +27,14 @@ def report(study: StudyConfig, jobs: Sequence[Job], out: Path) -> str:
     speed = out / "speed.json"
     first = min(row["stage1_seed"] for row in rows)
     of_one_model = [row for row in rows if row["stage1_seed"] == first]
-    merged = over_seeds(with_speed(of_one_model, json.loads(speed.read_text()) if speed.exists() else {}))
-    write_text(out / "table.json", json.dumps(rows, indent=2) + "\n")
-    printed = [_write_table(study_table(merged), out / "table", study.title, NOTES)]
+    merged = over_seeds(with_speed(of_one_model, read_json(speed) if speed.exists() else {}))
+    write_json(out / "table.json", rows)
+    printed = [write_table(study_table(merged), out / "table", study.title, NOTES)]
     if of_seeds := over_stage1_seeds(rows):
         table = stage1_seed_table(of_seeds)
-        printed.append(_write_table(table, out / "stage1_seeds", f"{study.title}, stage-1 seeds", STAGE1_SEED_NOTES))
+        printed.append(write_table(table, out / "stage1_seeds", f"{study.title}, stage-1 seeds", STAGE1_SEED_NOTES))
     _plot(study, [job for job in jobs if job.stage1_seed == first], merged, out)
     return "\n".join(printed)
-
-
-def _write_table(table: Text, out: Path, title: str, notes: Sequence[str]) -> str:
-    for format, suffix in SUFFIXES.items():
-        write_text(out.with_suffix(suffix), render(table, format, title, notes) + "\n")
-    return render(table, "table", title, notes)
 
 
 def _plot(study: StudyConfig, jobs: Sequence[Job], merged: Sequence[Row], out: Path) -> None:
@@ -60,13 +51,8 @@ def _plot(study: StudyConfig, jobs: Sequence[Job], merged: Sequence[Row], out: P
         trained = {label: job for label, job in shown.items() if job.row is None or job.row.finetune}
         if trained:
             folders = {label: job.folder for label, job in trained.items()}
-            before = {label: _epochs(by_id[job.needs]) for label, job in trained.items() if job.needs is not None}
+            sources = {label: by_id[job.needs] for label, job in trained.items() if job.needs is not None}
+            before = {label: read_summary(source.folder)["epochs"] for label, source in sources.items()}
             plot_training_curves(folders, out / f"{name}_curves.png", before)
-        fits = {label: hash_fits(job.folder) for label, job in shown.items() if job.row is not None}
+        fits = {label: read_records(job.folder, "hash_fit") for label, job in shown.items() if job.row is not None}
         plot_hash_quality(fits, out / f"{name}_hash_quality.png")
-
-
-def _epochs(job: Job) -> int:
-    found = json.loads((job.folder / SUMMARY).read_text())["epochs"]
-    assert isinstance(found, int)
-    return found

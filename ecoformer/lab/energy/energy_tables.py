@@ -1,0 +1,147 @@
+"""What the ledger says, as tables: models side by side, breakdowns, differences, published figures, prices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ecoformer.energy.difference import DifferenceLine
+from ecoformer.energy.kinds import KINDS
+from ecoformer.energy.ledger import Ledger
+from ecoformer.energy.profile import Profile
+from ecoformer.files import json_text
+from ecoformer.lab.energy.published import Comparison
+from ecoformer.report.table import FORMATS as FORMATS
+from ecoformer.report.table import Column, Table, saving, share, to_csv
+from ecoformer.report.table import render as render
+
+NOTES = {
+    "paper": "paper: the published accounting; Conv2d, Linear and LayerNorm layers and attention cores, all else zero.",
+    "audited": "audited: every operation that runs, priced by kind; G mul and G add count those inside multiply-adds.",
+}
+BASELINES = (
+    "mJ are modelled, not measured (1 mJ = 10^9 pJ). Savings are in energy. In the paper's accounting PVTv2-B0 saves "
+    "73 % against MSA (the published figure) and about 5 % against the stock model."
+)
+ALIKE = ("model", "img_size", "convention", "profile")  # rows that savings compare
+MJ = 1e9  # picojoules
+
+
+def summary_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """Rows of `Case.row` for reading: whole model and attention only side by side, savings against stock and MSA."""
+
+    def saves(heading: str, against: str, key: str, wide: bool) -> Column:
+        return share(heading, lambda row: saving(row, rows, against, key, ALIKE), wide=wide)
+
+    columns = [
+        Column("model", "model", left=True),
+        Column("attention", "attention", left=True),
+        Column("px", "img_size"),
+        Column("bits", "num_bits", wide=True),
+        Column("anchors", "num_anchors", wide=True),
+        Column("params M", "params", "{:.2f}", 1e6, wide=True),
+        Column("G mul", "muls", "{:.3f}", 1e9),
+        Column("G add", "adds", "{:.3f}", 1e9, wide=True),
+        Column("mJ", "energy_pj", "{:.3f}", MJ),
+        saves("vs stock", "stock", "energy_pj", wide=False),
+        saves("vs msa", "msa", "energy_pj", wide=False),
+        Column("attn G mul", "attention_muls", "{:.3f}", 1e9, wide=True),
+        Column("attn G add", "attention_adds", "{:.3f}", 1e9, wide=True),
+        Column("attn mJ", "attention_energy_pj", "{:.3f}", MJ),
+        saves("attn vs stock", "stock", "attention_energy_pj", wide=True),
+        saves("attn vs msa", "msa", "attention_energy_pj", wide=True),
+        Column("uncounted", lambda row: ", ".join(row["uncounted"]) or "none", left=True, wide=not _lacking(rows)),
+    ]
+    return Table(columns + ([Column("measured", "measured")] if "measured" in rows[0] else []), rows)
+
+
+def breakdown_table(ledger: Ledger, profile: Profile, by: str) -> Table:
+    """One line per stage, layer, module, operation or kind of a ledger, with its share of the energy."""
+    whole = ledger.energy_pj(profile)
+    if by == "kind":
+        columns = [
+            Column("kind", 0),
+            Column("count", lambda row: ledger.counts[row[0]], "{:,}"),
+            Column("mJ", 1, "{:.4f}", MJ),
+            share("share", lambda row: row[1] / whole),
+        ]
+        energies = profile.kind_energies(ledger.entries)
+        return Table(columns, [(kind, pj) for kind, pj in energies.items() if ledger.counts[kind]])
+    groups = {
+        "stage": ledger.by_stage,
+        "layer": ledger.by_layer,
+        "module": ledger.by_module,
+        "op": ledger.by_op,
+    }[by]()
+    columns = [
+        Column(by, lambda row: row[0] or "(model)", left=True),
+        Column("G mul", lambda row: row[1].muls, "{:.4f}", 1e9),
+        Column("G add", lambda row: row[1].adds, "{:.4f}", 1e9),
+        Column("mJ", lambda row: row[1].energy_pj(profile), "{:.4f}", MJ),
+        share("share", lambda row: row[1].energy_pj(profile) / whole if whole else None),
+        Column("attn mJ", lambda row: row[1].attention().energy_pj(profile), "{:.4f}", MJ),
+    ]
+    return Table(columns, list(groups.items()))
+
+
+def difference_table(lines: Sequence[DifferenceLine], profile: Profile) -> Table:
+    """The way from the paper's figure to the audited one; the last line is the sum of those above it."""
+    rows = [(line.item, line.muls, line.adds, line.other, line.energy_pj(profile), line.why) for line in lines]
+    muls, adds, energy = (sum(row[place] for row in rows) for place in (1, 2, 4))  # type: ignore[misc]
+    columns = [
+        Column("item", 0, left=True),
+        Column("mul", 1, "{:+,}"),
+        Column("add", 2, "{:+,}"),
+        Column("other", lambda row: ", ".join(f"{n:,} {kind}" for kind, n in row[3].items()) or None, wide=True),
+        Column("mJ", 4, "{:+.5f}", MJ),
+        Column("why", 5, left=True),
+    ]
+    return Table(columns, [*rows, ("audited - paper", muls, adds, {}, energy, "the sum of the lines above")])
+
+
+def published_table(comparisons: Sequence[Comparison]) -> Table:
+    """Published figures beside ours, in billions."""
+    names = {"muls": "#Mul B", "adds": "#Add B", "energy_pj": "energy B pJ"}
+    columns = [
+        Column("model", lambda c: c.model, left=True),
+        Column("quantity", lambda c: names[c.quantity]),
+        Column("published", lambda c: c.printed),
+        Column("ours", lambda c: c.ours, "{:.5f}"),
+        Column("ours rounded", lambda c: c.rounded),
+        Column("difference", lambda c: c.difference, "{:+.5f}"),
+        Column("agrees", lambda c: "yes" if c.agrees else "no"),
+        Column("note", lambda c: c.note, left=True),
+    ]
+    return Table(columns, comparisons)
+
+
+def profile_table(profile: Profile) -> Table:
+    """Every price of a profile with its source, or the assumption behind it."""
+    columns = [
+        Column("precision", 0),
+        Column("kind", 1),
+        Column("pJ", lambda row: row[2].pj, "{:g}"),
+        Column("um2", lambda row: row[2].um2, "{:g}", none="no figure"),
+        Column("basis", lambda row: "assumption" if row[2].assumed else "source"),
+        Column("origin", lambda row: row[2].origin, left=True),
+    ]
+    prices = [(p.name, kind, p.prices[kind]) for p in profile.precisions.values() for kind in KINDS]
+    return Table(columns, [row for row in prices if row[2].origin])
+
+
+def render_rows(rows: Sequence[dict[str, Any]], format: str) -> str:
+    """Rows of `Case.row` in any format; JSON and CSV carry the exact figures under their own keys."""
+    if format == "json":
+        return json_text(rows, indent=2)
+    if format == "csv":
+        return to_csv(rows)
+    first = rows[0]
+    title = f"Energy, convention {first['convention']}, profile {first['profile']}"
+    notes = [NOTES[first["convention"]], BASELINES]
+    if _lacking(rows):
+        notes.append("LOWER BOUNDS: operations listed as uncounted ran but have no rule.")
+    return render(summary_table(rows), format, title, notes)
+
+
+def _lacking(rows: Sequence[dict[str, Any]]) -> bool:
+    return any(row["uncounted"] for row in rows)
