@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -18,6 +19,13 @@ def num_classes_of(tensors: Mapping[str, Tensor]) -> int:
     """Outputs of the classifier; 0 where the weights have none."""
     head = tensors.get("head.weight")
     return 0 if head is None else len(head)
+
+
+def vit_img_size(tensors: Mapping[str, Tensor]) -> int:
+    """Pixels of the square images that a plain ViT's position embedding is for; Twins and PVTv2 have none."""
+    patches = tensors["patch_embed.proj.weight"].shape[-1]
+    # Up to four class and register tokens stand before those of the image and fill no further row.
+    return math.isqrt(tensors["pos_embed"].shape[1]) * patches
 
 
 def dims_of(tensors: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -91,6 +91,7 @@ class ForeignWeights:
     tensors: dict[str, Tensor]
     report: KeyReport
     meta: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)  # on what was found around the weights
 
     @property
     def img_size(self) -> int:
@@ -105,12 +106,12 @@ class ForeignWeights:
         return self.report
 
 
-def read_foreign(path: Path) -> ForeignWeights:
-    """Read a file, recognise its layout and rename its keys.
+def read_foreign(path: Path, use_ema: bool = True) -> ForeignWeights:
+    """Read a file, recognise its layout and rename its keys; `use_ema` as in `read_weights`.
 
     Raises InputError if it cannot be read or its keys are none of the known layouts.
     """
-    file = read_weights(path)
+    file = read_weights(path, use_ema)
     tensors = file.tensors
     layout = _layout(tensors, path)
     report = KeyReport()
@@ -137,7 +138,7 @@ def read_foreign(path: Path) -> ForeignWeights:
     attention = _attention(out, layout)
     if attention["name"] == "ecoformer" and "top_k" in file.meta:
         attention["top_k"] = int(file.meta["top_k"])  # no shape shows it
-    return ForeignWeights(path, layout, attention, out, report, file.meta)
+    return ForeignWeights(path, layout, attention, out, report, file.meta, file.notes)
 
 
 def _layout(tensors: Mapping[str, Tensor], path: Path) -> str:

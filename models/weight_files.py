@@ -1,16 +1,19 @@
 """Weights that others published, read from disk without running any code: torch files, safetensors, .npz.
 
-A torch file may hold an `argparse.Namespace` beside its tensors, as the published EcoFormer checkpoints do; it is
-the one class that is let through, for the length of one load. Everything else that is no tensor or plain container
-is refused.
+A torch file may hold what training scripts keep beside tensors: an `argparse.Namespace`, as the published EcoFormer
+checkpoints do, NumPy's scalars, paths. These classes run nothing and are let through, for the length of one load.
+Everything else that is no tensor or plain container is refused.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import pathlib
 import pickle
+import re
 import zipfile
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,25 +26,37 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ecoformer.errors import InputError
+from ecoformer.model.file_kinds import is_safetensors, other_than_weights, refused_class
 
 SUFFIXES = (".pth", ".pt", ".bin", ".tar", ".ckpt", ".safetensors", ".npz")
-WRAPPERS = ("model", "state_dict")  # keys under which a state dict is kept, in this order
+# Keys under which state dicts are kept. timm calls averaged weights state_dict_ema and, of older scripts, model_ema.
+PLAIN_KEYS = ("state_dict", "model", "model_state_dict", "net", "network", "module", "params", "weights")
+EMA_KEYS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "params_ema", "model_ema_state_dict")
 NPZ_PREFIX = "sd/"
-DDP_PREFIX = "module."
+# What wrappers write into names, wherever they stand: torch.compile, FSDP, activation checkpointing.
+INSERTED = re.compile(r"_orig_mod\.|_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.")
+# Where a backbone begins: the first patch embedding of each layout that is known (see `official`).
+STEM = re.compile(r"(.*\.)?(patch_embed1?\.proj\.weight|patch_embeds\.0\.proj\.weight)")
+HARMLESS: list[Any] = [
+    *(argparse.Namespace, pathlib.PosixPath, pathlib.PurePosixPath, pathlib.Path),
+    *(np.dtype, np._core.multiarray.scalar),  # type: ignore[attr-defined]
+    *(getattr(np.dtypes, name) for name in ("Float64DType", "Float32DType", "Int64DType", "Int32DType", "BoolDType")),
+]
 
 
 @dataclass
 class WeightFile:
-    """A state dict as it was found, and what the file says of the model's dimensions (`meta`, from .npz only)."""
+    """A state dict as it was found, what the file says of the model (`meta`, from .npz only), and what was done."""
 
     path: Path
     tensors: dict[str, Tensor]
     meta: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 def format_of(path: Path) -> str | None:
     """The `format` that a torch file states, as checkpoints of train.py do; "" for one without, None if unreadable."""
-    if path.suffix in (".npz", ".safetensors"):
+    if path.suffix == ".npz" or other_than_weights(path) is not None or is_safetensors(path):
         return ""
     try:
         content = _torch_load(path)
@@ -50,51 +65,104 @@ def format_of(path: Path) -> str | None:
     return str(content.get("format", "")) if isinstance(content, Mapping) else ""
 
 
-def read_weights(path: Path) -> WeightFile:
-    """The state dict of a foreign file, without wrappers and without the `module.` of data-parallel training.
+def read_weights(path: Path, use_ema: bool = True) -> WeightFile:
+    """The state dict of a foreign file, without what training scripts and wrappers put around it.
 
-    Raises InputError: missing, damaged, of an unknown kind, holding no tensors, or asking for code to be run.
+    Found by their keys are averaged and plain weights (`use_ema` chooses where there are both, as in timm), and by
+    the place of the patch embedding the names that wrappers, Lightning modules or mm-style models put before those of
+    the backbone; what is no part of it is left aside. `notes` say so.
+
+    Raises InputError: missing, damaged, no file of weights, holding no tensors, or asking for code to be run.
     """
-    if not path.is_file():
+    if not path.exists():
         raise InputError(f"{path} does not exist: give a file of weights ({', '.join(SUFFIXES)})")
-    if path.suffix not in SUFFIXES:
+    if path.is_file() and path.suffix not in SUFFIXES:
         raise InputError(f"{path} is no known kind of weight file: give one of {', '.join(SUFFIXES)}")
+    if (other := other_than_weights(path)) is not None:
+        raise InputError(f"{path} {other}")
     found: Mapping[str, Any]
     meta: dict[str, Any] = {}
+    notes: list[str] = []
     try:
         if path.suffix == ".npz":
             found, meta = _read_npz(path)
-        elif path.suffix == ".safetensors":
+        elif is_safetensors(path):
             found = safetensors.torch.load_file(path)
         else:
-            found = _unwrap(_torch_load(path))
+            found = _chosen(_torch_load(path), use_ema, notes)
     except pickle.UnpicklingError as error:
+        asked = f" ({refused_class(error)})" if refused_class(error) else ""
         raise InputError(
-            f"{path} asks for objects other than tensors, plain containers and argparse.Namespace and is not loaded, "
-            "since that could run code: get the weights as .safetensors"
+            f"{path} asks for objects other than tensors, plain containers and argparse.Namespace{asked} and is not "
+            "loaded, since that could run code: save model.state_dict() alone where it was made, or get .safetensors"
         ) from error
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, SafetensorError, zipfile.BadZipFile) as error:
         raise InputError(f"{path} is truncated or damaged: download it again") from error
     tensors = {str(key): value for key, value in found.items() if isinstance(value, Tensor)}
     if not tensors:
         raise InputError(f"{path} holds no state dict: give a file whose tensors lie at the top or under 'model'")
-    if all(key.startswith(DDP_PREFIX) for key in tensors):
-        tensors = {key.removeprefix(DDP_PREFIX): value for key, value in tensors.items()}
-    return WeightFile(path, tensors, meta)
+    return WeightFile(path, _backbone(tensors, path, use_ema, notes), meta, notes)
 
 
 def _torch_load(path: Path) -> Any:
-    with torch.serialization.safe_globals([argparse.Namespace]):
+    with torch.serialization.safe_globals(HARMLESS):
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def _unwrap(content: Any) -> Mapping[str, Any]:
+def _chosen(content: Any, use_ema: bool, notes: list[str]) -> Mapping[str, Any]:
+    """The state dict in what a training script saved, which may hold a plain and an averaged one."""
     if not isinstance(content, Mapping):
         return {}
-    for key in WRAPPERS:
-        if isinstance(content.get(key), Mapping):
-            return _unwrap(content[key])
+    held = {key for key, value in content.items() if isinstance(value, Mapping)}
+    ema = next((key for key in EMA_KEYS if key in held), None)
+    plain = next((key for key in PLAIN_KEYS if key in held), None)
+    if ema is not None and (use_ema or plain is None):
+        other = f"; init.use_ema=false takes {plain}" if plain is not None else ""
+        notes.append(f"averaged weights ({ema}) were taken{other}")
+        return _chosen(content[ema], use_ema, notes)
+    if plain is not None:
+        if ema is not None:
+            notes.append(f"plain weights ({plain}) were taken, averaged ones ({ema}) left aside")
+        return _chosen(content[plain], use_ema, notes)
     return content
+
+
+def _backbone(tensors: dict[str, Tensor], path: Path, use_ema: bool, notes: list[str]) -> dict[str, Tensor]:
+    """The tensors under the names that they have in the model itself; all as they are where no backbone is found."""
+    plain = {INSERTED.sub("", key): value for key, value in tensors.items()}
+    if plain.keys() != tensors.keys():
+        what = ", ".join(sorted({match for key in tensors for match in INSERTED.findall(key)}))
+        notes.append(f"{what} left out of the names")
+    prefixes = list(dict.fromkeys(found[1] or "" for key in plain if (found := STEM.fullmatch(key))))
+    if not prefixes:
+        return plain
+    prefix = _one_model(prefixes, path, use_ema)
+    inside = {key.removeprefix(prefix): value for key, value in plain.items() if key.startswith(prefix)}
+    if prefix:
+        notes.append(f"{prefix} dropped from the names of {len(inside)} tensors")
+        outside = [key for key in plain if not key.startswith(prefix)]
+        # mm-style models keep their classifier beside the backbone.
+        for name in ("weight", "bias"):
+            if (head := f"head.fc.{name}") in outside:
+                inside[f"head.{name}"] = plain[head]
+                outside.remove(head)
+        aside = Counter(key.partition(".")[0] for key in outside)
+        if aside:
+            notes.append("left aside: " + ", ".join(f"{name} ({count} tensors)" for name, count in aside.items()))
+    return inside
+
+
+def _one_model(prefixes: list[str], path: Path, use_ema: bool) -> str:
+    """The prefix of the model that is meant where a file holds several under one roof."""
+    averaged = [prefix for prefix in prefixes if "ema" in re.split(r"[._]", prefix)]
+    others = [prefix for prefix in prefixes if prefix not in averaged]
+    chosen = averaged if averaged and (use_ema or not others) else others
+    if len(chosen) > 1:
+        raise InputError(
+            f"{path} holds {len(chosen)} models ({', '.join(prefix or 'one without a prefix' for prefix in chosen)}): "
+            "save the one that is meant in a file of its own"
+        )
+    return chosen[0]
 
 
 def _read_npz(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -182,6 +182,7 @@ class CheckpointConfig:
 class InitConfig:
     pretrained: bool = key(False, "timm's weights; a checkpoint goes before them")
     checkpoint: str | None = key(None, "a run's best.pt or last.pt; attention weights are converted as needed")
+    use_ema: bool = key(True, "of a file of others that holds averaged weights too: take those, as timm does")
     reset_head: bool = key(False, "a checkpoint with another number of classes: start with a new classifier head")
 
 

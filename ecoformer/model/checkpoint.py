@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ecoformer.errors import InputError
 from ecoformer.files import atomic_write
+from ecoformer.model.file_kinds import other_than_weights
 
 FORMAT = "ecoformer.checkpoint"
 VERSION = 2  # 1 had no training.position: it was written between epochs alone
@@ -62,6 +63,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UnreadableCheckpoint(f"checkpoint {path} does not exist: give the path of a run's last.pt or best.pt")
     try:
+        if (other := other_than_weights(path)) is not None:
+            raise UnreadableCheckpoint(f"checkpoint {path} {other}")
         with open(path, "rb") as file:
             is_zip = file.read(4) == b"PK\x03\x04"
         if not is_zip:

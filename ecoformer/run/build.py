@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, TypeVar
 
+import timm
 import torch
 from hydra.utils import instantiate
 from torch import nn
@@ -31,7 +32,7 @@ from ecoformer.engine.wandb_logger import WandbLogger
 from ecoformer.errors import InputError
 from ecoformer.model.layers import require_image_size
 from ecoformer.run.directory import RunDir
-from ecoformer.run.start import BuiltModel, SavedRun, build_model, is_own, model_of_run, read_run
+from ecoformer.run.start import BuiltModel, SavedRun, build_model, checkpoint_in, is_own, model_of_run, read_run
 
 T = TypeVar("T")
 
@@ -92,6 +93,8 @@ def build_run(config: Config, folder: RunDir, device: torch.device, data: DataMo
     built.notes += data.notes
     if known is not None and (note := difference_note(known, data.class_names, where_of(config.data))):
         built.notes.append(note)
+    if config.init.pretrained and config.init.checkpoint is None and folder.resume is None:
+        built.notes += data_config_note(built.model, data)
     freeze(built.model, config.train.freeze)
     callbacks: list[Callback] = [
         HashUpdate(config.callbacks.hash_update),
@@ -122,6 +125,25 @@ def build_run(config: Config, folder: RunDir, device: torch.device, data: DataMo
     return Run(config, folder, data, built, trainer)
 
 
+def data_config_note(model: nn.Module, data: DataModule) -> list[str]:
+    """A note where timm's weights saw images that were normalised or cropped otherwise than the data are."""
+    theirs = timm.data.resolve_model_data_config(model)
+    own = {
+        "mean": data.mean,
+        "std": data.std,
+        "crop_pct": data.eval_transform.crop_pct,
+        "interpolation": data.eval_transform.interpolation,
+    }
+    differ = [key for key, value in own.items() if theirs[key] != value]
+    if not differ:
+        return []
+    took = ", ".join(f"{key} {own[key]}" for key in differ)
+    typed = " ".join(
+        f"data.{key}={str(theirs[key]).replace(' ', '').replace('(', '[').replace(')', ']')}" for key in differ
+    )
+    return [f"timm's weights were trained with other settings of the data than {took}: theirs are {typed}"]
+
+
 def made(items: list[Any], key: str, base: type[T]) -> list[T]:
     """What `callbacks.extra` or `logger.extra` describes, by Hydra's `_target_`. Raises InputError for what fails."""
     objects = []
@@ -143,7 +165,7 @@ def known_classes(config: Config, folder: RunDir) -> KnownClasses | None:
     """The classes of the checkpoint that a run goes on or starts from and keeps the classifier of; None without one."""
     path = folder.resume
     if path is None and config.init.checkpoint is not None and not config.init.reset_head:
-        path = Path(config.init.checkpoint).expanduser()
+        path = checkpoint_in(Path(config.init.checkpoint).expanduser())
         if not is_own(path):
             return None
     if path is None:

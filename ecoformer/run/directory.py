@@ -91,6 +91,10 @@ def choose_run_dir(config: Config) -> RunDir:
 
 def _choose(config: Config, marks: list[str]) -> RunDir:
     given = None if config.resume in ("off", "auto") else Path(config.resume).expanduser()
+    if given is not None and given.is_dir():
+        given = given / LAST
+    if given is not None and config.resume.lower() in ("true", "yes", "on", "1") and not given.exists():
+        raise InputError(f"resume={config.resume}: did you mean resume=auto, which goes on from the run in output_dir?")
     if config.resume == "auto" and config.output_dir is None:
         raise InputError("resume=auto continues the run in output_dir, which is not set: add output_dir=DIR")
     path = _folder(config, default=None if given is None else given.parent)

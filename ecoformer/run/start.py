@@ -15,14 +15,15 @@ from torch import nn
 
 from ecoformer.config.loading import load_config
 from ecoformer.config.schema import CompressConfig, Config
+from ecoformer.engine.run_files import BEST, LAST
 from ecoformer.errors import InputError
 from ecoformer.model.checkpoint import FORMAT, evaluated_weights, load_checkpoint, load_weights
 from ecoformer.model.convert import FilterFn, convert
-from ecoformer.model.create import create
+from ecoformer.model.create import create, has_fixed_size
 from ecoformer.model.layers import attention_layers
 from ecoformer.model.low_rank import CompressionReport, expand, low_rank_layers, take_ranks
 from ecoformer.model.patch_stride import set_patch_stride
-from ecoformer.models.dims import dims_of, num_classes_of
+from ecoformer.models.dims import dims_of, num_classes_of, vit_img_size
 from ecoformer.models.official import ForeignWeights, read_foreign
 from ecoformer.models.weight_files import format_of
 from ecoformer.nn.specs import without_removed
@@ -56,8 +57,11 @@ class SavedRun:
 
 
 def read_run(path: Path | str) -> SavedRun:
-    """Read a run's last.pt or best.pt. Raises InputError if it is none, is damaged, or has an unknown config."""
-    path = Path(path).expanduser()
+    """Read a run's last.pt or best.pt; of a run's folder its best.pt, or last.pt before there is one.
+
+    Raises InputError if it is none, is damaged, or has an unknown config.
+    """
+    path = checkpoint_in(Path(path).expanduser())
     content = load_checkpoint(path)
     saved = content.get("config") or {}
     if not {"settings", "class_names"} <= saved.keys():
@@ -84,12 +88,13 @@ def build_model(
     """
     with_weights = with_weights and resume is None
     if with_weights and config.init.checkpoint is not None:
-        path = Path(config.init.checkpoint).expanduser()
+        path = checkpoint_in(Path(config.init.checkpoint).expanduser())
         if is_own(path):
             return _from_run(config, read_run(path), num_classes)
-        weights = read_foreign(path)
+        weights = read_foreign(path, config.init.use_ema)
         built = _from_run(config, foreign_run(weights, config), num_classes)
-        built.notes.insert(0, f"{path}: {weights.layout} weights; {weights.report.summary()}")
+        found = [f"{path}: {weights.layout} weights; {weights.report.summary()}", *weights.notes]
+        built.notes = found + built.notes
         return built
     pretrained = config.init.pretrained and with_weights
     model = _create(config, num_classes, pretrained)
@@ -119,6 +124,18 @@ def model_of_run(run: SavedRun, *, drop_path_rate: float = 0.0) -> nn.Module:
     return model
 
 
+def checkpoint_in(path: Path) -> Path:
+    """`path` itself, or of a folder its best.pt, else its last.pt. Raises InputError for a folder without either."""
+    if not path.is_dir():
+        return path
+    held = next((path / name for name in (BEST, LAST) if (path / name).is_file()), None)
+    if held is None:
+        raise InputError(
+            f"checkpoint {path} is a folder without {BEST} and {LAST}: give the folder of a run, or a file"
+        )
+    return held
+
+
 def is_own(path: Path) -> bool:
     """Whether a checkpoint is one of our runs', not a file that others published."""
     # What cannot be read and is called .pt is taken for one of ours: `read_run` says what is wrong with it.
@@ -142,8 +159,8 @@ def foreign_run(weights: ForeignWeights, config: Config, class_names: list[str] 
         model=replace(config.model, patch_stride=None, drop_path_rate=0.0),
         attention=weights.attention,
         compress=CompressConfig(),
-        # Of the published weights; a plain ViT has no stages, and its position embedding fits one size alone.
-        data=replace(config.data, img_size=weights.img_size if dims else config.data.img_size),
+        # Of the published weights; a plain ViT has no stages, but a position embedding for one size alone.
+        data=replace(config.data, img_size=weights.img_size if dims else vit_img_size(weights.tensors)),
     )
     num_classes = num_classes_of(weights.tensors)
     model = _create(saved, num_classes, pretrained=False)
@@ -189,6 +206,7 @@ def _from_run(config: Config, run: SavedRun, num_classes: int) -> BuiltModel:
         built.notes.append(f"the checkpoint's {len(expand(model))} low-rank layers were multiplied out to full weights")
     if stride != saved_stride:
         set_patch_stride(model, stride)
+    _resize(built, saved, wanted, where)
     if len(run.class_names) != num_classes:
         model.reset_classifier(num_classes)  # type: ignore[operator]
         built.notes.append(f"new classifier head: {len(run.class_names)} -> {num_classes} classes")
@@ -196,6 +214,25 @@ def _from_run(config: Config, run: SavedRun, num_classes: int) -> BuiltModel:
     if not low_rank_layers(model):
         _compress(built, wanted)
     return built
+
+
+def _resize(built: BuiltModel, saved: Config, wanted: Config, where: str) -> None:
+    """Fit a model that is made for one image size to another, as timm does: by resampling its position embedding."""
+    size, before = wanted.data.img_size, saved.data.img_size
+    if size == before or not has_fixed_size(wanted.model.name):
+        return
+    resize = getattr(built.model, "set_input_size", None)
+    if resize is None:
+        raise InputError(
+            f"{where} is for {before} px images and {wanted.model.name} knows no other size: set data.img_size={before}"
+        )
+    try:
+        resize(img_size=size)
+    except (AssertionError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"{where} cannot be fitted to data.img_size={size}: {error}; set data.img_size={before}"
+        ) from error
+    built.notes.append(f"position embedding resized for {size} px images, the weights were trained on {before} px")
 
 
 def _create(config: Config, num_classes: int, pretrained: bool) -> nn.Module:

@@ -110,7 +110,7 @@ def test_several_processes_need_one_output_dir(refused: Refused, monkeypatch: py
 
 @pytest.mark.parametrize(
     ("content", "fragment"),
-    [(b"", "is no checkpoint"), (b"PK\x03\x04 cut", "truncated"), (b"text", "is no checkpoint")],
+    [(b"", "is an empty file"), (b"PK\x03\x04 cut", "truncated"), (b"text", "is a text file")],
 )
 def test_eval_refuses_files_that_are_no_checkpoint(
     content: bytes, fragment: str, refused: Refused, tmp_path: Path
