@@ -32,6 +32,18 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--num-bits", type=int, default=16, help="code length per head")
     p.add_argument("--steps", type=int, default=1000, help="of the fit of each layer")
     p.add_argument("--joint-steps", type=int, default=0, help="then, of a fit of all layers together to the logits")
+    add_fit_options(p)
+    p.add_argument("--no-controls", action="store_true", help="leave out uniform attention and none")
+    p.add_argument("--no-accuracy", action="store_true", help="leave out top-1")
+    p.add_argument("--seed", type=int, default=0, help="of the choice of images and of the fit")
+    p.add_argument("--threads", type=int, help="CPU threads")
+    p.add_argument("--format", choices=("table", "json"), default="table")
+    p.add_argument("--out", type=Path, metavar="FILE", required=True, help="the distilled model, e.g. distilled.pt")
+    return p
+
+
+def add_fit_options(p: argparse.ArgumentParser) -> None:
+    """What one distillation and a study of many have in common."""
     p.add_argument("--layers", nargs="+", type=stage_or_pattern, metavar="STAGE", help="as attention.layers")
     p.add_argument(
         "--relaxation",
@@ -41,15 +53,8 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--fit-values", choices=("auto", "true", "false"), default="auto", help="see attention.fit_values")
     p.add_argument("--held-out", type=int, default=64, help="validation images that errors are measured on")
-    p.add_argument("--max-val", type=int, help="evaluate on so many validation images only")
-    p.add_argument("--no-controls", action="store_true", help="leave out uniform attention and none")
-    p.add_argument("--no-accuracy", action="store_true", help="leave out top-1")
-    p.add_argument("--seed", type=int, default=0, help="of the choice of images and of the fit")
+    p.add_argument("--max-val", type=int, help="top-1 on so many validation images only")
     p.add_argument("--profile", default="45nm_fp32", help="energy prices")
-    p.add_argument("--threads", type=int, help="CPU threads")
-    p.add_argument("--format", choices=("table", "json"), default="table")
-    p.add_argument("--out", type=Path, metavar="FILE", required=True, help="the distilled model, e.g. distilled.pt")
-    return p
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -72,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
 
     from ecoformer.energy import load_profile
     from ecoformer.kinds.distilled_hash import DistilledHashSpec
-    from ecoformer.lab.closeness.distill_measure import measure
+    from ecoformer.lab.closeness.distill import measure
     from ecoformer.lab.closeness.distill_report import block_table, plot_errors, plot_maps, summary_lines
     from ecoformer.lab.closeness.source import load_source
 

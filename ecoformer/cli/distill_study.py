@@ -10,12 +10,14 @@ controls. Errors are relative L2 of the attention output, on held-out images. Pi
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
-from ecoformer.cli.arguments import Parser, run_script, stage_or_pattern
+from ecoformer.cli.arguments import Parser, run_script
+from ecoformer.cli.distill import add_fit_options
 
 # What tells a row from all others: where it comes from, and the settings of DistilledHashSpec.
 WHERE = ("checkpoint", "seed", "num_images", "layers")
@@ -32,19 +34,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--steps", nargs="+", type=int, default=[1000], help="of the fit of each layer")
     p.add_argument("--joint-steps", nargs="+", type=int, default=[0], help="then, of a fit of all layers together")
     p.add_argument("--num-images", nargs="+", type=int, default=[512], help="training images of the fit")
-    p.add_argument("--layers", nargs="+", type=stage_or_pattern, metavar="STAGE", help="as attention.layers")
-    p.add_argument(
-        "--relaxation",
-        choices=("sigmoid", "straight_through"),
-        default="sigmoid",
-        help="what stands for the codes' step in a fit; see attention.relaxation",
-    )
-    p.add_argument("--fit-values", choices=("auto", "true", "false"), default="auto")
-    p.add_argument("--held-out", type=int, default=64, help="validation images that errors are measured on")
-    p.add_argument("--max-val", type=int, help="top-1 on so many validation images only")
+    add_fit_options(p)
     p.add_argument("--controls", action="store_true", help="measure the controls too, for the first seed of each model")
     p.add_argument("--keep", type=Path, metavar="FOLDER", help="write the distilled models there")
-    p.add_argument("--profile", default="45nm_fp32", help="energy prices")
     p.add_argument("--threads", type=int, default=1, help="CPU threads")
     p.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     return p
@@ -61,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     from ecoformer.energy import load_profile
     from ecoformer.files import write_text
     from ecoformer.kinds.distilled_hash import DistilledHashSpec
-    from ecoformer.lab.closeness.distill_measure import measure
+    from ecoformer.lab.closeness.distill import measure
     from ecoformer.lab.closeness.distill_report import plot_errors, plot_study
     from ecoformer.lab.closeness.source import load_source
 
@@ -85,16 +77,14 @@ def run(args: argparse.Namespace) -> int:
                 "relaxation": args.relaxation,
                 "layers": args.layers,
             }
-            for joint in args.joint_steps
-            for steps in args.steps
-            for images in args.num_images
-            for bits in args.num_bits
-            for seed in args.seeds
+            for joint, steps, images, bits, seed in itertools.product(
+                args.joint_steps, args.steps, args.num_images, args.num_bits, args.seeds
+            )
         ]
         missing = [setting for setting in settings if key_of(setting) not in done]
         if not missing:
             continue
-        source = load_source(model=None, checkpoint=checkpoint, pretrained=False, root=args.data, max_val=args.max_val)
+        source = load_source(checkpoint=checkpoint, root=args.data, max_val=args.max_val)
         known = [row for row in rows if (row["checkpoint"], row["epochs"]) == (name, source.epoch)]
         for setting in missing:
             same = [row for row in known if row["num_val"] == source.data.num_val]
@@ -136,27 +126,18 @@ def table_row(setting: dict[str, Any], figures: dict[str, Any]) -> dict[str, Any
     """A row of table.json. Lists go block by block; energies are picojoules of one image, paper convention."""
     blocks = figures["blocks"]
     row = setting | {
-        "dataset": figures["dataset"],
-        "model": figures["model"],
-        "model_kwargs": figures["model_kwargs"],
-        "source": figures["source"],
+        **{key: figures[key] for key in ("dataset", "model", "model_kwargs", "source")},
         "epochs": figures["source_epochs"],
         "finetuned": False,
-        "top1_before": figures["top1_before"],
-        "top1_after": figures["top1_after"],
-        "num_val": figures["num_val"],
+        **{key: figures[key] for key in ("top1_before", "top1_after", "num_val")},
         "energy_pj": figures["energy_pj"]["after"],
-        "ecoformer_energy_pj": figures["energy_pj"]["ecoformer"],
-        "stock_energy_pj": figures["energy_pj"]["stock"],
-        "msa_energy_pj": figures["energy_pj"]["msa"],
+        **{f"{name}_energy_pj": figures["energy_pj"][name] for name in ("ecoformer", "stock", "msa")},
         "energy_audited_pj": figures["energy_audited_pj"],
         "blocks": [block["block"] for block in blocks],
         "error_per_block": [block["error"] for block in blocks],
         "uniform_per_block": [block["error_uniform"] for block in blocks],
         "random_per_block": [block["error_random"] for block in blocks],
-        "joint_fit": figures["joint_fit"],
-        "seconds": figures["seconds"],
-        "threads": figures["threads"],
+        **{key: figures[key] for key in ("joint_fit", "seconds", "threads")},
     }
     return row | ({"controls": figures["controls"]} if figures["controls"] else {})
 

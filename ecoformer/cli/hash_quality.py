@@ -74,12 +74,10 @@ def sweep(args: argparse.Namespace) -> dict[str, Any]:
     """Everything measured, JSON-ready."""
     import torch
 
-    from ecoformer.data import build_data
     from ecoformer.energy import load_profile
-    from ecoformer.engine.evaluation import evaluate
-    from ecoformer.lab.closeness.blocks import uniform_attention
-    from ecoformer.lab.closeness.sweep import converted_names, measure, parse_setting, pick_images
-    from ecoformer.run.start import model_of_run, read_run
+    from ecoformer.lab.closeness.controls import uniform_copy
+    from ecoformer.lab.closeness.source import load_source, pick_images
+    from ecoformer.lab.closeness.sweep import measure, parse_setting
 
     if args.threads is not None:
         torch.set_num_threads(args.threads)
@@ -88,34 +86,15 @@ def sweep(args: argparse.Namespace) -> dict[str, Any]:
             raise InputError(f"--{key.replace('_', '-')} {getattr(args, key)} must be at least 1")
     settings = [parse_setting(text) for text in args.settings]
     profile = load_profile(args.profile)
-    saved = read_run(args.checkpoint)
-    if saved.config.attention["name"] != "msa":
-        raise InputError(
-            f"--checkpoint {args.checkpoint} is a {saved.config.attention['name']} model: "
-            "give one of an attention=msa run"
-        )
-    config = saved.config
-    if args.data is not None:
-        config.data.root = args.data
-    config.train.progress = False
-    device = torch.device("cpu")
-    data = build_data(config.data, config.augment, config.train, seed=config.seed, device=device)
-    msa = model_of_run(saved).eval()
+    source = load_source(checkpoint=args.checkpoint, root=args.data, only_msa=True)
+    config, data, msa = source.config, source.data, source.model
     held_out = pick_images(data.val_loader, data.num_val, args.images, seed=0)
-
-    def accuracy(model: torch.nn.Module) -> float:
-        return evaluate(model, data.val_loader, device).top1
-
-    controls: dict[str, float] = {}
-    if args.top1:
-        controls["msa"] = accuracy(msa)
-        with uniform_attention(msa, converted_names(msa, config.data.img_size)):
-            controls["uniform"] = accuracy(msa)
+    controls = {"msa": source.accuracy(msa), "uniform": source.accuracy(uniform_copy(msa))} if args.top1 else {}
     rows: list[dict[str, Any]] = []
     found = {
         "title": f"{config.model.name} on {config.data.name}, {config.data.img_size} px",
         "model_kwargs": config.model.kwargs,
-        "epochs": saved.content["epoch"],
+        "epochs": source.epoch,
         "fit_images": args.fit_images,
         "images": args.images,
         "num_val": data.num_val,
@@ -135,7 +114,7 @@ def sweep(args: argparse.Namespace) -> dict[str, Any]:
                     seed=seed,
                     profile=profile,
                     map_images=args.map_images,
-                    accuracy=accuracy if args.top1 else None,
+                    accuracy=source.accuracy if args.top1 else None,
                 )
             )
             worst = max(block["error"] / block["error_uniform"] for block in rows[-1]["blocks"])

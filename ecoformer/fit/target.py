@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from ecoformer.nn.heads import join_heads
+from ecoformer.errors import InputError
+from ecoformer.nn.heads import join_heads, split_heads
+from ecoformer.nn.projections import read_projections
 
 
 class AttentionTarget(Protocol):
@@ -38,6 +40,14 @@ class SoftmaxTarget:
     k_BHNC: Tensor
     v_BHNC: Tensor
 
+    @classmethod
+    def of(cls, layer: nn.Module, where: str, x_BND: Tensor) -> SoftmaxTarget:
+        """That of a layer of plain softmax attention on these inputs. Raises InputError for any other layer."""
+        source = read_projections(layer, where)
+        if source.key is None or source.dropped:
+            raise InputError(f"{where} of the MSA model is no plain softmax attention: start from an attention=msa run")
+        return cls(*(split_heads(part(x_BND), source.num_heads) for part in (source.query, source.key, source.value)))
+
     def output(self) -> Tensor:
         """The attention output (B, N, D) before the output projection, without an N x N matrix."""
         return join_heads(F.scaled_dot_product_attention(self.q_BHNC, self.k_BHNC, self.v_BHNC))
@@ -48,5 +58,9 @@ class SoftmaxTarget:
 
     def weights(self, image: int, head: int) -> Tensor:
         """The attention map of one head on one image, as (1, 1, N, N)."""
-        q, k = (x[image : image + 1, head : head + 1] for x in (self.q_BHNC, self.k_BHNC))
-        return (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(dim=-1)
+        parts = (self.q_BHNC, self.k_BHNC, self.v_BHNC)
+        return SoftmaxTarget(*(x[image : image + 1, head : head + 1] for x in parts)).maps()
+
+    def maps(self) -> Tensor:
+        """All of them, (B, H, N, N)."""
+        return (self.q_BHNC @ self.k_BHNC.transpose(-2, -1) * self.q_BHNC.shape[-1] ** -0.5).softmax(dim=-1)

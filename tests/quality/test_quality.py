@@ -16,9 +16,11 @@ import torch.nn.functional as F
 from ecoformer import EcoFormerSpec, InputError, convert, fit_hashes
 from ecoformer.energy import load_profile
 from ecoformer.kinds import EcoFormerTunedSpec, MSASpec, MultiHeadSelfAttention
-from ecoformer.lab.closeness import measure, parse_setting, quality, uniform_attention
+from ecoformer.kinds.uniform import UniformAttention
+from ecoformer.lab.closeness import measure, parse_setting, quality, uniform_copy
+from ecoformer.lab.closeness.controls import random_hash
 from ecoformer.lab.closeness.quality_report import markdown, plot_energy, plot_errors
-from ecoformer.lab.closeness.sweep import converted_names, pick_images, random_hash
+from ecoformer.lab.closeness.source import pick_images
 from ecoformer.nn.heads import split_heads
 from ecoformer.nn.projections import read_projections
 
@@ -113,14 +115,15 @@ def test_models_that_cannot_be_compared_are_refused(images):
         quality(torch.nn.Identity(), official, images)
 
 
-def test_uniform_control_takes_the_mean_of_all_values_and_ends(images):
+def test_uniform_control_takes_the_mean_of_all_values_and_leaves_the_model_alone(images):
     msa = msa_model()
     expected = msa(images)
     layer, x = msa.blocks[0].attn, first_input(msa, images)
     value = F.linear(x, layer.qkv.weight[48:], layer.qkv.bias[48:])
-    with uniform_attention(msa, {"blocks.0.attn", "blocks.1.attn"}):
-        torch.testing.assert_close(layer(x), layer.proj(value.mean(1, keepdim=True)).expand_as(x))
-        assert not torch.allclose(msa(images), expected)
+    uniform = uniform_copy(msa)
+    flat = layer.proj(value.mean(1, keepdim=True)).expand_as(x)
+    torch.testing.assert_close(uniform.blocks[0].attn(x), flat)
+    assert not torch.allclose(uniform(images), expected)
     assert torch.equal(msa(images), expected)
 
 
@@ -181,8 +184,18 @@ def test_a_measured_row_is_complete_and_repeats(images, tmp_path):
     assert all((tmp_path / name).stat().st_size > 5000 for name in ("errors.png", "energy.png"))
 
 
-def test_converted_layers_are_those_of_a_default_conversion():
-    assert converted_names(msa_model(), 16) == {"blocks.0.attn", "blocks.1.attn"}
+def test_uniform_layers_are_those_of_a_default_conversion():
+    """In a pyramid, all but those of the last stage."""
+    model = timm.models.PyramidVisionTransformerV2(
+        num_classes=3, depths=(1, 1, 1, 1), embed_dims=(8, 16, 16, 16), num_heads=(1, 2, 2, 2), mlp_ratios=(1, 1, 1, 1)
+    )
+    convert(model, MSASpec())
+    converted_to = copy.deepcopy(model)
+    convert(converted_to, EcoFormerTunedSpec())
+    changed = [name for name, module in converted_to.named_modules() if hasattr(module, "fit_hash")]
+    assert len(changed) == 3
+    uniform = [name for name, module in uniform_copy(model).named_modules() if isinstance(module, UniformAttention)]
+    assert uniform == changed
 
 
 def test_held_out_images_are_spread_over_the_set_whatever_the_batches():

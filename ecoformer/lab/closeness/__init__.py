@@ -1,13 +1,12 @@
 """How close layers come to the attention that they replace, for models, settings and checkpoints."""
 
-from ecoformer.lab.closeness.blocks import BlockQuality, quality, uniform_attention
-from ecoformer.lab.closeness.controls import ControlSpec
-from ecoformer.lab.closeness.distill import BlockError, Distilled, block_errors, distill
+from ecoformer.lab.closeness.blocks import BlockCloseness, block_errors, quality
+from ecoformer.lab.closeness.controls import ControlSpec, uniform_copy
+from ecoformer.lab.closeness.distill import Distilled, distill
 from ecoformer.lab.closeness.sweep import Setting, measure, parse_setting
 
 __all__ = [
-    "BlockError",
-    "BlockQuality",
+    "BlockCloseness",
     "ControlSpec",
     "Distilled",
     "Setting",
@@ -16,5 +15,5 @@ __all__ = [
     "measure",
     "parse_setting",
     "quality",
-    "uniform_attention",
+    "uniform_copy",
 ]

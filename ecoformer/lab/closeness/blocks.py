@@ -1,55 +1,63 @@
-"""What a replacement of softmax attention is worth, block by block, on the features of the MSA model.
+"""How close the layers of a converted model come to those that they replaced, block by block.
 
-Both layers get the same input, so an error of one block does not hide in the next. Shapes: B batch, H heads, N tokens,
-C head channels, D model channels.
+Both layers of a pair get the same input, so an error of one block does not hide in the next.
+Shapes: B batch, N tokens, S pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ecoformer.errors import InputError
+from ecoformer.fit.compare import NUM_KEYS, compare, eval_mode, layer_calls, strongest_keys
+from ecoformer.fit.target import SoftmaxTarget
+from ecoformer.fit.taught import TaughtAttention
+from ecoformer.kinds import BUILDERS
+from ecoformer.lab.closeness.controls import random_hash
 from ecoformer.model.layers import attention_layers
-from ecoformer.nn.base import ReplacementAttention, before_projection
-from ecoformer.nn.heads import join_heads, split_heads
 from ecoformer.nn.projections import read_projections
-from ecoformer.ops.closeness import relative_error, row_correlation, strongest_key_recall
+
+FLOORS = ("block", "num_tokens", "error", "error_uniform", "error_random")
+MAPS = ("num_keys", "recall", "recall_chance", "correlation")
+AGAINST_SOFTMAX = ("block", "num_tokens", "error", "error_uniform", "error_shared_qk", *MAPS)
 
 
 @dataclass(frozen=True)
-class BlockQuality:
-    """One replaced layer against the softmax attention it stands for; ready for JSON through dataclasses.asdict.
+class BlockCloseness:
+    """One replaced layer against the attention that it stands for.
 
-    Errors are relative L2 of the attention output before the output projection, over all images: `error` of the
-    layer, `error_uniform` of the mean of all values (the floor to beat), `error_shared_qk` of exact softmax attention
-    that takes the queries for keys, which is what a shared projection can hope for at best. `recall` is the share of
-    the `num_keys` strongest keys found, `recall_chance` what any constant weights find. `correlation` is that of
-    the weights of a token's keys. Recall and correlation are None where the layer shows no weights.
+    Errors are relative L2 of the attention output before the output projection, over all images: `error` of the layer,
+    `error_uniform` of uniform attention over the replaced layer's keys, `error_random` of random codes,
+    `error_shared_qk` of exact softmax attention that takes the queries for keys, which is what a shared projection can
+    hope for at best. `recall` is the share of the `num_keys` strongest keys found, `recall_chance` what any constant
+    weights find, `correlation` that of the weights of a token's keys. None: not asked for, or no weights to show.
     """
 
     block: str
     num_tokens: int
     error: float
     error_uniform: float
-    error_shared_qk: float
-    num_keys: int
-    recall: float | None
-    recall_chance: float
-    correlation: float | None
+    error_random: float | None = None
+    error_shared_qk: float | None = None
+    num_keys: int | None = None
+    recall: float | None = None
+    recall_chance: float | None = None
+    correlation: float | None = None
+
+    def figures(self, keys: tuple[str, ...]) -> dict[str, Any]:
+        """These fields, JSON-ready: `FLOORS` or `AGAINST_SOFTMAX`."""
+        return {key: getattr(self, key) for key in keys}
 
 
 @torch.no_grad()
 def quality(
-    msa: nn.Module, replaced: nn.Module, images: Tensor, *, map_images: int = 4, num_keys: int = 8
-) -> list[BlockQuality]:
-    """Compare every attention layer of `replaced` with the layer of `msa` of the same name, in forward order.
+    msa: nn.Module, replaced: nn.Module, images: Tensor, *, map_images: int = 4, num_keys: int = NUM_KEYS
+) -> list[BlockCloseness]:
+    """Every attention layer of `replaced` against that of `msa` of the same name, at the features of `msa`, in order.
 
     Args:
         msa: the model before conversion, with plain softmax attention.
@@ -64,7 +72,6 @@ def quality(
             attention.
     """
     originals = {layer.name: layer for layer in attention_layers(msa)}
-    rows: dict[str, BlockQuality] = {}
     pairs = {}
     for layer in attention_layers(replaced):
         original = originals.get(layer.name)
@@ -74,84 +81,52 @@ def quality(
             pairs[layer.name] = (original, layer.module)
     if not pairs:
         raise InputError("no attention layer differs from the MSA model: convert a copy of it first")
-
-    def compare(name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            rows[name] = _compare(name, pairs[name][0].where, module, pairs[name][1], args[0], map_images, num_keys)
-
-        return hook
-
-    hooks = [original.module.register_forward_pre_hook(compare(name)) for name, (original, _) in pairs.items()]
-    modes = [(module, module.training) for model in (msa, replaced) for module in model.modules()]
-    try:
-        replaced.eval()
-        msa.eval()(images)
-    finally:
-        for handle in hooks:
-            handle.remove()
-        for module, training in modes:
-            module.training = training
-    return list(rows.values())
-
-
-def _compare(
-    name: str, where: str, msa: nn.Module, replaced: nn.Module, x_BND: Tensor, map_images: int, num_keys: int
-) -> BlockQuality:
-    source = read_projections(msa, where)
-    if source.key is None or source.dropped:
-        raise InputError(f"{where} of the MSA model is no plain softmax attention: start from an attention=msa run")
-    assert source.key is not None
-    q_BHNC, k_BHNC, v_BHNC = (
-        split_heads(linear(x_BND), source.num_heads) for linear in (source.query, source.key, source.value)
-    )
-    target_BND = join_heads(F.scaled_dot_product_attention(q_BHNC, k_BHNC, v_BHNC))
-    shared_BND = join_heads(F.scaled_dot_product_attention(q_BHNC, q_BHNC, v_BHNC))
-    uniform_BND = join_heads(v_BHNC.mean(dim=2, keepdim=True)).expand_as(target_BND)
-    num_tokens = x_BND.shape[1]
-    keys = max(1, min(num_keys, num_tokens // 2))
-    few = slice(0, map_images)
-    recall = correlation = None
-    if isinstance(replaced, ReplacementAttention):
-        output_BND = replaced.attention_output(x_BND)
-        scores_BHNN = q_BHNC[few] @ k_BHNC[few].transpose(-2, -1) * q_BHNC.shape[-1] ** -0.5
-        softmax_BHNN = scores_BHNN.softmax(dim=-1)
-        if replaced.shows_weights:
-            weights_BHNN = replaced.attention_weights(x_BND[few])
-            recall = strongest_key_recall(weights_BHNN, softmax_BHNN, keys)
-            correlation = row_correlation(weights_BHNN, softmax_BHNN)
-    else:
-        output_BND = before_projection(replaced, x_BND)
-    return BlockQuality(
-        block=name,
-        num_tokens=num_tokens,
-        error=relative_error(output_BND, target_BND),
-        error_uniform=relative_error(uniform_BND, target_BND),
-        error_shared_qk=relative_error(shared_BND, target_BND),
-        num_keys=keys,
-        recall=recall,
-        recall_chance=keys / num_tokens,
-        correlation=correlation,
-    )
+    rows = []
+    with eval_mode(msa, replaced):
+        calls = layer_calls(msa, {name: original.module for name, (original, _) in pairs.items()}, images)
+        for name, (x_BND, *_) in calls.items():
+            original, module = pairs[name]
+            target = SoftmaxTarget.of(original.module, original.where, x_BND)
+            found = compare(module, target, x_BND, map_images=map_images, num_keys=num_keys)
+            shared = SoftmaxTarget(target.q_BHNC, target.q_BHNC, target.v_BHNC)
+            row = BlockCloseness(
+                block=name,
+                num_tokens=x_BND.shape[1],
+                error=found.attention_error,
+                error_uniform=found.uniform_error,
+                error_shared_qk=compare(lambda x, shared=shared: shared.output(), target, x_BND).attention_error,
+                num_keys=strongest_keys(x_BND.shape[1], num_keys),
+                recall=found.recall,
+                recall_chance=found.chance_recall,
+                correlation=found.correlation,
+            )
+            rows.append(row)
+    return rows
 
 
-@contextmanager
-def uniform_attention(model: nn.Module, names: set[str]) -> Iterator[None]:
-    """The control: while it lasts, the named layers of `model` give every token the mean of all values."""
+@torch.no_grad()
+def block_errors(source: nn.Module, model: nn.Module, images: Tensor, *, seed: int) -> list[BlockCloseness]:
+    """Every fitted layer of `model` against that of `source` of the same name, at the features of `model`, in order.
 
-    def flatten(name: str, where: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
-            source = read_projections(module, where)
-            mean_B1D = source.value(args[0]).mean(dim=1, keepdim=True)
-            flat: Tensor = source.proj(mean_B1D).expand_as(out)
-            return flat
-
-        return hook
-
-    layers = [layer for layer in attention_layers(model) if layer.name in names]
-    assert len(layers) == len(names), "a control for layers that the model does not have"
-    hooks = [layer.module.register_forward_hook(flatten(layer.name, layer.where)) for layer in layers]
-    try:
-        yield
-    finally:
-        for handle in hooks:
-            handle.remove()
+    Args:
+        images: best not those of the fit.
+        seed: of the random codes.
+    """
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, TaughtAttention)}
+    if not layers:
+        raise InputError("the model has no layer that was fitted to another: distill one first")
+    rows = []
+    with eval_mode(source, model):
+        for name, args in layer_calls(model, layers, images).items():
+            spec = random_hash(layers[name].spec)
+            random = BUILDERS[type(spec)].from_projections(read_projections(source.get_submodule(name), name), spec)
+            assert isinstance(random, TaughtAttention)
+            target = random.target(*args)  # which the fit, of no steps, will forget
+            assert target is not None
+            floors = random.eval().fit_on_call(args, torch.Generator().manual_seed(seed))
+            assert floors.uniform_error is not None
+            error = compare(layers[name], target, args[0]).attention_error
+            rows.append(
+                BlockCloseness(name, args[0].shape[1], error, floors.uniform_error, error_random=floors.random_error)
+            )
+    return rows

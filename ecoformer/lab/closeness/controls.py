@@ -1,29 +1,49 @@
-"""What a distilled hash has to beat: attention without any codes, its values fitted to the same target.
+"""What codes have to beat: random hash functions, and attention without any codes.
 
-A model that loses nothing with these in place does not need its attention, and its top-1 is no evidence for a hash.
+A model that loses nothing without attention does not need it, and its top-1 is no evidence for a hash.
 Shapes: B batch, H heads, N tokens, C head channels, D model channels.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ecoformer.errors import InputError
 from ecoformer.fit.taught import TaughtAttention, TaughtSpec
 from ecoformer.fit.teacher import Teacher, affine, store_affine
+from ecoformer.kinds.uniform import UniformSpec
+from ecoformer.model.convert import convert
 from ecoformer.nn.base import attention_kind
+from ecoformer.nn.specs import AttentionSpec
 from ecoformer.ops.codes.distilled import FittedValues, Standardiser
-from ecoformer.ops.codes.folded import Affine
+
+RANDOM = "random-"
+
+
+def random_hash(spec: AttentionSpec) -> AttentionSpec:
+    """The same attention with hash functions as they are drawn. Raises InputError for a kind that fits none."""
+    no_steps = {f.name: 0 for f in fields(spec) if f.name in ("fit_steps", "joint_steps")}
+    if not no_steps:
+        raise InputError(f"attention={spec.name} has no hash functions to leave random: drop '{RANDOM}'")
+    return replace(spec, **no_steps)
+
+
+def uniform_copy(msa: nn.Module) -> nn.Module:
+    """The model with the mean of all values, as they are, in the layers that a conversion replaces by default."""
+    model = copy.deepcopy(msa)
+    convert(model, UniformSpec())
+    return model.eval()
 
 
 @dataclass(frozen=True)
 class ControlSpec(TaughtSpec):
-    """No attention: "uniform" gives every token the mean of all values, "none" its own value.
+    """No attention: "uniform" gives every token the mean of all values, "none" its own; the values are fitted.
 
     Not registered: nobody should train with it by name.
     """
@@ -38,17 +58,25 @@ class ControlSpec(TaughtSpec):
         if self.fit_values != "true":
             raise InputError(f"a control fits its values: fit_values={self.fit_values!r} must be true")
 
+    @classmethod
+    def like(cls, spec: TaughtSpec, mode: Literal["uniform", "none"]) -> ControlSpec:
+        """A control that is fitted as `spec` is."""
+        return cls(mode=mode, **{f.name: getattr(spec, f.name) for f in fields(TaughtSpec) if f.name != "fit_values"})
+
+    def mix(self, v_BHNC: Tensor) -> Tensor:
+        """Their mean for every token, or the values as they are."""
+        return v_BHNC.mean(dim=2, keepdim=True).expand_as(v_BHNC) if self.mode == "uniform" else v_BHNC
+
 
 @dataclass(frozen=True)
 class _Values:
-    """Fitted values, and whether their mean over the tokens is taken."""
+    """Values while they are fitted."""
 
     values: FittedValues
-    uniform: bool
+    spec: ControlSpec
 
     def attend(self, x_BND: Tensor) -> Tensor:
-        v_BHNC = self.values(x_BND)
-        return v_BHNC.mean(dim=2, keepdim=True).expand_as(v_BHNC) if self.uniform else v_BHNC
+        return self.spec.mix(self.values(x_BND))
 
     def tensors(self) -> Iterator[Tensor]:
         yield from (self.values.weight_HCD, self.values.bias_HC)
@@ -69,11 +97,10 @@ class ControlAttention(TaughtAttention):
 
     def attend(self, v_BHNC: Tensor) -> Tensor:
         self.require_fitted()
-        return v_BHNC.mean(dim=2, keepdim=True).expand_as(v_BHNC) if self.spec.mode == "uniform" else v_BHNC
+        return self.spec.mix(v_BHNC)
 
     def start(self, x_BND: Tensor, standard: Standardiser, generator: torch.Generator, teacher: Teacher) -> _Values:
-        value: Affine = standard.unfold(affine(self.to_v).like(x_BND))
-        return _Values(FittedValues.of(value, self.num_heads), self.spec.mode == "uniform")
+        return _Values(FittedValues.of(standard.unfold(affine(self.to_v).like(x_BND)), self.num_heads), self.spec)
 
     def store(self, fitted: _Values, standard: Standardiser, x_BND: Tensor) -> None:
         store_affine(self.to_v, standard.fold(fitted.values.affine))

@@ -1,24 +1,32 @@
-"""Convert a copy of a trained model and fit it to the original, layer after layer; and say how close it came."""
+"""Convert a copy of a trained model, fit it to the original, and say what came of it: errors, accuracy, energy."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ecoformer.errors import InputError
+from ecoformer.energy import Profile, at_measured_shares, count
+from ecoformer.engine.progress import paced
 from ecoformer.fit.hashes import HashFitReport, fit_hashes
-from ecoformer.fit.joint import JointFitReport
-from ecoformer.fit.taught import TaughtAttention, TaughtSpec
-from ecoformer.kinds import BUILDERS
+from ecoformer.fit.joint import JointFitReport, joint_line
+from ecoformer.fit.taught import TaughtSpec
+from ecoformer.kinds.distilled_hash import DistilledHashSpec
+from ecoformer.lab.closeness.blocks import FLOORS, block_errors
+from ecoformer.lab.closeness.controls import ControlSpec
+from ecoformer.lab.closeness.source import Source
 from ecoformer.model.convert import FilterFn, convert
-from ecoformer.nn.base import before_projection
-from ecoformer.nn.projections import read_projections
-from ecoformer.ops.closeness import relative_error
+
+LEDGERS: dict[str, dict[str, Any]] = {
+    "stock": {"name": "stock"},
+    "msa": {"name": "msa"},
+    "ecoformer": {"name": "ecoformer", "clamp": True},
+}
 
 
 @dataclass(frozen=True)
@@ -28,21 +36,6 @@ class Distilled:
     model: nn.Module
     reports: list[HashFitReport]
     joint: JointFitReport | None = None
-
-
-@dataclass(frozen=True)
-class BlockError:
-    """How far one fitted layer is from the layer that it replaced, on images of which it has seen none.
-
-    Relative L2 of the attention output before the output projection, both layers at the features that the converted
-    model has there: of the layer, of uniform attention over the replaced layer's own keys, and of random codes.
-    """
-
-    block: str
-    num_tokens: int
-    error: float
-    error_uniform: float
-    error_random: float
 
 
 def distill(
@@ -69,51 +62,119 @@ def distill(
     return Distilled(model, reports, joint[0] if joint else None)
 
 
-@torch.no_grad()
-def block_errors(source: nn.Module, model: nn.Module, images: Tensor, *, seed: int) -> list[BlockError]:
-    """The error of every fitted layer of `model` against the layer of `source` of the same name, in forward order.
+@dataclass
+class Measured:
+    """A distilled model and its figures.
+
+    `figures` has model, dataset, img_size, source, num_bits, seed, num_images, seconds, blocks (each block, num_tokens,
+    error, error_uniform, error_random, error_fit, seconds), joint_fit (its report, or None), top1_before, top1_after,
+    controls (top1 and block errors of uniform and none), energy_pj and energy_audited_pj (before, after, and of stock,
+    msa and ecoformer attention).
+    """
+
+    model: nn.Module
+    attention: dict[str, Any]
+    figures: dict[str, Any] = field(default_factory=dict)
+
+
+def measure(
+    source: Source,
+    spec: DistilledHashSpec,
+    *,
+    num_images: int,
+    seed: int,
+    profile: Profile,
+    num_held_out: int = 64,
+    top1_before: float | None = None,
+    with_accuracy: bool = True,
+    controls: bool = True,
+    layers: Sequence[int | str] | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Measured:
+    """Distil `source` and measure it; `source.model` is left as it is.
 
     Args:
-        images: best not those of the fit.
-        seed: of the random codes.
+        num_images: of the training split, for the fit.
+        num_held_out: of the validation split, for the errors of the blocks.
+        top1_before: accuracy of the source, if it was measured before.
+        controls: also fit and measure uniform attention and none, with the same images and steps.
+        layers: which attention layers, as `attention.layers`; None: those that conversion replaces anyway.
+        say: gets a line of progress at every step.
     """
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, TaughtAttention)}
-    if not layers:
-        raise InputError("the model has no layer that was fitted to another: distill one first")
-    calls: dict[str, tuple[Any, ...]] = {}
+    config, data = source.config, source.data
+    images, held_out = data.calibration_images(num_images, seed=seed), source.held_out(num_held_out)
+    chosen = None if layers is None else list(layers)
+    filter_fn = source.layer_filter(chosen)
 
-    def note(name: str) -> Any:
-        return lambda module, args: calls.update({name: args})
+    def accuracy(model: nn.Module, name: str) -> float | None:
+        if not with_accuracy:
+            return None
+        top1 = source.accuracy(model)
+        say(f"{name}: top-1 {top1:.2f} %")
+        return top1
 
-    hooks = [layer.register_forward_pre_hook(note(name)) for name, layer in layers.items()]
-    modes = [(module, module.training) for root in (source, model) for module in root.modules()]
-    try:
-        source.eval()
-        model.eval()(images)
-        for handle in hooks:  # from here on layers are run apart
-            handle.remove()
-        return [_error(name, source.get_submodule(name), layers[name], args, seed) for name, args in calls.items()]
-    finally:
-        for handle in hooks:
-            handle.remove()
-        for module, training in modes:
-            module.training = training
+    def fitted(of: TaughtSpec, name: str) -> dict[str, Any]:
+        def told(report: HashFitReport) -> None:
+            say(f"{name}: {report.block} error {report.attention_error:.3f} in {report.seconds:.1f} s")
+
+        started, step = time.perf_counter(), paced(say, f"{name}: joint fit")
+        made = distill(source.model, of, images, seed=seed, filter_fn=filter_fn, on_report=told, on_joint_step=step)
+        seconds = time.perf_counter() - started
+        if made.joint is not None:
+            say(f"{name}: {joint_line(made.joint)}")
+        found = zip(block_errors(source.model, made.model, held_out, seed=seed), made.reports, strict=True)
+        return {
+            "model": made.model,
+            "seconds": seconds,
+            "blocks": [
+                {**row.figures(FLOORS), "error_fit": report.attention_error, "seconds": report.seconds}
+                for row, report in found
+            ],
+            "joint_fit": None if made.joint is None else asdict(made.joint),
+            "top1": accuracy(made.model, name),
+        }
+
+    before = top1_before if top1_before is not None else accuracy(source.model, f"before ({source.kind})")
+    distilled = fitted(spec, "distilled")
+    figures = {
+        "model": config.model.name,
+        "model_kwargs": config.model.kwargs,
+        "dataset": config.data.name,
+        "img_size": config.data.img_size,
+        "source": source.kind,
+        "source_epochs": source.epoch,
+        "num_bits": spec.num_bits,
+        "seed": seed,
+        "num_images": num_images,
+        "num_held_out": len(held_out),
+        "num_val": data.num_val,
+        "threads": torch.get_num_threads(),
+        **{key: distilled[key] for key in ("seconds", "blocks", "joint_fit")},
+        "top1_before": before,
+        "top1_after": distilled["top1"],
+        "controls": {},
+        **_energies(source, distilled["model"], profile),
+    }
+    for mode in ("uniform", "none") if controls else ():
+        control = fitted(ControlSpec.like(spec, mode), mode)
+        errors = [row["error"] for row in control["blocks"]]
+        figures["controls"][mode] = {"top1": control["top1"], "errors": errors}
+    attention = {"name": spec.name, **{f.name: getattr(spec, f.name) for f in fields(spec)}, "layers": chosen}
+    return Measured(distilled["model"], attention, figures)
 
 
-def _error(name: str, original: nn.Module, layer: TaughtAttention, args: tuple[Any, ...], seed: int) -> BlockError:
-    floors = _random(original, name, layer.spec).fit_on_call(args, torch.Generator().manual_seed(seed))
-    assert floors.uniform_error is not None and floors.random_error is not None
-    return BlockError(
-        block=name,
-        num_tokens=args[0].shape[1],
-        error=relative_error(layer.attention_output(args[0]), before_projection(original, *args)),
-        error_uniform=floors.uniform_error,
-        error_random=floors.random_error,
-    )
-
-
-def _random(original: nn.Module, name: str, spec: TaughtSpec) -> TaughtAttention:
-    """A layer of the same kind before its fit."""
-    layer = BUILDERS[type(spec)].from_projections(read_projections(original, name), replace(spec, fit_steps=0))
-    assert isinstance(layer, TaughtAttention)
-    return layer.eval()
+def _energies(source: Source, model: nn.Module, profile: Profile) -> dict[str, Any]:
+    """Picojoules of one image by attention, in both conventions. Audited, codes count at their share of ones."""
+    models = {name: source.empty_model(attention) for name, attention in LEDGERS.items()} | {"after": model}
+    found: dict[str, Any] = {"energy_profile": profile.name}
+    for convention, key in (("paper", "energy_pj"), ("audited", "energy_audited_pj")):
+        size = source.config.data.img_size
+        ledgers = {name: count(m, size, convention=convention, strict=False) for name, m in models.items()}
+        if convention == "audited":
+            ledgers["after"] = at_measured_shares(ledgers["after"], model)
+        pj = {name: ledger.energy_pj(profile) for name, ledger in ledgers.items()}
+        found[key] = {"before": pj[source.kind], "after": pj["after"], **{name: pj[name] for name in LEDGERS}}
+        found[f"attention_{key}"] = {
+            name: ledger.attention(projections=True).energy_pj(profile) for name, ledger in ledgers.items()
+        }
+    return found

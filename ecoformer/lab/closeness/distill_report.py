@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from rich import box
 from rich.table import Table
 from torch import Tensor, nn
 
+from ecoformer.fit.compare import layer_calls
+from ecoformer.fit.target import SoftmaxTarget
+from ecoformer.lab.closeness.quality_report import short_name, terminal_table
 from ecoformer.model.layers import attention_layers
-from ecoformer.nn.heads import split_heads
 from ecoformer.nn.msa import MSASpec
-from ecoformer.nn.projections import read_projections
 from ecoformer.report.code_maps import layer_weights
 from ecoformer.report.figures import save_figure
 
@@ -24,14 +24,12 @@ Figures = dict[str, Any]
 def block_table(figures: Figures) -> Table:
     """Errors of every block between their floors."""
     title = f"{figures['model']}, {figures['num_bits']} bits from {figures['source']}: attention-output error, held out"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False, collapse_padding=True)
-    for name in ("block", "tokens", "error", "uniform", "random", "of uniform", "s"):
-        table.add_column(name, justify="left" if name == "block" else "right", no_wrap=True)
+    lines = []
     for row in figures["blocks"]:
         errors = [f"{row[key]:.3f}" for key in ("error", "error_uniform", "error_random")]
         share = f"{row['error'] / row['error_uniform']:.0%}"
-        table.add_row(row["block"], str(row["num_tokens"]), *errors, share, f"{row['seconds']:.1f}")
-    return table
+        lines.append([row["block"], str(row["num_tokens"]), *errors, share, f"{row['seconds']:.1f}"])
+    return terminal_table(title, ("block", "tokens", "error", "uniform", "random", "of uniform", "s"), lines)
 
 
 def summary_lines(figures: Figures) -> list[str]:
@@ -61,8 +59,7 @@ def plot_errors(figures: Figures, out: Path) -> None:
     for place, (key, label) in enumerate(bars):
         positions = [index + 0.27 * (place - 1) for index in range(len(blocks))]
         axes.bar(positions, [row[key] for row in blocks], width=0.25, label=label)
-    names = [".".join(p for p in row["block"].split(".") if p not in ("stages", "blocks", "attn")) for row in blocks]
-    axes.set_xticks(range(len(blocks)), names, fontsize=8)
+    axes.set_xticks(range(len(blocks)), [short_name(row["block"]) for row in blocks], fontsize=8)
     title = f"{figures['model']} on {figures['dataset']}, {figures['num_bits']} bits, from {figures['source']}"
     axes.set(ylabel="error of the attention output\n(relative L2, held-out images)", xlabel="block", title=title)
     axes.legend(fontsize=8)
@@ -91,27 +88,9 @@ def plot_maps(figures: Figures, source: nn.Module, model: nn.Module, image_3SS: 
 
 def _softmax_weights(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     """Attention weights (B, H, N, N) of the layers that are softmax attention over all tokens, timm's or ours."""
-    inputs: dict[str, Tensor] = {}
-
-    def note(name: str) -> Any:
-        return lambda module, args: inputs.update({name: args[0]})
-
     layers = {layer.name: layer.module for layer in attention_layers(model) if MSASpec().is_met_by(layer.module)}
-    hooks = [layer.register_forward_pre_hook(note(name)) for name, layer in layers.items()]
-    training = model.training
-    try:
-        model.eval()(images)
-    finally:
-        model.train(training)
-        for hook in hooks:
-            hook.remove()
-    weights = {}
-    for name, x_BND in inputs.items():
-        source = read_projections(layers[name], name)
-        assert source.key is not None
-        q_BHNC, k_BHNC = (split_heads(linear(x_BND), source.num_heads) for linear in (source.query, source.key))
-        weights[name] = (q_BHNC @ k_BHNC.transpose(-2, -1) * q_BHNC.shape[-1] ** -0.5).softmax(dim=-1)
-    return weights
+    calls = layer_calls(model, layers, images)
+    return {name: SoftmaxTarget.of(layers[name], name, args[0]).maps() for name, args in calls.items()}
 
 
 def _plot_block(rows: dict[str, Tensor], picture_SS: Tensor, row: dict[str, Any], out: Path) -> None:

@@ -27,7 +27,7 @@ def cells(rows: Sequence[Row], baseline: Row | None) -> tuple[list[str], list[li
     Energy of the converted layers: of the cores, and with their projections (paper convention), and of the cores in the
     audited convention; as a share of that of `baseline`, else in nanojoules per image.
     """
-    blocks = [_short(block["block"]) for block in rows[0]["blocks"]]
+    blocks = [short_name(block["block"]) for block in rows[0]["blocks"]]
     header = ["setting", "seed", *blocks, "worst", "recall", "corr.", "core", "layer", "core audited", "top-1 %"]
     lines = []
     for row in rows:
@@ -44,7 +44,11 @@ def cells(rows: Sequence[Row], baseline: Row | None) -> tuple[list[str], list[li
 
 def table(rows: Sequence[Row], baseline: Row | None, title: str) -> Table:
     """The cells for a terminal."""
-    header, lines = cells(rows, baseline)
+    return terminal_table(title, *cells(rows, baseline))
+
+
+def terminal_table(title: str, header: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:
+    """Numbers behind a name, a line each."""
     made = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False, collapse_padding=True)
     for index, name in enumerate(header):
         made.add_column(name, justify="left" if index == 0 else "right", no_wrap=True)
@@ -73,7 +77,7 @@ def plot_errors(rows: Sequence[Row], out: Path, title: str) -> None:
     for number, row in enumerate(rows):
         errors = [block["error"] for block in row["blocks"]]
         axes.plot(places, errors, marker="os^Dv<>p"[number % 8], markersize=4, lw=1.2, label=row["setting"])
-    axes.set_xticks(list(places), [_short(block["block"]) for block in blocks], fontsize=8)
+    axes.set_xticks(list(places), [short_name(block["block"]) for block in blocks], fontsize=8)
     axes.set(ylabel="error of the attention output\n(relative L2, held-out images)", xlabel="block", title=title)
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
@@ -111,6 +115,7 @@ def _mean(row: Row, key: str) -> str:
     return f"{sum(values) / len(values):.2f}" if values else "-"
 
 
-def _short(name: str) -> str:
+def short_name(name: str) -> str:
+    """A block's name without what all of them have in it."""
     parts = [part for part in name.split(".") if part not in ("stages", "blocks", "attn")]
     return ".".join(parts) or name

@@ -1,8 +1,9 @@
-"""The model to distil, its data, and the file that a distilled model is written to."""
+"""The trained model that closeness is measured to, its data, and the file that a distilled model is written to."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ from ecoformer.config.schema import Config
 from ecoformer.data import DataModule, build_data
 from ecoformer.engine.evaluation import evaluate
 from ecoformer.errors import InputError
-from ecoformer.lab.closeness.sweep import pick_images
 from ecoformer.model.checkpoint import save_checkpoint
 from ecoformer.model.convert import FilterFn
 from ecoformer.model.layers import attention_layers
@@ -82,15 +82,34 @@ class Source:
         save_checkpoint(path, content)
 
 
+def pick_images(loader: Iterable[tuple[Tensor, Tensor]], total: int, num_images: int, seed: int) -> Tensor:
+    """`num_images` of the `total` images that a loader gives, spread over it by the seed alone, in its order.
+
+    The first ones will not do: folders come class by class. Raises InputError if there are not enough.
+    """
+    if num_images > total:
+        raise InputError(f"{num_images} held-out images asked for, but there are {total}: lower --images")
+    chosen = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:num_images].sort().values
+    picked, start = [], 0
+    for images, _ in loader:
+        inside = chosen[(chosen >= start) & (chosen < start + len(images))] - start
+        picked.append(images[inside.to(images.device)])
+        start += len(images)
+        if sum(map(len, picked)) == num_images:
+            break
+    return torch.cat(picked)
+
+
 def load_source(
     *,
-    model: str | None,
-    checkpoint: Path | None,
-    pretrained: bool,
-    root: str | None,
+    checkpoint: Path | str | None,
+    model: str | None = None,
+    pretrained: bool = False,
+    root: str | None = None,
     data_name: str | None = None,
     img_size: int | None = None,
     max_val: int | None = None,
+    only_msa: bool = False,
 ) -> Source:
     """Find the model and its data.
 
@@ -101,17 +120,21 @@ def load_source(
         root, data_name, img_size: data.root, data.name and data.img_size; None: those of the run, or an image folder at
             the size that timm's weights are for.
         max_val: only so many validation images.
+        only_msa: a run with MSA attention and nothing else.
     Raises:
         InputError: whatever the user can mend.
     """
     if pretrained == (checkpoint is not None):
         raise InputError("name the weights to start from: either --checkpoint FILE or --pretrained")
-    run = read_run(checkpoint) if checkpoint is not None and is_own(Path(checkpoint).expanduser()) else None
+    run = None
+    if checkpoint is not None and (only_msa or is_own(Path(checkpoint).expanduser())):
+        run = read_run(checkpoint)
     config = Config() if run is None else run.config
     if run is not None:
         kind = config.attention["name"]
-        if kind not in ("stock", "msa"):
-            raise InputError(f"--checkpoint {checkpoint} is a {kind} model: give one with stock or MSA attention")
+        if kind != "msa" and (only_msa or kind != "stock"):
+            wanted = "of an attention=msa run" if only_msa else "with stock or MSA attention"
+            raise InputError(f"--checkpoint {checkpoint} is a {kind} model: give one {wanted}")
         if model not in (None, config.model.name):
             raise InputError(f"--checkpoint {checkpoint} is a {config.model.name}, not {model}: leave --model out")
     elif model is None:

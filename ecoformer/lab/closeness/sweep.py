@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -17,17 +17,12 @@ from torch import Tensor, nn
 
 from ecoformer.energy import Profile, count
 from ecoformer.errors import InputError
-from ecoformer.fit.contract import FittableAttention
 from ecoformer.fit.hashes import fit_hashes
 from ecoformer.kinds import make_spec
-from ecoformer.kinds.ecoformer import EcoFormerSpec
-from ecoformer.kinds.ecoformer_tuned import EcoFormerTunedSpec
-from ecoformer.lab.closeness.blocks import quality
+from ecoformer.lab.closeness.blocks import AGAINST_SOFTMAX, quality
+from ecoformer.lab.closeness.controls import RANDOM, random_hash
 from ecoformer.model.convert import convert
-from ecoformer.model.layers import attention_layers
 from ecoformer.nn.specs import AttentionSpec
-
-RANDOM = "random-"
 
 Accuracy = Callable[[nn.Module], float]
 
@@ -56,15 +51,6 @@ def parse_setting(text: str) -> Setting:
     if spec is None:
         raise InputError(f"setting {text!r}: stock attention replaces nothing; name another kind")
     return Setting(text, random_hash(spec) if text.startswith(RANDOM) else spec)
-
-
-def random_hash(spec: AttentionSpec) -> AttentionSpec:
-    """The same attention with hash functions as they are drawn, the floor that a fit has to beat."""
-    if isinstance(spec, EcoFormerSpec):
-        return replace(spec, fit_steps=0)
-    if isinstance(spec, EcoFormerTunedSpec):
-        return replace(spec, fit_steps=0)
-    raise InputError(f"attention={spec.name} has no hash functions to leave random: drop '{RANDOM}'")
 
 
 def attention_energy(model: nn.Module, names: Iterable[str], img_size: int, profile: Profile) -> dict[str, Any]:
@@ -103,7 +89,7 @@ def measure(
         accuracy: top-1 of a model in percent; left out if None.
     Returns:
         A JSON-ready dict: setting, seed, seconds (of the fit), energy (see `attention_energy`), top1, and blocks (the
-        fields of `BlockQuality`, with `fit`, the hash fit report of the block).
+        fields of `AGAINST_SOFTMAX`, with `fit`, the hash fit report of the block).
     """
     model = copy.deepcopy(msa)
     img_size = held_out.shape[-1]
@@ -119,30 +105,5 @@ def measure(
         "seconds": seconds,
         "top1": None if accuracy is None else accuracy(model),
         "energy": attention_energy(model, [row.block for row in rows], img_size, profile),
-        "blocks": [{**asdict(row), "fit": reports.get(row.block)} for row in rows],
+        "blocks": [{**row.figures(AGAINST_SOFTMAX), "fit": reports.get(row.block)} for row in rows],
     }
-
-
-def converted_names(msa: nn.Module, img_size: int) -> set[str]:
-    """The layers that a conversion replaces by default: those of every stage but the last, or all of a plain ViT."""
-    model = copy.deepcopy(msa)
-    convert(model, EcoFormerTunedSpec(fit_steps=0), img_size=img_size)
-    return {layer.name for layer in attention_layers(model) if isinstance(layer.module, FittableAttention)}
-
-
-def pick_images(loader: Iterable[tuple[Tensor, Tensor]], total: int, num_images: int, seed: int) -> Tensor:
-    """`num_images` of the `total` images that a loader gives, spread over it by the seed alone, in its order.
-
-    The first ones will not do: folders come class by class. Raises InputError if there are not enough.
-    """
-    if num_images > total:
-        raise InputError(f"{num_images} held-out images asked for, but there are {total}: lower --images")
-    chosen = torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:num_images].sort().values
-    picked, start = [], 0
-    for images, _ in loader:
-        inside = chosen[(chosen >= start) & (chosen < start + len(images))] - start
-        picked.append(images[inside.to(images.device)])
-        start += len(images)
-        if sum(map(len, picked)) == num_images:
-            break
-    return torch.cat(picked)
