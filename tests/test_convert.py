@@ -11,7 +11,7 @@ from tiny_models import FAMILIES, tiny_pvt, tiny_twins, tiny_vit
 from ecoformer import EcoFormerSpec, InputError, MSASpec, attention_layers, convert, fit_hashes, set_patch_stride
 from ecoformer.kinds import SPECS, EcoFormerAttention, MultiHeadSelfAttention, make_spec
 from ecoformer.model.layers import token_counts
-from ecoformer.ops.naive import softmax_attention_reference
+from ecoformer.ops.linear.naive import softmax_attention_reference
 
 IMG_SIZE = 128
 SMALL = EcoFormerSpec(num_bits=6, num_anchors=5, top_k=3)

@@ -28,9 +28,9 @@ import torch
 
 from ecoformer.cli.arguments import Parser
 from ecoformer.errors import InputError
+from ecoformer.fit.similarity_fit import HashFit, fit_hash
+from ecoformer.fit.similarity_fit_naive import fit_hash_reference
 from ecoformer.ops.ecoformer.codes import normalize
-from ecoformer.ops.ecoformer.fit import HashFit, fit_hash
-from ecoformer.ops.ecoformer.fit_naive import fit_hash_reference
 from ecoformer.run.process import command_line, environment
 
 IMPLEMENTATIONS = {"fast": fit_hash, "reference": fit_hash_reference}

@@ -35,7 +35,7 @@ def fit_hashes(
     """Fit every hash layer in one forward pass, each on the features that the layers before it now produce.
 
     A layer that has fitted functions keeps them where no image gives finite features, and reports all bits as failed.
-    Where the layers ask for it (`joint_steps`), all of them are then fitted together (`nn.joint_fit`).
+    Where the layers ask for it (`joint_steps`), all of them are then fitted together (`fit.joint`).
 
     Args:
         model: its mode is restored; the pass runs in eval mode and without autocast.

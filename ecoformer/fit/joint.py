@@ -7,9 +7,8 @@ counts in the end is what the whole model says. Shapes: B images, K classes, S p
 from __future__ import annotations
 
 import copy
-import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -17,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ecoformer.fit.adam import adam_on_batches
+from ecoformer.fit.compare import layer_calls
 from ecoformer.fit.taught import TaughtAttention
 
 OnStep = Callable[[int, int], None]
@@ -103,27 +104,31 @@ def fit_jointly(
         on_step: called after each step with its number, from 1, and that of all steps.
     """
     started = time.perf_counter()
-    layers = list(_taught(model).values())
-    spec = layers[0].spec
+    layers = _taught(model)
+    spec = next(iter(layers.values())).spec
     size = min(spec.joint_batch_size, len(images))
     others = images[:0] if held_out is None else held_out
-    parameters = [parameter for layer in layers for parameter in layer.jointly_fitted()]
+    parameters = [parameter for layer in layers.values() for parameter in layer.jointly_fitted()]
     kept = [parameter.detach().clone() for parameter in parameters]
     target_BK = _all_log_probabilities(original, images, size)
     before, others_before = _closeness(model, images, target_BK, size), _held_out(model, original, others, size)
-    with _only_these_train(model, parameters), _as_ever_afterwards(layers), torch.enable_grad():
-        optimizer = torch.optim.Adam(parameters, lr=spec.joint_lr)
-        for step in range(spec.joint_steps):
-            for layer in layers:
-                layer.anneal(step / spec.joint_steps)
-            optimizer.param_groups[0]["lr"] = 0.5 * spec.joint_lr * (1 + math.cos(math.pi * step / spec.joint_steps))
-            chosen = torch.randperm(len(images), generator=generator)[:size].to(images.device)
-            loss = _divergence(target_BK[chosen], _log_probabilities(model(images[chosen])))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            if on_step is not None:
-                on_step(step + 1, spec.joint_steps)
+
+    def loss(done: float, chosen: Tensor) -> Tensor:
+        for layer in layers.values():
+            layer.anneal(done)
+        return _divergence(target_BK[chosen], _log_probabilities(model(images[chosen])))
+
+    with _only_these_train(model, parameters), _as_ever_afterwards(layers.values()), torch.enable_grad():
+        adam_on_batches(
+            parameters,
+            loss,
+            lr=spec.joint_lr,
+            steps=spec.joint_steps,
+            num_samples=len(images),
+            batch_size=size,
+            generator=generator,
+            on_step=on_step,
+        )
     after = _closeness(model, images, target_BK, size)
     accepted = after[0] < before[0]  # NaN is never smaller
     if not accepted:
@@ -132,7 +137,8 @@ def fit_jointly(
             for parameter, old in zip(parameters, kept, strict=True):
                 parameter.copy_(old)
     else:
-        _measure_layers(model, layers, images[:size])
+        for name, args in layer_calls(model, layers, images[:size]).items():
+            layers[name].measure(args[0])
     others_after = _held_out(model, original, others, size)
     return JointFitReport(
         steps=spec.joint_steps,
@@ -149,16 +155,6 @@ def fit_jointly(
         held_out_agreement_before=others_before[1],
         held_out_agreement_after=others_after[1],
     )
-
-
-@torch.no_grad()
-def _measure_layers(model: nn.Module, layers: list[TaughtAttention], images: Tensor) -> None:
-    hooks = [layer.register_forward_pre_hook(lambda module, args: module.measure(args[0])) for layer in layers]
-    try:
-        model(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 @contextmanager
@@ -178,7 +174,7 @@ def _only_these_train(model: nn.Module, parameters: list[nn.Parameter]) -> Itera
 
 
 @contextmanager
-def _as_ever_afterwards(layers: list[TaughtAttention]) -> Iterator[None]:
+def _as_ever_afterwards(layers: Iterable[TaughtAttention]) -> Iterator[None]:
     """Whatever happens, the layers do not stay annealed."""
     try:
         yield

@@ -20,16 +20,38 @@ class AttentionTarget(Protocol):
     """What a fit is measured against."""
 
     def output(self) -> Tensor:
-        """The attention output (B, N, D) before the output projection, without an N x N matrix."""
+        """The attention output before the output projection, without an N x N matrix: (B, N, D), or (B, H, N, C)."""
         ...
 
     def uniform_output(self) -> Tensor:
-        """What a replacement that knows nothing gives, (B, N, D)."""
+        """What a replacement that knows nothing gives, in that shape."""
         ...
 
     def weights(self, image: int, head: int) -> Tensor | None:
         """The attention map of one head on one image, (1, 1, N, N); None where it is no map of all tokens."""
         ...
+
+
+@dataclass(frozen=True)
+class KnownTarget:
+    """Outputs that were computed before. `softmax` where the map is one of all tokens."""
+
+    attention: Tensor
+    uniform: Tensor
+    softmax: SoftmaxTarget | None = None
+
+    def output(self) -> Tensor:
+        return self.attention
+
+    def uniform_output(self) -> Tensor:
+        return self.uniform
+
+    def weights(self, image: int, head: int) -> Tensor | None:
+        return None if self.softmax is None else self.softmax.weights(image, head)
+
+    def split_heads(self, num_heads: int) -> KnownTarget:
+        """The outputs alone, as (B, H, N, C)."""
+        return KnownTarget(split_heads(self.attention, num_heads), split_heads(self.uniform, num_heads))
 
 
 @dataclass(frozen=True)

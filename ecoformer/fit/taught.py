@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from ecoformer.errors import InputError
 from ecoformer.fit.contract import FittableAttention, HashFitReport, finite_images
-from ecoformer.fit.output_report import output_fit_report
-from ecoformer.fit.teacher import TaughtTarget, Teacher, affine
+from ecoformer.fit.output_fit import Attends, fit_to_output, output_fit_report
+from ecoformer.fit.target import KnownTarget
+from ecoformer.fit.teacher import Teacher, affine
 from ecoformer.nn.base import ReplacementAttention
 from ecoformer.nn.fitted_state import FittedState
 from ecoformer.nn.heads import split_heads
@@ -24,7 +25,6 @@ from ecoformer.nn.precision import full_precision, without_autocast
 from ecoformer.nn.projections import Projections
 from ecoformer.nn.specs import AttentionSpec
 from ecoformer.ops.codes.distilled import Standardiser
-from ecoformer.ops.codes.output_fit import Attends, fit_to_output
 
 STEP_TOKENS = 8192
 NO_TEACHER = (
@@ -44,7 +44,7 @@ class TaughtSpec(AttentionSpec):
             fewer images where a map has so many tokens that they would be more than 8192 together, but at least two.
         fit_images: a layer's own fit takes at most so many of the images, because it holds all their features.
         joint_steps, joint_lr, joint_batch_size: afterwards, Adam steps on all layers together, against the logits of
-            the original model (`nn.joint_fit`); 0: none.
+            the original model (`fit.joint`); 0: none.
     """
 
     fit_values: Literal["auto", "true", "false"] = "auto"
@@ -125,7 +125,7 @@ class TaughtAttention(FittedState, ReplacementAttention, FittableAttention):
     def fit_on_call(self, args: Sequence[Any], generator: torch.Generator) -> HashFitReport:
         return self.fit_hash(args[0], generator, feat_size=args[1] if len(args) > 1 else None)
 
-    def target(self, x_BND: Tensor, feat_size: Any = None) -> TaughtTarget | None:
+    def target(self, x_BND: Tensor, feat_size: Any = None) -> KnownTarget | None:
         """What the replaced layer makes of these inputs; None once it is gone."""
         if self.teacher is None:
             return None
@@ -173,19 +173,15 @@ class TaughtAttention(FittedState, ReplacementAttention, FittableAttention):
         with without_autocast(x_BND):
             (x_BND,) = finite_images([full_precision(x_BND)])
             v_BND = affine(self.to_v).like(x_BND)(x_BND)
-            target_BND = teacher.output(x_BND, feat_size, batch_size)
-            uniform_BND = teacher.uniform_output(v_BND, x_BND, feat_size, batch_size)
-            v_BHNC, target_BHNC, uniform_BHNC = (
-                split_heads(y_BND, self.num_heads) for y_BND in (v_BND, target_BND, uniform_BND)
-            )
+            target = teacher.target(x_BND, v_BND, feat_size, batch_size).split_heads(self.num_heads)
             standard = Standardiser.of(x_BND)
             x_BND = standard(x_BND)
             start = self.start(x_BND, standard, generator, teacher)
-            inputs = [x_BND] if teacher.fits_values else [x_BND, v_BHNC]
+            inputs = [x_BND] if teacher.fits_values else [x_BND, split_heads(v_BND, self.num_heads)]
             fit = fit_to_output(
                 start,
                 inputs,
-                target_BHNC,
+                target.output(),
                 generator,
                 lr=spec.fit_lr,
                 steps=spec.fit_steps,
@@ -203,8 +199,7 @@ class TaughtAttention(FittedState, ReplacementAttention, FittableAttention):
                 fit,
                 start,
                 inputs,
-                target_BHNC,
-                uniform_BHNC,
+                target,
                 codes,
                 num_bits=num_bits,
                 skipped_images=num_images - len(x_BND),

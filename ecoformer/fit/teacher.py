@@ -13,30 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from ecoformer.errors import InputError
-from ecoformer.fit.target import SoftmaxTarget
+from ecoformer.fit.target import KnownTarget, SoftmaxTarget
 from ecoformer.nn.base import before_projection
 from ecoformer.nn.heads import split_heads
 from ecoformer.nn.msa import MSASpec, MultiHeadSelfAttention
 from ecoformer.nn.projections import Projections
 from ecoformer.ops.codes.folded import Affine
-
-
-@dataclass(frozen=True)
-class TaughtTarget:
-    """What a teacher makes of some inputs. `softmax` where its map is one of all tokens."""
-
-    output_BND: Tensor
-    uniform_BND: Tensor
-    softmax: SoftmaxTarget | None
-
-    def output(self) -> Tensor:
-        return self.output_BND
-
-    def uniform_output(self) -> Tensor:
-        return self.uniform_BND
-
-    def weights(self, image: int, head: int) -> Tensor | None:
-        return None if self.softmax is None else self.softmax.weights(image, head)
 
 
 @dataclass(frozen=True)
@@ -67,14 +49,14 @@ class Teacher:
         return cls(layer, affine(source.query), affine(source.key), source.num_heads, fits_values)
 
     @torch.no_grad()
-    def target(self, x_BND: Tensor, v_BND: Tensor, feat_size: Any, batch_size: int) -> TaughtTarget:
+    def target(self, x_BND: Tensor, v_BND: Tensor, feat_size: Any, batch_size: int) -> KnownTarget:
         """What the layer makes of these tokens; `v_BND` are the values that the new layer has for them."""
         softmax = None
         if MSASpec().is_met_by(self.layer):
             projected = (self.query.like(x_BND)(x_BND), self.key.like(x_BND)(x_BND), v_BND)
             softmax = SoftmaxTarget(*(split_heads(y_BND, self.num_heads) for y_BND in projected))
         output_BND = self.output(x_BND, feat_size, batch_size)
-        return TaughtTarget(output_BND, self.uniform_output(v_BND, x_BND, feat_size, batch_size), softmax)
+        return KnownTarget(output_BND, self.uniform_output(v_BND, x_BND, feat_size, batch_size), softmax)
 
     @torch.no_grad()
     def output(self, x_BND: Tensor, feat_size: Any, batch_size: int) -> Tensor:

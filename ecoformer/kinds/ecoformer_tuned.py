@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from ecoformer.errors import InputError
 from ecoformer.fit.contract import FittableAttention, HashFitReport, finite_images
-from ecoformer.fit.output_report import output_fit_report
-from ecoformer.fit.target import SoftmaxTarget
+from ecoformer.fit.output_fit import fit_binary_hash, output_fit_report
+from ecoformer.fit.target import KnownTarget, SoftmaxTarget
 from ecoformer.kinds.token_hash import TokenHashFunctions
 from ecoformer.nn.base import ReplacementAttention, attention_kind
 from ecoformer.nn.fitted_state import FittedState
@@ -27,7 +27,7 @@ from ecoformer.nn.precision import full_precision, without_autocast
 from ecoformer.nn.projections import Projections, linear_of
 from ecoformer.nn.specs import AttentionSpec, one_of
 from ecoformer.ops.codes.attention import binary_attention, binary_weights
-from ecoformer.ops.codes.tuned import BinaryHash, fit_binary_hash, random_hash
+from ecoformer.ops.codes.tuned import BinaryHash, random_hash
 
 
 @dataclass(frozen=True)
@@ -238,8 +238,7 @@ class EcoFormerTunedAttention(FittedState, ReplacementAttention, FittableAttenti
                 fit,
                 random,
                 [q_BHNC, k_BHNC, v_BHNC],
-                split_heads(target.output(), self.num_heads),
-                split_heads(target.uniform_output(), self.num_heads),
+                KnownTarget(target.output(), target.uniform_output()).split_heads(self.num_heads),
                 (old, new),
                 num_bits=spec.num_bits,
                 skipped_images=len(x_BND) - len(q_BHNC),

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from ecoformer.errors import InputError
 from ecoformer.fit.contract import HashFitReport, bit_statistics, finite_images
+from ecoformer.fit.similarity_fit import fit_hash
 from ecoformer.nn.fitted_state import FittedState
 from ecoformer.ops.ecoformer.codes import hash_codes, kernel_features
-from ecoformer.ops.ecoformer.fit import fit_hash
 
 
 class KernelHash(FittedState):
@@ -68,7 +68,7 @@ class KernelHash(FittedState):
         Args:
             x_BHNC: normalised tokens of a batch.
             generator: CPU generator that draws the anchors, so that the draw is the same on every device.
-            top_k, lr, momentum, steps: see `ops.hash_fit.fit_hash`.
+            top_k, lr, momentum, steps: see `fit_hash`.
         Raises:
             InputError: fewer tokens than anchors, or fewer than 2 * top_k, or no image with finite features.
         """

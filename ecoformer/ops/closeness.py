@@ -1,9 +1,11 @@
 """How well one attention follows another: output error, recall of the strongest keys, correlation of the weights.
 
-Shapes: B batch, H heads, N tokens; the weights of a row sum over its last dimension.
+Shapes: B batch, H heads, N tokens, C head channels; the weights of a row sum over its last dimension.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -50,3 +52,26 @@ def row_correlation(weights_BHNN: Tensor, target_BHNN: Tensor) -> float:
     product = (centred[0] * centred[1]).sum(dim=-1)
     correlation = product / (norms[0] * norms[1]).clamp_min(torch.finfo(torch.float64).tiny)
     return float(correlation.masked_fill(flat[0] | flat[1], 0.0).mean())
+
+
+def head_squares(out_BHNC: Tensor, target_BHNC: Tensor) -> tuple[Tensor, Tensor]:
+    """Per head, |out - target|^2 and |target|^2: sums over batches of samples add up."""
+    return (out_BHNC - target_BHNC).square().sum(dim=(0, 2, 3)), target_BHNC.square().sum(dim=(0, 2, 3))
+
+
+def head_ratio(distance_H: Tensor, size_H: Tensor) -> Tensor:
+    """The squared relative error of what `head_squares` gives; finite where the target is zero."""
+    return distance_H / size_H.clamp_min(torch.finfo(size_H.dtype).tiny ** 0.5)
+
+
+@torch.no_grad()
+def head_errors(attend: Callable[..., Tensor], batch_size: int, *data: Tensor) -> Tensor:
+    """The squared relative error of each head, float64, batch by batch; `data` are attend's inputs and the target."""
+    sums = [head_squares(attend(*batch), target) for *batch, target in batches(batch_size, *data)]
+    distance_H, size_H = (torch.stack([pair[i].double() for pair in sums]).sum(dim=0) for i in (0, 1))
+    return head_ratio(distance_H, size_H)
+
+
+def batches(size: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The tensors in pieces of `size` samples."""
+    yield from zip(*(t.split(size) for t in tensors), strict=True)

@@ -15,7 +15,7 @@ from ecoformer.model.layers import attention_layers
 from ecoformer.nn.base import before_projection
 from ecoformer.nn.heads import join_heads, split_heads
 from ecoformer.ops.closeness import relative_error
-from ecoformer.ops.naive import distilled_attention_reference
+from ecoformer.ops.codes.naive import distilled_attention_reference
 
 SMALL = DistilledHashSpec(num_bits=8, fit_steps=25, fit_batch_size=4)
 

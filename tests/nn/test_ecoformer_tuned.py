@@ -12,7 +12,7 @@ from ecoformer.energy import count, load_profile
 from ecoformer.kinds import EcoFormerTunedSpec, MSASpec, make_spec
 from ecoformer.nn.heads import split_heads
 from ecoformer.ops.codes.attention import TokenHash, binary_codes
-from ecoformer.ops.naive import binary_attention_reference
+from ecoformer.ops.codes.naive import binary_attention_reference
 
 SMALL = EcoFormerTunedSpec(num_bits=8, num_anchors=5, fit_steps=20, fit_batch_size=4)
 VARIANTS = [

@@ -10,7 +10,7 @@ from ecoformer.ops.codes.attention import (
     binary_weights,
     straight_through_step,
 )
-from ecoformer.ops.naive import binary_attention_reference
+from ecoformer.ops.codes.naive import binary_attention_reference
 
 SHAPES = [(1, 1, 1, 1, 1), (2, 3, 17, 5, 7), (2, 2, 49, 32, 16), (1, 5, 37, 13, 33)]
 

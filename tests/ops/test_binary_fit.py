@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ecoformer.ops.codes.tuned import BinaryHash, fit_binary_hash, random_hash
+from ecoformer.fit.output_fit import fit_binary_hash
+from ecoformer.ops.codes.tuned import BinaryHash, random_hash
 
 
 def attention_case(B=6, H=2, N=24, C=8, seed=0):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ecoformer.ops.codes.folded import Affine, distilled_attention
-from ecoformer.ops.naive import distilled_attention_reference
+from ecoformer.ops.codes.naive import distilled_attention_reference
 
 SHAPES = [(2, 21, 12, 3, 6), (1, 1, 8, 1, 4), (3, 50, 10, 5, 1), (2, 7, 16, 2, 16)]
 

@@ -8,7 +8,7 @@ import torch
 
 from ecoformer.ops.ecoformer.codes import sign
 from ecoformer.ops.ecoformer.linear_form import hash_attention
-from ecoformer.ops.naive import hash_attention_reference
+from ecoformer.ops.ecoformer.naive import hash_attention_reference
 
 GOLDEN = Path(__file__).parent / "golden"
 SHAPES = [(1, 1, 1, 1, 1), (2, 3, 17, 5, 7), (2, 2, 49, 32, 16), (1, 5, 101, 13, 33)]

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from ecoformer.errors import InputError
+from ecoformer.fit.similarity_fit import HashFit, fit_hash
+from ecoformer.fit.similarity_fit_naive import fit_hash_reference
 from ecoformer.ops.ecoformer import similarity_targets as targets_module
 from ecoformer.ops.ecoformer.codes import hash_codes, kernel_features, normalize
-from ecoformer.ops.ecoformer.fit import HashFit, HashObjective, fit_hash
-from ecoformer.ops.ecoformer.fit_naive import fit_hash_reference, similarity_targets, soft_objective
+from ecoformer.ops.ecoformer.naive import similarity_targets, soft_objective
+from ecoformer.ops.ecoformer.objective import HashObjective
 from ecoformer.ops.ecoformer.similarity_targets import symmetric_targets
 
 GOLDEN = Path(__file__).parent / "golden"

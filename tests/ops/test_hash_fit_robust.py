@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from ecoformer.errors import InputError
+from ecoformer.fit.similarity_fit import HashFit, fit_hash
+from ecoformer.fit.similarity_fit_naive import fit_hash_reference
 from ecoformer.ops.ecoformer.codes import hash_codes, normalize
-from ecoformer.ops.ecoformer.fit import HashFit, HashObjective, fit_hash
-from ecoformer.ops.ecoformer.fit_naive import fit_hash_reference
+from ecoformer.ops.ecoformer.objective import HashObjective
 
 FITS = {"fast": fit_hash, "reference": fit_hash_reference}
 OPTIONS: dict[str, Any] = {"top_k": 4, "lr": 0.5, "momentum": 0.9, "steps": 15}

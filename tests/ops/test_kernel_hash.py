@@ -14,7 +14,7 @@ from ecoformer.ops.ecoformer.codes import (
     squared_distances,
     straight_through_sign,
 )
-from ecoformer.ops.naive import kernel_features_reference, pre_codes_reference
+from ecoformer.ops.ecoformer.naive import kernel_features_reference, pre_codes_reference
 
 GOLDEN = Path(__file__).parent / "golden"
 SHAPES = [(1, 1, 7, 5, 3, 4), (2, 2, 49, 32, 25, 16), (3, 5, 33, 13, 7, 9)]

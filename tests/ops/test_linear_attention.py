@@ -7,7 +7,7 @@ import torch
 
 from ecoformer.ops.linear.attention import linear_attention, linear_attention_weights
 from ecoformer.ops.linear.favor import favor_attention, favor_features, key_exponents, orthogonal_projection
-from ecoformer.ops.naive import (
+from ecoformer.ops.linear.naive import (
     favor_attention_reference,
     linear_attention_reference,
     projected_attention_reference,

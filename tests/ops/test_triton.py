@@ -18,7 +18,7 @@ CASES += [(SHAPES[1], "own_token", "bfloat16"), (SHAPES[2], "kernel", "bfloat16"
 def check(shape, numerator, dtype):
     from ecoformer.ops.ecoformer.codes import normalize, straight_through_sign
     from ecoformer.ops.ecoformer.eager import kernel_hash_attention
-    from ecoformer.ops.naive import hash_attention_reference, pre_codes_reference
+    from ecoformer.ops.ecoformer.naive import hash_attention_reference, pre_codes_reference
 
     B, H, N, C, M, K = shape
     torch.manual_seed(sum(shape))

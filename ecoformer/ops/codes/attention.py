@@ -77,7 +77,7 @@ def binary_attention(
 
     Codes are 0/1 (or +-1 with a floor of at least sum_b weight_b), `weight_HK` is at least 0 (None: all 1, and nothing
     is multiplied) and `floor_H` above 0, so that a token whose code meets no key takes the mean of all values. A column
-    of ones beside v makes numerator and denominator one product. See `ops.reference.binary_attention_reference` for the
+    of ones beside v makes numerator and denominator one product. See `naive.binary_attention_reference` for the
     quadratic form.
     """
     v_and_one = torch.cat([v_BHNC, torch.ones_like(v_BHNC[..., :1])], dim=-1)

@@ -57,7 +57,7 @@ def distilled_attention(
     floor_H: Tensor,
     slope: float | None = None,
 ) -> Tensor:
-    """The output (B, N, D) of the layer, output projection included; see `ops.reference.distilled_attention_reference`.
+    """The output (B, N, D) of the layer, output projection included; see `naive.distilled_attention_reference`.
 
     With a_i = 1 / denominator_i and mean values taken off, out_i = uniform + sum_b a_i q_ib row_b, where `uniform` is
     the output of uniform attention: the floor then needs no product of its own.

@@ -1,6 +1,6 @@
-"""Fit binary codes of queries and keys to the attention output that they should reproduce, all bits at once.
+"""Binary codes of queries and keys as one thing to fit to the attention output that they should reproduce.
 
-The target comes from fused attention, so memory stays linear in the tokens; codes are straight-through.
+Codes are straight-through.
 Shapes: B batch, H heads, N tokens, C head channels, K code bits, M anchors.
 """
 
@@ -10,11 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ecoformer.ops.codes.attention import TokenHash, binary_attention, binary_codes, token_features
-from ecoformer.ops.codes.output_fit import OutputFit, batches, fit_to_output
 from ecoformer.ops.ecoformer.codes import squared_distances
 
 START_BANDWIDTH = 0.3  # of the mean squared distance to the anchors: narrow features follow attention more closely
@@ -138,26 +136,3 @@ def _standardised(x_HTC: Tensor, mean_H1C: Tensor, A_HKF: Tensor, anchors_HMC: T
     scale_H1K = torch.where(deviation_H1K > 1e-6, deviation_H1K, 1.0).reciprocal()
     threshold_HK = (values_HTK * scale_H1K).mean(dim=1)
     return TokenHash(A_HKF * scale_H1K.transpose(-2, -1), threshold_HK, anchors_HMC, bandwidth_H)
-
-
-def fit_binary_hash(
-    start: BinaryHash,
-    q_BHNC: Tensor,
-    k_BHNC: Tensor,
-    v_BHNC: Tensor,
-    generator: torch.Generator,
-    *,
-    lr: float,
-    steps: int,
-    batch_size: int,
-) -> OutputFit[BinaryHash]:
-    """Fit to softmax(q k^T / sqrt(C)) v; see `fit_to_output`.
-
-    Args:
-        start: the hash to improve, from `random_hash` or an earlier fit.
-        q_BHNC, k_BHNC, v_BHNC: float32 or float64, finite, not normalised.
-    """
-    qkv = (q_BHNC, k_BHNC, v_BHNC)
-    with torch.no_grad():
-        target_BHNC = torch.cat([F.scaled_dot_product_attention(q, k, v) for q, k, v in batches(batch_size, *qkv)])
-    return fit_to_output(start, qkv, target_BHNC, generator, lr=lr, steps=steps, batch_size=batch_size)

@@ -13,7 +13,7 @@ def hash_attention(code_q_BHNK: Tensor, code_k_BHNK: Tensor, v_BHNC: Tensor, num
     """Attention output (B, H, N, C) with weights h_i . h_j + K + 1 (EcoFormer and its published code).
 
     Codes are +-1, so the products are signed sums of rows; pass float32, half precision cannot count above 2048.
-    See `EcoFormerSpec` for the two numerators and `ops.reference.hash_attention_reference` for the quadratic form.
+    See `EcoFormerSpec` for the two numerators and `naive.hash_attention_reference` for the quadratic form.
     """
     num_tokens, num_bits = code_q_BHNK.shape[-2:]
     offset = num_bits + 1

@@ -14,7 +14,7 @@ def linear_attention(feature_q_BHNF: Tensor, feature_k_BHNF: Tensor, v_BHNC: Ten
     """out_i = sum_j (f_i . g_j) v_j / (sum_j f_i . g_j + eps) as (B, H, N, C), in time and memory linear in N.
 
     A column of ones beside v makes numerator and denominator one product. With eps=0 every token needs a positive
-    denominator. See `ops.reference.linear_attention_reference` for the quadratic form.
+    denominator. See `naive.linear_attention_reference` for the quadratic form.
     """
     v_and_one = torch.cat([v_BHNC, torch.ones_like(v_BHNC[..., :1])], dim=-1)
     context_BHFC = torch.matmul(feature_k_BHNF.transpose(-2, -1), v_and_one)

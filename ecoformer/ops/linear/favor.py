@@ -58,6 +58,6 @@ def favor_features(q_BHNC: Tensor, k_BHNC: Tensor, projection_FC: Tensor) -> tup
 def favor_attention(q_BHNC: Tensor, k_BHNC: Tensor, v_BHNC: Tensor, projection_FC: Tensor) -> Tensor:
     """Attention output (B, H, N, C), linear in the tokens: approximately softmax(q k^T / sqrt(C)) v.
 
-    See `ops.reference.favor_attention_reference` for the quadratic form without stabilisation.
+    See `naive.favor_attention_reference` for the quadratic form without stabilisation.
     """
     return linear_attention(*favor_features(q_BHNC, k_BHNC, projection_FC), v_BHNC)

@@ -1,7 +1,7 @@
-"""Naive hash fit with the dense similarity matrix and autograd; the tests hold `hash_fit.fit_hash` against it.
+"""Naive hash fit with the dense similarity matrix and autograd; the tests hold `fit_hash` against it.
 
 Source: Liu et al., "EcoFormer: Energy-Saving Attention with Linear Complexity", NeurIPS 2022, section 4.2 (the
-self-supervised hash functions), after kernel-based supervised hashing (Liu et al., CVPR 2012, eqs. 5 to 13).
+self-supervised hash functions).
 Shapes: B batch, H heads, N tokens, C head channels, K code bits, M anchors. Memory grows with B H N^2.
 """
 
@@ -10,42 +10,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ecoformer.ops.ecoformer.codes import sign
-from ecoformer.ops.ecoformer.fit import HashFit, check_fit_inputs, compute_dtype
-from ecoformer.ops.ecoformer.similarity_targets import distinguishes
-from ecoformer.ops.naive import kernel_features_reference
-
-
-def similarity_targets(query_BHNC: Tensor, key_BHNC: Tensor, top_k: int) -> Tensor:
-    """S0 (B, H, N, N): in row i, +1 for the top_k keys with the largest dot product with query i, -1 for the smallest.
-
-    A row of a zero token, or among identical tokens, tells no token from another; it is zero.
-    """
-    similarity_BHNN = query_BHNC @ key_BHNC.transpose(-2, -1)
-    top = similarity_BHNN.topk(top_k, dim=-1)
-    bottom = similarity_BHNN.topk(top_k, dim=-1, largest=False)
-    target_BHNN = torch.zeros_like(similarity_BHNN).scatter_(-1, top.indices, 1.0)
-    target_BHNN.scatter_(-1, bottom.indices, -1.0)
-    return target_BHNN * distinguishes(top.values, bottom.values).unsqueeze(-1)
-
-
-def soft_objective(features_BHNM: Tensor, S_BHNN: Tensor, a_HM: Tensor, num_bits: int) -> Tensor:
-    """The differentiable loss of one bit: mean over B, H of -y^T S y / (N K) with y = 2 sigmoid(k a) - 1."""
-    num_tokens = features_BHNM.shape[2]
-    y_BHN = 2 * torch.sigmoid(torch.einsum("bhnm,hm->bhn", features_BHNM, a_HM)) - 1
-    product_BHN = torch.einsum("bhij,bhj->bhi", S_BHNN, y_BHN)
-    return -(y_BHN * product_BHN).sum(dim=-1).mean() / (num_tokens * num_bits)
-
-
-def hard_codes(features_BHNM: Tensor, a_HM: Tensor) -> Tensor:
-    return sign(torch.einsum("bhnm,hm->bhn", features_BHNM, a_HM))
-
-
-def hard_objective(code_BHN: Tensor, S_BHNN: Tensor, num_bits: int) -> Tensor:
-    """The loss with codes in {-1, +1}. Its terms are integers; float64 sums keep them exact."""
-    product_BHN = torch.einsum("bhij,bhj->bhi", S_BHNN, code_BHN)
-    num_tokens = code_BHN.shape[-1]
-    return -(code_BHN.double() * product_BHN.double()).sum(dim=-1).mean() / (num_tokens * num_bits)
+from ecoformer.fit.similarity_fit import HashFit
+from ecoformer.ops.ecoformer.naive import (
+    hard_codes,
+    hard_objective,
+    kernel_features_reference,
+    similarity_targets,
+    soft_objective,
+)
+from ecoformer.ops.ecoformer.objective import check_fit_inputs, compute_dtype
 
 
 @torch.enable_grad()
@@ -59,7 +32,7 @@ def fit_hash_reference(
     momentum: float,
     steps: int,
 ) -> HashFit:
-    """The fit as the paper writes it; arguments, result and errors as in `hash_fit.fit_hash`.
+    """The fit as the paper writes it; arguments, result and errors as in `fit_hash`.
 
     For each bit in turn: `steps` steps of SGD with Nesterov momentum on the soft objective, kept if the hard
     objective falls, then the residual S <- S - y y^T.

@@ -1,0 +1,190 @@
+"""Fit anything that attends to the attention output that it should reproduce.
+
+The loss is the squared error of the output, relative to the output, per head.
+Shapes: B batch, H heads, N tokens, C head channels, K code bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Generic, Protocol, Self, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ecoformer.fit.adam import adam_on_batches
+from ecoformer.fit.compare import compare
+from ecoformer.fit.contract import HashFitReport, bit_statistics
+from ecoformer.fit.target import AttentionTarget
+from ecoformer.ops.closeness import batches, head_errors, head_ratio, head_squares
+from ecoformer.ops.codes.tuned import BinaryHash
+
+
+class Attends(Protocol):
+    """What can be fitted: tensors, heads first, that turn per-sample inputs into an attention output."""
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Everything that a fit changes, in a fixed order; every tensor has the heads first."""
+        ...
+
+    def positive(self) -> Sequence[bool]:
+        """Which of `tensors` must stay above 0: Adam steps on their logarithms."""
+        ...
+
+    def with_tensors(self, tensors: Iterator[Tensor]) -> Self:
+        """The same with other tensors, in the order of `tensors`."""
+        ...
+
+    def attend(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The attention output (B, H, N, C) of a batch of samples, given as tensors.
+
+        A fit that anneals passes `slope`, that of the soft codes to compute it with.
+        """
+        ...
+
+
+AttendsT = TypeVar("AttendsT", bound=Attends)
+
+
+@dataclass(frozen=True)
+class OutputFit(Generic[AttendsT]):
+    """The fitted hash, and its errors per head (squared, relative, on all samples, float64).
+
+    `accepted_H` is False where the fit did not lower the error, or met NaN (`finite_H` False); such heads keep what
+    they had.
+    """
+
+    hashing: AttendsT
+    error_before_H: Tensor
+    error_after_H: Tensor
+    accepted_H: Tensor
+    finite_H: Tensor
+
+
+def fit_to_output(
+    start: AttendsT,
+    inputs: Sequence[Tensor],
+    target_BHNC: Tensor,
+    generator: torch.Generator,
+    *,
+    lr: float,
+    steps: int,
+    batch_size: int,
+    slope_at: Callable[[float], float] | None = None,
+) -> OutputFit[AttendsT]:
+    """Lower the error of `start.attend(*inputs)` against the target.
+
+    Args:
+        start: what to improve; its tensors are left as they are.
+        inputs: tensors with the samples in dimension 0, float32 or float64, finite.
+        generator: CPU generator that draws the samples of each step.
+        lr, steps, batch_size: Adam's rate, its steps (0: only measure), and samples per step.
+        slope_at: anneals: `attend` gets, as `slope`, what this says for the share of the steps that is done. Errors are
+            of hard codes all the same.
+    """
+    data = (*inputs, target_BHNC)
+    before_H = head_errors(start.attend, batch_size, *data)
+    is_positive = start.positive()
+    tiny = torch.finfo(target_BHNC.dtype).tiny ** 0.5
+
+    def current() -> AttendsT:
+        pairs = zip(leaves, is_positive, strict=True)
+        return start.with_tensors(leaf.exp() if positive else leaf for leaf, positive in pairs)
+
+    def loss(done: float, chosen: Tensor) -> Tensor:
+        *batch, target = (x.index_select(0, chosen) for x in data)
+        softness = {} if slope_at is None else {"slope": slope_at(done)}
+        return head_ratio(*head_squares(current().attend(*batch, **softness), target)).sum()
+
+    with torch.enable_grad():
+        leaves = [
+            (t.detach().clamp_min(tiny).log() if positive else t.detach().clone()).requires_grad_()
+            for t, positive in zip(start.tensors(), is_positive, strict=True)
+        ]
+        adam_on_batches(
+            leaves,
+            loss,
+            lr=lr,
+            steps=steps,
+            num_samples=len(target_BHNC),
+            batch_size=batch_size,
+            generator=generator,
+        )
+    with torch.no_grad():
+        fitted = current()
+    after_H = head_errors(fitted.attend, batch_size, *data)
+    # NaN is never smaller.
+    accepted_H = after_H < before_H
+    kept = start.with_tensors(
+        torch.where(accepted_H.view(-1, *[1] * (new.dim() - 1)), new, old)
+        for new, old in zip(fitted.tensors(), start.tensors(), strict=True)
+    )
+    return OutputFit(kept, before_H, torch.where(accepted_H, after_H, before_H), accepted_H, after_H.isfinite())
+
+
+def fit_binary_hash(
+    start: BinaryHash,
+    q_BHNC: Tensor,
+    k_BHNC: Tensor,
+    v_BHNC: Tensor,
+    generator: torch.Generator,
+    *,
+    lr: float,
+    steps: int,
+    batch_size: int,
+) -> OutputFit[BinaryHash]:
+    """Fit to softmax(q k^T / sqrt(C)) v; see `fit_to_output`.
+
+    Args:
+        start: the hash to improve, from `random_hash` or an earlier fit.
+        q_BHNC, k_BHNC, v_BHNC: float32 or float64, finite, not normalised.
+    """
+    qkv = (q_BHNC, k_BHNC, v_BHNC)
+    with torch.no_grad():
+        target_BHNC = torch.cat([F.scaled_dot_product_attention(q, k, v) for q, k, v in batches(batch_size, *qkv)])
+    return fit_to_output(start, qkv, target_BHNC, generator, lr=lr, steps=steps, batch_size=batch_size)
+
+
+def output_fit_report(
+    fit: OutputFit[Any],
+    start: Any,
+    inputs: Sequence[Tensor],
+    target: AttentionTarget,
+    codes: tuple[Tensor, Tensor] | None,
+    *,
+    num_bits: int,
+    skipped_images: int,
+    seconds: float,
+) -> HashFitReport:
+    """What `fit_to_output` did; the block name is left to the caller.
+
+    A fit takes or leaves whole heads: `accepted_bits` is K times the share of heads that took new functions, rounded
+    down, `failed_bits` likewise those that met NaN.
+
+    Args:
+        start: the random hash that is the floor to beat.
+        inputs, target: what was fitted to what, with the outputs of `target` in the shape of what attends.
+        codes: before and after the fit, (B, H, N, K) in {-1, +1}; None for what has no codes.
+    """
+    num_heads = len(fit.accepted_H)
+    balance = correlation = flipped = 0.0
+    if codes is not None:
+        old, new = codes
+        balance, correlation = bit_statistics(new)
+        flipped = float((old != new).float().mean())
+    return HashFitReport(
+        block="",
+        seconds=seconds,
+        objective_before=float(fit.error_before_H.mean()),
+        objective_after=float(fit.error_after_H.mean()),
+        accepted_bits=int(fit.accepted_H.sum()) * num_bits // num_heads,
+        num_bits=num_bits,
+        bit_balance=balance,
+        bit_correlation=correlation,
+        flipped_bits=flipped,
+        failed_bits=int((~fit.finite_H).sum()) * num_bits // num_heads,
+        skipped_images=skipped_images,
+        **asdict(compare(fit.hashing.attend, target, *inputs, random=start.attend)),
+    )
