@@ -21,9 +21,9 @@ from ecoformer.nn.heads import split_heads
 from ecoformer.nn.precision import full_precision, without_autocast
 from ecoformer.nn.projections import Projections
 from ecoformer.nn.specs import AttentionSpec, one_of
+from ecoformer.ops.ecoformer import kernel_hash_attention
 from ecoformer.ops.ecoformer.codes import normalize
 from ecoformer.ops.ecoformer.columns import kernel_hash_layer
-from ecoformer.ops.ecoformer.eager import kernel_hash_attention
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from ecoformer.ops.ecoformer import kernel_hash_attention
 from ecoformer.ops.ecoformer.codes import hash_codes, normalize, straight_through_sign
-from ecoformer.ops.ecoformer.eager import kernel_hash_attention, pre_codes
+from ecoformer.ops.ecoformer.eager import pre_codes
 from ecoformer.ops.ecoformer.naive import hash_attention_reference, pre_codes_reference
 
 SHAPES = [(1, 1, 7, 5, 3, 4), (2, 2, 49, 32, 25, 16), (3, 5, 33, 13, 7, 9), (2, 3, 3, 2, 1, 1)]

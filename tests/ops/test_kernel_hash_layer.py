@@ -6,9 +6,9 @@ import torch.nn.functional as F
 
 from ecoformer.nn.heads import join_heads, split_heads
 from ecoformer.ops.ecoformer import columns_forward as token_columns
+from ecoformer.ops.ecoformer import kernel_hash_attention
 from ecoformer.ops.ecoformer.codes import normalize, straight_through_sign
 from ecoformer.ops.ecoformer.columns import kernel_hash_layer
-from ecoformer.ops.ecoformer.eager import kernel_hash_attention
 from ecoformer.ops.ecoformer.naive import hash_attention_reference, pre_codes_reference
 
 SHAPES = [(1, 1, 7, 5, 3, 4), (2, 2, 49, 32, 25, 16), (3, 5, 33, 13, 7, 9), (2, 3, 3, 2, 1, 1)]

@@ -16,8 +16,8 @@ CASES += [(SHAPES[1], "own_token", "bfloat16"), (SHAPES[2], "kernel", "bfloat16"
 
 
 def check(shape, numerator, dtype):
+    from ecoformer.ops.ecoformer import kernel_hash_attention
     from ecoformer.ops.ecoformer.codes import normalize, straight_through_sign
-    from ecoformer.ops.ecoformer.eager import kernel_hash_attention
     from ecoformer.ops.ecoformer.naive import hash_attention_reference, pre_codes_reference
 
     B, H, N, C, M, K = shape
@@ -50,14 +50,14 @@ def check(shape, numerator, dtype):
 
 def a_wrong_kernel_is_refused():
     from ecoformer.ops.ecoformer import triton_form as mine
-    from ecoformer.ops.ecoformer.eager import _on_torch
+    from ecoformer.ops.ecoformer.eager import attend
 
-    mine.require_agreement(torch.device("cpu"), _on_torch)
+    mine.require_agreement(torch.device("cpu"), attend)
     mine.require_agreement.cache_clear()
     half = mine._sigma
     mine._sigma = lambda *args: 0.5 * half(*args)
     try:
-        mine.require_agreement(torch.device("cpu"), _on_torch)
+        mine.require_agreement(torch.device("cpu"), attend)
     except RuntimeError as error:
         assert "set ECOFORMER_TRITON=0" in str(error) and "output differs by" in str(error), error
     else:
@@ -84,7 +84,7 @@ def test_under_the_interpreter():
 @pytest.mark.parametrize("setting", ["0", ""])
 def test_the_environment_turns_them_off(setting):
     code = (
-        "import torch, ecoformer.ops.ecoformer.eager as k\n"
+        "import torch, ecoformer.ops.ecoformer as k\n"
         "print(k._on_triton(torch.ones(1, 1, 2, 3)), k._on_triton(torch.ones(1, 1, 2, 3).double()))"
     )
     environment = os.environ | {"TRITON_INTERPRET": "1", "ECOFORMER_TRITON": setting}

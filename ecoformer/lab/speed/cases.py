@@ -23,7 +23,7 @@ from ecoformer.lab.speed.throughput import PRECISIONS, Pass, forward_pass, train
 from ecoformer.model.convert import convert
 from ecoformer.model.create import create, has_fixed_size
 from ecoformer.model.layers import attention_layers, require_image_size
-from ecoformer.ops.ecoformer.eager import triton_kernels
+from ecoformer.ops.ecoformer import triton_kernels
 
 SUFFIXES = ("unfused", "compiled", "torch", "graph")
 

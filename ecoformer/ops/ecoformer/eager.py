@@ -1,4 +1,4 @@
-"""EcoFormer's attention core in one function: from projected tokens to the attention output, fast and small.
+"""EcoFormer's attention core in plain PyTorch: from projected tokens to the attention output, fast and small.
 
 It computes what `normalize`, `hash_codes` and `hash_attention` compute in turn, with fewer passes over the tokens:
 tokens of norm 1 need no squares in their distances, sigma follows from two means, and 1 / |x| and 1 / sigma scale the
@@ -12,70 +12,24 @@ Shapes: B batch, H heads, N tokens, C head channels, K code bits, M anchors.
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ecoformer.ops.ecoformer.codes import full_precision, sign
+from ecoformer.ops.ecoformer.codes import sign
 from ecoformer.ops.ecoformer.linear_form import hash_attention
 
 State = tuple[Tensor, Tensor, Tensor]  # anchors_HMC, A_HKM, mean_HM
 CACHE_BYTES = 2**20  # of queries and keys in a group, per thread; what is computed from them is about three times that
 
-_USE_TRITON = ContextVar("use_triton", default=os.environ.get("ECOFORMER_TRITON") != "0")
-TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
-
-@contextmanager
-def triton_kernels(enabled: bool) -> Iterator[None]:
-    """Use the Triton kernels on CUDA, or do not; at first as ECOFORMER_TRITON=0 in the environment says, or with it
-    unset, do."""
-    token = _USE_TRITON.set(enabled)
-    try:
-        yield
-    finally:
-        _USE_TRITON.reset(token)
-
-
-def kernel_hash_attention(
+def attend(
     qk_BHNC: Tensor, v_BHNC: Tensor, anchors_HMC: Tensor, A_HKM: Tensor, mean_HM: Tensor, numerator: str
 ) -> Tensor:
-    """Attention output (B, H, N, C) of shared queries and keys, normalised here, under EcoFormer's hash functions.
-
-    Codes are the signs of (k(x, anchors) - mean) A^T with k = exp(-d2 / (2 sigma)), weights are h_i . h_j + K + 1;
-    see `EcoFormerSpec` for the two numerators. Differentiable once, with respect to qk and v: straight through the
-    sign where its argument lies within (-1, 1), and through sigma, as in the published code. A zero token has the
-    distance |a| to an anchor a, and gets no gradient.
-
-    On CUDA the Triton kernels do it, except in compiled graphs, where the compiler fuses the torch path.
-
-    Args:
-        qk_BHNC, v_BHNC: float32 or float64, or in half precision, which is taken to float32: half precision flips codes
-            and cannot count above 2048.
-        anchors_HMC, A_HKM, mean_HM: the hash functions, float32, or float64 for float64 tokens; they get no gradient.
-        numerator: "own_token" or "kernel".
-    """
-    state = anchors_HMC, A_HKM, mean_HM
-    if _on_triton(qk_BHNC):
-        from ecoformer.ops.ecoformer.triton_form import attend, require_agreement  # not on every platform
-
-        require_agreement(qk_BHNC.device, _on_torch)
-        return attend(qk_BHNC, v_BHNC, *state, numerator)
-    return _on_torch(full_precision(qk_BHNC), full_precision(v_BHNC), *state, numerator)
-
-
-def _on_torch(
-    qk_BHNC: Tensor, v_BHNC: Tensor, anchors_HMC: Tensor, A_HKM: Tensor, mean_HM: Tensor, numerator: str
-) -> Tensor:
+    """`kernel_hash_attention` of tokens in float32 or float64, on any device."""
     state = anchors_HMC, A_HKM, mean_HM
     # Traced and exported graphs hold plain operations only.
     traced = torch.jit.is_tracing() or torch.compiler.is_exporting()
@@ -137,14 +91,6 @@ def _backward(
         )
         grad_qk_BHNC[group], grad_v_BHNC[group] = grad_qk_HBNC.transpose(0, 1), grad_v_HBNC.transpose(0, 1)
     return grad_qk_BHNC, grad_v_BHNC
-
-
-def _on_triton(x: Tensor) -> bool:
-    if torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch.jit.is_tracing():
-        return False
-    if not _USE_TRITON.get() or x.dtype not in TRITON_DTYPES or x.is_meta or x.numel() == 0:
-        return False
-    return (x.is_cuda and find_spec("triton") is not None) or (INTERPRETED and x.device.type == "cpu")
 
 
 def _groups(x_BHNC: Tensor) -> list[slice]:
