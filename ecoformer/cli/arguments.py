@@ -25,6 +25,13 @@ def names(text: str) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def positive(text: str) -> int:
+    """A whole number of at least 1. Raises ArgumentTypeError for anything else."""
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
+    return int(text)
+
+
 def stage_or_pattern(text: str) -> int | str:
     """An item of `attention.layers`: a stage's number, or a pattern of module names."""
     return int(text) if text.isdecimal() else text

@@ -13,9 +13,7 @@ in a fresh process that built the model and ran three passes: weights included, 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -27,13 +25,14 @@ from typing import Any
 import torch
 
 from ecoformer.cli import PREPARED
-from ecoformer.cli.arguments import Parser, names
+from ecoformer.cli.arguments import Parser, names, positive, run_script
 from ecoformer.errors import InputError
-from ecoformer.files import write_text
+from ecoformer.files import json_text, write_json
 from ecoformer.lab.speed.cases import SpeedCase, Variant
 from ecoformer.lab.speed.peak_memory import PeakMemory, refuse_more_than_available
 from ecoformer.lab.speed.throughput import PRECISIONS, interleaved_seconds
-from ecoformer.run.process import command_line, environment
+from ecoformer.report.table import Column, Table, markdown, render
+from ecoformer.run.process import json_of, processor
 
 SETTINGS = ("model", "attention", "img_size", "batch_size", "mode", "device", "precision")
 ALLOCATOR = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD", "THP_MEM_ALLOC")  # settings that change all rates
@@ -46,12 +45,6 @@ FIGURES = (
     "milliseconds_low",
     "milliseconds_high",
 )
-
-
-def positive(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
-    return int(text)
 
 
 def positives(text: str) -> list[int]:
@@ -84,26 +77,27 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    try:
-        args = parser().parse_args(argv)
-        check_device(args.device)
-        torch.set_num_threads(args.threads)
-        if args.peak_only:
-            print(json.dumps({"peak_mib": peak_mib(speed_case(args, args.attention[0], args.img_size[0]))}))
-            return 0
-        for label in args.attention:
-            Variant.parse(label)
-        rows = [row for img_size in args.img_size for row in measure(args, img_size)]
-        if args.beside_load:
-            rows += beside_load(args, rows)
-        text = json.dumps(rows, indent=2)
-        if args.out is not None:
-            write_text(args.out, text + "\n")
-        print(text if args.format == "json" else as_table(rows, markdown=args.format == "markdown"))
+    return run_script(run, parser(), argv)
+
+
+def run(args: argparse.Namespace) -> int:
+    check_device(args.device)
+    torch.set_num_threads(args.threads)
+    if args.peak_only:
+        print(json_text({"peak_mib": peak_mib(speed_case(args, args.attention[0], args.img_size[0]))}))
         return 0
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    for label in args.attention:
+        Variant.parse(label)
+    rows = [row for img_size in args.img_size for row in benchmark(args, img_size)]
+    if args.beside_load:
+        rows += beside_load(args, rows)
+    if args.out is not None:
+        write_json(args.out, rows)
+    if args.format == "json":
+        print(json_text(rows, indent=2))
+    else:
+        print(markdown(table(rows)) if args.format == "markdown" else render(table(rows), "table"))
+    return 0
 
 
 def check_device(name: str) -> None:
@@ -125,7 +119,7 @@ def speed_case(args: argparse.Namespace, attention: str, img_size: int) -> Speed
     )
 
 
-def measure(args: argparse.Namespace, img_size: int) -> list[dict[str, Any]]:
+def benchmark(args: argparse.Namespace, img_size: int) -> list[dict[str, Any]]:
     """One row per variant at one image size."""
     cases = [speed_case(args, attention, img_size) for attention in args.attention]
     # Memory first: what does not fit ends that process and not this one.
@@ -147,7 +141,7 @@ def beside_load(args: argparse.Namespace, alone: Sequence[dict[str, Any]]) -> li
     quiet = argparse.Namespace(**{**vars(args), "no_peak": True, "profile": None, "joules": False})
     with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
         try:
-            rows = [found for img_size in args.img_size for found in measure(quiet, img_size)]
+            rows = [found for img_size in args.img_size for found in benchmark(quiet, img_size)]
         finally:
             busy.kill()
     for beside, before in zip(rows, alone, strict=True):
@@ -158,6 +152,7 @@ def beside_load(args: argparse.Namespace, alone: Sequence[dict[str, Any]]) -> li
 def row(
     args: argparse.Namespace, case: SpeedCase, seconds: dict[str, list[float]], peak: float | None
 ) -> dict[str, Any]:
+    device = torch.device(args.device)
     mine, stock = seconds[case.attention], seconds.get("stock")
     ratio = statistics.median(s / m for s, m in zip(stock, mine, strict=True)) if stock else None
     median = statistics.median(mine)
@@ -172,34 +167,19 @@ def row(
         "rounds": args.rounds,
         "threads": args.threads,
         "torch": torch.__version__,
-        "machine": machine(args.device),
+        "machine": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
         "runtime": PREPARED,  # what the process set up for itself (run.process)
         "environment": {key: value for key, value in sorted(os.environ.items()) if key.startswith(ALLOCATOR)},
     }
-
-
-def machine(device: str) -> str:
-    if torch.device(device).type == "cuda":
-        return torch.cuda.get_device_name(device)
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else f"{platform.system()} {platform.machine()}"
 
 
 def peak_apart(args: argparse.Namespace, case: SpeedCase) -> float:
     """Peak MiB of a variant, from a process of its own."""
     options = {**asdict(case), "threads": args.threads}
     channels_last, layer = options.pop("channels_last"), options.pop("layer")
-    command = [*command_line("benchmark"), "--peak-only"]
-    command += [f"--{key.replace('_', '-')}={value}" for key, value in options.items()]
-    command += ["--channels-last"] * channels_last + [f"--layer={layer}"] * (layer > 0)
-    done = subprocess.run(command, capture_output=True, text=True, env=environment())
-    if done.returncode == 2:
-        raise InputError(done.stderr.strip().splitlines()[-1].removeprefix("error: "))
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
-    return json.loads(done.stdout)["peak_mib"]
+    arguments = ["--peak-only", *(f"--{key.replace('_', '-')}={value}" for key, value in options.items())]
+    arguments += ["--channels-last"] * channels_last + [f"--layer={layer}"] * (layer > 0)
+    return json_of("benchmark", arguments)["peak_mib"]
 
 
 def peak_mib(case: SpeedCase) -> float:
@@ -241,18 +221,12 @@ def profile(step: Any, count: int) -> str:
     return "\n".join(f"{100 * time / total:5.1f} %  {time / 1e3:9.2f} ms  {name}" for name, time in largest)
 
 
-def as_table(rows: Sequence[dict[str, Any]], markdown: bool) -> str:
-    columns = [c for c in (*SETTINGS, *FIGURES, "joules_per_image") if any(row.get(c) is not None for row in rows)]
-    cells = [columns, *([_cell(row.get(column)) for column in columns] for row in rows)]
-    if markdown:
-        cells.insert(1, ["---"] * len(columns))
-        return "\n".join(f"| {' | '.join(line)} |" for line in cells)
-    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
-    return "\n".join("  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)) for line in cells)
-
-
-def _cell(value: Any) -> str:
-    return "" if value is None else str(value)
+def table(rows: Sequence[dict[str, Any]]) -> Table:
+    """The columns that some row has a figure for; on a narrow terminal, settings that all rows share may give way."""
+    known = [key for key in (*SETTINGS, *FIGURES, "joules_per_image") if any(row.get(key) is not None for row in rows)]
+    shared = {key for key in SETTINGS if len({row[key] for row in rows}) == 1} - {"attention"}
+    wide = shared | {"milliseconds_low", "milliseconds_high"}
+    return Table([Column(key, lambda row, key=key: row.get(key), none="", wide=key in wide) for key in known], rows)
 
 
 if __name__ == "__main__":

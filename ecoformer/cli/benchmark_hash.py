@@ -13,34 +13,25 @@ turn, each --repeats times in a process of its own, and adds medians and ratios.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
-import re
 import statistics
-import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from ecoformer.cli.arguments import Parser
+from ecoformer.cli.arguments import Parser, positive, run_script
 from ecoformer.errors import InputError
+from ecoformer.files import json_text
 from ecoformer.fit.similarity_fit import HashFit, fit_hash
 from ecoformer.fit.similarity_fit_naive import fit_hash_reference
+from ecoformer.lab.speed.peak_memory import PeakMemory
 from ecoformer.ops.ecoformer.codes import normalize
-from ecoformer.run.process import command_line, environment
+from ecoformer.report.table import Column, Table, render
+from ecoformer.run.process import json_of, processor
 
 IMPLEMENTATIONS = {"fast": fit_hash, "reference": fit_hash_reference}
-MIB_PER_KIB = 1 / 1024
-
-
-def positive(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
-    return int(text)
 
 
 def shape_BHNC(text: str) -> tuple[int, ...]:
@@ -52,52 +43,40 @@ def shape_BHNC(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in parts)
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", type=shape_BHNC, default=(32, 1, 3136, 32), help="B,H,N,C (32,1,3136,32)")
-    parser.add_argument("--num-bits", type=positive, default=16, help="code length per head (16)")
-    parser.add_argument("--num-anchors", type=positive, default=25, help="kernel anchors per head (25)")
-    parser.add_argument("--top-k", type=positive, default=10, help="similar and dissimilar tokens each (10)")
-    parser.add_argument("--lr", type=float, default=5e-4, help="learning rate (5e-4)")
-    parser.add_argument("--momentum", type=float, default=0.9, help="Nesterov momentum (0.9)")
-    parser.add_argument("--steps", type=positive, default=100, help="steps per bit (100)")
-    parser.add_argument("--threads", type=positive, default=torch.get_num_threads(), help="CPU threads")
-    parser.add_argument("--implementation", choices=[*IMPLEMENTATIONS, "both"], default="fast")
-    parser.add_argument("--repeats", type=positive, default=1, help="runs of each, with --implementation both")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--format", choices=["table", "json"], default="table")
-    args = parser.parse_args(argv)
+def parser() -> argparse.ArgumentParser:
+    p = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--shape", type=shape_BHNC, default=(32, 1, 3136, 32), help="B,H,N,C (32,1,3136,32)")
+    p.add_argument("--num-bits", type=positive, default=16, help="code length per head (16)")
+    p.add_argument("--num-anchors", type=positive, default=25, help="kernel anchors per head (25)")
+    p.add_argument("--top-k", type=positive, default=10, help="similar and dissimilar tokens each (10)")
+    p.add_argument("--lr", type=float, default=5e-4, help="learning rate (5e-4)")
+    p.add_argument("--momentum", type=float, default=0.9, help="Nesterov momentum (0.9)")
+    p.add_argument("--steps", type=positive, default=100, help="steps per bit (100)")
+    p.add_argument("--threads", type=positive, default=torch.get_num_threads(), help="CPU threads")
+    p.add_argument("--implementation", choices=[*IMPLEMENTATIONS, "both"], default="fast")
+    p.add_argument("--repeats", type=positive, default=1, help="runs of each, with --implementation both")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--format", choices=["table", "json"], default="table")
+    return p
+
+
+def main(argv: list[str] | None = None) -> int:
+    return run_script(run, parser(), argv)
+
+
+def run(args: argparse.Namespace) -> int:
     if args.num_anchors > args.shape[2]:
-        parser.error(
+        raise InputError(
             f"--num-anchors {args.num_anchors} > {args.shape[2]} tokens of --shape: lower it to at most {args.shape[2]}"
         )
     if args.repeats > 1 and args.implementation != "both":
-        parser.error("--repeats needs --implementation both: each run is a process of its own")
-    return args
+        raise InputError("--repeats needs --implementation both: each run is a process of its own")
+    report = compare(args) if args.implementation == "both" else time_fit(args)
+    print(json_text(report, indent=2) if args.format == "json" else as_table(report))
+    return 0
 
 
-class PeakMemory:
-    """Resident memory above its level on entry, at its highest, from Linux's /proc."""
-
-    status = Path("/proc/self/status")
-
-    def __enter__(self) -> PeakMemory:
-        if not self.status.exists():
-            raise InputError("peak memory is read from /proc/self/status: run this benchmark on Linux")
-        Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark to the present level
-        self.before_kib = self._read_kib("VmRSS")
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.extra_mib = max(0, self._read_kib("VmHWM") - self.before_kib) * MIB_PER_KIB
-
-    def _read_kib(self, key: str) -> int:
-        found = re.search(rf"^{key}:\s+(\d+) kB$", self.status.read_text(), re.MULTILINE)
-        assert found, f"{self.status} has no {key}"
-        return int(found[1])
-
-
-def measure(args: argparse.Namespace) -> dict[str, Any]:
+def time_fit(args: argparse.Namespace) -> dict[str, Any]:
     """One fit in this process."""
     torch.set_num_threads(args.threads)
     num_heads, num_tokens = args.shape[1:3]
@@ -108,18 +87,18 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     anchors_HMC = x_BHNC[0, :, chosen].clone()
     fit = IMPLEMENTATIONS[args.implementation]
     load_average = os.getloadavg()[0]
-    with PeakMemory() as memory:
-        started, started_cpu = time.perf_counter(), time.process_time()
-        result: HashFit = fit(
-            x_BHNC, anchors_HMC, A_HKM, top_k=args.top_k, lr=args.lr, momentum=args.momentum, steps=args.steps
-        )
-        seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - started_cpu
+    memory = PeakMemory(torch.device("cpu"))
+    started, started_cpu = time.perf_counter(), time.process_time()
+    result: HashFit = fit(
+        x_BHNC, anchors_HMC, A_HKM, top_k=args.top_k, lr=args.lr, momentum=args.momentum, steps=args.steps
+    )
+    seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - started_cpu
     return {
         "implementation": args.implementation,
         "seconds": round(seconds, 4),
         "cpu_seconds": round(cpu_seconds, 4),
         "load_average_before": round(load_average, 2),
-        "peak_extra_mib": round(memory.extra_mib, 1),
+        "peak_extra_mib": round(max(0.0, memory.mib), 1),
         "objective_before": float(result.objective_before_K.mean()),
         "objective_after": float(result.objective_after_K.mean()),
         "accepted_bits": int(result.accepted_K.sum()),
@@ -130,7 +109,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "steps": args.steps,
         "threads": args.threads,
         "torch": torch.__version__,
-        "machine": f"{platform.system()} {platform.machine()}",
+        "machine": processor(),
     }
 
 
@@ -148,7 +127,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
         "fast": fast,
         "reference": reference,
         "speedup": round(reference["seconds"] / fast["seconds"], 2),
-        "memory_ratio": round(reference["peak_extra_mib"] / max(fast["peak_extra_mib"], MIB_PER_KIB), 2),
+        "memory_ratio": round(reference["peak_extra_mib"] / max(fast["peak_extra_mib"], 1 / 1024), 2),
         "runs": runs,
     }
 
@@ -156,40 +135,24 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
 def run_apart(args: argparse.Namespace, implementation: str) -> dict[str, Any]:
     options = {name: value for name, value in vars(args).items() if name not in ("implementation", "format", "repeats")}
     options["shape"] = ",".join(map(str, args.shape))
-    command = [*command_line("benchmark-hash"), "--implementation", implementation, "--format", "json"]
-    command += [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment())
-    if done.returncode == 2:
-        raise InputError(done.stderr.strip().removeprefix("error: "))
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
-    return json.loads(done.stdout)
+    arguments = ["--implementation", implementation, "--format", "json"]
+    return json_of(
+        "benchmark-hash", arguments + [f"--{key.replace('_', '-')}={value}" for key, value in options.items()]
+    )
 
 
 def as_table(report: dict[str, Any]) -> str:
     rows = [run for results in report["runs"].values() for run in results] if "runs" in report else [report]
-    columns = ("implementation", "seconds", "peak_extra_mib", "objective_before", "objective_after", "accepted_bits")
-    cells = [columns, *(tuple(_cell(row[column]) for column in columns) for row in rows)]
-    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
-    lines = ["  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)) for line in cells]
+    figures = ("seconds", "peak_extra_mib", "objective_before", "objective_after")
+    columns = [
+        Column("implementation", "implementation"),
+        *(Column(key, key, "{:.4f}") for key in figures),
+        Column("accepted_bits", "accepted_bits"),
+    ]
+    notes = []
     if "runs" in report:
-        lines.append(f"medians: {report['speedup']} times faster, {report['memory_ratio']} times less extra memory")
-    return "\n".join(lines)
-
-
-def _cell(value: Any) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
-
-
-def main(argv: list[str] | None = None) -> int:
-    try:
-        args = parse(argv)
-        report = compare(args) if args.implementation == "both" else measure(args)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(json.dumps(report, indent=2) if args.format == "json" else as_table(report))
-    return 0
+        notes = [f"medians: {report['speedup']} times faster, {report['memory_ratio']} times less extra memory"]
+    return render(Table(columns, rows), "table", notes=notes)
 
 
 if __name__ == "__main__":

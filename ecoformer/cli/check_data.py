@@ -11,7 +11,6 @@ Face dataset on disk; which of them is seen from its files. Every image is decod
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from dataclasses import asdict
@@ -19,6 +18,7 @@ from typing import Any
 
 from ecoformer.cli.arguments import Parser, run_script
 from ecoformer.errors import InputError
+from ecoformer.files import json_text
 
 SHOWN_FAULTS = 100  # in the table; JSON has all of them
 
@@ -82,7 +82,7 @@ def show(found: Any, kind: str) -> None:
     from ecoformer.data.faults import summary
 
     if kind == "json":
-        print(json.dumps({**asdict(found), "ok": not found.faults}, indent=2))
+        print(json_text({**asdict(found), "ok": not found.faults}, indent=2))
         return
     print(f"{found.root}: {found.layout}")
     for split in found.splits:

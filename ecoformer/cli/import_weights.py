@@ -12,7 +12,6 @@ it cannot be used at all.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ecoformer.cli.arguments import Parser, run_script
 from ecoformer.errors import InputError
+from ecoformer.files import json_text
 
 if TYPE_CHECKING:
     from ecoformer.models.official import ForeignWeights
@@ -153,7 +153,7 @@ def show(kind: str, weights: ForeignWeights, notes: list[str], kwargs: dict[str,
             "complete": report.complete,
             "notes": notes,
         }
-        print(json.dumps(found, indent=2))
+        print(json_text(found, indent=2))
         return
     print("\n".join(report.lines()))
     print(f"{weights.path}: {weights.layout} weights, attention {weights.attention}, differing dimensions {kwargs}")

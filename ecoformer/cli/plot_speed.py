@@ -6,7 +6,6 @@ python scripts/plot_speed.py rows.json [more.json ...] --out growth.png
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,8 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
-from ecoformer.errors import InputError
+from ecoformer.cli.arguments import Parser, run_script
+from ecoformer.lab.speed.section import read_rows
 from ecoformer.report.figures import save_figure
 
 PANELS = {
@@ -24,30 +24,28 @@ PANELS = {
 }
 
 
+def parser() -> argparse.ArgumentParser:
+    p = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("rows", type=Path, nargs="+", help="JSON rows of benchmark.py")
+    p.add_argument("--out", type=Path, required=True, metavar="FILE.png")
+    return p
+
+
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("rows", type=Path, nargs="+", help="JSON rows of benchmark.py")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE.png")
-    args = parser.parse_args(argv)
-    try:
-        save_figure(figure([row for path in args.rows for row in read(path)]), args.out)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run_script(run, parser(), argv)
+
+
+def run(args: argparse.Namespace) -> int:
+    save_figure(figure([row for path in args.rows for row in read(path)]), args.out)
     return 0
 
 
 def read(path: Path) -> list[dict[str, Any]]:
     """The rows, with time per image and per token of the first stage (4 x 4 pixels)."""
-    try:
-        rows = json.loads(path.read_text())
-        for row in rows:
-            row["milliseconds_per_image"] = row["milliseconds"] / row["batch_size"]
-            row["microseconds_per_token"] = 1e3 * row["milliseconds_per_image"] / (row["img_size"] / 4) ** 2
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise InputError(f"{path} holds no rows of benchmark.py: give what --out wrote") from error
+    rows = read_rows(path, ("milliseconds", "batch_size", "img_size", "attention"))
+    for row in rows:
+        row["milliseconds_per_image"] = row["milliseconds"] / row["batch_size"]
+        row["microseconds_per_token"] = 1e3 * row["milliseconds_per_image"] / (row["img_size"] / 4) ** 2
     return rows
 
 

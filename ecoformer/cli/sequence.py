@@ -11,7 +11,6 @@ those of --layers blocks at batch 1 in float32, scaled to the shape; see docs/se
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
@@ -23,13 +22,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ecoformer.cli.arguments import Parser, names, run_script
 from ecoformer.errors import InputError
-from ecoformer.files import write_text
+from ecoformer.files import json_text, write_json, write_text
 from ecoformer.lab.sequence.advisor import advise, parse_budget
 from ecoformer.lab.sequence.encoder import SHAPES, Kind, Shape, all_kinds, token_list
 from ecoformer.lab.sequence.ledger import ledger_row
 from ecoformer.lab.sequence.measurement import Measurements, Point, measure_apart, medians, read_measurements, versions
 from ecoformer.lab.sequence.plots import plot_metric
-from ecoformer.lab.sequence.report import advice_text, as_json, as_text
+from ecoformer.lab.sequence.sequence_tables import advice_text, as_json, as_text
 from ecoformer.lab.sequence.study import Study, merge
 from ecoformer.report.figures import save_figure
 
@@ -93,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
         study = Study(merge(rows, medians(content, shape)), shape, content["settings"])
     if args.out is not None:
         write(study, args.out)
-    text = json.dumps(as_json(study), indent=2) if args.format == "json" else as_text(study, args.format == "md")
+    text = json_text(as_json(study), indent=2) if args.format == "json" else as_text(study, args.format == "md")
     print(text)
     return 0
 
@@ -152,10 +151,10 @@ def block_of(shape: Shape) -> dict[str, int]:
 
 
 def write(study: Study, out: Path) -> None:
-    write_text(out / "study.json", json.dumps(as_json(study), indent=1) + "\n")
+    write_json(out / "study.json", as_json(study), indent=1)
     shape = study.shape
     title = f"{shape.name}: {shape.layers} blocks, width {shape.width}, {shape.heads} heads, MLP {shape.mlp}"
-    write_text(out / "report.md", f"{title}\n\n{as_text(study, markdown=True)}\n")
+    write_text(out / "report.md", f"{title}\n\n{as_text(study, in_markdown=True)}\n")
     for metric in study.metrics():
         save_figure(plot_metric(study, metric, title), out / f"{metric}.png")
 
@@ -175,9 +174,8 @@ def advice(args: argparse.Namespace) -> str:
     budget = parse_budget(args.budget) if args.budget else {}
     found = advise(args.kinds, shape, args.at_tokens, budget, measured)
     if args.format == "json":
-        return json.dumps(
-            {"best": found.best, "budget": budget, "rows": found.rows, "caveats": found.caveats}, indent=2
-        )
+        shown = {"best": found.best, "budget": budget, "rows": found.rows, "caveats": found.caveats}
+        return json_text(shown, indent=2)
     return advice_text(found, budget, args.format == "md")
 
 

@@ -10,27 +10,30 @@ import argparse
 import sys
 from pathlib import Path
 
-from ecoformer.cli.arguments import Parser
+from ecoformer.cli.arguments import Parser, run_script
 from ecoformer.errors import InputError
 from ecoformer.files import write_text
 from ecoformer.lab.speed.section import replace_section, section
 
 
+def parser() -> argparse.ArgumentParser:
+    p = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--results", type=Path, default=Path("results/speed"), metavar="FOLDER")
+    p.add_argument("--write", type=Path, metavar="FILE.md", help="replace the section of this document")
+    return p
+
+
 def main(argv: list[str] | None = None) -> int:
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=Path("results/speed"), metavar="FOLDER")
-    parser.add_argument("--write", type=Path, metavar="FILE.md", help="replace the section of this document")
-    try:
-        args = parser.parse_args(argv)
-        text = section(args.results)
-        if args.write is None:
-            print(text)
-        else:
-            write_text(args.write, replace_section(_read(args.write), text))
-        return 0
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run_script(run, parser(), argv)
+
+
+def run(args: argparse.Namespace) -> int:
+    text = section(args.results)
+    if args.write is None:
+        print(text)
+    else:
+        write_text(args.write, replace_section(_read(args.write), text))
+    return 0
 
 
 def _read(path: Path) -> str:

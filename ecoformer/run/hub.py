@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from torch import nn
 from ecoformer.data.sources import CIFAR
 from ecoformer.energy import summarize
 from ecoformer.errors import InputError
-from ecoformer.files import atomic_write, write_text
+from ecoformer.files import atomic_write, write_json, write_text
 from ecoformer.kinds import BUILDERS
 from ecoformer.model.layers import attention_layers
 from ecoformer.models.converted import ARCHITECTURE
@@ -47,7 +46,7 @@ def export_folder(run: SavedRun, folder: Path, name: str) -> Exported:
     tensors = {key: value.detach().clone().contiguous() for key, value in model.state_dict().items()}
     with atomic_write(folder / WEIGHTS) as file:
         file.write(safetensors.torch.save(tensors, metadata={"format": "pt"}))
-    write_text(folder / CONFIG, json.dumps(timm_config(run, model), indent=2) + "\n")
+    write_json(folder / CONFIG, timm_config(run, model))
     figures = _figures(run, model)
     write_text(folder / CARD, model_card(run, name, figures))
     return Exported(folder, figures, _difference(model, folder, run.config.data.img_size))

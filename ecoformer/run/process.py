@@ -7,10 +7,17 @@ Measured in docs/speed.md.
 from __future__ import annotations
 
 import ctypes
+import json
 import math
 import os
+import platform
+import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from ecoformer.errors import InputError
 
 SOURCE = Path(__file__).resolve().parents[2]  # the folder that holds the package
 SWITCH = "ECOFORMER_RUNTIME"
@@ -86,3 +93,22 @@ def environment(**changes: str) -> dict[str, str]:
     path = os.pathsep.join(filter(None, [str(SOURCE), os.environ.get("PYTHONPATH", "")]))
     # Safe path: the folder that a user stands in, perhaps another checkout, must not come first.
     return {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1", **changes}
+
+
+def json_of(command: str, arguments: Sequence[str]) -> Any:
+    """What a command of ours prints as JSON, in a process of its own. Raises InputError with its line for code 2."""
+    line = [*command_line(command), *arguments]
+    done = subprocess.run(line, capture_output=True, text=True, env=environment())
+    if done.returncode == 2:
+        raise InputError(done.stderr.strip().splitlines()[-1].removeprefix("error: "))
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(line)} failed:\n{done.stderr}")
+    return json.loads(done.stdout)
+
+
+def processor() -> str:
+    """The name of this machine's processor."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else f"{platform.system()} {platform.machine()}"

@@ -5,9 +5,7 @@ Processes are forked from a server that has imported torch and run nothing.
 
 from __future__ import annotations
 
-import json
 import multiprocessing
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -18,9 +16,10 @@ from typing import Any
 import torch
 
 from ecoformer.errors import InputError
-from ecoformer.files import write_text
+from ecoformer.files import read_json, write_json
 from ecoformer.lab.sequence.encoder import Encoder, Kind, Shape
 from ecoformer.lab.speed.peak_memory import PeakMemory, refuse_more_than_available
+from ecoformer.run.process import processor
 
 FIGURES = ("forward_s", "forward_mib", "train_s", "train_mib")
 OWN_WARM_UP_S = 1.0  # a pass that takes longer is not repeated to warm up
@@ -137,10 +136,7 @@ def measure_apart(point: Point) -> dict[str, float] | str:
 
 def versions() -> dict[str, str]:
     """What figures depend on besides the model: the processor and torch."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {"machine": models[0] if models else platform.machine(), "torch": torch.__version__}
+    return {"machine": processor(), "torch": torch.__version__}
 
 
 class Measurements:
@@ -180,19 +176,15 @@ class Measurements:
         else:
             self.points.setdefault(point.key, []).append(found)
         content = {"settings": self.settings, "points": self.points, "refused": self.refused}
-        write_text(self.path, json.dumps(content, indent=1) + "\n")
+        write_json(self.path, content, indent=1)
 
 
 def read_measurements(path: Path) -> dict[str, Any]:
     """The content of such a file. Raises InputError if it is none."""
-    try:
-        content = json.loads(path.read_text())
-        if not {"settings", "points", "refused"} <= content.keys():
-            raise ValueError
-    except (OSError, ValueError, AttributeError) as error:
-        raise InputError(
-            f"{path} holds no measurements of a sequence study: move it away, or choose another --out"
-        ) from error
+    hint = "measurements of a sequence study: move it away, or choose another --out"
+    content = read_json(path, hint)
+    if not (isinstance(content, dict) and {"settings", "points", "refused"} <= content.keys()):
+        raise InputError(f"{path} holds no {hint}")
     return content
 
 

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ecoformer.errors import InputError
+from ecoformer.files import read_json
+from ecoformer.report.table import Column, Table, markdown
 
 START, END = "<!-- speed: written by scripts/speed_section.py -->", "<!-- end of speed -->"
-COLUMNS = ("model", "mode", "attention", "images/s", "to stock", "peak MiB", "allocator")
 KEYS = ("model", "attention", "img_size", "batch_size", "mode", "threads", "precision", "images_per_second", "machine")
 Row = dict[str, Any]
 
 
-def read_rows(path: Path) -> list[Row]:
-    """The rows of one file. Raises InputError if they are not the benchmark's."""
-    try:
-        rows = json.loads(path.read_text())
-        if all(key in row for row in rows for key in KEYS):
-            return rows
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
-    except (json.JSONDecodeError, TypeError):
-        pass
-    raise InputError(f"{path} holds no rows of benchmark.py: give what --out wrote")
+def read_rows(path: Path, keys: Sequence[str] = KEYS) -> list[Row]:
+    """The rows of one file. Raises InputError if they are not the benchmark's or lack one of `keys`."""
+    hint = "rows of benchmark.py: give what --out wrote"
+    rows = read_json(path, hint)
+    if not (isinstance(rows, list) and all(isinstance(row, dict) and row.keys() >= set(keys) for row in rows)):
+        raise InputError(f"{path} holds no {hint}")
+    return rows
 
 
 def section(folder: Path) -> str:
@@ -35,8 +31,7 @@ def section(folder: Path) -> str:
     rows = [row for path in files for row in read_rows(path)]
     if not rows:
         raise InputError(f"{folder} holds no results: run scripts/benchmark.py with --out {folder}/NAME.json")
-    lines = [_header(rows), "", _line(COLUMNS), _line(["---"] * 3 + ["---:"] * 3 + ["---"])]
-    lines += [_line(_cells(row)) for row in rows]
+    lines = [_header(rows), "", markdown(Table(COLUMNS, rows))]
     lines += ["", *_growth_lines(growth)] if growth else []
     return "\n".join(lines)
 
@@ -59,23 +54,22 @@ def _header(rows: Sequence[Row]) -> str:
     return f"Measured ({'; '.join(sorted(settings))}):"
 
 
-def _cells(row: Row) -> list[str]:
-    ratio, peak = row.get("ratio_to_stock"), row.get("peak_mib")
-    return [
-        row["model"],
-        row["mode"],
-        row["attention"],
-        f"{row['images_per_second']:.1f}",
-        "" if ratio is None else f"{ratio:.2f}",
-        "" if peak is None else f"{peak:.0f}",
-        _allocator(row.get("environment", {})),
-    ]
-
-
-def _allocator(environment: dict[str, str]) -> str:
+def _allocator(row: Row) -> str:
+    environment = row.get("environment", {})
     if environment.keys() == {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"}:
         return "keeps memory"
     return ", ".join(f"{key}={value}" for key, value in environment.items()) or "default"
+
+
+COLUMNS = (
+    Column("model", "model", left=True),
+    Column("mode", "mode", left=True),
+    Column("attention", "attention", left=True),
+    Column("images/s", "images_per_second", "{:.1f}"),
+    Column("to stock", lambda row: row.get("ratio_to_stock"), "{:.2f}", none=""),
+    Column("peak MiB", lambda row: row.get("peak_mib"), "{:.0f}", none=""),
+    Column("allocator", _allocator, left=True),
+)
 
 
 def _growth_lines(rows: Sequence[Row]) -> list[str]:
@@ -94,7 +88,3 @@ def _growth_lines(rows: Sequence[Row]) -> list[str]:
 
 def _per_pixel(row: Row) -> float:
     return 1 / (row["images_per_second"] * row["img_size"] ** 2)
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
