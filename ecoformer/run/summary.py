@@ -9,8 +9,6 @@ from typing import Any
 
 import timm
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import nn
 
 import ecoformer
@@ -21,6 +19,7 @@ from ecoformer.engine.run_files import COMPRESSION, COMPRESSION_TABLE, HASH_FITS
 from ecoformer.files import write_json, write_text
 from ecoformer.fit.hashes import has_hashes
 from ecoformer.model.low_rank import CompressionReport
+from ecoformer.report.compression import compression_markdown
 
 Rows = list[tuple[str, str]]
 
@@ -62,7 +61,7 @@ def write_compression(folder: Path, report: CompressionReport | None) -> None:
     """Write what a compression did into the run directory, as JSON and as a table; nothing without one."""
     if report is not None:
         write_json(folder / COMPRESSION, report.to_dict())
-        write_text(folder / COMPRESSION_TABLE, report.to_markdown() + "\n")
+        write_text(folder / COMPRESSION_TABLE, compression_markdown(report) + "\n")
 
 
 def draw_hash_fits(run_dir: Path, model: nn.Module) -> None:
@@ -81,6 +80,7 @@ def show_plan(rows: Rows, notes: list[str]) -> None:
 
 def show_figures(title: str, figures: dict[str, Any]) -> None:
     """Print the table that a run ends with; rank 0 alone does."""
+    convention = f"{figures['energy_convention']} convention, {figures['energy_profile']}"
     rows = [
         ("top-1", f"{figures['top1']:.2f} %"),
         ("top-5", f"{figures['top5']:.2f} %"),
@@ -88,7 +88,7 @@ def show_figures(title: str, figures: dict[str, Any]) -> None:
         ("parameters", f"{figures['params']:,}"),
         ("multiplications", f"{figures['muls']:,}"),
         ("additions", f"{figures['adds']:,}"),
-        ("energy an image", f"{figures['energy_pj']:.4g} pJ, {_energy_name(figures)}"),
+        ("energy an image", f"{figures['energy_pj']:.4g} pJ, {convention}"),
         ("in attention", f"{figures['attention_energy_pj']:.4g} pJ"),
         ("evaluation", f"{figures['images_per_second']:.0f} images/s"),
     ]
@@ -98,11 +98,4 @@ def show_figures(title: str, figures: dict[str, Any]) -> None:
     if figures.get("uncounted"):
         rows.append(("not counted", ", ".join(map(str, figures["uncounted"]))))
     if distributed.is_main():
-        table = Table(title=title, title_justify="left", show_header=False)
-        for row in rows:
-            table.add_row(*row)
-        Console().print(table, highlight=False)
-
-
-def _energy_name(figures: dict[str, Any]) -> str:
-    return f"{figures['energy_convention']} convention, {figures['energy_profile']}"
+        print("\n".join([title, *(f"  {name:<16} {value}" for name, value in rows)]))

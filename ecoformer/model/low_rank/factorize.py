@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from ecoformer.errors import InputError
 from ecoformer.model.layers import called_modules
+from ecoformer.model.low_rank.compression_report import CompressionReport, LayerCompression
 from ecoformer.model.low_rank.layers import LowRank, LowRankConv2d, LowRankLinear
-from ecoformer.model.low_rank.report import CompressionReport, LayerCompression
 from ecoformer.model.low_rank.spec import LowRankSpec, saves
 
 FilterFn = Callable[[nn.Module, str], bool]
