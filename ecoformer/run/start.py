@@ -236,12 +236,12 @@ def _resize(built: BuiltModel, saved: Config, wanted: Config, where: str) -> Non
 
 
 def _create(config: Config, num_classes: int, pretrained: bool) -> nn.Module:
-    model, options = config.model, dict(config.model.kwargs)
+    model = config.model
+    options: dict[str, Any] = {"img_size": config.data.img_size, **model.kwargs}  # theirs goes before the data's
     if model.drop_path_rate > 0:
         options["drop_path_rate"] = model.drop_path_rate
     return create(
         model.name,
-        img_size=config.data.img_size,
         patch_stride=model.patch_stride,
         pretrained=pretrained,
         num_classes=num_classes,
