@@ -79,6 +79,7 @@ def run(args: argparse.Namespace) -> int:
     from ecoformer.kinds.distilled_hash import DistilledHashSpec
     from ecoformer.lab.closeness.distill import measure
     from ecoformer.lab.closeness.distill_report import block_table, plot_errors, plot_maps, summary_lines
+    from ecoformer.lab.closeness.quality_report import wide
     from ecoformer.lab.closeness.source import load_source
 
     check(args)
@@ -113,18 +114,20 @@ def run(args: argparse.Namespace) -> int:
         layers=args.layers,
         say=lambda line: print(line, file=sys.stderr, flush=True),
     )
-    metrics = {key: found.figures[key] for key in ("top1_before", "top1_after", "seconds")}
+    figures = found.figures
+    metrics = {key: figures[key] for key in ("top1_before", "top1_after", "seconds")}
     source.save(args.out, found.model, found.attention, metrics)
     folder = args.out.with_suffix("")
     folder = folder.with_name(folder.name + "_pictures")
-    plot_errors(found.figures, folder / "errors.png")
-    plot_maps(found.figures, source.model, found.model, source.held_out(1)[0], folder)
+    plot_errors(figures, folder / "errors.png")
+    plot_maps(figures, source.model, found.model, source.held_out(1)[0], folder)
     if args.format == "json":
-        print(json.dumps(found.figures, indent=2))
+        print(json.dumps(figures, indent=2))
         return 0
     console = Console(width=max(100, Console().width))
-    console.print(block_table(found.figures))
-    console.print("\n".join(summary_lines(found.figures)), highlight=False)
+    title = f"{figures['model']}, {figures['num_bits']} bits from {figures['source']}: attention-output error, held out"
+    console.print(wide(block_table(figures), title))
+    console.print("\n".join(summary_lines(figures)), highlight=False)
     console.print(f"wrote {args.out}, pictures in {folder}", highlight=False)
     return 0
 

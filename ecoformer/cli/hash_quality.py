@@ -52,18 +52,18 @@ def run(args: argparse.Namespace) -> int:
     # Imported late: --help should not wait for torch.
     from rich.console import Console
 
-    from ecoformer.lab.closeness.quality_report import table
+    from ecoformer.lab.closeness.quality_report import quality_table, wide
 
     found = sweep(args)
     rows, title = found["rows"], found["title"]
     if args.format == "json":
         print(json.dumps(found, indent=2))
         return 0
-    wide = 150  # a table that is cut helps less than one that wraps
-    console = Console(width=max(wide, Console().width))
+    console = Console(width=max(150, Console().width))  # a table that is cut helps less than one that wraps
     reference = baseline(rows)
     unit = "nJ per image" if reference is None else f"relative to {reference['setting']}"
-    console.print(table(rows, reference, f"{title}: error / uniform attention's, block by block; energy {unit}"))
+    title = f"{title}: error / uniform attention's, block by block; energy {unit}"
+    console.print(wide(quality_table(rows, reference), title))
     controls = ", ".join(f"{name} {value:.2f}" for name, value in found["top1"].items())
     if controls:
         console.print(f"top-1 (%) on {found['num_val']} images: {controls}")
@@ -132,12 +132,13 @@ def baseline(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
 def write(found: dict[str, Any], out: Path) -> None:
     """quality.json, table.md and the two pictures."""
     from ecoformer.files import write_text
-    from ecoformer.lab.closeness.quality_report import markdown, plot_energy, plot_errors
+    from ecoformer.lab.closeness.quality_report import plot_energy, plot_errors, quality_table
+    from ecoformer.report.table import markdown
 
     rows = found["rows"]
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / "quality.json", json.dumps(found, indent=2) + "\n")
-    write_text(out / "table.md", markdown(rows, baseline(rows)) + "\n")
+    write_text(out / "table.md", markdown(quality_table(rows, baseline(rows))) + "\n")
     first = [row for row in rows if row["seed"] == rows[0]["seed"]]
     plot_errors(first, out / "errors.png", found["title"])
     plot_energy(first, out / "energy.png", found["title"])

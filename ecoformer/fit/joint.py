@@ -107,16 +107,16 @@ def fit_jointly(
     layers = _taught(model)
     spec = next(iter(layers.values())).spec
     size = min(spec.joint_batch_size, len(images))
-    others = images[:0] if held_out is None else held_out
+    sets = [x for x in (images, held_out) if x is not None and len(x)]
     parameters = [parameter for layer in layers.values() for parameter in layer.jointly_fitted()]
     kept = [parameter.detach().clone() for parameter in parameters]
-    target_BK = _all_log_probabilities(original, images, size)
-    before, others_before = _closeness(model, images, target_BK, size), _held_out(model, original, others, size)
+    targets = [_all_log_probabilities(original, x, size) for x in sets]
+    before = [_closeness(model, x, target_BK, size) for x, target_BK in zip(sets, targets, strict=True)]
 
     def loss(done: float, chosen: Tensor) -> Tensor:
         for layer in layers.values():
             layer.anneal(done)
-        return _divergence(target_BK[chosen], _log_probabilities(model(images[chosen])))
+        return _divergence(targets[0][chosen], _log_probabilities(model(images[chosen])))
 
     with _only_these_train(model, parameters), _as_ever_afterwards(layers.values()), torch.enable_grad():
         adam_on_batches(
@@ -129,31 +129,28 @@ def fit_jointly(
             generator=generator,
             on_step=on_step,
         )
-    after = _closeness(model, images, target_BK, size)
-    accepted = after[0] < before[0]  # NaN is never smaller
-    if not accepted:
+    after = [_closeness(model, x, target_BK, size) for x, target_BK in zip(sets, targets, strict=True)]
+    accepted = after[0][0] < before[0][0]  # NaN is never smaller
+    if accepted:
+        for name, args in layer_calls(model, layers, images[:size]).items():
+            layers[name].measure(args[0])
+    else:
         after = before
         with torch.no_grad():
             for parameter, old in zip(parameters, kept, strict=True):
                 parameter.copy_(old)
-    else:
-        for name, args in layer_calls(model, layers, images[:size]).items():
-            layers[name].measure(args[0])
-    others_after = _held_out(model, original, others, size)
     return JointFitReport(
         steps=spec.joint_steps,
         num_images=len(images),
         seconds=time.perf_counter() - started,
-        divergence_before=before[0],
-        divergence_after=after[0],
-        agreement_before=before[1],
-        agreement_after=after[1],
         accepted=accepted,
-        held_out_images=len(others),
-        held_out_divergence_before=others_before[0],
-        held_out_divergence_after=others_after[0],
-        held_out_agreement_before=others_before[1],
-        held_out_agreement_after=others_after[1],
+        held_out_images=0 if held_out is None else len(held_out),
+        **{
+            f"{prefix}{figure}_{when}": value
+            for when, found in (("before", before), ("after", after))
+            for prefix, figures in zip(("", "held_out_"), found, strict=False)
+            for figure, value in zip(("divergence", "agreement"), figures, strict=True)
+        },
     )
 
 
@@ -205,9 +202,3 @@ def _closeness(model: nn.Module, images: Tensor, target_BK: Tensor, size: int) -
     found_BK = _all_log_probabilities(model, images, size)
     agreement = (found_BK.argmax(dim=-1) == target_BK.argmax(dim=-1)).float().mean()
     return float(_divergence(target_BK, found_BK)), float(agreement)
-
-
-def _held_out(model: nn.Module, original: nn.Module, images: Tensor, size: int) -> tuple[float | None, float | None]:
-    if not len(images):
-        return None, None
-    return _closeness(model, images, _all_log_probabilities(original, images, size), size)

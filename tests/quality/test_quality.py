@@ -19,10 +19,11 @@ from ecoformer.kinds import EcoFormerTunedSpec, MSASpec, MultiHeadSelfAttention
 from ecoformer.kinds.uniform import UniformAttention
 from ecoformer.lab.closeness import measure, parse_setting, quality, uniform_copy
 from ecoformer.lab.closeness.controls import random_hash
-from ecoformer.lab.closeness.quality_report import markdown, plot_energy, plot_errors
+from ecoformer.lab.closeness.quality_report import plot_energy, plot_errors, quality_table
 from ecoformer.lab.closeness.source import pick_images
 from ecoformer.nn.heads import split_heads
 from ecoformer.nn.projections import read_projections
+from ecoformer.report.table import markdown
 
 ROOT = Path(__file__).resolve().parents[2]
 TUNED = EcoFormerTunedSpec(num_bits=6, num_anchors=4, fit_steps=15, fit_batch_size=4)
@@ -177,7 +178,7 @@ def test_a_measured_row_is_complete_and_repeats(images, tmp_path):
         energy = row["energy"][convention]
         assert 0 < energy["core_pj"] < energy["layer_pj"]
     json.dumps(row, allow_nan=False)
-    text = markdown([row], row)
+    text = markdown(quality_table([row], row))
     assert "| ecoformer_tuned:num_bits=6,num_anchors=4,fit_steps=15 | 2 |" in text and "| 1.00 | 1.00 | 1.00 |" in text
     plot_errors([row], tmp_path / "errors.png", "title")
     plot_energy([row], tmp_path / "energy.png", "title")

@@ -7,29 +7,32 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from rich.table import Table
 from torch import Tensor, nn
 
 from ecoformer.fit.compare import layer_calls
 from ecoformer.fit.target import SoftmaxTarget
-from ecoformer.lab.closeness.quality_report import short_name, terminal_table
+from ecoformer.lab.closeness.quality_report import short_name
 from ecoformer.model.layers import attention_layers
 from ecoformer.nn.msa import MSASpec
 from ecoformer.report.code_maps import layer_weights
 from ecoformer.report.figures import save_figure
+from ecoformer.report.table import Column, Table
 
 Figures = dict[str, Any]
 
 
 def block_table(figures: Figures) -> Table:
     """Errors of every block between their floors."""
-    title = f"{figures['model']}, {figures['num_bits']} bits from {figures['source']}: attention-output error, held out"
-    lines = []
-    for row in figures["blocks"]:
-        errors = [f"{row[key]:.3f}" for key in ("error", "error_uniform", "error_random")]
-        share = f"{row['error'] / row['error_uniform']:.0%}"
-        lines.append([row["block"], str(row["num_tokens"]), *errors, share, f"{row['seconds']:.1f}"])
-    return terminal_table(title, ("block", "tokens", "error", "uniform", "random", "of uniform", "s"), lines)
+    columns = [
+        Column("block", "block", left=True),
+        Column("tokens", "num_tokens"),
+        Column("error", "error", "{:.3f}"),
+        Column("uniform", "error_uniform", "{:.3f}"),
+        Column("random", "error_random", "{:.3f}"),
+        Column("of uniform", lambda row: row["error"] / row["error_uniform"], "{:.0%}"),
+        Column("s", "seconds", "{:.1f}"),
+    ]
+    return Table(columns, figures["blocks"])
 
 
 def summary_lines(figures: Figures) -> list[str]:

@@ -8,9 +8,10 @@ from typing import Any
 
 from matplotlib.figure import Figure
 from rich import box
-from rich.table import Table
+from rich.table import Table as RichTable
 
 from ecoformer.report.figures import save_figure
+from ecoformer.report.table import Column, Table
 
 Row = dict[str, Any]
 GOAL = 0.75  # of uniform attention's error
@@ -21,47 +22,41 @@ def ratios(row: Row) -> list[float]:
     return [block["error"] / block["error_uniform"] for block in row["blocks"]]
 
 
-def cells(rows: Sequence[Row], baseline: Row | None) -> tuple[list[str], list[list[str]]]:
-    """Header and cells: error over uniform attention's error per block, recall, correlation, energy, top-1.
+def quality_table(rows: Sequence[Row], baseline: Row | None) -> Table:
+    """Error over uniform attention's error per block, recall, correlation, energy, top-1.
 
     Energy of the converted layers: of the cores, and with their projections (paper convention), and of the cores in the
     audited convention; as a share of that of `baseline`, else in nanojoules per image.
     """
-    blocks = [short_name(block["block"]) for block in rows[0]["blocks"]]
-    header = ["setting", "seed", *blocks, "worst", "recall", "corr.", "core", "layer", "core audited", "top-1 %"]
-    lines = []
-    for row in rows:
-        found = ratios(row)
-        line = [row["setting"], str(row["seed"]), *(f"{ratio:.2f}" for ratio in found), f"{max(found):.2f}"]
-        line += [_mean(row, "recall"), _mean(row, "correlation")]
-        for convention, key in (("paper", "core_pj"), ("paper", "layer_pj"), ("audited", "core_pj")):
-            energy = row["energy"][convention][key]
-            share = None if baseline is None else energy / baseline["energy"][convention][key]
-            line.append(f"{energy / 1e3:.1f}" if share is None else f"{share:.2f}")
-        lines.append([*line, "-" if row["top1"] is None else f"{row['top1']:.2f}"])
-    return header, lines
+
+    def energy(heading: str, convention: str, key: str) -> Column:
+        scale, form = (1e3, "{:.1f}") if baseline is None else (baseline["energy"][convention][key], "{:.2f}")
+        return Column(heading, lambda row: row["energy"][convention][key], form, scale)
+
+    blocks = enumerate(short_name(block["block"]) for block in rows[0]["blocks"])
+    columns = [
+        Column("setting", "setting", left=True),
+        Column("seed", "seed"),
+        *(Column(name, lambda row, place=place: ratios(row)[place], "{:.2f}") for place, name in blocks),
+        Column("worst", lambda row: max(ratios(row)), "{:.2f}"),
+        Column("recall", lambda row: _mean(row, "recall"), "{:.2f}"),
+        Column("corr.", lambda row: _mean(row, "correlation"), "{:.2f}"),
+        energy("core", "paper", "core_pj"),
+        energy("layer", "paper", "layer_pj"),
+        energy("core audited", "audited", "core_pj"),
+        Column("top-1 %", "top1", "{:.2f}"),
+    ]
+    return Table(columns, rows)
 
 
-def table(rows: Sequence[Row], baseline: Row | None, title: str) -> Table:
-    """The cells for a terminal."""
-    return terminal_table(title, *cells(rows, baseline))
-
-
-def terminal_table(title: str, header: Sequence[str], lines: Sequence[Sequence[str]]) -> Table:
-    """Numbers behind a name, a line each."""
-    made = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False, collapse_padding=True)
-    for index, name in enumerate(header):
-        made.add_column(name, justify="left" if index == 0 else "right", no_wrap=True)
-    for line in lines:
+def wide(table: Table, title: str) -> RichTable:
+    """A table for a terminal in which no column is left out, however many blocks there are."""
+    made = RichTable(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False, collapse_padding=True)
+    for column in table.columns:
+        made.add_column(column.heading, justify="left" if column.left else "right", no_wrap=True)
+    for line in table.cells:
         made.add_row(*line)
     return made
-
-
-def markdown(rows: Sequence[Row], baseline: Row | None) -> str:
-    """The cells as a Markdown table."""
-    header, lines = cells(rows, baseline)
-    rule = ["---", *["---:"] * (len(header) - 1)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in [header, rule, *lines])
 
 
 def plot_errors(rows: Sequence[Row], out: Path, title: str) -> None:
@@ -110,9 +105,9 @@ def plot_energy(rows: Sequence[Row], out: Path, title: str) -> None:
     save_figure(figure, out)
 
 
-def _mean(row: Row, key: str) -> str:
+def _mean(row: Row, key: str) -> float | None:
     values = [block[key] for block in row["blocks"] if block[key] is not None]
-    return f"{sum(values) / len(values):.2f}" if values else "-"
+    return sum(values) / len(values) if values else None
 
 
 def short_name(name: str) -> str:
