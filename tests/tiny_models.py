@@ -1,6 +1,14 @@
-"""timm models of each family that we convert, small enough to run in milliseconds."""
+"""timm models of each family that we convert, small enough to run in milliseconds, and the run of one of them."""
+
+from dataclasses import asdict
 
 import timm
+import torch
+
+from ecoformer.config.schema import Config
+from ecoformer.model.checkpoint import save_checkpoint
+
+DIGITS_VIT = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "num_heads": 3, "depth": 2}
 
 
 def tiny_pvt(**kwargs):
@@ -28,3 +36,24 @@ def tiny_vit(**kwargs):
 
 
 FAMILIES = {"pvt": (tiny_pvt, 96), "twins": (tiny_twins, 96), "vit": (tiny_vit, 32)}
+
+
+def sharp_vit():
+    """For digits; its attention is far from uniform, as it would be at initialisation."""
+    torch.manual_seed(0)
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=10, **DIGITS_VIT)
+    for block in model.blocks:
+        block.attn.qkv.weight.data.mul_(30)
+    return model.eval()
+
+
+def digits_run(path, attention="msa"):
+    """The checkpoint of a run on digits that was never trained."""
+    config = Config()
+    config.model.name, config.model.kwargs = "vit_tiny_patch16_224", dict(DIGITS_VIT)
+    config.data.name, config.data.img_size = "digits", 16
+    config.attention = {"name": attention}
+    content = {"settings": asdict(config), "class_names": [str(digit) for digit in range(10)]}
+    state = {"kind": "weights", "config": content, "epoch": 3, "step": 9, "metrics": None}
+    save_checkpoint(path, {**state, "model": dict(sharp_vit().state_dict())})
+    return path

@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
         img_size=args.img_size,
         max_val=args.max_val,
     )
-    found = measure(
+    model, figures = measure(
         source,
         spec,
         num_images=args.num_images,
@@ -114,13 +114,12 @@ def run(args: argparse.Namespace) -> int:
         layers=args.layers,
         say=lambda line: print(line, file=sys.stderr, flush=True),
     )
-    figures = found.figures
     metrics = {key: figures[key] for key in ("top1_before", "top1_after", "seconds")}
-    source.save(args.out, found.model, found.attention, metrics)
+    source.save(args.out, model, spec, args.layers, metrics)
     folder = args.out.with_suffix("")
     folder = folder.with_name(folder.name + "_pictures")
     plot_errors(figures, folder / "errors.png")
-    plot_maps(figures, source.model, found.model, source.held_out(1)[0], folder)
+    plot_maps(figures, source.model, model, source.held_out(1)[0], folder)
     if args.format == "json":
         print(json.dumps(figures, indent=2))
         return 0

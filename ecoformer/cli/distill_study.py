@@ -88,9 +88,10 @@ def run(args: argparse.Namespace) -> int:
         known = [row for row in rows if (row["checkpoint"], row["epochs"]) == (name, source.epoch)]
         for setting in missing:
             same = [row for row in known if row["num_val"] == source.data.num_val]
-            found = measure(
+            spec = DistilledHashSpec(**{key: setting[key] for key in SPEC})
+            model, figures = measure(
                 source,
-                DistilledHashSpec(**{key: setting[key] for key in SPEC}),
+                spec,
                 num_images=setting["num_images"],
                 num_held_out=args.held_out,
                 seed=setting["seed"],
@@ -100,17 +101,17 @@ def run(args: argparse.Namespace) -> int:
                 layers=setting["layers"],
                 say=lambda line: print(line, file=sys.stderr, flush=True),
             )
-            before[name] = found.figures["top1_before"]
-            row = table_row(setting, found.figures)
+            before[name] = figures["top1_before"]
+            row = table_row(setting, figures)
             rows.append(row)
             known.append(row)
             write_text(table, json.dumps(rows, indent=1) + "\n")  # after every row: a study may be cut short
             stem = f"{name}_{setting['num_bits']}bits"
             if (setting["seed"], setting["fit_steps"]) == (args.seeds[0], args.steps[0]):
-                plot_errors(found.figures, args.out / f"{stem}.png")
+                plot_errors(figures, args.out / f"{stem}.png")
             if args.keep is not None:
                 metrics = {key: row[key] for key in ("top1_before", "top1_after")}
-                source.save(args.keep / f"{stem}_seed{setting['seed']}.pt", found.model, found.attention, metrics)
+                source.save(args.keep / f"{stem}_seed{setting['seed']}.pt", model, spec, args.layers, metrics)
     if rows:
         plot_study(rows, args.out / "study.png")
     print(f"{len(rows)} rows in {table}")

@@ -3,7 +3,6 @@
 import copy
 import importlib
 import json
-from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +10,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from tiny_models import digits_run, sharp_vit
 
 from ecoformer import InputError, convert, fit_hashes
 from ecoformer.config.schema import Config
@@ -18,22 +18,12 @@ from ecoformer.energy import at_measured_shares, count
 from ecoformer.kinds import DistilledHashSpec, MSASpec
 from ecoformer.lab.closeness import ControlSpec, block_errors, distill
 from ecoformer.lab.closeness.source import Source
-from ecoformer.model.checkpoint import save_checkpoint
 from ecoformer.nn.heads import join_heads, split_heads
 from ecoformer.ops.closeness import relative_error
 from ecoformer.run.start import model_of_run, read_run
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = DistilledHashSpec(num_bits=4, fit_steps=15, fit_batch_size=4)
-KWARGS = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "num_heads": 3, "depth": 2}
-
-
-def vit():
-    torch.manual_seed(0)
-    model = timm.create_model("vit_tiny_patch16_224", num_classes=10, **KWARGS)
-    for block in model.blocks:  # sharper than at initialisation, where attention is almost uniform
-        block.attn.qkv.weight.data.mul_(30)
-    return model.eval()
 
 
 @pytest.fixture
@@ -47,20 +37,11 @@ def script(name):
 
 @pytest.fixture
 def run(tmp_path):
-    """The checkpoint of an MSA run on digits that was never trained."""
-    config = Config()
-    config.model.name, config.model.kwargs = "vit_tiny_patch16_224", dict(KWARGS)
-    config.data.name, config.data.img_size = "digits", 16
-    config.attention = {"name": "msa"}
-    content = {"settings": asdict(config), "class_names": [str(digit) for digit in range(10)]}
-    path = tmp_path / "tiny" / "best.pt"
-    state = {"kind": "weights", "config": content, "epoch": 3, "step": 9, "metrics": None}
-    save_checkpoint(path, {**state, "model": dict(vit().state_dict())})
-    return path
+    return digits_run(tmp_path / "tiny" / "best.pt")
 
 
 def test_errors_of_the_first_block_by_hand(images):
-    source = vit()
+    source = sharp_vit()
     made = distill(source, SMALL, images[:4], seed=0)
     row, second = block_errors(source, made.model, images[4:], seed=0)
     caught = []
@@ -80,7 +61,7 @@ def test_errors_of_the_first_block_by_hand(images):
 
 @pytest.mark.parametrize("mode", ["uniform", "none"])
 def test_controls_have_no_attention_and_fit_their_values(mode, images):
-    source = vit()
+    source = sharp_vit()
     model = copy.deepcopy(source)
     convert(model, ControlSpec(mode=mode, fit_steps=30, fit_batch_size=4))
     with pytest.raises(InputError, match="never fitted"):
@@ -103,7 +84,7 @@ def test_controls_refuse_what_they_are_not(options, message):
 
 
 def test_sums_of_rows_count_at_the_measured_share_of_ones(images):
-    model = distill(vit(), SMALL, images, seed=0).model
+    model = distill(sharp_vit(), SMALL, images, seed=0).model
     ledger = count(model, 16)
     reduced = at_measured_shares(ledger, model)
     tokens, dim, bits = 17, 24, 12

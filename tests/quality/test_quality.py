@@ -12,10 +12,12 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from tiny_models import digits_run
 
 from ecoformer import EcoFormerSpec, InputError, convert, fit_hashes
+from ecoformer.cli import hash_quality
 from ecoformer.energy import load_profile
-from ecoformer.kinds import EcoFormerTunedSpec, MSASpec, MultiHeadSelfAttention
+from ecoformer.kinds import DistilledHashSpec, EcoFormerTunedSpec, MSASpec, MultiHeadSelfAttention
 from ecoformer.kinds.uniform import UniformAttention
 from ecoformer.lab.closeness import measure, parse_setting, quality, uniform_copy
 from ecoformer.lab.closeness.controls import random_hash
@@ -148,6 +150,7 @@ def test_settings_are_read_as_written():
     assert setting.spec == EcoFormerTunedSpec(num_bits=8, qk="shared") and setting.name.endswith("qk=shared")
     assert parse_setting("random-ecoformer_tuned").spec == EcoFormerTunedSpec(fit_steps=0)
     assert parse_setting("random-ecoformer:fit_steps=3").spec == EcoFormerSpec(fit_steps=0)
+    assert parse_setting("random-distilled_hash:joint_steps=3").spec == DistilledHashSpec(fit_steps=0, joint_steps=0)
     assert parse_setting("ecoformer:fit_lr=0.5,clamp=true").spec == EcoFormerSpec(fit_lr=0.5, clamp=True)
 
 
@@ -209,6 +212,28 @@ def test_held_out_images_are_spread_over_the_set_whatever_the_batches():
     assert len(picks[0].unique()) == 7 and picks[0].max() > 25 > picks[0].min()
     with pytest.raises(InputError, match="51 held-out images asked for, but there are 50"):
         pick_images([], 50, 51, seed=0)
+
+
+def test_the_command_writes_what_the_committed_results_hold(tmp_path, capsys):
+    command = ["--checkpoint", str(digits_run(tmp_path / "best.pt")), "--fit-images", "8", "--images", "4", "--top1"]
+    command += ["--settings", "ecoformer:num_anchors=4,num_bits=4,fit_steps=1,top_k=2", "random-distilled_hash"]
+    assert hash_quality.main([*command, "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr()
+    assert "random-distilled_hash, seed 0: worst block " in printed.err and "images: msa " in printed.out
+    found = json.loads((tmp_path / "out" / "quality.json").read_text())
+    committed = json.loads((ROOT / "results" / "hash_quality" / "vit_cifar10" / "quality.json").read_text())
+    for mine, theirs in ((found, committed), (found["rows"][0], committed["rows"][0])):
+        assert list(mine) == list(theirs)
+    assert list(found["rows"][0]["blocks"][0]) == list(committed["rows"][0]["blocks"][0])
+    assert set(found["top1"]) == {"msa", "uniform"} and found["epochs"] == 3
+    table = (tmp_path / "out" / "table.md").read_text().splitlines()
+    assert table[0].endswith("| worst | recall | corr. | core | layer | core audited | top-1 % |") and len(table) == 4
+    assert {path.name for path in (tmp_path / "out").glob("*.png")} == {"errors.png", "energy.png"}
+
+
+def test_a_run_without_softmax_attention_is_refused(tmp_path, capsys):
+    assert hash_quality.main(["--checkpoint", str(digits_run(tmp_path / "best.pt", "stock"))]) == 2
+    assert "is a stock model: give one of an attention=msa run" in capsys.readouterr().err
 
 
 def test_the_script_refuses_in_one_line(tmp_path):

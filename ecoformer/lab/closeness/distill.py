@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -62,21 +62,6 @@ def distill(
     return Distilled(model, reports, joint[0] if joint else None)
 
 
-@dataclass
-class Measured:
-    """A distilled model and its figures.
-
-    `figures` has model, dataset, img_size, source, num_bits, seed, num_images, seconds, blocks (each block, num_tokens,
-    error, error_uniform, error_random, error_fit, seconds), joint_fit (its report, or None), top1_before, top1_after,
-    controls (top1 and block errors of uniform and none), energy_pj and energy_audited_pj (before, after, and of stock,
-    msa and ecoformer attention).
-    """
-
-    model: nn.Module
-    attention: dict[str, Any]
-    figures: dict[str, Any] = field(default_factory=dict)
-
-
 def measure(
     source: Source,
     spec: DistilledHashSpec,
@@ -90,7 +75,7 @@ def measure(
     controls: bool = True,
     layers: Sequence[int | str] | None = None,
     say: Callable[[str], None] = lambda line: None,
-) -> Measured:
+) -> tuple[nn.Module, dict[str, Any]]:
     """Distil `source` and measure it; `source.model` is left as it is.
 
     Args:
@@ -100,11 +85,15 @@ def measure(
         controls: also fit and measure uniform attention and none, with the same images and steps.
         layers: which attention layers, as `attention.layers`; None: those that conversion replaces anyway.
         say: gets a line of progress at every step.
+    Returns:
+        The distilled model, and its figures, JSON-ready: model, dataset, img_size, source, num_bits, seed, num_images,
+        seconds, blocks (of each the fields `FLOORS`, error_fit, seconds), joint_fit (its report, or None), top1_before,
+        top1_after, controls (top1 and block errors of uniform and none), energy_pj and energy_audited_pj (before,
+        after, and of stock, msa and ecoformer attention), and under what they were measured.
     """
     config, data = source.config, source.data
     images, held_out = data.calibration_images(num_images, seed=seed), source.held_out(num_held_out)
-    chosen = None if layers is None else list(layers)
-    filter_fn = source.layer_filter(chosen)
+    filter_fn = source.layer_filter(layers)
 
     def accuracy(model: nn.Module, name: str) -> float | None:
         if not with_accuracy:
@@ -159,8 +148,7 @@ def measure(
         control = fitted(ControlSpec.like(spec, mode), mode)
         errors = [row["error"] for row in control["blocks"]]
         figures["controls"][mode] = {"top1": control["top1"], "errors": errors}
-    attention = {"name": spec.name, **{f.name: getattr(spec, f.name) for f in fields(spec)}, "layers": chosen}
-    return Measured(distilled["model"], attention, figures)
+    return distilled["model"], figures
 
 
 def _energies(source: Source, model: nn.Module, profile: Profile) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table as RichTable
 
+from ecoformer.files import write_text
 from ecoformer.report.figures import save_figure
-from ecoformer.report.table import Column, Table
+from ecoformer.report.table import Column, Table, markdown
 
 Row = dict[str, Any]
 GOAL = 0.75  # of uniform attention's error
@@ -20,6 +22,27 @@ GOAL = 0.75  # of uniform attention's error
 def ratios(row: Row) -> list[float]:
     """Error of each block against uniform attention's; below 1 a replacement knows something of the attention."""
     return [block["error"] / block["error_uniform"] for block in row["blocks"]]
+
+
+def worst(row: Row) -> float:
+    """That of the block that follows worst."""
+    return max(ratios(row))
+
+
+def baseline(rows: Sequence[Row]) -> Row | None:
+    """The row that energies are compared with: the official form, if it is among them."""
+    return next((row for row in rows if row["setting"].partition(":")[0] == "ecoformer"), None)
+
+
+def write_report(found: dict[str, Any], out: Path) -> None:
+    """What `sweep` found as quality.json, table.md and two pictures of the first seed."""
+    rows = found["rows"]
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / "quality.json", json.dumps(found, indent=2) + "\n")
+    write_text(out / "table.md", markdown(quality_table(rows, baseline(rows))) + "\n")
+    first = [row for row in rows if row["seed"] == rows[0]["seed"]]
+    plot_errors(first, out / "errors.png", found["title"])
+    plot_energy(first, out / "energy.png", found["title"])
 
 
 def quality_table(rows: Sequence[Row], baseline: Row | None) -> Table:
@@ -38,7 +61,7 @@ def quality_table(rows: Sequence[Row], baseline: Row | None) -> Table:
         Column("setting", "setting", left=True),
         Column("seed", "seed"),
         *(Column(name, lambda row, place=place: ratios(row)[place], "{:.2f}") for place, name in blocks),
-        Column("worst", lambda row: max(ratios(row)), "{:.2f}"),
+        Column("worst", worst, "{:.2f}"),
         Column("recall", lambda row: _mean(row, "recall"), "{:.2f}"),
         Column("corr.", lambda row: _mean(row, "correlation"), "{:.2f}"),
         energy("core", "paper", "core_pj"),

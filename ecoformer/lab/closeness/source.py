@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from ecoformer.model.checkpoint import save_checkpoint
 from ecoformer.model.convert import FilterFn
 from ecoformer.model.layers import attention_layers
 from ecoformer.nn.msa import MSASpec
+from ecoformer.nn.specs import AttentionSpec
 from ecoformer.run.start import build_model, is_own, layer_filter, model_of_run, read_run
 
 
@@ -52,13 +53,13 @@ class Source:
         with torch.device("meta"):
             return build_model(config, self.data.num_classes, with_weights=False).model
 
-    def layer_filter(self, layers: list[int | str] | None) -> FilterFn | None:
+    def layer_filter(self, layers: Sequence[int | str] | None) -> FilterFn | None:
         """The layers of `attention.layers`, as `convert` takes them.
 
         Raises InputError where what is left out could not be built again: the file of a converted model says which
         layers were replaced, and the others are then those that timm builds.
         """
-        wanted = layer_filter(self.model, {"layers": layers})
+        wanted = layer_filter(self.model, {"layers": None if layers is None else list(layers)})
         if wanted is not None and self.kind == "msa":
             for layer in attention_layers(self.empty_model({"name": "stock"})):
                 if not wanted(layer.module, layer.name) and not MSASpec().is_met_by(layer.module):
@@ -68,8 +69,16 @@ class Source:
                     )
         return wanted
 
-    def save(self, path: Path, model: nn.Module, attention: dict[str, Any], metrics: dict[str, Any]) -> None:
-        """Write a converted model as a weights checkpoint, for eval.py and for init.checkpoint."""
+    def save(
+        self,
+        path: Path,
+        model: nn.Module,
+        spec: AttentionSpec,
+        layers: Sequence[int | str] | None,
+        metrics: dict[str, Any],
+    ) -> None:
+        """Write a copy that was converted to `spec` as a weights checkpoint, for eval.py and for init.checkpoint."""
+        attention = {"name": spec.name, **asdict(spec), "layers": None if layers is None else list(layers)}
         settings = asdict(replace(self.config, attention=attention))
         content = {
             "kind": "weights",

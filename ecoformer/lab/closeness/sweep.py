@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,7 +20,8 @@ from ecoformer.errors import InputError
 from ecoformer.fit.hashes import fit_hashes
 from ecoformer.kinds import make_spec
 from ecoformer.lab.closeness.blocks import AGAINST_SOFTMAX, quality
-from ecoformer.lab.closeness.controls import RANDOM, random_hash
+from ecoformer.lab.closeness.controls import RANDOM, random_hash, uniform_copy
+from ecoformer.lab.closeness.source import Source, pick_images
 from ecoformer.model.convert import convert
 from ecoformer.nn.specs import AttentionSpec
 
@@ -107,3 +108,59 @@ def measure(
         "energy": attention_energy(model, [row.block for row in rows], img_size, profile),
         "blocks": [{**row.figures(AGAINST_SOFTMAX), "fit": reports.get(row.block)} for row in rows],
     }
+
+
+def sweep(
+    source: Source,
+    settings: Sequence[Setting],
+    *,
+    fit_images: int,
+    images: int,
+    map_images: int,
+    seeds: Sequence[int],
+    profile: Profile,
+    with_accuracy: bool,
+    on_row: Callable[[dict[str, Any]], None],
+) -> dict[str, Any]:
+    """Every setting with every seed; JSON-ready, the rows under "rows".
+
+    Args:
+        source: with MSA attention.
+        fit_images, images: of the training split to fit on, of the validation split to measure on.
+        with_accuracy: also top-1 on the whole validation split, of the source and of uniform attention too.
+        on_row: gets all that is found so far, after every row.
+    Raises:
+        InputError: more images than there are, or a setting that does not fit the model.
+    """
+    config, data, msa = source.config, source.data, source.model
+    held_out = pick_images(data.val_loader, data.num_val, images, seed=0)
+    rows: list[dict[str, Any]] = []
+    found = {
+        "title": f"{config.model.name} on {config.data.name}, {config.data.img_size} px",
+        "model_kwargs": config.model.kwargs,
+        "epochs": source.epoch,
+        "fit_images": fit_images,
+        "images": images,
+        "num_val": data.num_val,
+        "threads": torch.get_num_threads(),
+        "top1": {},
+        "rows": rows,
+    }
+    if with_accuracy:
+        found["top1"] = {"msa": source.accuracy(msa), "uniform": source.accuracy(uniform_copy(msa))}
+    for seed in seeds:
+        calibration = data.calibration_images(fit_images, seed=seed)
+        for setting in settings:
+            row = measure(
+                msa,
+                setting,
+                calibration=calibration,
+                held_out=held_out,
+                seed=seed,
+                profile=profile,
+                map_images=map_images,
+                accuracy=source.accuracy if with_accuracy else None,
+            )
+            rows.append(row)
+            on_row(found)
+    return found
