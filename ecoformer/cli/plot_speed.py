@@ -15,7 +15,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from ecoformer.cli.arguments import Parser, run_script
 from ecoformer.lab.speed.section import read_rows
-from ecoformer.report.figures import save_figure
+from ecoformer.report.figures import name_curves, panels, save_figure, style
 
 PANELS = {
     "milliseconds_per_image": "ms per image",
@@ -50,21 +50,20 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def figure(rows: list[dict[str, Any]]) -> Figure:
-    drawing = Figure(figsize=(12, 4), layout="constrained")
-    for axes, (key, label) in zip(drawing.subplots(1, len(PANELS)), PANELS.items(), strict=True):
-        for attention in dict.fromkeys(row["attention"] for row in rows):
+    drawing, axes = panels(1, len(PANELS), (12, 4))
+    for axis, (key, label) in zip(axes, PANELS.items(), strict=True):
+        for number, attention in enumerate(dict.fromkeys(row["attention"] for row in rows)):
             line = sorted((row["img_size"], row[key]) for row in rows if row["attention"] == attention and row[key])
-            axes.plot(*zip(*line, strict=True), marker="o", label=attention)
-        axes.set(xlabel="image size, px", ylabel=label, xticks=sorted({row["img_size"] for row in rows}))
+            axis.plot(*zip(*line, strict=True), label=attention, **style(attention, number))
+        axis.set(xlabel="image size, px", ylabel=label, xticks=sorted({row["img_size"] for row in rows}))
         if key == "microseconds_per_token":
-            axes.set_ylim(bottom=0)
+            axis.set_ylim(bottom=0)
         else:
-            axes.set_yscale("log")
-            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.yaxis.set_major_formatter(ScalarFormatter())
-            axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.grid(alpha=0.3)
-    axes.legend()
+            axis.set_yscale("log")
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.yaxis.set_major_formatter(ScalarFormatter())
+            axis.yaxis.set_minor_formatter(NullFormatter())
+    name_curves(drawing, axes)
     first = rows[0]
     setting = f"{first['model']}, {first['mode']}, batch {first['batch_size']}, {first['precision']}"
     drawing.suptitle(f"{setting}, {first['threads']} threads, {first['machine']}")

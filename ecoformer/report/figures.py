@@ -1,15 +1,87 @@
-"""Writing figures without a display and without leaving half a file."""
+"""How figures look: panels, one colour for an attention kind everywhere, names at few curves; written whole."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ecoformer.files import atomic_write
 
+COLOURS = {
+    "stock": "#7f7f7f",
+    "msa": "#000000",
+    "ecoformer": "#d62728",
+    "ecoformer_tuned": "#ff7f0e",
+    "distilled_hash": "#1f77b4",
+    "random_hash": "#e377c2",
+    "binary_qk": "#9467bd",
+    "msa_shared_qk": "#8c564b",
+    "linear_sra": "#17becf",
+    "linformer": "#2ca02c",
+    "performer": "#98df8a",
+    "relu_linear": "#bcbd22",
+    "low_rank": "#1b3a6b",
+    "uniform": "#6b6ecf",
+    "none": "#a98b2d",
+}
+OTHERS = ("#aec7e8", "#ff9896", "#c49c94", "#f7b6d2", "#dbdb8d", "#9edae5")  # kinds from elsewhere, labels without one
+MARKERS = "os^Dv<>pP*Xhd"
+FEW = 6  # curves that are named where they end; more get a legend
+
+
+def style(label: str, number: int = 0) -> dict[str, Any]:
+    """Colour and marker of a curve or point: the colour of the kind that the label names, a marker by its number."""
+    named = max((kind for kind in COLOURS if kind in label), key=len, default=None)
+    colour = OTHERS[number % len(OTHERS)] if named is None else COLOURS[named]
+    return {"color": colour, "marker": MARKERS[number % len(MARKERS)]}
+
+
+def panels(rows: int, columns: int, size: tuple[float, float], **options: Any) -> tuple[Figure, list[Axes]]:
+    """A figure of that size in inches with a grid of panels, row by row. It needs no pyplot, backend or display."""
+    figure = Figure(figsize=size, layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False, **options).flatten())
+    for axis in axes:
+        axis.grid(alpha=0.3)
+        axis.set_axisbelow(True)
+    return figure, axes
+
+
+def name_curves(figure: Figure, axes: Sequence[Axes]) -> None:
+    """Say what each curve is: at its end where a panel has few, else in one legend beside the panels."""
+    handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    if len(handles) > FEW:
+        figure.legend(list(handles.values()), list(handles), loc="outside right upper", fontsize=7)
+        return
+    for axis in axes:
+        _name_at_the_ends(axis)
+
 
 def save_figure(figure: Figure, out: Path, dpi: int = 150) -> None:
-    """Write a PNG atomically. A `Figure` of its own needs no pyplot, no backend and no display."""
+    """Write a PNG atomically. Raises InputError like `atomic_write`."""
     with atomic_write(out) as file:
         figure.savefig(file, format="png", dpi=dpi)
+
+
+def _name_at_the_ends(axis: Axes) -> None:
+    """Labels right of the panel, each at its curve's last point, moved apart where they would touch."""
+    axis.get_ylim()  # settles the limits
+    ends = []
+    for line in axis.lines:
+        x, y = np.asarray(line.get_xdata(), float), np.asarray(line.get_ydata(), float)
+        if not str(line.get_label()).startswith("_") and (known := np.flatnonzero(np.isfinite(y))).size:
+            last = x[known[-1]], y[known[-1]]
+            ends.append(((axis.transData + axis.transAxes.inverted()).transform(last)[1], line))
+    ends.sort(key=lambda end: end[0])
+    places = [height for height, _ in ends]
+    for _ in range(100):
+        for low in range(len(places) - 1):
+            overlap = max(0.0, 0.05 - (places[low + 1] - places[low])) / 2
+            places[low], places[low + 1] = places[low] - overlap, places[low + 1] + overlap
+    for place, (_, line) in zip(places, ends, strict=True):
+        text = f" {line.get_label()}"
+        axis.annotate(text, (1, place), xycoords="axes fraction", va="center", fontsize=8, color=line.get_color())

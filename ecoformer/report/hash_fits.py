@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ecoformer.report.figures import save_figure
+from ecoformer.report.figures import panels, save_figure
 from ecoformer.report.runs import read_records
 
 Fits = dict[str, list[dict[str, Any]]]
@@ -30,7 +29,8 @@ def read_fits(run_dir: Path) -> Fits:
     """The "hash_fit" records of a run by block, in order."""
     fits: Fits = {}
     for record in read_records(run_dir, "hash_fit"):
-        fits.setdefault(record["block"], []).append(record)
+        if record.get("bit_balance") is not None:  # else no image had finite features, and the functions stayed
+            fits.setdefault(record["block"], []).append(record)
     return fits
 
 
@@ -47,19 +47,18 @@ def plot_hash_fits(run_dir: Path, out: Path) -> bool:
         return False
     columns = min(3, len(known))
     rows = -(-len(known) // columns)
-    figure = Figure(figsize=(3.6 * columns + 1.6, 2.9 * rows), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False).flatten()
-    for axes, (title, key, floors) in zip(panels, known, strict=False):
-        _panel(axes, fits, key, floors)
-        axes.set_title(title, fontsize=9)
-    for axes in panels[len(known) :]:
-        axes.remove()
+    figure, axes = panels(rows, columns, (3.6 * columns + 1.6, 2.9 * rows))
+    for axis, (title, key, floors) in zip(axes, known, strict=False):
+        _panel(axis, fits, key, floors)
+        axis.set_title(title, fontsize=9)
+    for axis in axes[len(known) :]:
+        axis.remove()
     held_out = max(fit.get("held_out_images") or 0 for block in fits.values() for fit in block)
     images = f"{held_out} held-out training images" if held_out else "the images of the fit"
     figure.suptitle(
         f"Hash functions at every fit, on {images}; dashed: uniform attention, dotted: random hash", fontsize=9
     )
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", fontsize=7)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=7)
     save_figure(figure, out)
     return True
 
@@ -73,7 +72,6 @@ def _panel(axes: Axes, fits: Fits, key: str, floors: dict[str, str]) -> None:
         axes.plot(steps, _values(records, key), color=colour, marker="o", markersize=4, lw=1.4, label=block)
     axes.set_xlabel("optimiser step", fontsize=8)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.grid(alpha=0.3)
     axes.margins(y=0.1)
     axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
 

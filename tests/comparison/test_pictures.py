@@ -1,6 +1,7 @@
 """Pictures are drawn from what is there, written whole, and leave the models alone."""
 
 import copy
+import itertools
 import json
 
 import pytest
@@ -9,9 +10,11 @@ import torch
 from PIL import Image
 
 from ecoformer import EcoFormerSpec, MSASpec, convert, fit_hashes
+from ecoformer.kinds import SPECS
 from ecoformer.lab.speed.throughput import interleaved_throughput
 from ecoformer.report.code_maps import layer_weights, plot_code_maps
 from ecoformer.report.curves import plot_training_curves
+from ecoformer.report.figures import name_curves, panels, style
 from ecoformer.report.hash_fits import plot_hash_fits, read_fits
 
 
@@ -76,3 +79,31 @@ def test_a_run_without_fits_gets_no_picture(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"event": "epoch", "epoch": 0}\n')
     assert not plot_hash_fits(tmp_path, tmp_path / "fits.png")
     assert not (tmp_path / "fits.png").exists()
+
+
+def test_fits_that_found_nothing_are_no_fits(tmp_path):
+    record = {"event": "hash_fit", "block": "a", "step": 0, "bit_balance": None, "flipped_bits": 0.0}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(record) + "\n")
+    assert not plot_hash_fits(tmp_path, tmp_path / "fits.png")
+
+
+def test_a_kind_has_one_colour_whatever_the_label():
+    named = [style(label)["color"] for label in ("ecoformer", "ecoformer, 16 bits", "pvt_v2_b0 ecoformer")]
+    assert len(set(named)) == 1 and style("ecoformer_tuned")["color"] not in named
+    assert len({style(kind)["color"] for kind in (*SPECS, "stock")}) == len(SPECS) + 1
+
+
+@pytest.mark.parametrize("number", [3, 9])
+def test_few_curves_are_named_at_their_ends_and_many_in_a_legend(number):
+    figure, axes = panels(1, 2, (8, 3))
+    for axis in axes:
+        for index in range(number):
+            axis.plot([0, 1], [0, 50 + 0.1 * index], label=f"curve {index}")
+    name_curves(figure, axes)
+    texts = [[text.get_text().strip() for text in axis.texts] for axis in axes]
+    heights = sorted(text.xy[1] for text in axes[0].texts)
+    if number == 9:
+        assert texts == [[], []] and len(figure.legends[0].texts) == 9
+    else:
+        assert texts[0] == texts[1] == ["curve 0", "curve 1", "curve 2"] and not figure.legends
+        assert all(high - low > 0.04 for low, high in itertools.pairwise(heights)), "they would touch"

@@ -1,7 +1,9 @@
 """The comparison table: savings by hand, and no baseline that is not there."""
 
+import json
+
 from ecoformer.report.comparison import comparison_table
-from ecoformer.report.table import markdown
+from ecoformer.report.table import Column, Table, markdown, render, share
 
 
 def row(attention, energy, attention_energy):
@@ -42,3 +44,41 @@ def test_markdown_has_one_line_a_row():
     lines = markdown(comparison_table([row("stock", 4e6, 1e6), row("msa", 8e6, 5e6)])).splitlines()
     assert len(lines) == 4
     assert len({line.count("|") for line in lines}) == 1
+
+
+COLUMNS = [
+    Column("model", "model", left=True),
+    Column("mJ", "pj", "{:.2f}", 1e9),
+    share("saved", "saved", wide=True),
+    Column("note", "note", none="", left=True, wide=True),
+]
+ROWS = [
+    {"model": "a_b", "pj": 2.5e9, "saved": 0.734, "note": "x|y"},
+    {"model": "c", "pj": 1e9, "saved": None, "note": None},
+]
+
+
+def test_every_format_says_the_same():
+    table = Table(COLUMNS, ROWS)
+    assert json.loads(render(table, "json")) == [
+        {"model": "a_b", "mJ": "2.50", "saved": "73.4 %", "note": "x|y"},
+        {"model": "c", "mJ": "1.00", "saved": "-", "note": ""},
+    ]
+    assert render(table, "csv").splitlines() == ["model,mJ,saved,note", "a_b,2.50,73.4 %,x|y", "c,1.00,-,"]
+    assert render(table, "md", "T", ["N"]).splitlines() == [
+        *("**T**", "", "| model | mJ | saved | note |", "|---|---:|---:|---|"),
+        *("| a_b | 2.50 | 73.4 % | x\\|y |", "| c | 1.00 | - |  |", "", "N"),
+    ]
+    assert "a\\_b & 2.50 & 73.4 \\% & x|y \\\\" in render(table, "latex").splitlines()
+    _, *shown = (line.split() for line in render(table, "table").splitlines())
+    assert shown == [["a_b", "2.50", "73.4", "%", "x|y"], ["c", "1.00", "-"]]
+    turned = render(table.turned(), "table").splitlines()
+    assert [line.split()[0] for line in turned] == ["model", "mJ", "saved", "note"]
+
+
+def test_a_terminal_gets_what_fits_and_the_names_of_the_rest():
+    rows = [{**ROWS[0], "note": "n" * 90}, {**ROWS[1], "model": "m" * 20}]
+    *lines, last = render(Table(COLUMNS, rows), "table").splitlines()
+    assert max(map(len, lines)) <= 100 and last == "no room for: note"
+    assert "73.4 %" in lines[1], "only as many columns as must go"
+    assert "n" * 90 in render(Table(COLUMNS, rows), "csv")

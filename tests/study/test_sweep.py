@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 from pathlib import Path
 from types import ModuleType
 
@@ -15,7 +16,7 @@ from ecoformer.lab.study.plots import front, plot_hash_quality
 from ecoformer.lab.study.runner import run_jobs
 from ecoformer.lab.study.study_report import report
 from ecoformer.lab.study.sweep import sweep_report
-from ecoformer.report.runs import find_runs
+from ecoformer.report.runs import find_runs, read_epochs, read_records
 from ecoformer.report.table import energy_unit
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -120,10 +121,21 @@ def test_hash_quality_is_drawn_where_fits_know_their_error(tmp_path: Path) -> No
     assert plot_hash_quality({"a": [fit, {**fit, "epoch": 1}]}, out) and out.exists()
 
 
-def test_records_cut_short_by_a_kill_are_left_out(tmp_path: Path) -> None:
+def test_records_cut_short_by_a_kill_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_run(tmp_path / "run", {"seed": 0})
     (found,) = find_runs(tmp_path)
     assert found.state == "unfinished, 1 epochs done"
+    assert "metrics.jsonl: its last line was cut short" in caplog.text
+
+
+def test_numbers_that_were_not_finite_are_none_and_a_damaged_line_is_named(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", {"seed": 0})
+    (run / "metrics.jsonl").write_text('{"event": "epoch", "loss": NaN}\n{"event": "epoch", "loss": null}\n')
+    assert [record["loss"] for record in read_records(run, "epoch")] == [None, None]
+    (run / "metrics.csv").write_text("epoch,train_loss,val_top1\n0,,50.0\n")
+    assert math.isnan(read_epochs(run)[0]["train_loss"])
+    (run / "metrics.jsonl").write_text('{"event": "epoch"}\n[]\n')
+    assert "line 2 is not a metrics record" in find_runs(tmp_path)[0].state
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from ecoformer.energy.ledger import Entry, Ledger
 from ecoformer.energy.profile import Profile
 from ecoformer.errors import InputError
 from ecoformer.lab.energy.cases import Case
+from ecoformer.report.figures import name_curves, panels, style
 
 MILLIJOULE = 1e9  # picojoules
 PARTS = {
@@ -21,7 +22,7 @@ PARTS = {
     "norms": "#9467bd",
     "everything else": "#7f7f7f",
 }
-LINE_STYLES = {"stock": ("#555555", "o"), "msa": ("#1f77b4", "s"), "ecoformer": ("#d62728", "^")}
+WHOLE_AND_CORES = {"energy_pj": "whole model", "attention_energy_pj": "attention cores"}
 
 
 def part_name(entry: Entry) -> str:
@@ -42,8 +43,7 @@ def plot_layers(ledgers: Mapping[str, Ledger], profile: Profile, title: str = ""
     if not ledgers:
         raise InputError("plot_layers got no ledger: give at least one")
     widest = max(len(ledger.by_layer()) for ledger in ledgers.values())
-    figure = Figure(figsize=(max(7.0, 0.42 * widest + 2.5), 2.2 * len(ledgers) + 1.6), layout="constrained")
-    axes = figure.subplots(len(ledgers), 1, squeeze=False)[:, 0]
+    figure, axes = panels(len(ledgers), 1, (max(7.0, 0.42 * widest + 2.5), 2.2 * len(ledgers) + 1.6))
     for axis, (name, ledger) in zip(axes, ledgers.items(), strict=True):
         layers = ledger.by_layer()
         base = [0.0] * len(layers)
@@ -60,11 +60,8 @@ def plot_layers(ledgers: Mapping[str, Ledger], profile: Profile, title: str = ""
         axis.set_title(f"scale to {axis.get_ylim()[1]:.2g} mJ", fontsize=8, loc="right", color="#555555")
         axis.set_xticks(range(len(layers)), [_short(layer) for layer in layers], rotation=60, ha="right", fontsize=7)
         axis.set_ylabel("mJ")
-        axis.grid(axis="y", alpha=0.3)
-        axis.set_axisbelow(True)
-    handles: dict[str, Any] = {}
-    for axis in axes:
-        handles.update({label: handle for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)})
+        axis.grid(visible=False, axis="x")
+    handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     ordered = [part for part in PARTS if part in handles]
     figure.legend([handles[part] for part in ordered], ordered, loc="outside lower center", ncols=3, fontsize=8)
     figure.suptitle(title or _caption(next(iter(ledgers.values())).convention, profile.name), fontsize=11)
@@ -76,14 +73,11 @@ def plot_resolution(rows: Sequence[dict[str, Any]]) -> Figure:
     sizes = sorted({row["img_size"] for row in rows})
     if len(sizes) < 2:
         raise InputError(f"a plot against resolution needs at least 2 image sizes, got {len(sizes)}")
-    figure = Figure(figsize=(9.5, 4.0), layout="constrained")
-    for axis, key, name in zip(
-        figure.subplots(1, 2), ("energy_pj", "attention_energy_pj"), ("whole model", "attention cores"), strict=True
-    ):
-        for label, line in _lines(rows).items():
-            colour, marker = LINE_STYLES.get(line[0]["attention"], (None, "d"))
+    figure, axes = panels(1, 2, (9.5, 4.0))
+    for axis, (key, name) in zip(axes, WHOLE_AND_CORES.items(), strict=True):
+        for number, (label, line) in enumerate(_lines(rows).items()):
             points = sorted((row["img_size"], row[key] / MILLIJOULE) for row in line)
-            axis.plot(*zip(*points, strict=True), marker=marker, color=colour, label=label, markersize=4)
+            axis.plot(*zip(*points, strict=True), label=label, markersize=4, **style(label, number))
         axis.set_xscale("log", base=2)
         axis.set_yscale("log")
         axis.set_xticks(sizes, [str(size) for size in sizes])
@@ -91,8 +85,7 @@ def plot_resolution(rows: Sequence[dict[str, Any]]) -> Figure:
         axis.set_xlabel("image size, px")
         axis.set_ylabel("mJ per image")
         axis.set_title(name, fontsize=10, loc="left")
-        axis.grid(alpha=0.3)
-    axis.legend(fontsize=8)
+    name_curves(figure, axes)
     figure.suptitle(f"{rows[0]['model']}: {_caption(rows[0]['convention'], rows[0]['profile'])}", fontsize=11)
     return figure
 
@@ -108,19 +101,17 @@ def plot_bits_anchors(rows: Sequence[dict[str, Any]]) -> Figure:
             f"a map of bits x anchors needs one row per pair, of one model, attention and image size, "
             f"got {len(coded)} rows for {len(bits)} x {len(anchors)}"
         )
-    figure = Figure(figsize=(10.0, 1.6 + 0.45 * max(len(bits), 4)), layout="constrained")
-    for axis, key, name in zip(
-        figure.subplots(1, 2), ("attention_energy_pj", "energy_pj"), ("attention cores", "whole model"), strict=True
-    ):
+    figure, axes = panels(1, 2, (10.0, 1.6 + 0.45 * max(len(bits), 4)))
+    for axis, (key, name) in zip(axes, reversed(WHOLE_AND_CORES.items()), strict=True):
+        axis.grid(visible=False)
         grid = [[found[b, a][key] / MILLIJOULE for a in anchors] for b in bits]
         image = axis.imshow(grid, cmap="viridis", aspect="auto", origin="lower")
         low, high = image.get_clim()
         for i, line in enumerate(grid):
             for j, value in enumerate(line):
                 light = value < (low + high) / 2
-                axis.text(
-                    j, i, f"{value:.3f}", ha="center", va="center", fontsize=8, color="white" if light else "black"
-                )
+                colour = "white" if light else "black"
+                axis.text(j, i, f"{value:.3f}", ha="center", va="center", fontsize=8, color=colour)
         axis.set_xticks(range(len(anchors)), [str(a) for a in anchors])
         axis.set_yticks(range(len(bits)), [str(b) for b in bits])
         axis.set_xlabel("anchors")

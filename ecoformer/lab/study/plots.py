@@ -6,15 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ecoformer.report.figures import save_figure
+from ecoformer.report.figures import panels, save_figure, style
 from ecoformer.report.table import energy_unit
 
 PANELS = (("energy_pj", "whole model"), ("attention_energy_pj", "attention cores alone"))
-MARKERS = "osD^v<>pP*Xhd"
-QUALITY_LINES = (("attention_error", "o-", 1.5), ("random_error", "x:", 0.8), ("uniform_error", "+--", 0.8))
+QUALITY_LINES = (("attention_error", "-", 1.5), ("random_error", "x:", 0.8), ("uniform_error", "+--", 0.8))
 QUALITY_NAMES = {"attention_error": "fitted", "random_error": "random codes", "uniform_error": "uniform attention"}
 
 
@@ -33,28 +31,18 @@ def plot_front(rows: Sequence[Mapping[str, Any]], out: Path, title: str) -> None
 
     Rows have label, top1, top1_sd (None: no bar), energy_pj and attention_energy_pj.
     """
-    figure = Figure(figsize=(11, 4.6 + 0.16 * max(0, len(rows) - 12)), layout="constrained")
-    axes = figure.subplots(1, 2)
+    figure, axes = panels(1, 2, (11, 4.6 + 0.16 * max(0, len(rows) - 12)))
     for axis, (key, name) in zip(axes, PANELS, strict=True):
         scale, unit = energy_unit([row[key] for row in rows])
         points = [(row[key] / scale, row["top1"]) for row in rows]
         best = [points[index] for index in front(points)]
         axis.plot(*zip(*best, strict=True), color="grey", lw=0.8, zorder=0)
         for number, (row, (energy, top1)) in enumerate(zip(rows, points, strict=True)):
-            axis.errorbar(
-                energy,
-                top1,
-                yerr=row.get("top1_sd"),
-                marker=MARKERS[number % len(MARKERS)],
-                color=f"C{number % 10}",
-                capsize=2,
-                linestyle="none",
-                label=row["label"],
-            )
+            look = style(row["label"], number)
+            axis.errorbar(energy, top1, row.get("top1_sd"), capsize=2, linestyle="none", label=row["label"], **look)
         if min(energy for energy, _ in points) > 0 and max(points)[0] > 20 * min(points)[0]:
             axis.set_xscale("log")
         axis.set(xlabel=f"energy an image, {name} ({unit}, modelled)", ylabel="top-1 (%)")
-        axis.grid(alpha=0.3)
     axes[0].set_title(title, fontsize=9, loc="left")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=7)
     save_figure(figure, out)
@@ -74,24 +62,23 @@ def plot_hash_quality(fits: Mapping[str, Sequence[Mapping[str, Any]]], out: Path
     if not known:
         return False
     refitted = any(len({record["epoch"] for record in records}) > 1 for records in known.values())
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    axis = figure.subplots()
+    figure, (axis,) = panels(1, 1, (9, 4))
     for number, (label, records) in enumerate(known.items()):
-        for key, style, width in QUALITY_LINES:
+        look = style(label, number)
+        for key, line, width in QUALITY_LINES:
             where = [record["epoch"] if refitted else block for block, record in enumerate(records, start=1)]
             values: dict[int, list[float]] = {}
             for place, record in zip(where, records, strict=True):
                 if record.get(key) is not None:
                     values.setdefault(place, []).append(record[key])
             means = [sum(found) / len(found) for found in values.values()]
-            named = label if key == "attention_error" else None
-            axis.plot(list(values), means, style, lw=width, markersize=4, color=f"C{number % 10}", label=named)
-    for key, style, width in QUALITY_LINES:
-        axis.plot([], [], style, lw=width, markersize=4, color="grey", label=QUALITY_NAMES[key])
+            own = look | {"label": label} if key == "attention_error" else {"color": look["color"]}
+            axis.plot(list(values), means, line, lw=width, markersize=4, **own)
+    for key, line, width in QUALITY_LINES:
+        axis.plot([], [], line, lw=width, markersize=4, color="grey", label=QUALITY_NAMES[key])
     axis.set(xlabel="epoch of the fit" if refitted else "block", ylabel="relative L2 error of the attention output")
     axis.set_ylim(0, None)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axis.grid(alpha=0.3)
     figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper", fontsize=7)
     save_figure(figure, out)
     return True
