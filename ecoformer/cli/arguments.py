@@ -57,3 +57,10 @@ def run_script(
             raise
         print("stopped: the same command goes on where it was", file=sys.stderr)
         return 130
+
+
+def script(
+    run: Callable[[argparse.Namespace], int], parser: Callable[[], argparse.ArgumentParser], resumable: bool = False
+) -> Callable[..., int]:
+    """A command's `main(argv=None)`: `run_script` with what `parser` makes."""
+    return lambda argv=None: run_script(run, parser(), argv, resumable)

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from ecoformer.cli import PREPARED
-from ecoformer.cli.arguments import Parser, names, positive, run_script
+from ecoformer.cli.arguments import Parser, names, positive, script
 from ecoformer.errors import InputError
 from ecoformer.files import json_text, write_json
 from ecoformer.lab.speed.cases import SpeedCase, Variant
@@ -74,10 +74,6 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--out", type=Path, metavar="FILE", help="also write the JSON rows to a file")
     p.add_argument("--peak-only", action="store_true", help=argparse.SUPPRESS)
     return p
-
-
-def main(argv: list[str] | None = None) -> int:
-    return run_script(run, parser(), argv)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -229,5 +225,4 @@ def table(rows: Sequence[dict[str, Any]]) -> Table:
     return Table([Column(key, lambda row, key=key: row.get(key), none="", wide=key in wide) for key in known], rows)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+main = script(run, parser)

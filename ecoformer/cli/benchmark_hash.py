@@ -15,13 +15,12 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import sys
 import time
 from typing import Any
 
 import torch
 
-from ecoformer.cli.arguments import Parser, positive, run_script
+from ecoformer.cli.arguments import Parser, positive, script
 from ecoformer.errors import InputError
 from ecoformer.files import json_text
 from ecoformer.fit.similarity_fit import HashFit, fit_hash
@@ -58,10 +57,6 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--format", choices=["table", "json"], default="table")
     return p
-
-
-def main(argv: list[str] | None = None) -> int:
-    return run_script(run, parser(), argv)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -155,5 +150,4 @@ def as_table(report: dict[str, Any]) -> str:
     return render(Table(columns, rows), "table", notes=notes)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+main = script(run, parser)

@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from dataclasses import asdict
 from typing import Any
 
-from ecoformer.cli.arguments import Parser, run_script
+from ecoformer.cli.arguments import Parser, script
 from ecoformer.errors import InputError
 from ecoformer.files import json_text
 
@@ -37,10 +36,6 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="processes that decode images")
     p.add_argument("--format", choices=("table", "json"), default="table")
     return p
-
-
-def main(argv: list[str] | None = None) -> int:
-    return run_script(run, parser(), argv)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -94,5 +89,4 @@ def show(found: Any, kind: str) -> None:
     print(f"{len(found.faults)} faults" if found.faults else "nothing is wrong")
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+main = script(run, parser)

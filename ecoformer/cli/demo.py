@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import shlex
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -135,7 +134,3 @@ its own colour range, written above it.
 {commands}
 ```
 """
-
-
-if __name__ == "__main__":
-    sys.exit(main())

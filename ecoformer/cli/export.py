@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 import ecoformer.models  # noqa: F401  registers the converted models
-from ecoformer.cli.arguments import Parser, run_script
+from ecoformer.cli.arguments import Parser, script
 from ecoformer.errors import InputError
 from ecoformer.files import atomic_write
 from ecoformer.kinds import fit_hashes
@@ -48,10 +48,6 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--tolerance", type=float, default=1e-3, help="largest difference to eager that is accepted (1e-3)")
     p.add_argument("--seed", type=int, default=0)
     return p
-
-
-def main(argv: list[str] | None = None) -> int:
-    return run_script(run, parser(), argv)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -130,5 +126,4 @@ def reopen(path: Path, kind: str) -> Run:
     return lambda batch: torch.from_numpy(session.run(None, {name: batch.numpy()})[0])
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+main = script(run, parser)

@@ -13,7 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ecoformer.cli.arguments import Parser, run_script
+from ecoformer.cli.arguments import Parser, script
 from ecoformer.errors import InputError
 
 
@@ -25,10 +25,6 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--push", metavar="USER/NAME", help="also upload the folder to the Hugging Face hub")
     p.add_argument("--private", action="store_true", help="with --push, if the repository is new")
     return p
-
-
-def main(argv: list[str] | None = None) -> int:
-    return run_script(run, parser(), argv)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -49,5 +45,4 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+main = script(run, parser)

@@ -17,7 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ecoformer.cli.arguments import Parser, run_script
+from ecoformer.cli.arguments import Parser, script
 from ecoformer.errors import InputError
 from ecoformer.files import json_text
 
@@ -44,10 +44,6 @@ def heads(text: str) -> list[int]:
     if min(numbers) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} must be whole numbers of at least 1, such as 1,2,5,8")
     return numbers
-
-
-def main(argv: list[str] | None = None) -> int:
-    return run_script(run, parser(), argv)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -162,5 +158,4 @@ def show(kind: str, weights: ForeignWeights, notes: list[str], kwargs: dict[str,
         print(note)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+main = script(run, parser)

@@ -9,10 +9,9 @@ table.md and energy.png.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from ecoformer.cli.arguments import Parser, run_script
+from ecoformer.cli.arguments import Parser, script
 
 
 def parser() -> argparse.ArgumentParser:
@@ -20,10 +19,6 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("folder", type=Path, metavar="RUNS")
     p.add_argument("--out", type=Path, help="where the table and the plot go (default: RUNS)")
     return p
-
-
-def main(argv: list[str] | None = None) -> int:
-    return run_script(run, parser(), argv)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -34,5 +29,4 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+main = script(run, parser)

@@ -6,14 +6,13 @@ python scripts/plot_speed.py rows.json [more.json ...] --out growth.png
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
-from ecoformer.cli.arguments import Parser, run_script
+from ecoformer.cli.arguments import Parser, script
 from ecoformer.lab.speed.section import read_rows
 from ecoformer.report.figures import name_curves, panels, save_figure, style
 
@@ -29,10 +28,6 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("rows", type=Path, nargs="+", help="JSON rows of benchmark.py")
     p.add_argument("--out", type=Path, required=True, metavar="FILE.png")
     return p
-
-
-def main(argv: list[str] | None = None) -> int:
-    return run_script(run, parser(), argv)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -70,5 +65,4 @@ def figure(rows: list[dict[str, Any]]) -> Figure:
     return drawing
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+main = script(run, parser)

@@ -13,10 +13,9 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import sys
 from pathlib import Path
 
-from ecoformer.cli.arguments import Parser, run_script
+from ecoformer.cli.arguments import Parser, script
 from ecoformer.errors import InputError
 
 
@@ -29,10 +28,6 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--dry-run", action="store_true", help="draw points at random and print their energy")
     p.add_argument("overrides", nargs="+", metavar="key=value")
     return p
-
-
-def main(argv: list[str] | None = None) -> int:
-    return run_script(run, parser(), argv, resumable=True)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -59,5 +54,4 @@ def run(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+main = script(run, parser, resumable=True)

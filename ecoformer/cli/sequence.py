@@ -11,7 +11,6 @@ those of --layers blocks at batch 1 in float32, scaled to the shape; see docs/se
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from ecoformer.cli.arguments import Parser, names, run_script
+from ecoformer.cli.arguments import Parser, names, script
 from ecoformer.errors import InputError
 from ecoformer.files import json_text, write_json, write_text
 from ecoformer.lab.sequence.advisor import advise, parse_budget
@@ -62,10 +61,6 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def main(argv: list[str] | None = None) -> int:
-    return run_script(run, parser(), argv)
-
-
 def run(args: argparse.Namespace) -> int:
     for key, least in (("layers", 1), ("threads", 1), ("rounds", 0)):
         if getattr(args, key) < least:
@@ -85,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
             for kind in kinds
             if (kind.label, count) in works
         ]
-        measure(points, args)
+        measure_missing(points, args)
     study = Study(rows, shape)
     content = held(args.out, shape)
     if content is not None:
@@ -115,7 +110,7 @@ def custom_shape(args: argparse.Namespace) -> Shape:
     return Shape("custom", width, heads, 4 * width if args.mlp is None else args.mlp, args.depth)
 
 
-def measure(points: list[Point], args: argparse.Namespace) -> None:
+def measure_missing(points: list[Point], args: argparse.Namespace) -> None:
     """Measure what is missing, with a bar on standard error, until it is done or --max-seconds have passed."""
     shape = points[0].shape if points else shape_of(args)
     settings = {**block_of(shape), "layers": args.layers, "threads": args.threads, **versions()}
@@ -134,15 +129,17 @@ def measure(points: list[Point], args: argparse.Namespace) -> None:
             bar.advance(task)
 
 
-def held(out: Path | None, shape: Shape) -> dict[str, Any] | None:
-    """The measurements in a folder; None if it holds none. Raises InputError if they are of another block."""
+def held(out: Path | None, shape: Shape, refuse: bool = True) -> dict[str, Any] | None:
+    """The measurements in a folder; None if it holds none. Those of another block are refused, or None too."""
     if out is None or not (out / MEASURED).exists():
         return None
     content = read_measurements(out / MEASURED)
     found = {key: content["settings"].get(key) for key in block_of(shape)}
-    if found != block_of(shape):
+    if found == block_of(shape):
+        return content
+    if refuse:
         raise InputError(f"{out / MEASURED} was measured with {found}, not {block_of(shape)}: choose another --out")
-    return content
+    return None
 
 
 def block_of(shape: Shape) -> dict[str, int]:
@@ -166,11 +163,8 @@ def advice(args: argparse.Namespace) -> str:
     if args.width is None:
         args.width, args.heads = SHAPES["bert_base"].width, args.heads or SHAPES["bert_base"].heads
     shape = custom_shape(args)
-    measured: dict[tuple[str, int], dict[str, float]] = {}
-    if args.out is not None and (args.out / MEASURED).exists():
-        content = read_measurements(args.out / MEASURED)
-        if block_of(shape) == {key: content["settings"].get(key) for key in block_of(shape)}:
-            measured = medians(content, shape)
+    content = held(args.out, shape, refuse=False)
+    measured = {} if content is None else medians(content, shape)
     budget = parse_budget(args.budget) if args.budget else {}
     found = advise(args.kinds, shape, args.at_tokens, budget, measured)
     if args.format == "json":
@@ -179,5 +173,4 @@ def advice(args: argparse.Namespace) -> str:
     return advice_text(found, budget, args.format == "md")
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+main = script(run, parser)

@@ -7,10 +7,9 @@ python scripts/speed_section.py --write README.md     # puts it there
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from ecoformer.cli.arguments import Parser, run_script
+from ecoformer.cli.arguments import Parser, script
 from ecoformer.errors import InputError
 from ecoformer.files import write_text
 from ecoformer.lab.speed.section import replace_section, section
@@ -21,10 +20,6 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--results", type=Path, default=Path("results/speed"), metavar="FOLDER")
     p.add_argument("--write", type=Path, metavar="FILE.md", help="replace the section of this document")
     return p
-
-
-def main(argv: list[str] | None = None) -> int:
-    return run_script(run, parser(), argv)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -43,5 +38,4 @@ def _read(path: Path) -> str:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+main = script(run, parser)

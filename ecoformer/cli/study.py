@@ -12,12 +12,11 @@ goes on where it was. The report is table.json, .md, .csv, .tex and plots in --o
 from __future__ import annotations
 
 import argparse
-import sys
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ecoformer.cli.arguments import Parser, run_script
+from ecoformer.cli.arguments import Parser, script
 from ecoformer.errors import InputError
 
 if TYPE_CHECKING:
@@ -43,10 +42,6 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--threads", type=int, help="CPU threads of the speed measurement")
     p.add_argument("overrides", nargs="*", metavar="key=value", help="settings for every run")
     return p
-
-
-def main(argv: list[str] | None = None) -> int:
-    return run_script(run, parser(), argv, resumable=True)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -77,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
             f"no row of {args.table} is finished: the runs that failed are listed above, with their reasons"
         )
     if args.speed:
-        measure(study, planned, out, args.threads)
+        write_speed(study, planned, out, args.threads)
     print(report(study, planned, out))
     unfinished = [job.id for job in planned if not is_finished(job)]
     if unfinished:
@@ -117,7 +112,7 @@ def dry_run(planned: list[Job], launch: str) -> int:
     return 0
 
 
-def measure(study: StudyConfig, planned: list[Job], out: Path, threads: int | None) -> None:
+def write_speed(study: StudyConfig, planned: list[Job], out: Path, threads: int | None) -> None:
     """Write speed.json: every finished row of a backbone, its first seed, in turns."""
     import torch
 
@@ -139,5 +134,4 @@ def measure(study: StudyConfig, planned: list[Job], out: Path, threads: int | No
         write_json(out / "speed.json", measured)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+main = script(run, parser, resumable=True)

@@ -9,10 +9,9 @@ settings in which they differ. Failed and unfinished runs are listed with how fa
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from ecoformer.cli.arguments import Parser, run_script
+from ecoformer.cli.arguments import Parser, script
 
 
 def parser() -> argparse.ArgumentParser:
@@ -20,10 +19,6 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("folder", type=Path, metavar="DIR")
     p.add_argument("--out", type=Path, help="where sweep.json, .md, .csv, .tex and front.png go (default: DIR)")
     return p
-
-
-def main(argv: list[str] | None = None) -> int:
-    return run_script(run, parser(), argv)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -34,5 +29,4 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+main = script(run, parser)

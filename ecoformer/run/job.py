@@ -33,7 +33,7 @@ def train(config: Config) -> float | None:
                 summary.write_compression(folder.path, run.built.compression)
             if config.train.progress:
                 summary.show_plan(launch_plan(run, plan_figures(run)), notes + opening)
-            figures = summary.run_summary(config, run.trainer.skeleton, run.trainer.fit(folder.resume))
+            figures = summary.whole_summary(config, run.trainer.skeleton, run.trainer.fit(folder.resume))
             if distributed.is_main():
                 write_json(folder.path / SUMMARY, figures)
                 summary.draw_hash_fits(folder.path, run.built.model)
@@ -48,7 +48,7 @@ def evaluate_checkpoint(config: EvalConfig) -> float:
         run = evaluation.run
         result = evaluate(evaluation.model, evaluation.data.val_loader, device, evaluation.amp)
         origin = {"checkpoint": str(run.path), "epochs": run.content["epoch"]}
-        figures = summary.run_summary(run.config, evaluation.model, {**asdict(result), **origin})
+        figures = summary.whole_summary(run.config, evaluation.model, {**asdict(result), **origin})
         if config.out is not None and distributed.is_main():
             write_json(Path(config.out).expanduser(), figures)
         for note in evaluation.data.notes if distributed.is_main() else ():

@@ -24,7 +24,7 @@ from ecoformer.report.compression import compression_markdown
 Rows = list[tuple[str, str]]
 
 
-def run_summary(config: Config, model: nn.Module, figures: dict[str, Any]) -> dict[str, Any]:
+def whole_summary(config: Config, model: nn.Module, figures: dict[str, Any]) -> dict[str, Any]:
     """The content of summary.json: settings, the trainer's figures, size and energy, versions."""
     if "energy_pj" not in figures:
         figures = figures | summarize(
