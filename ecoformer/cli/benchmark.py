@@ -29,7 +29,7 @@ from ecoformer.cli.arguments import Parser, names, positive, script
 from ecoformer.errors import InputError
 from ecoformer.files import json_text, write_json
 from ecoformer.lab.speed.cases import SpeedCase, Variant
-from ecoformer.lab.speed.peak_memory import PeakMemory, refuse_more_than_available
+from ecoformer.lab.speed.peak_memory import PeakMemory, within_memory
 from ecoformer.lab.speed.throughput import PRECISIONS, interleaved_seconds
 from ecoformer.report.table import Column, Table, markdown, render
 from ecoformer.run.process import json_of, processor
@@ -179,20 +179,16 @@ def peak_apart(args: argparse.Namespace, case: SpeedCase) -> float:
 
 
 def peak_mib(case: SpeedCase) -> float:
-    refuse_more_than_available()
-    memory = PeakMemory(torch.device(case.device))
-    try:
+    refusal = (
+        f"{case.attention} at {case.img_size} px needs more memory than there is with batch size {case.batch_size}: "
+        "lower --batch-size or leave it out"
+    )
+    with within_memory(refusal):
+        memory = PeakMemory(torch.device(case.device))
         step = case.step()
         memory.reset()
         for _ in range(3):
             step()
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
-            raise
-        raise InputError(
-            f"{case.attention} at {case.img_size} px needs more memory than there is with batch size "
-            f"{case.batch_size}: lower --batch-size or leave it out"
-        ) from error
     return memory.mib
 
 

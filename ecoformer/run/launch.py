@@ -6,7 +6,6 @@ torchrun over the processes of that job. What torchrun starts is train.py again,
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -26,6 +25,7 @@ from ecoformer.config.overrides import quoted
 from ecoformer.config.schema import LaunchConfig
 from ecoformer.engine.run_files import SUMMARY
 from ecoformer.errors import InputError, Interrupted
+from ecoformer.report.runs import read_summary
 from ecoformer.run import process
 from ecoformer.run.directory import JOB
 
@@ -91,8 +91,7 @@ def run_torchrun(cfg: DictConfig, name: str = "train", full_errors: bool = False
     environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // nproc)))
     code, signum = supervise(command, environment)
     if code == 0:
-        summary = None if folder is None else Path(folder) / SUMMARY
-        return json.loads(summary.read_text())["top1"] if summary is not None and summary.exists() else None
+        return read_summary(Path(folder))["top1"] if folder is not None and (Path(folder) / SUMMARY).exists() else None
     if signum is None:
         job = f"job {HydraConfig.get().job.num}: " if _in_job() else ""
         raise InputError(f"{job}torchrun ended with code {code}: its processes say why{_log()}")

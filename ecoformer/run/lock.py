@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ecoformer.errors import InputError
-from ecoformer.files import remove, unwritable
+from ecoformer.files import json_text, remove, unwritable
 
 LOCK = "run.lock"
 
@@ -89,7 +89,7 @@ def owned(folder: Path, *, same_launch: bool) -> Iterator[str | None]:
             note = refuse_if_owned(folder, same_launch=same_launch)
             remove(path)
             with open(path, "x") as file:  # another host may be as fast: one of the two fails here
-                file.write(json.dumps(asdict(own)))
+                file.write(json_text(asdict(own)))
     except FileExistsError as error:
         raise InputError(f"output_dir={folder} was just taken by another process: choose another one") from error
     except OSError as error:

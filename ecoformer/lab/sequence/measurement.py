@@ -18,7 +18,8 @@ import torch
 from ecoformer.errors import InputError
 from ecoformer.files import read_json, write_json
 from ecoformer.lab.sequence.encoder import Encoder, Kind, Shape
-from ecoformer.lab.speed.peak_memory import PeakMemory, refuse_more_than_available
+from ecoformer.lab.speed.peak_memory import PeakMemory, within_memory
+from ecoformer.lab.speed.throughput import forward_pass
 from ecoformer.run.process import processor
 
 FIGURES = ("forward_s", "forward_mib", "train_s", "train_mib")
@@ -47,21 +48,16 @@ def measure_point(point: Point) -> dict[str, float]:
     Run it in a fresh process: memory is counted from before the model is built. Raises InputError if it does not fit.
     """
     torch.set_num_threads(point.threads)
-    refuse_more_than_available()
-    _load_code(point)
-    memory = PeakMemory(torch.device("cpu"))
-    try:
+    with within_memory(f"{point.key} tokens: needs more memory than there is"):
+        _load_code(point)
+        memory = PeakMemory(torch.device("cpu"))
         model = point.kind.build_fitted(point.shape, point.tokens, point.layers)
         x_BND = torch.randn(1, point.tokens, point.shape.width)
         found = {}
-        for mode, run in (("forward", _forward(model, x_BND)), ("train", _train(model, x_BND))):
+        for mode, run in (("forward", forward_pass(model, x_BND)), ("train", _train(model, x_BND))):
             memory.reset()
             found[f"{mode}_s"] = _seconds(run)
             found[f"{mode}_mib"] = memory.mib
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
-            raise
-        raise InputError(f"{point.key} tokens: needs more memory than there is") from error
     return found
 
 
@@ -72,16 +68,8 @@ def _load_code(point: Point) -> None:
     if kind.name == "low_rank":
         kind = replace(kind, number=1)
     model, x_BND = kind.build_fitted(narrow, tokens, 1), torch.randn(1, tokens, narrow.width)
-    _forward(model, x_BND)()
+    forward_pass(model, x_BND)()
     _train(model, x_BND)()
-
-
-def _forward(model: Encoder, x_BND: torch.Tensor) -> Callable[[], object]:
-    @torch.inference_mode()
-    def run() -> object:
-        return model(x_BND)
-
-    return run
 
 
 def _train(model: Encoder, x_BND: torch.Tensor) -> Callable[[], object]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import gc
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -54,6 +56,18 @@ class PeakMemory:
         if self.device.type == "cuda":
             return torch.cuda.memory_allocated(self.device)
         return _status_kib("VmRSS") * KIB
+
+
+@contextmanager
+def within_memory(refusal: str) -> Iterator[None]:
+    """Run what may need more memory than there is, which then is an InputError with this text and kills nothing."""
+    refuse_more_than_available()
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        raise InputError(refusal) from error
 
 
 def refuse_more_than_available() -> None:
