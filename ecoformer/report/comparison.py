@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ecoformer.report.table import Column, Table, energy_unit, largest_unit, saving, share
+from ecoformer.report.table import Column, Table, energy_unit, largest_unit, saves
 
 OPERATIONS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
@@ -19,10 +19,6 @@ def comparison_table(rows: Sequence[dict[str, Any]]) -> Table:
     energy, pj = energy_unit([row["energy_pj"] for row in rows])
     operations, name = largest_unit([row["muls"] for row in rows], OPERATIONS)
     baselines = [kind for kind in ("stock", "msa") if any(row["attention"] == kind for row in rows)]
-
-    def saves(key: str) -> list[Column]:
-        return [share(f"saves vs {kind}", lambda row, kind=kind: saving(row, rows, kind, key)) for kind in baselines]
-
     columns = [
         Column("attention", "attention", left=True),
         Column("top-1 %", "top1", "{:.2f}"),
@@ -30,9 +26,9 @@ def comparison_table(rows: Sequence[dict[str, Any]]) -> Table:
         Column(f"#Mul {name}", "muls", "{:.4g}", operations),
         Column(f"#Add {name}", "adds", "{:.4g}", operations),
         Column(f"energy {pj}", "energy_pj", "{:.4g}", energy),
-        *saves("energy_pj"),
+        *(saves(f"saves vs {kind}", rows, kind, "energy_pj") for kind in baselines),
         Column(f"attention only {pj}", "attention_energy_pj", "{:.4g}", energy),
-        *saves("attention_energy_pj"),
+        *(saves(f"saves vs {kind}", rows, kind, "attention_energy_pj") for kind in baselines),
         Column("images/s", "images_per_second", "{:.0f}"),
     ]
     return Table(columns, rows)

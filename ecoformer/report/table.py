@@ -58,6 +58,26 @@ def share(heading: str, of: Any, **options: Any) -> Column:
     return Column(heading, of, "{:.1f} %", 0.01, **options)
 
 
+def saving(
+    row: Any, rows: Sequence[Any], against: str, key: str = "energy_pj", same: Sequence[str] = ()
+) -> float | None:
+    """Share of `key` that `row` saves against another attention, of the rows whose `same` keys are equal to its own.
+
+    None without such a row and for that row itself; negative where it costs more.
+    """
+    for other in rows:
+        if other["attention"] == against and all(other[k] == row[k] for k in same) and other is not row and other[key]:
+            return 1 - row[key] / other[key]
+    return None
+
+
+def saves(
+    heading: str, rows: Sequence[Any], against: str, key: str, same: Sequence[str] = (), wide: bool = False
+) -> Column:
+    """A column of what `saving` finds in percent."""
+    return share(heading, lambda row: saving(row, rows, against, key, same), wide=wide)
+
+
 @dataclass(frozen=True)
 class Table:
     """Rows (anything that its columns read) and how they are shown."""
@@ -133,19 +153,6 @@ def largest_unit(values: Sequence[float], units: Sequence[tuple[float, str]]) ->
 def energy_unit(energies_pj: Sequence[float]) -> tuple[float, str]:
     """(picojoules in the unit, its name) in which the largest of the energies is at least 1."""
     return largest_unit(energies_pj, ((1e12, "J"), (1e9, "mJ"), (1e6, "µJ"), (1e3, "nJ"), (1.0, "pJ")))
-
-
-def saving(
-    row: Any, rows: Sequence[Any], against: str, key: str = "energy_pj", same: Sequence[str] = ()
-) -> float | None:
-    """Share of `key` that `row` saves against another attention, of the rows whose `same` keys are equal to its own.
-
-    None without such a row and for that row itself; negative where it costs more.
-    """
-    for other in rows:
-        if other["attention"] == against and all(other[k] == row[k] for k in same) and other is not row and other[key]:
-            return 1 - row[key] / other[key]
-    return None
 
 
 def _terminal(table: Table, title: str, notes: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ from ecoformer.energy.profile import Profile
 from ecoformer.files import json_text
 from ecoformer.lab.energy.published import Comparison
 from ecoformer.report.table import FORMATS as FORMATS
-from ecoformer.report.table import Column, Table, saving, share, to_csv
+from ecoformer.report.table import Column, Table, saves, share, to_csv
 from ecoformer.report.table import render as render
 
 NOTES = {
@@ -29,10 +29,6 @@ MJ = 1e9  # picojoules
 
 def summary_table(rows: Sequence[dict[str, Any]]) -> Table:
     """Rows of `Case.row` for reading: whole model and attention only side by side, savings against stock and MSA."""
-
-    def saves(heading: str, against: str, key: str, wide: bool) -> Column:
-        return share(heading, lambda row: saving(row, rows, against, key, ALIKE), wide=wide)
-
     columns = [
         Column("model", "model", left=True),
         Column("attention", "attention", left=True),
@@ -43,13 +39,13 @@ def summary_table(rows: Sequence[dict[str, Any]]) -> Table:
         Column("G mul", "muls", "{:.3f}", 1e9),
         Column("G add", "adds", "{:.3f}", 1e9, wide=True),
         Column("mJ", "energy_pj", "{:.3f}", MJ),
-        saves("vs stock", "stock", "energy_pj", wide=False),
-        saves("vs msa", "msa", "energy_pj", wide=False),
+        saves("vs stock", rows, "stock", "energy_pj", ALIKE),
+        saves("vs msa", rows, "msa", "energy_pj", ALIKE),
         Column("attn G mul", "attention_muls", "{:.3f}", 1e9, wide=True),
         Column("attn G add", "attention_adds", "{:.3f}", 1e9, wide=True),
         Column("attn mJ", "attention_energy_pj", "{:.3f}", MJ),
-        saves("attn vs stock", "stock", "attention_energy_pj", wide=True),
-        saves("attn vs msa", "msa", "attention_energy_pj", wide=True),
+        saves("attn vs stock", rows, "stock", "attention_energy_pj", ALIKE, wide=True),
+        saves("attn vs msa", rows, "msa", "attention_energy_pj", ALIKE, wide=True),
         Column("uncounted", lambda row: ", ".join(row["uncounted"]) or "none", left=True, wide=not _lacking(rows)),
     ]
     return Table(columns + ([Column("measured", "measured")] if "measured" in rows[0] else []), rows)

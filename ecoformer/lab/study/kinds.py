@@ -13,7 +13,7 @@ from ecoformer.errors import InputError
 from ecoformer.files import write_json, write_text
 from ecoformer.lab.study.plots import plot_front
 from ecoformer.report.runs import find_runs
-from ecoformer.report.table import Column, Table, render, saving, share
+from ecoformer.report.table import Column, Table, render, saves
 from ecoformer.run.start import model_of_run, read_run
 
 CONTROLS = ("uniform", "none", "random_hash", "msa_shared_qk")
@@ -75,20 +75,16 @@ def kind_rows(folder: Path) -> list[dict[str, Any]]:
 def kinds_table(rows: Sequence[dict[str, Any]]) -> Table:
     """Runs side by side, energies in µJ."""
     flat = [{**row, **row["paper"]} for row in rows]
-
-    def saves(heading: str, against: str, key: str, wide: bool = False) -> Column:
-        return share(heading, lambda row: saving(row, flat, against, key), wide=wide)
-
     columns = [
         Column("attention", lambda row: row["attention"] + (" (control)" if row["control"] else ""), left=True),
         Column("top-1 %", "top1", "{:.2f}"),
         Column("parameters", "params", "{:,}"),
         Column("µJ, paper", "energy_pj", "{:.2f}", 1e6),
-        saves("saved/stock", "stock", "energy_pj"),
-        saves("saved/MSA", "msa", "energy_pj"),
+        saves("saved/stock", flat, "stock", "energy_pj"),
+        saves("saved/MSA", flat, "msa", "energy_pj"),
         Column("attention µJ, paper", "attention_energy_pj", "{:.3f}", 1e6, wide=True),
-        saves("attn saved/stock", "stock", "attention_energy_pj", wide=True),
-        saves("attn saved/MSA", "msa", "attention_energy_pj", wide=True),
+        saves("attn saved/stock", flat, "stock", "attention_energy_pj", wide=True),
+        saves("attn saved/MSA", flat, "msa", "attention_energy_pj", wide=True),
         Column("µJ, audited", lambda row: row["audited"]["energy_pj"], "{:.2f}", 1e6),
         Column("attention µJ, audited", lambda row: row["audited"]["attention_energy_pj"], "{:.3f}", 1e6, wide=True),
     ]

@@ -9,7 +9,7 @@ from pathlib import Path
 from ecoformer.kinds import SPECS
 from ecoformer.lab.study.rows import Row
 from ecoformer.report.runs import RunRecord
-from ecoformer.report.table import Column, Table, energy_unit, saving, share
+from ecoformer.report.table import Column, Table, energy_unit, saves
 
 NOTES = (
     "top-1: of the last epoch, mean ± sample deviation over the seeds. vs MSA, vs stock, vs uniform: points of top-1 "
@@ -22,26 +22,23 @@ STAGE1_SEED_NOTES = (
     "Over models trained with different seeds, each counted once. vs MSA, vs stock, vs uniform: between rows from the "
     "same trained model.",
 )
+SAME = ("backbone",)  # rows that savings compare
 
 
 def study_table(rows: Sequence[Row]) -> Table:
     """Rows of `over_seeds` for reading, published figures (blank where nothing was published) beside ours."""
     scale, unit = energy_unit([row["energy_pj"] for row in rows])
-
-    def saves(heading: str, against: str, key: str, wide: bool = False) -> Column:
-        return share(heading, lambda row: saving(row, rows, against, key, ("backbone",)), wide=wide)
-
     columns = [
         *_first_columns("seeds", "seeds"),
         Column("published", "published_top1", "{:.2f}", none=""),
         *ABOVE_CONTROLS,
         Column(unit, "energy_pj", "{:.4g}", scale),
         Column(f"published {unit}", "published_energy_pj", "{:.4g}", scale, none="", wide=True),
-        saves("saves vs stock", "stock", "energy_pj", wide=True),
-        saves("saves vs MSA", "msa", "energy_pj", wide=True),
+        saves("saves vs stock", rows, "stock", "energy_pj", SAME, wide=True),
+        saves("saves vs MSA", rows, "msa", "energy_pj", SAME, wide=True),
         Column(f"attention {unit}", "attention_energy_pj", "{:.4g}", scale, wide=True),
-        saves("attn vs stock", "stock", "attention_energy_pj", wide=True),
-        saves("attn vs MSA", "msa", "attention_energy_pj", wide=True),
+        saves("attn vs stock", rows, "stock", "attention_energy_pj", SAME, wide=True),
+        saves("attn vs MSA", rows, "msa", "attention_energy_pj", SAME, wide=True),
         Column("images/s", "images_per_second", "{:.0f}"),
     ]
     return Table(columns, rows)
