@@ -12,9 +12,13 @@ from ecoformer.energy import count, load_profile, profile_names
 from ecoformer.energy.conventions import CONVENTIONS
 from ecoformer.energy.difference import difference
 from ecoformer.energy.profile import Profile
+from ecoformer.errors import InputError
 from ecoformer.lab.energy import energy_tables as tables
 from ecoformer.lab.energy.cases import Case, cases
 from ecoformer.lab.energy.published import compare_published, faults
+
+Row = dict[str, Any]
+Refused = tuple[Case, InputError]
 
 
 def numbers(text: str) -> list[int]:
@@ -65,11 +69,28 @@ def run(args: argparse.Namespace) -> int:
         for case in chosen:
             print(detail(case, args, profile))
     else:
-        rows = [row(case, args, profile) for case in chosen]
+        rows, refused = tried(chosen, args, profile)
         print(tables.render_rows(rows, args.format))
         if args.plots:
             draw(chosen, rows, args, profile)
+        for case, reason in refused:
+            print(f"error: {case.model} {case.attention} {case.img_size} px is left out: {reason}", file=sys.stderr)
+        return 2 if refused else 0
     return 0
+
+
+def tried(chosen: list[Case], args: argparse.Namespace, profile: Profile) -> tuple[list[Row], list[Refused]]:
+    """The rows of all cases that can be counted, and the other cases. Raises InputError if none can be."""
+    rows: list[Row] = []
+    refused: list[Refused] = []
+    for case in chosen:
+        try:
+            rows.append(row(case, args, profile))
+        except InputError as error:
+            refused.append((case, error))
+    if not rows:
+        raise refused[0][1]
+    return rows, refused
 
 
 def row(case: Case, args: argparse.Namespace, profile: Profile) -> dict[str, Any]:

@@ -94,6 +94,7 @@ def with_their_sources(planned: list[Job], patterns: list[str]) -> list[Job]:
 
 def dry_run(planned: list[Job], launch: str) -> int:
     """Every run with its state, its command and the energy that the ledger predicts for it."""
+    from ecoformer.energy.summary import in_attention
     from ecoformer.lab.study.prediction import compose_run, predict_energy
     from ecoformer.lab.study.runner import is_finished
 
@@ -107,7 +108,7 @@ def dry_run(planned: list[Job], launch: str) -> int:
         state = "finished" if is_finished(job) else "to do"
         print(
             f"{job.id}: {state}, {figures['energy_pj'] / 1e6:.4g} µJ an image, "
-            f"{figures['attention_energy_pj'] / 1e6:.4g} µJ in attention\n    {job.command(launch)}"
+            f"{in_attention(figures['attention_energy_pj'], 1e6, 'µJ in attention')}\n    {job.command(launch)}"
         )
     return 0
 

@@ -51,6 +51,11 @@ class Call:
         return list(_tensors([*self.args, *self.kwargs.values()]))
 
     @property
+    def is_complex(self) -> bool:
+        """Whether complex numbers go in or come out."""
+        return any(x.is_complex() for x in [*self.inputs, *self.outputs])
+
+    @property
     def outputs(self) -> list[Tensor]:
         return list(_tensors([self.out]))
 

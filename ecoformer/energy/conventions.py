@@ -14,9 +14,9 @@ from ecoformer.energy.call import Call, stored_bytes
 from ecoformer.energy.cores import Cores, find_cores, is_within
 from ecoformer.energy.dataflow import DataFlow
 from ecoformer.energy.entry import CORE, LOOSE, Entry
-from ecoformer.energy.kinds import Counts, counts
+from ecoformer.energy.kinds import Counts, counts, scaled
 from ecoformer.energy.recorder import ModuleStack
-from ecoformer.energy.rules import PRODUCTS, RULES, SOFTMAX, UNREAD
+from ecoformer.energy.rules import COMPLEX, PRODUCTS, RULES, SOFTMAX, UNREAD
 
 CONVENTIONS = ("paper", "audited")
 
@@ -61,6 +61,7 @@ class Book(ABC):
         self.stack, self.flow = stack, flow
         self._notes: list[_Note] = []
         self._stated: set[str] = set()
+        self.has_attention = False  # once `entries` has looked
 
     @abstractmethod
     def on_call(self, call: Call) -> None:
@@ -100,6 +101,7 @@ class Book(ABC):
             return stated[module]
 
         cores = find_cores(self.flow, lambda module: stated_around(module) is not None)
+        self.has_attention = bool(self._stated or cores.layer_of)
         counted: dict[tuple[Any, ...], Counts] = {}
         calls: Counter[tuple[Any, ...]] = Counter()
         for note in self._notes:
@@ -212,9 +214,9 @@ def _first(args: tuple[Any, ...]) -> Tensor:
 
 
 def cost(call: Call) -> Counts:
-    """Arithmetic of a call by its rule."""
+    """Arithmetic of a call by its rule; of complex numbers in terms of real ones."""
     try:
-        return RULES[call.name](call)
+        return scaled(RULES[call.name](call), COMPLEX[call.name] if call.is_complex else 1)
     except Exception as error:
         shapes = [tuple(x.shape) for x in call.inputs]
         raise CountingDefect(f"the rule of {call.full_name} failed on {shapes}: {error}") from error
@@ -253,4 +255,6 @@ def _width(x: Tensor) -> int:
 
 def _bits(call: Call) -> int:
     """Width of the floating-point numbers at work, 0 if there are none."""
-    return max((_width(x) for x in [*call.outputs, *call.inputs] if x.is_floating_point()), default=0)
+    held = [*call.outputs, *call.inputs]
+    real = [_width(x) for x in held if x.is_floating_point()] + [_width(x) // 2 for x in held if x.is_complex()]
+    return max(real, default=0)

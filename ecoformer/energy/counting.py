@@ -12,7 +12,6 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ecoformer.energy.call import Call
 from ecoformer.energy.conventions import CONVENTIONS, AuditedBook, Book, PaperBook
 from ecoformer.energy.dataflow import DataFlow
 from ecoformer.energy.ledger import Ledger
@@ -77,10 +76,10 @@ def count(
     book: Book = (PaperBook if convention == "paper" else AuditedBook)(stack, flow)
     uncounted: dict[str, None] = {}
 
-    def on_unknown(call: Call) -> None:
+    def on_unknown(operation: str) -> None:
         if strict:
-            raise UncountedOperationError(call.full_name, stack.name)
-        uncounted[call.full_name] = None
+            raise UncountedOperationError(operation, stack.name)
+        uncounted[operation] = None
 
     with ExitStack() as scope:
         scope.enter_context(_evaluation_mode(model))
@@ -108,13 +107,15 @@ def count(
             raise InputError(
                 f"{type(model).__name__} does not run on an input of shape {shape}{place}: {reason}"
             ) from error
+    entries = book.entries()
     return Ledger(
         convention=convention,
         params=sum(p.numel() for p in model.parameters()),
         input_shape=shape,
         dtype=str(dtype).removeprefix("torch."),
-        entries=book.entries(),
+        entries=entries,
         uncounted=list(uncounted),
+        has_attention=book.has_attention,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ecoformer.energy import kinds
 from ecoformer.energy.entry import Entry
@@ -16,7 +16,8 @@ from ecoformer.energy.profile import Profile
 class Ledger:
     """All entries of one forward pass, under one convention, for the whole batch.
 
-    `uncounted` lists operations that ran but that no rule knows; a ledger with such entries is a lower bound.
+    `uncounted` lists operations that ran but that no rule knows; a ledger with such entries is a lower bound. Without
+    `has_attention` no attention was recognised, and the attention cores have no figures, which is not zero.
     """
 
     convention: str
@@ -25,6 +26,7 @@ class Ledger:
     dtype: str
     entries: list[Entry] = field(default_factory=list)
     uncounted: list[str] = field(default_factory=list)
+    has_attention: bool = True
 
     @property
     def counts(self) -> Counts:
@@ -51,8 +53,7 @@ class Ledger:
 
     def select(self, keep: Callable[[Entry], bool]) -> Ledger:
         """A ledger of some entries; everything else stays."""
-        chosen = [entry for entry in self.entries if keep(entry)]
-        return Ledger(self.convention, self.params, self.input_shape, self.dtype, chosen, self.uncounted)
+        return self._of(entry for entry in self.entries if keep(entry))
 
     def attention(self, projections: bool = False) -> Ledger:
         """The attention cores alone; with `projections`, all that runs inside attention layers."""
@@ -82,7 +83,7 @@ class Ledger:
         return {name: self._of(entries) for name, entries in groups.items()}
 
     def _of(self, entries: Iterable[Entry]) -> Ledger:
-        return Ledger(self.convention, self.params, self.input_shape, self.dtype, list(entries), self.uncounted)
+        return replace(self, entries=list(entries))
 
 
 def stage_of(module: str) -> str:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ecoformer.energy.meters import Meter, MeterUnavailable, meter_for
+from ecoformer.errors import InputError
 from ecoformer.fit.hashes import fit_hashes, has_hashes
 
 UNAVAILABLE = "unavailable"
@@ -90,7 +91,10 @@ def measure_model(
     The model moves to `device` and its unfitted hash functions are fitted on random images; its weights do not
     matter to the energy of dense arithmetic, so random ones serve.
     """
-    device = torch.device(device)
+    try:
+        device = torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f"device {device!r} does not exist: use cpu, cuda or cuda:N") from error
     try:
         meter = meter_for(device)
     except MeterUnavailable as error:

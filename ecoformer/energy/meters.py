@@ -37,8 +37,9 @@ class RaplMeter:
     source = "RAPL"
 
     def __init__(self, root: Path = POWERCAP) -> None:
-        # Packages are intel-rapl:N (AMD's too); intel-rapl:N:M are parts of them and would count twice.
-        self._zones = [zone for zone in sorted(root.glob("intel-rapl:*")) if zone.name.count(":") == 1]
+        # Packages are called package-N (AMD's too). Beside them may stand psys, the whole platform, and below them
+        # their parts (core, dram): both would count the same energy again.
+        self._zones = [zone for zone in sorted(root.glob("intel-rapl:*")) if self._name(zone).startswith("package")]
         if not self._zones:
             raise MeterUnavailable(f"no RAPL package under {root}")
         self._ranges = [self._read(zone / "max_energy_range_uj") for zone in self._zones]
@@ -51,6 +52,13 @@ class RaplMeter:
             self._total_uj += after - before if after >= before else after - before + limit
         self._last = now
         return self._total_uj / 1e6
+
+    @staticmethod
+    def _name(zone: Path) -> str:
+        try:
+            return (zone / "name").read_text().strip()
+        except OSError:  # unreadable as the counter itself: it is found out there
+            return "package" if zone.name.count(":") == 1 else ""
 
     @staticmethod
     def _read(file: Path) -> int:
@@ -93,6 +101,8 @@ def meter_for(device: torch.device) -> Meter:
     if device.type == "cuda":
         if torch.version.hip:
             raise MeterUnavailable("no counter is read for AMD GPUs")
+        if not torch.cuda.is_available():
+            raise MeterUnavailable("torch sees no GPU")
         uuid = str(torch.cuda.get_device_properties(device).uuid)
         return NvmlMeter(uuid if uuid.startswith("GPU-") else f"GPU-{uuid}")
     raise MeterUnavailable(f"no counter is read for {device.type} devices")

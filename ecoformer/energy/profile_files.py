@@ -1,23 +1,37 @@
 """Profiles from YAML files: where they are looked up, and what is refused in them.
 
 A profile prices every kind at one or more precisions. A figure carries either the key of a source or a labelled
-assumption; a kind may also be priced as so many operations of other kinds. See docs/energy.md for the format.
+assumption; a kind may also be priced as so many operations of other kinds, and what is not priced at all follows from
+the prices of an addition and of a multiplication or multiply-add. A profile may begin with another one and change
+some of it. See docs/energy.md for the format.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from ecoformer.energy.kinds import ARITHMETIC, KINDS, MEMORY
+from ecoformer.energy.kinds import KINDS, MEMORY
 from ecoformer.energy.profile import Precision, Price, Profile, Rule
 from ecoformer.errors import InputError
 
 PROFILE_FOLDER = Path(__file__).parent / "profiles"
 FOLDER_VARIABLE = "ECOFORMER_PROFILES"
+# What a kind without a price is made of, and the assumption that this is.
+DERIVED: dict[str, tuple[dict[str, int], str]] = {
+    "fma": ({"mul": 1, "add": 1}, "No price given: one multiplication and one addition."),
+    "mul": ({"fma": 1}, "No price given: it runs on the multiply-add unit."),
+    "compare": ({"add": 1}, "No price given: a subtraction whose sign is read."),
+    "div": ({"mul": 7, "add": 6}, "No price given: table seed, two Newton-Raphson steps, product and correction."),
+    "sqrt": ({"mul": 7, "add": 2}, "No price given: table seed, two Newton-Raphson steps of the root, product."),
+    "exp": ({"mul": 8, "add": 8}, "No price given: range reduction and a polynomial of degree 6."),
+    "binary_mul": ({"add": 1}, "No price given for one bit: as an addition, which is too much."),
+    "popcount": ({"add": 1}, "No price given for one bit: as an addition, which is too much."),
+}
 
 
 def profile_names() -> list[str]:
@@ -36,27 +50,49 @@ def load_profile(name_or_path: str | Path) -> Profile:
     Names are looked up in the folder that the environment variable ECOFORMER_PROFILES names, then among the shipped
     ones. Raises InputError if there is none, or if it is malformed.
     """
-    text = str(name_or_path)
+    path = _path_of(str(name_or_path))
+    return _Reader(path).profile(_with_base(path, _yaml(path)))
+
+
+def _path_of(text: str, beside: Path | None = None) -> Path:
     if text.endswith((".yaml", ".yml")) or os.sep in text:
-        path = Path(text)
+        path = Path(text) if beside is None else beside.parent / text
         if not path.is_file():
             raise InputError(f"profile file {path} does not exist")
-        return _read(path)
+        return path
     for folder in _folders():
         if (folder / f"{text}.yaml").is_file():
-            return _read(folder / f"{text}.yaml")
+            return folder / f"{text}.yaml"
     raise InputError(
         f"profile {text!r} does not exist: choose one of {', '.join(profile_names())}, or give the path of a YAML file"
     )
 
 
-def _read(path: Path) -> Profile:
+def _yaml(path: Path) -> Any:
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         first_line = str(error).splitlines()[0]
         raise InputError(f"profile {path} is no valid YAML: {first_line}") from error
-    return _Reader(path).profile(data)
+
+
+def _with_base(path: Path, data: Any) -> Any:
+    """The YAML of `data` on top of that of the profile which its key `base` names, and of that one's base."""
+    if not isinstance(data, dict) or "base" not in data:
+        return data
+    own = {key: value for key, value in data.items() if key != "base"}
+    base = _path_of(str(data["base"]), beside=path)
+    if base.resolve() == path.resolve():
+        raise InputError(f"profile {path}: base: {data['base']} is the file itself: name another profile")
+    return _merged(_with_base(base, _yaml(base)), own)
+
+
+def _merged(below: Any, above: Any) -> Any:
+    if not (isinstance(below, dict) and isinstance(above, dict)):
+        return above
+    if "pj" in above or "as" in above:  # a figure replaces another one whole
+        return above
+    return {**below, **{key: _merged(below.get(key), value) for key, value in above.items()}}
 
 
 class _Reader:
@@ -82,23 +118,26 @@ class _Reader:
         return data
 
     def number(self, data: Any, where: str) -> float:
-        if isinstance(data, bool) or not isinstance(data, int | float) or not 0 <= data < float("inf"):
+        try:
+            value = float("nan") if isinstance(data, bool) else float(data)  # YAML takes 1e-3 for a text
+        except (TypeError, ValueError):
+            value = float("nan")
+        if not 0 <= value < float("inf"):
             raise self.fault(f"{where} must be a number of at least 0, got {data!r}")
-        return float(data)
+        return value
 
     def profile(self, data: Any) -> Profile:
         keys = {"summary", "sources", "assumptions", "precision", "precisions", "rules"}
         data = self.mapping(data, "the file", keys)
-        for key in ("summary", "precision", "precisions"):
-            if key not in data:
-                raise self.fault(f"key {key!r} is missing")
+        if "precisions" not in data:
+            raise self.fault("key 'precisions' is missing")
         sources = self.mapping(data.get("sources", {}), "sources")
         assumptions = self.mapping(data.get("assumptions", {}), "assumptions")
         self.origins = {key: (self.text(text, f"sources.{key}"), False) for key, text in sources.items()}
         self.origins |= {key: (self.text(text, f"assumptions.{key}"), True) for key, text in assumptions.items()}
         listed = self.mapping(data["precisions"], "precisions")
         precisions = {name: self.precision(name, part) for name, part in listed.items()}
-        default = self.text(data["precision"], "precision")
+        default = self.text(data.get("precision", next(iter(precisions), None)), "precision")
         if default not in precisions:
             raise self.fault(f"precision {default!r} is not among precisions: {', '.join(precisions) or 'none'}")
         rules = data.get("rules", [])
@@ -106,7 +145,7 @@ class _Reader:
             raise self.fault(f"rules must be a list, got {type(rules).__name__}")
         return Profile(
             name=self.path.stem,
-            summary=self.text(data["summary"], "summary"),
+            summary=self.text(data.get("summary", self.path.name), "summary"),
             default=default,
             precisions=precisions,
             rules=tuple(self.rule(part, f"rules[{i}]", precisions) for i, part in enumerate(rules)),
@@ -115,7 +154,11 @@ class _Reader:
 
     def precision(self, name: str, data: Any) -> Precision:
         where = f"precisions.{name}"
-        part = self.mapping(data, where, {"bits", *KINDS})
+        part = self.mapping(data, where, {"bits", "mac", *KINDS})
+        if "mac" in part:
+            if "fma" in part:
+                raise self.fault(f"{where} has mac and fma, which are the same: keep one")
+            part = {"fma" if kind == "mac" else kind: figure for kind, figure in part.items()}
         bits = part.get("bits")
         if isinstance(bits, bool) or not isinstance(bits, int) or bits < 1:
             raise self.fault(f"{where}.bits must be a whole number of at least 1, got {bits!r}")
@@ -129,12 +172,19 @@ class _Reader:
             else:
                 plain[kind] = self.price(figure, f"{where}.{kind}")
         prices = {kind: Price(0.0, None, "", False) for kind in MEMORY} | plain
-        for kind, figure in composed.items():
-            prices[kind] = self.composite(figure, f"{where}.{kind}", plain)
-        missing = [kind for kind in ARITHMETIC if kind not in prices]
-        if missing:
-            raise self.fault(f"{where} gives no figure for {', '.join(missing)}")
+        self.derive(("fma", "mul"), prices, composed)  # first: a figure may be so many of these
+        prices |= {kind: self.composite(figure, f"{where}.{kind}", prices) for kind, figure in composed.items()}
+        if "add" not in prices or not {"mul", "fma"} & prices.keys():
+            raise self.fault(f"{where} needs at least the price of an add, and of a mac or a mul")
+        self.derive(DERIVED, prices, composed)
         return Precision(name, bits, prices)
+
+    def derive(self, kinds: Iterable[str], prices: dict[str, Price], but: Container[str]) -> None:
+        """Price the kinds without a figure, as far as the prices of what they are made of are known."""
+        for kind in kinds:
+            made_of, assumption = DERIVED[kind]
+            if kind not in prices and kind not in but and made_of.keys() <= prices.keys():
+                prices[kind] = self.sum_of(made_of, prices, assumption, True)
 
     def price(self, figure: dict[str, Any], where: str) -> Price:
         if "pj" not in figure:
@@ -151,7 +201,10 @@ class _Reader:
         if unknown:
             raise self.fault(f"{where}.as names {unknown[0]!r}, which has no figure of its own")
         amounts = {kind: self.number(n, f"{where}.as.{kind}") for kind, n in parts.items()}
-        origin, assumed = self.origin(figure, where)
+        return self.sum_of(amounts, prices, *self.origin(figure, where))
+
+    @staticmethod
+    def sum_of(amounts: Mapping[str, float], prices: dict[str, Price], origin: str, assumed: bool) -> Price:
         pj = sum(n * prices[kind].pj for kind, n in amounts.items())
         areas = [(n, prices[kind].um2) for kind, n in amounts.items()]
         um2 = sum(n * area for n, area in areas if area is not None)

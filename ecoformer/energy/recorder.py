@@ -13,19 +13,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._ops import HigherOrderOperator
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ecoformer.energy.call import Call, short_name
-from ecoformer.energy.rules import RULES
+from ecoformer.energy.rules import RULES, is_known
 from ecoformer.energy.values import ValueTracker, output_values
 from ecoformer.errors import InputError
 
 OnCall = Callable[[Call], None]
+OnUnknown = Callable[[str], None]
 
 
 class OpRecorder(TorchDispatchMode):
-    """Runs every operation and hands it to `on_call`, or to `on_unknown` if no rule knows it.
+    """Runs every operation and hands it to `on_call`, or its name to `on_unknown` if no rule knows it.
 
     Args:
         on_each: told of every operation first, known or not.
@@ -33,10 +35,12 @@ class OpRecorder(TorchDispatchMode):
         originals: the real tensors behind meta parameters and buffers, for models that read a scalar of theirs.
     """
 
+    supports_higher_order_operators = True
+
     def __init__(
         self,
         on_call: OnCall,
-        on_unknown: OnCall,
+        on_unknown: OnUnknown,
         on_each: OnCall,
         tracker: ValueTracker,
         originals: WeakTensorKeyDictionary,
@@ -49,6 +53,9 @@ class OpRecorder(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if isinstance(func, HigherOrderOperator):  # torch.cond, flex_attention: functions inside, and no schema
+            self.on_unknown(func.name())
+            return func(*args, **kwargs)
         if func.namespace == "prim":
             return func(*args, **kwargs)
         if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
@@ -61,10 +68,10 @@ class OpRecorder(TorchDispatchMode):
         out = func(*args, **kwargs)
         call = Call(func, args, kwargs, out, self.tracker)
         self.on_each(call)
-        if call.name in RULES:
+        if is_known(call):
             self.on_call(call)
         else:
-            self.on_unknown(call)
+            self.on_unknown(call.full_name)
         self._track_values(call)
         return out
 

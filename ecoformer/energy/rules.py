@@ -22,6 +22,9 @@ Rule = Callable[[Call], Counts]
 RULES: dict[str, Rule] = {}
 UNREAD: set[str] = set()  # operations that touch no memory: views and uninitialised allocations
 PRODUCTS: set[str] = set()  # operations made of inner products: what the paper convention charges
+# Operations whose rule holds for complex numbers too, so many times: a product of two is four real ones, accumulated.
+# All others that compute are unknown with complex numbers.
+COMPLEX = {"mm": 4, "bmm": 4, "mv": 4, "dot": 4, "vdot": 4, "add": 2, "sub": 2, "neg": 2, "sum": 2}
 SOFTMAX = ("softmax", "_softmax", "_safe_softmax")
 
 
@@ -60,10 +63,16 @@ def per_element(**kinds: int) -> Rule:
     return lambda call: scaled(each, call.elements)
 
 
+def is_known(call: Call) -> bool:
+    """Whether a rule says what the call costs."""
+    return call.name in RULES and (not call.is_complex or call.name in COMPLEX)
+
+
 def free(operations: Iterable[str], memory: bool) -> None:
     """Register operations without arithmetic; `memory` tells copies from views."""
     for name in operations:
         rule(name)(lambda call: counts())
+        COMPLEX[name] = 1
         if not memory:
             UNREAD.add(name)
 

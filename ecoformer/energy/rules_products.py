@@ -123,7 +123,7 @@ def _attention(call: Call) -> Counts:
     query, key, value = call.arg("query"), call.arg("key"), call.arg("value")
     mask = call.arg("attn_mask") if call.arg("attn_mask") is not None else call.arg("attn_bias")
     products, rest = attention(
-        rows=query.numel() // query.shape[-1],
+        rows=call.outputs[0].numel() // value.shape[-1],  # of the result: batches of query and keys may broadcast
         keys=key.shape[-2],
         head_dim=query.shape[-1],
         value_dim=value.shape[-1],

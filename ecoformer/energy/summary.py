@@ -15,18 +15,19 @@ from ecoformer.energy.profile_files import load_profile
 def figures(ledger: Ledger, profile: Profile) -> dict[str, Any]:
     """Whole-model and attention-only figures of a ledger under a profile, for its whole batch.
 
-    Attention-only means the attention cores: products, softmax or hashing, without projections and norms.
+    Attention-only means the attention cores: products, softmax or hashing, without projections and norms; None where
+    no attention was recognised.
     """
-    attention = ledger.attention()
+    attention = ledger.attention() if ledger.has_attention else None
     return {
         "params": ledger.params,
         "muls": ledger.muls,
         "adds": ledger.adds,
         "energy_pj": ledger.energy_pj(profile),
         "area_um2": ledger.area_um2(profile),
-        "attention_muls": attention.muls,
-        "attention_adds": attention.adds,
-        "attention_energy_pj": attention.energy_pj(profile),
+        "attention_muls": None if attention is None else attention.muls,
+        "attention_adds": None if attention is None else attention.adds,
+        "attention_energy_pj": None if attention is None else attention.energy_pj(profile),
         "uncounted": ledger.uncounted,
     }
 
@@ -47,3 +48,8 @@ def summarize(
     prices = load_profile(profile)
     ledger = count(model, img_size, convention=convention, strict=False, in_chans=in_chans)
     return {**figures(ledger, prices), "energy_convention": convention, "energy_profile": prices.name}
+
+
+def in_attention(energy_pj: float | None, scale: float, unit: str) -> str:
+    """The attention cores' energy in words, with what was not recognised said."""
+    return "no attention recognised" if energy_pj is None else f"{energy_pj / scale:.4g} {unit}"

@@ -14,6 +14,7 @@ from torch import nn
 import ecoformer
 from ecoformer.config.schema import Config
 from ecoformer.energy import summarize
+from ecoformer.energy.summary import in_attention
 from ecoformer.engine import distributed
 from ecoformer.engine.run_files import COMPRESSION, COMPRESSION_TABLE, HASH_FITS
 from ecoformer.files import write_json, write_text
@@ -89,7 +90,7 @@ def show_figures(title: str, figures: dict[str, Any]) -> None:
         ("multiplications", f"{figures['muls']:,}"),
         ("additions", f"{figures['adds']:,}"),
         ("energy an image", f"{figures['energy_pj']:.4g} pJ, {convention}"),
-        ("in attention", f"{figures['attention_energy_pj']:.4g} pJ"),
+        ("in attention", in_attention(figures["attention_energy_pj"], 1, "pJ")),
         ("evaluation", f"{figures['images_per_second']:.0f} images/s"),
     ]
     if "train_images_per_second" in figures:

@@ -234,3 +234,41 @@ def test_bad_input_gives_one_line(given: dict, message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
         count(Case("resnet18").build(), **given)
     assert "\n" not in str(caught.value)
+
+
+class Product(nn.Module):
+    def forward(self, a):
+        return a @ a
+
+
+def test_complex_products_are_four_real_ones() -> None:
+    for convention in ("paper", "audited"):
+        assert count(Product(), torch.zeros(64, 64, dtype=torch.complex64), convention=convention).muls == 4 * 64**3
+    with pytest.raises(InputError, match=r"aten\.mul\.Tensor .* has no counting rule"):
+        count(ComplexSquare(), torch.zeros(4, dtype=torch.complex64))
+
+
+class ComplexSquare(nn.Module):
+    def forward(self, a):
+        return a * a
+
+
+class Fused(nn.Module):
+    def forward(self, query, key):
+        return nn.functional.scaled_dot_product_attention(query, key, key)
+
+
+def test_one_query_for_many_keys_counts_the_rows_of_the_result() -> None:
+    ledger = count(Fused(), (torch.zeros(1, 1, 100, 64), torch.zeros(8, 1, 8, 64)), convention="audited")
+    assert ledger.counts["fma"] == 8 * 100 * 8 * (64 + 64) == 819_200
+
+
+class Branches(nn.Module):
+    def forward(self, x):
+        return torch.cond(x.sum() > 0, lambda x: x + 1, lambda x: x * 2, (x,))
+
+
+def test_operators_that_hold_functions_are_named() -> None:
+    assert count(Branches(), torch.zeros(2, 3), device="cpu", strict=False).uncounted == ["cond"]
+    with pytest.raises(UncountedOperationError, match="operation cond in the model itself has no counting rule"):
+        count(Branches(), torch.zeros(2, 3))

@@ -77,6 +77,18 @@ def test_rapl_adds_packages_and_undoes_wrapping(tmp_path: Path) -> None:
     assert meter.joules() == pytest.approx((150 + 200) / 1e6)
 
 
+def test_rapl_counts_packages_by_name(tmp_path: Path) -> None:
+    """psys is the whole platform: with the package in it, the same joule would count twice."""
+    zones = {"intel-rapl:0": "package-0", "intel-rapl:1": "psys", "intel-rapl:0:0": "core", "intel-rapl:0:1": "dram"}
+    folders = {name: zone(tmp_path, folder, 0, limit=10**9) for folder, name in zones.items()}
+    for name, folder in folders.items():
+        (folder / "name").write_text(f"{name}\n")
+    meter = RaplMeter(tmp_path)
+    for folder in folders.values():
+        (folder / "energy_uj").write_text("1000000")
+    assert meter.joules() == 1.0
+
+
 def test_rapl_without_packages_or_permission(tmp_path: Path) -> None:
     with pytest.raises(MeterUnavailable, match="no RAPL package under"):
         RaplMeter(tmp_path)

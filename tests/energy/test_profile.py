@@ -1,5 +1,6 @@
 """Profiles: published figures, composed and assumed prices, and one clear line for a malformed file."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -144,7 +145,10 @@ MALFORMED = {
     "two figures": (with_mul({"pj": 1, "as": {"add": 1}, "source": "book"}), "both as and a figure"),
     "composed of nothing known": (with_mul({"as": {"fma": 1}, "assumption": "guess"}), "as names 'fma'"),
     "bits": ({**valid(), "precisions": {"wide": {"bits": 0}}}, "bits must be a whole number of at least 1, got 0"),
-    "kinds missing": ({**valid(), "precisions": {"wide": {"bits": 8}}}, "gives no figure for mul, add"),
+    "kinds missing": (
+        {**valid(), "precisions": {"wide": {"bits": 8}}},
+        "needs at least the price of an add, and of a mac or a mul",
+    ),
     "rule": ({**valid(), "rules": [{"modules": "*", "precision": "x"}]}, r"rules\[0\].precision 'x' is not among"),
     "rule kinds": (
         {**valid(), "rules": [{"modules": "*", "precision": "wide", "kinds": ["mull"]}]},
@@ -170,3 +174,38 @@ def test_unknown_names_list_the_choices() -> None:
 
 def test_profiles_ship_with_the_package() -> None:
     assert {path.stem for path in PROFILE_FOLDER.glob("*.yaml")} <= set(profile_names())
+
+
+def test_a_mac_and_an_add_are_enough(tmp_path: Path) -> None:
+    text = """
+sources: {datasheet: A datasheet}
+precisions:
+  int8:
+    bits: 8
+    mac: {pj: 0.23, source: datasheet}
+    add: {pj: 3e-2, source: datasheet}
+"""
+    profile = load_profile(write(tmp_path, text))
+    prices = profile.precisions["int8"].prices
+    assert (prices["fma"].pj, prices["mul"].pj, prices["add"].pj, prices["compare"].pj) == (0.23, 0.23, 0.03, 0.03)
+    assert prices["div"].pj == pytest.approx(7 * 0.23 + 6 * 0.03) and prices["div"].assumed
+    assert profile.default == "int8" and profile.summary == "mine.yaml"
+    assert count(nn.Linear(7, 4, bias=False), torch.zeros(3, 7)).energy_pj(profile) == pytest.approx(84 * 0.23)
+
+
+def test_a_profile_begins_with_another(tmp_path: Path) -> None:
+    text = "base: 45nm_fp32\nsources: {ours: Measured}\nprecisions: {fp32: {mul: {pj: 2.0, source: ours}}}\n"
+    prices, base = (load_profile(which).precisions["fp32"].prices for which in (write(tmp_path, text), "45nm_fp32"))
+    assert prices["mul"].pj == 2.0 and prices["mul"].um2 is None and prices["mul"].origin == "Measured"
+    assert prices["add"] == base["add"] and prices["fma"].pj == 2.0 + base["add"].pj  # composed anew
+    write(tmp_path, "base: mine.yaml\nsummary: Mine, cheaper\n", "second.yaml")
+    assert load_profile(tmp_path / "second.yaml").precisions["fp32"].prices == prices
+    with pytest.raises(InputError, match="is the file itself: name another profile"):
+        load_profile(write(tmp_path, "base: loop.yaml\n", "loop.yaml"))
+
+
+def test_the_example_of_the_docs_is_a_profile(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "energy.md").read_text()
+    for number, example in enumerate(re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)):
+        assert load_profile(write(tmp_path, example, f"{number}.yaml")).precisions
+    assert number >= 1

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 from ecoformer.lab.energy import published
 from ecoformer.lab.energy.cases import ROW_KEYS
@@ -87,7 +88,7 @@ BAD = {
     "--model nosuch": "--model=nosuch does not exist",
     "--attention linear": "attention=linear does not exist; choose one of stock",
     "--model resnet18 --attention msa": "no attention that can be converted",
-    "--img-size 64": "raise data.img_size, lower attention.num_anchors",
+    "--img-size 64 --attention ecoformer": "raise data.img_size, lower attention.num_anchors",
     "--img-size 8 --attention stock": "does not run on an input of shape (1, 3, 8, 8)",
     "--model vit_tiny_patch16_224 --img-size 8 --attention stock": "does not run on an input of shape (1, 3, 8, 8)",
     "--img-size big": "'big' is no list of whole numbers",
@@ -116,7 +117,7 @@ def test_malformed_profile_file(script: ModuleType, capsys: pytest.CaptureFixtur
     path = tmp_path / "mine.yaml"
     path.write_text("summary: nothing else\n")
     assert script.main(["--profile", str(path)]) == 2
-    assert capsys.readouterr().err == f"error: profile {path}: key 'precision' is missing\n"
+    assert capsys.readouterr().err == f"error: profile {path}: key 'precisions' is missing\n"
 
 
 def test_a_model_of_one_size_is_made_for_the_size_that_is_asked_for(
@@ -127,3 +128,32 @@ def test_a_model_of_one_size_is_made_for_the_size_that_is_asked_for(
     small, large = json.loads(capsys.readouterr().out)
     assert large["params"] - small["params"] == (256 - 196) * 192  # the position embedding
     assert large["muls"] > small["muls"]
+
+
+def test_what_cannot_be_counted_is_named_and_does_not_end_the_table(
+    script: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert script.main(["--img-size", "64", "--attention", "stock,ecoformer,msa", "--format", "json"]) == 2
+    captured = capsys.readouterr()
+    assert [row["attention"] for row in json.loads(captured.out)] == ["stock", "msa"]
+    assert (
+        captured.err.startswith("error: pvt_v2_b0 ecoformer 64 px is left out: stage 3")
+        and captured.err.count("\n") == 1
+    )
+
+
+def test_a_model_without_attention_says_so(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    assert script.main(["--model", "resnet18", "--attention", "stock"]) == 0
+    assert "No attention recognised in resnet18" in " ".join(capsys.readouterr().out.split())
+    assert script.main(["--model", "resnet18", "--attention", "stock", "--format", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["attention_energy_pj"] is None
+
+
+def test_joules_without_a_gpu_are_unavailable(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    assert script.main(["--attention", "stock", "--measure", "cuda", "--format", "json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)[0]["measured"] == "unavailable" and "torch sees no GPU" in captured.err
+    assert script.main(["--attention", "stock", "--measure", "gpu"]) == 2
+    assert "device 'gpu' does not exist" in capsys.readouterr().err

@@ -75,7 +75,7 @@ def breakdown_table(ledger: Ledger, profile: Profile, by: str) -> Table:
         Column("G add", lambda row: row[1].adds, "{:.4f}", 1e9),
         Column("mJ", lambda row: row[1].energy_pj(profile), "{:.4f}", MJ),
         share("share", lambda row: row[1].energy_pj(profile) / whole if whole else None),
-        Column("attn mJ", lambda row: row[1].attention().energy_pj(profile), "{:.4f}", MJ),
+        Column("attn mJ", lambda row: _cores_pj(row[1], profile), "{:.4f}", MJ),
     ]
     return Table(columns, list(groups.items()))
 
@@ -134,9 +134,18 @@ def render_rows(rows: Sequence[dict[str, Any]], format: str) -> str:
     first = rows[0]
     title = f"Energy, convention {first['convention']}, profile {first['profile']}"
     notes = [NOTES[first["convention"]], BASELINES]
+    if unseen := list(dict.fromkeys(row["model"] for row in rows if row["attention_energy_pj"] is None)):
+        notes.append(
+            f"No attention recognised in {', '.join(unseen)}: nothing there is a product of two activations that, "
+            "normalised, weighs a third. Attention-only figures are left out, which does not mean that they are zero."
+        )
     if _lacking(rows):
         notes.append("LOWER BOUNDS: operations listed as uncounted ran but have no rule.")
     return render(summary_table(rows), format, title, notes)
+
+
+def _cores_pj(ledger: Ledger, profile: Profile) -> float | None:
+    return ledger.attention().energy_pj(profile) if ledger.has_attention else None
 
 
 def _lacking(rows: Sequence[dict[str, Any]]) -> bool:

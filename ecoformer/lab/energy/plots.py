@@ -76,7 +76,9 @@ def plot_resolution(rows: Sequence[dict[str, Any]]) -> Figure:
     figure, axes = panels(1, 2, (9.5, 4.0))
     for axis, (key, name) in zip(axes, WHOLE_AND_CORES.items(), strict=True):
         for number, (label, line) in enumerate(_lines(rows).items()):
-            points = sorted((row["img_size"], row[key] / MILLIJOULE) for row in line)
+            points = sorted((row["img_size"], row[key] / MILLIJOULE) for row in line if row[key] is not None)
+            if not points:  # no attention recognised
+                continue
             axis.plot(*zip(*points, strict=True), label=label, markersize=4, **style(label, number))
         axis.set_xscale("log", base=2)
         axis.set_yscale("log")

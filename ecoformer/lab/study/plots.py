@@ -33,6 +33,10 @@ def plot_front(rows: Sequence[Mapping[str, Any]], out: Path, title: str) -> None
     """
     figure, axes = panels(1, 2, (11, 4.6 + 0.16 * max(0, len(rows) - 12)))
     for axis, (key, name) in zip(axes, PANELS, strict=True):
+        rows = [row for row in rows if row[key] is not None]  # None: no attention recognised
+        if not rows:
+            axis.set_visible(False)
+            continue
         scale, unit = energy_unit([row[key] for row in rows])
         points = [(row[key] / scale, row["top1"]) for row in rows]
         best = [points[index] for index in front(points)]
