@@ -84,18 +84,24 @@ def read_json(path: Path, what: str = "JSON") -> Any:
         raise InputError(f"{path} holds no {what}") from error
 
 
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects in a file of JSON lines, none without a file; a last line that a kill cut short is left out.
+def read_lines(path: Path) -> list[str]:
+    """The whole lines of a file that grew line by line; a last one that a kill cut short is left out, with a note.
 
-    Raises InputError for any other line that is no object.
+    Raises InputError if the file cannot be read.
     """
-    if not path.is_file():
-        return []
-    *lines, unfinished = path.read_bytes().split(b"\n")
+    try:
+        *lines, unfinished = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
     if unfinished:
         log.warning("%s: its last line was cut short and is left out", path)
+    return lines
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects in a file of JSON lines, none without a file. Raises InputError for a line that is no object."""
     records = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_lines(path) if path.is_file() else [], start=1):
         try:
             record = json.loads(line, parse_constant=lambda name: None)
         except ValueError:

@@ -14,7 +14,7 @@ from yaml import YAMLError
 
 from ecoformer.engine.run_files import CONFIG, METRICS, METRICS_TABLE, SUMMARY
 from ecoformer.errors import InputError
-from ecoformer.files import read_json, read_json_lines
+from ecoformer.files import read_json, read_json_lines, read_lines
 
 JOB, LOG = "job.json", "log.txt"  # of a run that a study or a search started
 # Where a run lies and how it is watched says nothing about what it computes.
@@ -74,11 +74,8 @@ def read_records(path: Path, event: str) -> list[dict[str, Any]]:
 
 def read_epochs(path: Path) -> list[dict[str, float]]:
     """The rows of a run's metrics.csv, NaN where a number is missing. Raises InputError if it cannot be read."""
-    try:
-        with (path / METRICS_TABLE).open(newline="", encoding="utf-8") as file:
-            return [{key: float(text or "nan") for key, text in row.items()} for row in csv.DictReader(file)]
-    except OSError as error:
-        raise InputError(f"cannot read {path / METRICS_TABLE}: {error.strerror}") from error
+    rows = csv.DictReader(read_lines(path / METRICS_TABLE))
+    return [{key: float(text or "nan") for key, text in row.items()} for row in rows]
 
 
 def last_line(path: Path) -> str:
@@ -93,11 +90,11 @@ def last_line(path: Path) -> str:
 def _how_far(path: Path) -> str:
     try:
         epochs = read_records(path, "epoch")
-        failed = (path / JOB).exists() and read_json(path / JOB).get("exit_code")
+        job = read_json(path / JOB) if (path / JOB).exists() else {}
     except (InputError, AttributeError) as error:
         return f"unfinished, {error}"
     done = f"{len(epochs)} epochs done" if epochs else "no epoch done"
-    if failed:
+    if isinstance(job, dict) and job.get("exit_code"):
         return f"failed, {done}: {last_line(path / LOG)}"
     return f"unreadable {SUMMARY}, {done}" if (path / SUMMARY).exists() else f"unfinished, {done}"
 

@@ -134,6 +134,8 @@ def test_numbers_that_were_not_finite_are_none_and_a_damaged_line_is_named(tmp_p
     assert [record["loss"] for record in read_records(run, "epoch")] == [None, None]
     (run / "metrics.csv").write_text("epoch,train_loss,val_top1\n0,,50.0\n")
     assert math.isnan(read_epochs(run)[0]["train_loss"])
+    (run / "metrics.csv").write_text("epoch,train_loss,val_top1\n0,1.0,50.0\n1,0.9,4")
+    assert [row["val_top1"] for row in read_epochs(run)] == [50.0], "4 is the start of a number"
     (run / "metrics.jsonl").write_text('{"event": "epoch"}\n[]\n')
     assert "line 2 is not a metrics record" in find_runs(tmp_path)[0].state
 

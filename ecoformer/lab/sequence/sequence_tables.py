@@ -8,7 +8,7 @@ from typing import Any
 from ecoformer.lab.sequence.advisor import Advice
 from ecoformer.lab.sequence.crossover import describe
 from ecoformer.lab.sequence.study import BASELINE, METRICS, Study
-from ecoformer.lab.sequence.verdict import as_dicts, verdicts
+from ecoformer.lab.sequence.verdict import verdicts
 from ecoformer.report.table import Column, Table, markdown, render
 
 FIGURE = "{:.4g}"
@@ -20,7 +20,7 @@ def as_json(study: Study) -> dict[str, Any]:
         "settings": study.settings,
         "rows": study.rows,
         "crossovers": study.crossovers(),
-        "verdicts": as_dicts(verdicts(study)),
+        "verdicts": [vars(verdict) for verdict in verdicts(study)],
     }
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from ecoformer.kinds.linformer import LinformerSpec
 from ecoformer.lab.sequence.crossover import crossovers, describe
@@ -40,9 +39,7 @@ def verdicts(study: Study) -> list[Verdict]:
 def _short(study: Study, kind: Kind) -> Verdict:
     """Time and memory are what was measured; energy stands in for time where nothing was."""
     saved, lines = [], []
-    for metric in study.metrics():
-        own, base = study.series(kind.label, metric), study.series(BASELINE, metric)
-        shares = {n: 1 - own[n] / base[n] for n in sorted(own.keys() & base.keys())}
+    for metric, shares in _saved(study, kind):
         saved += [share for n, share in shares.items() if n <= LIMIT]
         if shares:
             lines.append(f"{METRICS[metric]}: {_percents(shares)}")
@@ -53,6 +50,13 @@ def _short(study: Study, kind: Kind) -> Verdict:
         "It thins the Linear layers, whose share of the work falls as the tokens grow; nothing ends at "
         f"{LIMIT} tokens, the saving fades.",
     )
+
+
+def _saved(study: Study, kind: Kind) -> Iterator[tuple[str, dict[int, float]]]:
+    """Per metric, by number of tokens, the share that a kind saves against softmax attention."""
+    for metric in study.metrics():
+        own, base = study.series(kind.label, metric), study.series(BASELINE, metric)
+        yield metric, {n: 1 - own[n] / base[n] for n in sorted(own.keys() & base.keys())}
 
 
 def _smaller(study: Study, kind: Kind) -> Verdict:
@@ -71,11 +75,9 @@ def _smaller(study: Study, kind: Kind) -> Verdict:
 
 def _thirty_percent(study: Study, kind: Kind) -> Verdict:
     held, lines = [], []
-    for metric in study.metrics():
+    for metric, shares in _saved(study, kind):
         if metric.endswith("_mib"):
             continue
-        own, base = study.series(kind.label, metric), study.series(BASELINE, metric)
-        shares = {n: 1 - own[n] / base[n] for n in sorted(own.keys() & base.keys())}
         held += [share > SAVING for share in shares.values()]
         kept = [n for n, share in shares.items() if share > SAVING]
         where = f", more than {SAVING:.0%} at {', '.join(map(str, kept))} tokens" if kept else ""
@@ -167,8 +169,3 @@ def _percents(shares: dict[int, float]) -> str:
     """ "62 % at 64, 60 % at 512, 40 % at 8192": the ends and the claims' limit."""
     chosen = [n for n in shares if n in (min(shares), LIMIT, max(shares))]
     return ", ".join(f"{_percent(shares[n])} at {n}" for n in chosen)
-
-
-def as_dicts(found: list[Verdict]) -> list[dict[str, Any]]:
-    """Ready for JSON."""
-    return [vars(verdict) for verdict in found]
