@@ -41,10 +41,10 @@ def style(label: str, number: int = 0) -> dict[str, Any]:
     return {"color": colour, "marker": MARKERS[number % len(MARKERS)]}
 
 
-def panels(rows: int, columns: int, size: tuple[float, float], **options: Any) -> tuple[Figure, list[Axes]]:
+def panels(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
     """A figure of that size in inches with a grid of panels, row by row. It needs no pyplot, backend or display."""
     figure = Figure(figsize=size, layout="constrained")
-    axes = list(figure.subplots(rows, columns, squeeze=False, **options).flatten())
+    axes = list(figure.subplots(rows, columns, squeeze=False).flatten())
     for axis in axes:
         axis.grid(alpha=0.3)
         axis.set_axisbelow(True)
