@@ -23,7 +23,7 @@ from typing import Any
 import timm
 import torch
 from torch import Tensor, nn
-from torch.export import Dim
+from torch.export import Dim, ExportedProgram
 
 import ecoformer.models  # noqa: F401  registers the converted models
 from ecoformer.cli.arguments import Parser, script
@@ -34,6 +34,7 @@ from ecoformer.model.create import create
 from ecoformer.model.layers import require_image_size
 from ecoformer.run.start import model_of_run, read_run
 
+STEP = 32  # pixels between the sizes of --dynamic-size, the reduction of the last stage
 Run = Callable[[Tensor], Tensor]
 
 
@@ -84,13 +85,16 @@ def images(seed: int, count: int, img_size: int) -> Tensor:
 
 
 def export(model: nn.Module, img_size: int, args: argparse.Namespace) -> int:
-    sizes: dict[int, Any] = {0: Dim("batch", min=1)}
+    checked = [images(args.seed + 1, batch_size, img_size) for batch_size in (1, 3)]
     if args.dynamic_size:
-        sizes |= {2: 32 * Dim("height_by_32", min=1), 3: 32 * Dim("width_by_32", min=1)}
-    example = images(args.seed, 2, img_size)
+        checked.append(images(args.seed + 1, 1, img_size + STEP))
     with torch.no_grad(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")  # about deprecations inside the exporters
-        program = torch.export.export(model, (example,), dynamic_shapes=(sizes,), strict=False)
+        program = (
+            _program_of_any_size(model, img_size, args.seed, checked)
+            if args.dynamic_size
+            else _program(model, images(args.seed, 2, img_size), {})
+        )
         content = io.BytesIO()
         if args.format == "onnx":
             converted = torch.onnx.export(program, dynamo=True)
@@ -101,9 +105,6 @@ def export(model: nn.Module, img_size: int, args: argparse.Namespace) -> int:
     with atomic_write(args.out) as file:
         file.write(content.getvalue())
     run = reopen(args.out, args.format)
-    checked = [images(args.seed + 1, batch_size, img_size) for batch_size in (1, 3)]
-    if args.dynamic_size:
-        checked.append(images(args.seed + 1, 1, img_size + 32))
     with torch.no_grad():
         worst = max(float((run(batch) - model(batch)).abs().max()) for batch in checked)
     shapes = ", ".join("x".join(map(str, batch.shape)) for batch in checked)
@@ -112,6 +113,29 @@ def export(model: nn.Module, img_size: int, args: argparse.Namespace) -> int:
         print(f"the difference is above --tolerance {args.tolerance:g}: do not use this file", file=sys.stderr)
         return 1
     return 0
+
+
+def _program(model: nn.Module, example: Tensor, sizes: dict[int, Any]) -> ExportedProgram:
+    free: dict[int, Any] = {0: Dim("batch", min=1), **sizes}
+    return torch.export.export(model, (example,), dynamic_shapes=(free,), strict=False)
+
+
+def _program_of_any_size(model: nn.Module, img_size: int, seed: int, checked: list[Tensor]) -> ExportedProgram:
+    """The program with height and width free. Raises InputError if the model or a branch in it is for some sizes."""
+    sizes = {2: STEP * Dim("height_by_32", min=1), 3: STEP * Dim("width_by_32", min=1)}
+    example = images(seed, 2, max(img_size, 2 * STEP))  # the tracer takes a size of one step for a constant
+    try:
+        program = _program(model, example, sizes)
+        for batch in checked:
+            program.module()(batch)
+    except (torch._dynamo.exc.UserError, AssertionError, RuntimeError) as error:
+        lines = str(error).splitlines()
+        reason = next((line.strip(" -") for line in lines if "specialized" in line), lines[0]).partition(". If")[0]
+        raise InputError(
+            f"--dynamic-size: {type(model).__name__} is not the same program at every size "
+            f"({reason.partition('. If')[0]}): leave it out and export each size with --img-size"
+        ) from error
+    return program
 
 
 def reopen(path: Path, kind: str) -> Run:

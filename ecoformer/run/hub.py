@@ -18,6 +18,7 @@ from ecoformer.errors import InputError
 from ecoformer.files import atomic_write, write_json, write_text
 from ecoformer.kinds import BUILDERS
 from ecoformer.model.layers import attention_layers
+from ecoformer.model.low_rank import low_rank_layers
 from ecoformer.models.converted import ARCHITECTURE
 from ecoformer.run.checks import attention_spec
 from ecoformer.run.start import SavedRun, model_of_run
@@ -44,10 +45,10 @@ def export_folder(run: SavedRun, folder: Path, name: str) -> Exported:
         raise InputError(f"--out {folder} already exists and is not an empty folder: choose another one")
     model = model_of_run(run).eval()
     tensors = {key: value.detach().clone().contiguous() for key, value in model.state_dict().items()}
+    config, figures = timm_config(run, model), _figures(run, model)  # what is refused is so before anything is written
     with atomic_write(folder / WEIGHTS) as file:
         file.write(safetensors.torch.save(tensors, metadata={"format": "pt"}))
-    write_json(folder / CONFIG, timm_config(run, model))
-    figures = _figures(run, model)
+    write_json(folder / CONFIG, config)
     write_text(folder / CARD, model_card(run, name, figures))
     return Exported(folder, figures, _difference(model, folder, run.config.data.img_size))
 
@@ -66,6 +67,8 @@ def timm_config(run: SavedRun, model: nn.Module) -> dict[str, Any]:
     }
     if config.model.patch_stride is not None:
         args["patch_stride"] = config.model.patch_stride
+    if ranks := {name: layer.rank for name, layer in low_rank_layers(model).items()}:
+        args["ranks"] = ranks
     spec = attention_spec(config.attention)
     if config.attention.get("layers") is not None and spec is not None:
         kind = BUILDERS[type(spec)]

@@ -21,7 +21,7 @@ from ecoformer.model.checkpoint import FORMAT, evaluated_weights, load_checkpoin
 from ecoformer.model.convert import FilterFn, convert
 from ecoformer.model.create import create, has_fixed_size
 from ecoformer.model.layers import attention_layers
-from ecoformer.model.low_rank import CompressionReport, expand, low_rank_layers, take_ranks
+from ecoformer.model.low_rank import CompressionReport, expand, low_rank_layers, ranks_in, take_ranks
 from ecoformer.model.patch_stride import set_patch_stride
 from ecoformer.models.dims import dims_of, num_classes_of, vit_img_size
 from ecoformer.models.official import ForeignWeights, read_foreign
@@ -103,7 +103,7 @@ def build_model(
     if config.compress.name == "none":
         return built
     if resume is not None:
-        take_ranks(model, load_checkpoint(resume)["model"])
+        take_ranks(model, ranks_in(load_checkpoint(resume)["model"]))
         return built
     if not with_weights:
         model.to("meta")
@@ -119,7 +119,7 @@ def model_of_run(run: SavedRun, *, drop_path_rate: float = 0.0) -> nn.Module:
     _convert(BuiltModel(model, ""), config)
     weights = evaluated_weights(run.content)
     if config.compress.name != "none":
-        take_ranks(model, weights)
+        take_ranks(model, ranks_in(weights))
     load_weights(model, weights, run.path)
     return model
 

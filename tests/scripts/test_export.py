@@ -56,6 +56,11 @@ def test_a_difference_above_the_tolerance_is_an_error(script, capsys, tmp_path):
         (["pvt_v2_b0_ecoformer", "--format=torch_export", "--out=x", "--img-size=64"], "16 tokens < num_anchors=25"),
         (["pvt_v2_b0", "--format=torch_export", "--out=x", "--img-size=16"], "does not accept 16x16 images"),
         (["pvt_v2_b0", "--out=x"], "--format"),
+        (
+            ["vit_tiny_patch16_224", "--format=torch_export", "--out=x", "--dynamic-size"],
+            "--dynamic-size: VisionTransformer is not the same program at every size (You marked 32*height_by_32 as "
+            "dynamic but your code specialized it to be a constant (224)): leave it out and export each size with",
+        ),
         ([str(SCRIPT), "--format=torch_export", "--out=x"], "export.py"),
     ],
 )

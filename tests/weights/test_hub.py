@@ -15,7 +15,7 @@ from weights_helpers import load_command
 
 import ecoformer.models
 from ecoformer import fit_hashes
-from ecoformer.config.schema import Config, DataConfig, ModelConfig
+from ecoformer.config.schema import CompressConfig, Config, DataConfig, ModelConfig
 from ecoformer.model.checkpoint import save_checkpoint
 from ecoformer.run.start import build_model, model_of_run, read_run
 
@@ -31,6 +31,7 @@ CASES = {
         64,
     ),
     "pvt_stock": (ModelConfig("pvt_v2_b0", kwargs=PVT), {"name": "stock"}, 64),
+    "pvt_low_rank": (ModelConfig("pvt_v2_b0", patch_stride=2, kwargs=PVT), {"name": "msa"}, 32),
 }
 
 
@@ -42,6 +43,8 @@ def script() -> Any:
 def checkpoint(folder: Path, case: str) -> Path:
     model, attention, size = CASES[case]
     config = Config(name=case, model=model, attention=attention, data=DataConfig(name="digits", img_size=size))
+    if case == "pvt_low_rank":
+        config.compress = CompressConfig(name="low_rank")
     net = build_model(config, 3).model
     fit_hashes(net, torch.randn(2, 3, size, size), seed=0)
     content = {
@@ -72,6 +75,29 @@ def test_timm_loads_it_back(script: Any, tmp_path: Path, capsys: pytest.CaptureF
     assert (tuple(data["input_size"]), data["crop_pct"]) == ((3, size, size), 1.0)
     assert data["mean"] == pytest.approx((0.3056, 0.3056, 0.3056), abs=1e-3)  # digits'
     assert theirs.pretrained_cfg["label_names"] == ["ant", "bee", "cat"]
+
+
+@pytest.mark.parametrize(
+    ("case", "reductions"),
+    [
+        ("pvt_ecoformer", [2, 4, 8, 16]),
+        ("pvt_low_rank", [2, 4, 8, 16]),
+        ("twins_msa", [4, 8, 16, 32]),
+        ("vit_some_layers", [16, 16, 16]),
+    ],
+)
+def test_a_folder_gives_feature_maps(script: Any, tmp_path: Path, case: str, reductions: list[int]):
+    source, out = checkpoint(tmp_path, case), tmp_path / "hub"
+    assert script.main([str(source), f"--out={out}"]) == 0
+    ours = model_of_run(read_run(source)).eval()
+    features = timm.create_model(f"local-dir:{out}", pretrained=True, features_only=True).eval()
+    assert features.feature_info.reduction() == reductions
+    size = CASES[case][2]
+    images = torch.randn(2, 3, size, size)
+    with torch.no_grad():
+        maps, expected = features(images), ours.forward_intermediates(images, intermediates_only=True)
+    assert [found.shape[-1] for found in maps] == [size // reduction for reduction in reductions]
+    assert all(torch.equal(found, right) for found, right in zip(maps, expected, strict=True))
 
 
 def test_another_head_and_no_weights(script: Any, tmp_path: Path):

@@ -1,7 +1,7 @@
 """Low-rank compression of a model's weights, whatever its attention. See docs/low_rank.md."""
 
 from ecoformer.model.low_rank.compression_report import CompressionReport, LayerCompression
-from ecoformer.model.low_rank.factorize import expand, factorize, low_rank_layers, take_ranks
+from ecoformer.model.low_rank.factorize import expand, factorize, low_rank_layers, ranks_in, take_ranks
 from ecoformer.model.low_rank.layers import LowRankConv2d, LowRankLinear
 from ecoformer.model.low_rank.spec import LowRankSpec
 
@@ -14,5 +14,6 @@ __all__ = [
     "expand",
     "factorize",
     "low_rank_layers",
+    "ranks_in",
     "take_ranks",
 ]

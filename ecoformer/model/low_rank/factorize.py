@@ -94,19 +94,23 @@ def low_rank_layers(model: nn.Module) -> dict[str, LowRank]:
     return {n: m for n, m in model.named_modules() if isinstance(m, (LowRankLinear, LowRankConv2d))}
 
 
-def take_ranks(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Make the layers of `model` low rank, in place, that are so in a state dict, with the ranks that they have there.
+def ranks_in(state: Mapping[str, Tensor]) -> dict[str, int]:
+    """The ranks of the low-rank layers in a state dict, by the layers' names."""
+    names = (key.removesuffix(".down.weight") for key in state if key.endswith(".down.weight"))
+    return {name: len(state[f"{name}.down.weight"]) for name in names if f"{name}.up.weight" in state}
 
-    The values of the factors are undefined until the state dict is loaded.
+
+def take_ranks(model: nn.Module, ranks: Mapping[str, int]) -> None:
+    """Make layers of `model` low rank, in place, with the ranks that are given by their names; others are passed over.
+
+    The values of the factors are undefined until a state dict is loaded.
     """
     names = _names(model)
     for name, module in list(model.named_modules()):
-        down = state.get(f"{name}.down.weight")
-        if down is None or f"{name}.up.weight" not in state or not isinstance(module, (nn.Linear, nn.Conv2d)):
+        if name not in ranks or not isinstance(module, (nn.Linear, nn.Conv2d)):
             continue
-        weight = module.weight.flatten(1)
-        factors = weight.new_empty(weight.shape[0], len(down)), weight.new_empty(len(down), weight.shape[1])
-        layer = _build(module, *factors)
+        weight, rank = module.weight.flatten(1), ranks[name]
+        layer = _build(module, weight.new_empty(weight.shape[0], rank), weight.new_empty(rank, weight.shape[1]))
         for alias in names[id(module)]:
             model.set_submodule(alias, layer)
 
