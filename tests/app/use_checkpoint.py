@@ -1,0 +1,43 @@
+"""A process that has only a run's folder: what it makes of RUN/best.pt and RUN/images.pt goes to RUN/used.pt."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+
+import ecoformer.models  # noqa: F401  registers the architecture
+from ecoformer.cli import export, hub
+from ecoformer.cli.app import run as run_hydra
+from ecoformer.cli.eval import evaluate_checkpoint
+from ecoformer.run.start import model_of_run, read_run
+
+
+@torch.no_grad()
+def main(run: Path) -> None:
+    torch.set_num_threads(1)
+    images = torch.load(run / "images.pt")
+    best = run / "best.pt"
+    model = model_of_run(read_run(run)).eval()  # the folder stands for its best.pt
+    found: dict[str, Any] = {"eager": model(images)}
+    found["compiled"] = torch.compile(model, fullgraph=True, backend="aot_eager")(images)
+    formats = ["torch_export"]
+    if all(importlib.util.find_spec(name) for name in ("onnx", "onnxruntime", "onnxscript")):
+        formats.append("onnx")
+    for kind in formats:
+        assert export.main([str(best), f"--format={kind}", f"--out={run / kind}"]) == 0
+        found[kind] = export.reopen(run / kind, kind)(images)
+    assert hub.main([str(best), f"--out={run / 'hub'}"]) == 0
+    folder = f"local-dir:{run / 'hub'}"
+    found["hub"] = timm.create_model(folder, pretrained=True).eval()(images)
+    found["features"] = timm.create_model(folder, pretrained=True, features_only=True).eval()(images)
+    torch.save(found, run / "used.pt")
+    run_hydra(evaluate_checkpoint, "eval", [f"checkpoint={run}", "device=cpu", f"out={run / 'eval.json'}"])
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
