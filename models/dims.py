@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import timm
 from torch import Tensor, nn
 
 from ecoformer.errors import InputError
@@ -15,9 +16,10 @@ from ecoformer.model.layers import attention_layers
 _BLOCK = re.compile(r"^(?:stages\.(\d+)\.blocks|blocks\.(\d+))\.(\d+)\.(.+)$")
 
 
-def num_classes_of(tensors: Mapping[str, Tensor]) -> int:
-    """Outputs of the classifier; 0 where the weights have none."""
-    head = tensors.get("head.weight")
+def num_classes_of(tensors: Mapping[str, Tensor], name: str) -> int:
+    """Outputs of the classifier of a timm model; 0 where the weights have none."""
+    parts = getattr(timm.get_pretrained_cfg(name), "classifier", None) or "head"
+    head = tensors.get(f"{parts if isinstance(parts, str) else parts[0]}.weight")
     return 0 if head is None else len(head)
 
 

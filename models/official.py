@@ -31,7 +31,10 @@ _PVT = (
 )
 _HASH = {"A": "A", "mvec": "mean", "anchor": "anchors"}
 _HASH_KEY = re.compile(r"^(.*\.attn)\.fast_attention\.ksh\.(A|mvec|anchor)$")
-_UNUSED = {"fast_attention.projection_matrix": "the published code never uses it"}
+_UNUSED = {
+    "fast_attention.projection_matrix": "the published code never uses it",
+    "relative_position_index": "timm computes it",
+}
 _PVT_LAST_QKV = re.compile(r"^(stages\.(\d+)\.blocks\.\d+\.attn)\.qkv\.(weight|bias)$")
 
 

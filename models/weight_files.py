@@ -37,6 +37,8 @@ NPZ_PREFIX = "sd/"
 INSERTED = re.compile(r"_orig_mod\.|_fsdp_wrapped_module\.|_checkpoint_wrapped_module\.")
 # Where a backbone begins: the first patch embedding of each layout that is known (see `official`).
 STEM = re.compile(r"(.*\.)?(patch_embed1?\.proj\.weight|patch_embeds\.0\.proj\.weight)")
+# What trains a model beside it, by the names that training modules give it.
+ASIDE = re.compile(r"(?:.*[._])?(?:teacher|discriminator|loss|criterion)[._].*")
 HARMLESS: list[Any] = [
     *(argparse.Namespace, pathlib.PosixPath, pathlib.PurePosixPath, pathlib.Path),
     *(np.dtype, np._core.multiarray.scalar),  # type: ignore[attr-defined]
@@ -137,23 +139,26 @@ def _backbone(tensors: dict[str, Tensor], path: Path, use_ema: bool, notes: list
     if not prefixes:
         return plain
     prefix = _one_model(prefixes, path, use_ema)
-    inside = {key.removeprefix(prefix): value for key, value in plain.items() if key.startswith(prefix)}
+    own = {key for key in plain if key.startswith(prefix) and not ASIDE.fullmatch(key.removeprefix(prefix))}
+    inside = {key.removeprefix(prefix): value for key, value in plain.items() if key in own}
     if prefix:
         notes.append(f"{prefix} dropped from the names of {len(inside)} tensors")
-        outside = [key for key in plain if not key.startswith(prefix)]
-        # mm-style models keep their classifier beside the backbone.
-        for name in ("weight", "bias"):
-            if (head := f"head.fc.{name}") in outside:
-                inside[f"head.{name}"] = plain[head]
-                outside.remove(head)
+    outside = [key for key in plain if key not in own]
+    # mm-style models keep their classifier beside the backbone.
+    for name in ("weight", "bias"):
+        if (head := f"head.fc.{name}") in outside:
+            inside[f"head.{name}"] = plain[head]
+            outside.remove(head)
+    if outside:
         aside = Counter(key.partition(".")[0] for key in outside)
-        if aside:
-            notes.append("left aside: " + ", ".join(f"{name} ({count} tensors)" for name, count in aside.items()))
+        notes.append("left aside: " + ", ".join(f"{name} ({count} tensors)" for name, count in aside.items()))
     return inside
 
 
 def _one_model(prefixes: list[str], path: Path, use_ema: bool) -> str:
     """The prefix of the model that is meant where a file holds several under one roof."""
+    if not any("student" in prefix for prefix in prefixes):  # of such a pair either may be meant
+        prefixes = [prefix for prefix in prefixes if not ASIDE.fullmatch(prefix)] or prefixes
     averaged = [prefix for prefix in prefixes if "ema" in re.split(r"[._]", prefix)]
     others = [prefix for prefix in prefixes if prefix not in averaged]
     chosen = averaged if averaged and (use_ema or not others) else others

@@ -22,6 +22,7 @@ from ecoformer.errors import InputError
 from ecoformer.files import json_text
 
 if TYPE_CHECKING:
+    from ecoformer.config.schema import Config
     from ecoformer.models.official import ForeignWeights
 
 IMAGENET_CLASSES = 1000
@@ -54,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     weights = read_foreign(args.file)
     config, notes = settings(args, weights)
     try:
-        run = foreign_run(weights, config, class_names(args, weights))
+        run = foreign_run(weights, config, class_names(args, weights, config))
     except InputError:
         if weights.report.complete:
             raise
@@ -98,7 +99,7 @@ def settings(args: argparse.Namespace, weights: ForeignWeights) -> tuple[Any, li
     with torch.device("meta"):
         stock = timm.create_model(backbone)  # its shapes alone are of interest
     kwargs, notes = arguments(weights.tensors, stock, num_heads)
-    num_classes = num_classes_of(weights.tensors)
+    num_classes = num_classes_of(weights.tensors, backbone)
     # timm's own weights are evaluated at their own crop, the published ones at 224 of 256 pixels.
     defaults = timm.get_pretrained_cfg(backbone)
     crop_pct = defaults.crop_pct if defaults is not None and weights.layout.startswith("timm") else 0.875
@@ -112,13 +113,13 @@ def settings(args: argparse.Namespace, weights: ForeignWeights) -> tuple[Any, li
     return config, notes
 
 
-def class_names(args: argparse.Namespace, weights: ForeignWeights) -> list[str] | None:
+def class_names(args: argparse.Namespace, weights: ForeignWeights, config: Config) -> list[str] | None:
     """One name per output, or None where nobody says what they are."""
     from timm.data import ImageNetInfo
 
     from ecoformer.models.dims import num_classes_of
 
-    count = num_classes_of(weights.tensors)
+    count = num_classes_of(weights.tensors, config.model.name)
     if args.classes is None:
         return list(ImageNetInfo().label_names()) if count == IMAGENET_CLASSES else None
     try:
@@ -147,14 +148,14 @@ def show(kind: str, weights: ForeignWeights, notes: list[str], kwargs: dict[str,
             "model_kwargs": kwargs,
             "keys": asdict(report),
             "complete": report.complete,
-            "notes": notes,
+            "notes": [*weights.notes, *notes],
         }
         print(json_text(found, indent=2))
         return
     print("\n".join(report.lines()))
     print(f"{weights.path}: {weights.layout} weights, attention {weights.attention}, differing dimensions {kwargs}")
     print(report.summary())
-    for note in notes:
+    for note in (*weights.notes, *notes):
         print(note)
 
 

@@ -23,6 +23,7 @@ from ecoformer.model.create import create, has_fixed_size
 from ecoformer.model.layers import attention_layers
 from ecoformer.model.low_rank import CompressionReport, expand, low_rank_layers, ranks_in, take_ranks
 from ecoformer.model.patch_stride import set_patch_stride
+from ecoformer.model.resize import fit_sizes
 from ecoformer.models.dims import dims_of, num_classes_of, vit_img_size
 from ecoformer.models.official import ForeignWeights, read_foreign
 from ecoformer.models.weight_files import format_of
@@ -159,10 +160,11 @@ def foreign_run(weights: ForeignWeights, config: Config, class_names: list[str] 
         model=replace(config.model, patch_stride=None, drop_path_rate=0.0),
         attention=weights.attention,
         compress=CompressConfig(),
-        # Of the published weights; a plain ViT has no stages, but a position embedding for one size alone.
-        data=replace(config.data, img_size=weights.img_size if dims else vit_img_size(weights.tensors)),
+        # Of the published weights; a plain ViT has no stages, but a position embedding for one size alone. Relative
+        # positions say no size: they are fitted to the one asked for.
+        data=replace(config.data, img_size=_img_size(weights, config)),
     )
-    num_classes = num_classes_of(weights.tensors)
+    num_classes = num_classes_of(weights.tensors, config.model.name)
     model = _create(saved, num_classes, pretrained=False)
     own = dims_of(model.state_dict())
     for key in ("embed_dims", "depths", "mlp_ratios"):
@@ -180,7 +182,15 @@ def foreign_run(weights: ForeignWeights, config: Config, class_names: list[str] 
             "python scripts/import_official.py lists what becomes of every key"
         )
     names = class_names or [str(index) for index in range(num_classes)]
-    return SavedRun(weights.path, {"epoch": 0, "model": weights.tensors}, saved, names)
+    tensors, notes = fit_sizes(weights.tensors, model)
+    weights.notes += notes
+    return SavedRun(weights.path, {"epoch": 0, "model": tensors}, saved, names)
+
+
+def _img_size(weights: ForeignWeights, config: Config) -> int:
+    if dims_of(weights.tensors):
+        return weights.img_size
+    return vit_img_size(weights.tensors) if "pos_embed" in weights.tensors else config.data.img_size
 
 
 def _from_run(config: Config, run: SavedRun, num_classes: int) -> BuiltModel:

@@ -83,6 +83,16 @@ def test_a_lightning_module_with_a_loss_and_hyper_parameters(plain: Tensors, tmp
     assert found.notes[1] == "left aside: criterion (1 tensors), metric (1 tensors)"
 
 
+@pytest.mark.parametrize("prefix", ["model.", ""])
+def test_a_teacher_beside_the_model_is_named_and_left(
+    prefix: str, plain: Tensors, averaged: Tensors, tmp_path: Path
+) -> None:
+    content = named(prefix, plain) | named("teacher.", averaged) | {"criterion.weight": torch.ones(4)}
+    found = read_weights(saved(tmp_path, {"state_dict": content}))
+    assert same(found.tensors, plain)
+    assert found.notes[-1] == "left aside: teacher (32 tensors), criterion (1 tensors)"
+
+
 def test_an_mm_style_backbone_keeps_its_classifier(plain: Tensors, tmp_path: Path) -> None:
     body = {key: value for key, value in plain.items() if not key.startswith("head.")}
     head = {f"head.fc.{name}": plain[f"head.{name}"] for name in ("weight", "bias")}

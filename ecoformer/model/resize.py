@@ -1,0 +1,47 @@
+"""Position embeddings, patch embeddings and relative tables of another image size, window or patch, as timm resizes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from timm.layers import resample_abs_pos_embed
+from torch import Tensor, nn
+
+_SIZED = ("pos_embed", "patch_embed.proj.weight", "relative_position_bias_table")  # how their keys end
+
+
+def fit_sizes(state: Mapping[str, Tensor], model: nn.Module) -> tuple[dict[str, Tensor], list[str]]:
+    """A state dict with what depends on sizes made to fit `model`, and a note on it.
+
+    timm's own `checkpoint_filter_fn` of the model does it, and `resample_abs_pos_embed` where there is none. What
+    neither can resize is left as it is.
+    """
+    own, out = model.state_dict(), dict(state)
+    wrong = [key for key in own if key.endswith(_SIZED) and key in out and out[key].shape != own[key].shape]
+    if not wrong:
+        return out, []
+    filter_fn = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if filter_fn is not None:
+        sized = filter_fn({key: value for key, value in out.items() if key.endswith(_SIZED)}, model)
+        out |= {key: sized[key] for key in wrong if key in sized}
+    if "pos_embed" in wrong and out["pos_embed"].shape != own["pos_embed"].shape:
+        out |= _absolute(out["pos_embed"], own["pos_embed"], model)
+    done = [key for key in wrong if out[key].shape == own[key].shape]
+    if not done:
+        return out, []
+    first = f"{done[0]}, {_by(state[done[0]])} -> {_by(own[done[0]])}"
+    return out, [f"{len(done)} position or patch embeddings resized as timm does ({first})"]
+
+
+def _absolute(held: Tensor, wanted: Tensor, model: nn.Module) -> dict[str, Tensor]:
+    grid: Any = getattr(getattr(model, "patch_embed", None), "grid_size", None)
+    if grid is None or held.ndim != 3 or held.shape[-1] != wanted.shape[-1]:
+        return {}
+    prefix = wanted.shape[1] - grid[0] * grid[1]
+    return {"pos_embed": resample_abs_pos_embed(held, list(grid), num_prefix_tokens=prefix)}
+
+
+def _by(tensor: Tensor) -> str:
+    return " x ".join(map(str, tensor.shape))
