@@ -100,15 +100,17 @@ def settings(args: argparse.Namespace, weights: ForeignWeights) -> tuple[Any, li
         stock = timm.create_model(backbone)  # its shapes alone are of interest
     kwargs, notes = arguments(weights.tensors, stock, num_heads)
     num_classes = num_classes_of(weights.tensors, backbone)
-    # timm's own weights are evaluated at their own crop, the published ones at 224 of 256 pixels.
-    defaults = timm.get_pretrained_cfg(backbone)
-    crop_pct = defaults.crop_pct if defaults is not None and weights.layout.startswith("timm") else 0.875
     data = DataConfig(
         name="imagenet" if num_classes == IMAGENET_CLASSES else "folder",
         img_size=weights.img_size,
-        crop_pct=crop_pct,
+        crop_pct=0.875,
         in_memory=False,
     )
+    own = timm.get_pretrained_cfg(backbone)
+    if own is not None and weights.layout.startswith("timm"):
+        # timm's own weights are evaluated as they were trained, the published ones at 224 of 256 pixels.
+        data.crop_pct, data.interpolation = own.crop_pct, own.interpolation
+        data.mean, data.std = list(own.mean), list(own.std)
     config = Config(name=args.model, model=ModelConfig(name=backbone, kwargs=kwargs), data=data)
     return config, notes
 

@@ -93,7 +93,7 @@ def build_run(config: Config, folder: RunDir, device: torch.device, data: DataMo
     built.notes += data.notes
     if known is not None and (note := difference_note(known, data.class_names, where_of(config.data))):
         built.notes.append(note)
-    if config.init.pretrained and config.init.checkpoint is None and folder.resume is None:
+    if built.from_timm:
         built.notes += data_config_note(built.model, data)
     freeze(built.model, config.train.freeze)
     callbacks: list[Callback] = [
@@ -129,8 +129,8 @@ def data_config_note(model: nn.Module, data: DataModule) -> list[str]:
     """A note where timm's weights saw images that were normalised or cropped otherwise than the data are."""
     theirs = timm.data.resolve_model_data_config(model)
     own = {
-        "mean": data.mean,
-        "std": data.std,
+        "mean": tuple(data.mean),  # a list where it was typed
+        "std": tuple(data.std),
         "crop_pct": data.eval_transform.crop_pct,
         "interpolation": data.eval_transform.interpolation,
     }

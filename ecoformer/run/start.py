@@ -39,12 +39,14 @@ class BuiltModel:
     """A model, in words where its weights come from, and notes on what was adapted on the way.
 
     `compression` reports a compression that was done just now; None for one that a checkpoint brought along.
+    `from_timm`: they are timm's, from its cache or a file, so that its data settings are theirs.
     """
 
     model: nn.Module
     origin: str
     notes: list[str] = field(default_factory=list)
     compression: CompressionReport | None = None
+    from_timm: bool = False
 
 
 @dataclass
@@ -96,10 +98,11 @@ def build_model(
         built = _from_run(config, foreign_run(weights, config), num_classes)
         found = [f"{path}: {weights.layout} weights; {weights.report.summary()}", *weights.notes]
         built.notes = found + built.notes
+        built.from_timm = weights.layout.startswith("timm")
         return built
     pretrained = config.init.pretrained and with_weights
     model = _create(config, num_classes, pretrained)
-    built = BuiltModel(model, "timm's pretrained weights" if pretrained else "new")
+    built = BuiltModel(model, "timm's pretrained weights" if pretrained else "new", from_timm=pretrained)
     _convert(built, config)
     if config.compress.name == "none":
         return built

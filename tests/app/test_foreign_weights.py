@@ -104,3 +104,5 @@ def test_settings_of_the_data_that_timms_weights_do_not_know():
     data = build_data(DataConfig(name="digits", img_size=32), AugmentConfig(), TrainConfig(), seed=0, device="cpu")
     (note,) = data_config_note(model, data)
     assert note.endswith("data.mean=[0.5,0.5,0.5] data.std=[0.5,0.5,0.5] data.crop_pct=0.9")
+    typed = DataConfig(name="digits", img_size=32, mean=[0.5] * 3, std=[0.5] * 3, crop_pct=0.9)
+    assert data_config_note(model, build_data(typed, AugmentConfig(), TrainConfig(), seed=0, device="cpu")) == []

@@ -7,7 +7,7 @@ import torch
 
 from ecoformer.config.schema import Config, DataConfig, InitConfig, ModelConfig
 from ecoformer.model.create import create
-from ecoformer.run.start import build_model
+from ecoformer.run.start import build_model, read_run
 
 VIT = ("deit_tiny_patch16_224", {"embed_dim": 24, "depth": 1, "num_heads": 3})
 BEIT = ("beit_base_patch16_224", {"embed_dim": 24, "depth": 1, "num_heads": 3})
@@ -54,3 +54,12 @@ def test_another_patch_is_resized_with_the_positions(tmp_path):
     assert any("2 position or patch embeddings resized as timm does (pos_embed" in note for note in built.notes)
     assert built.model.pos_embed.shape == (1, 5, 24) and built.model.patch_embed.proj.weight.shape[-1] == 16
     assert torch.equal(built.model.head.weight, state["head.weight"])
+
+
+def test_timms_file_brings_timms_settings_of_the_data(importer, tmp_path):
+    name = "vit_tiny_patch16_224"  # trained with mean = std = 0.5, crop 0.9
+    torch.save(create(name, num_classes=3).state_dict(), tmp_path / "w.pth")
+    assert build_model(configured((name, {}), 224, str(tmp_path / "w.pth")), 3).from_timm
+    assert importer.main([str(tmp_path / "w.pth"), f"--model={name}", f"--out={tmp_path / 'out.pt'}"]) == 0
+    data = read_run(tmp_path / "out.pt").config.data
+    assert (data.mean, data.std, data.crop_pct) == ([0.5] * 3, [0.5] * 3, 0.9)
