@@ -36,6 +36,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--out", type=Path, metavar="FILE.pt", help="checkpoint to write; without it, only the report")
     p.add_argument("--heads", type=heads, metavar="N,N,N,N", help="per stage, if the weights do not show them")
     p.add_argument("--classes", type=Path, metavar="TXT", help="class names, one a line; 1000 classes: ImageNet's")
+    p.add_argument("--plain", action="store_true", help="as init.use_ema=false: of averaged and plain weights, these")
     p.add_argument("--format", choices=("table", "json"), default="table")
     return p
 
@@ -52,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     from ecoformer.models.official import read_foreign
     from ecoformer.run.start import foreign_run
 
-    weights = read_foreign(args.file)
+    weights = read_foreign(args.file, use_ema=not args.plain)
     config, notes = settings(args, weights)
     try:
         run = foreign_run(weights, config, class_names(args, weights, config))

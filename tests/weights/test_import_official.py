@@ -83,6 +83,21 @@ def test_torch_files_in_every_wrapping(importer, golden, tmp_path, wrapping, zip
             torch.testing.assert_close(model_of_run(run).eval()(images), logits, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("extra", [[], ["--plain"]], ids=["averaged", "plain"])
+def test_of_both_kinds_of_weights_an_option_chooses(importer, golden, capsys, tmp_path, extra):
+    _, state, *_ = golden("pvt_tiny_msa")
+    averages = {key: value + 1 for key, value in state.items()}
+    path, out = tmp_path / "both.pth", tmp_path / "out.pt"
+    torch.save({"model": state, "model_ema": averages}, path)
+    assert importer.main([str(path), "--model=pvt_v2_b0_msa", f"--out={out}", *extra]) == 0
+    taken = state if extra else averages
+    assert torch.equal(read_run(out).content["model"]["head.bias"], taken["head.bias"])
+    said = "plain weights (model) were taken, averaged ones (model_ema) left aside"
+    if not extra:
+        said = "averaged weights (model_ema) were taken; init.use_ema=false takes model"
+    assert said in capsys.readouterr().out.splitlines()
+
+
 class Malicious:
     def __init__(self, command):
         self.command = command
