@@ -31,8 +31,8 @@ from ecoformer.files import json_text, write_json
 from ecoformer.lab.speed.cases import SpeedCase, Variant
 from ecoformer.lab.speed.peak_memory import PeakMemory, within_memory
 from ecoformer.lab.speed.throughput import PRECISIONS, interleaved_seconds
-from ecoformer.report.table import Column, Table, markdown, render
 from ecoformer.run.process import json_of, processor
+from ecoformer.table import Column, Table, markdown, render
 
 SETTINGS = ("model", "attention", "img_size", "batch_size", "mode", "device", "precision")
 ALLOCATOR = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD", "THP_MEM_ALLOC")  # settings that change all rates

@@ -7,12 +7,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ecoformer.cli.arguments import Parser, names, run_script
 from ecoformer.energy import count, load_profile, profile_names
 from ecoformer.energy.conventions import CONVENTIONS
 from ecoformer.energy.difference import difference
+from ecoformer.energy.ledger import breakdown
 from ecoformer.energy.profile import Profile
 from ecoformer.errors import InputError
+from ecoformer.fit.hashes import fit_hashes
 from ecoformer.lab.energy import energy_tables as tables
 from ecoformer.lab.energy.cases import Case, cases
 from ecoformer.lab.energy.published import compare_published, faults
@@ -44,6 +48,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--format", choices=tables.FORMATS, default="table")
     p.add_argument("--strict", action="store_true", help="refuse operations without a rule instead of listing them")
     p.add_argument("--measure", metavar="DEVICE", help="add measured joules per image on cpu, cuda or cuda:N")
+    p.add_argument("--witness", action="store_true", help="add the multiply-adds that fvcore and torch count")
     p.add_argument("--plots", type=Path, metavar="FOLDER", help="also draw layers, and sweeps where lists are given")
     what = p.add_mutually_exclusive_group()
     what.add_argument("--published", action="store_true", help="our figures beside the published rows")
@@ -95,6 +100,16 @@ def tried(chosen: list[Case], args: argparse.Namespace, profile: Profile) -> tup
 
 def row(case: Case, args: argparse.Namespace, profile: Profile) -> dict[str, Any]:
     found = case.row(args.convention, profile, strict=args.strict)
+    if args.witness:
+        from ecoformer.lab.energy.witness import witnesses
+
+        model = case.build("cpu")
+        fit_hashes(model, torch.randn(2, 3, case.img_size, case.img_size), seed=0)
+        counted = witnesses(model, case.img_size)
+        found |= counted
+        for name, words in counted.items():
+            if isinstance(words, str):
+                print(f"{case.model} {case.attention}: {name} {words}", file=sys.stderr)
     if args.measure:
         from ecoformer.energy.measure import measure_model
 
@@ -113,7 +128,7 @@ def detail(case: Case, args: argparse.Namespace, profile: Profile) -> str:
         return tables.render(tables.difference_table(difference(*both), profile), args.format, title)
     ledger = case.count(args.convention, strict=args.strict)
     title += f", {args.convention}, uncounted: {', '.join(ledger.uncounted) or 'none'}"
-    return tables.render(tables.breakdown_table(ledger, profile, args.by), args.format, title)
+    return tables.render(breakdown(ledger, profile, args.by), args.format, title)
 
 
 def published(args: argparse.Namespace) -> int:

@@ -15,7 +15,7 @@ from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
 from ecoformer.config.keys import check_limits, keys_of
 from ecoformer.config.schema import SCHEMAS
 from ecoformer.errors import InputError
-from ecoformer.plugins import load_installed, load_modules
+from ecoformer.nn.plugins import load_installed, load_modules
 
 T = TypeVar("T")
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"  # the YAML that comes with the package

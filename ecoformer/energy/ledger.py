@@ -10,6 +10,12 @@ from ecoformer.energy import kinds
 from ecoformer.energy.entry import Entry
 from ecoformer.energy.kinds import Counts
 from ecoformer.energy.profile import Profile
+from ecoformer.energy.profile_files import load_profile
+from ecoformer.errors import InputError
+from ecoformer.files import json_text
+from ecoformer.table import Column, Table, render, share
+
+MJ = 1e9  # picojoules
 
 
 @dataclass
@@ -27,6 +33,53 @@ class Ledger:
     entries: list[Entry] = field(default_factory=list)
     uncounted: list[str] = field(default_factory=list)
     has_attention: bool = True
+
+    def table(self, by: str = "layer", profile: str | Profile = "45nm_fp32", format: str = "table") -> str:
+        """A line per part with its operations and energy, as text that fits a terminal.
+
+        Args:
+            by: "stage", "layer", "module", "op" or "kind" (of operation).
+            profile: prices, or their name.
+            format: "table", "md", "csv", "latex" or "json".
+        Raises:
+            InputError: a profile or a way to group that does not exist.
+        """
+        prices = load_profile(profile) if isinstance(profile, str) else profile
+        shape = "x".join(map(str, self.input_shape))
+        title = f"input {shape}, {self.params:,} parameters, convention {self.convention}, {prices.name}"
+        notes = [f"uncounted, so these are lower bounds: {', '.join(self.uncounted)}"] if self.uncounted else []
+        return render(breakdown(self, prices, by), format, title, notes)
+
+    def to_markdown(self, by: str = "layer", profile: str | Profile = "45nm_fp32") -> str:
+        """`table` in Markdown."""
+        return self.table(by, profile, "md")
+
+    def to_json(self, profile: str | Profile = "45nm_fp32") -> str:
+        """The ledger and all of its entries, priced, as JSON."""
+        prices = load_profile(profile) if isinstance(profile, str) else profile
+        whole = {
+            "convention": self.convention,
+            "profile": prices.name,
+            "input_shape": self.input_shape,
+            "dtype": self.dtype,
+            "params": self.params,
+            "counts": dict(self.counts),
+            "muls": self.muls,
+            "adds": self.adds,
+            "energy_pj": self.energy_pj(prices),
+            "attention_energy_pj": _cores_pj(self, prices),
+            "uncounted": self.uncounted,
+        }
+        entries = [
+            {**vars(entry), "counts": dict(entry.counts), "energy_pj": self._of([entry]).energy_pj(prices)}
+            for entry in self.entries
+        ]
+        return json_text({**whole, "entries": entries}, indent=2)
+
+    def diff(self, other: Ledger, by: str = "layer", profile: str | Profile = "45nm_fp32") -> str:
+        """What each part does more (+) or less (-) in `other`, as text; parts that are the same are left out."""
+        prices = load_profile(profile) if isinstance(profile, str) else profile
+        return render(differences(self, other, prices, by), "table", f"{prices.name}; + is more in the other")
 
     @property
     def counts(self) -> Counts:
@@ -84,6 +137,64 @@ class Ledger:
 
     def _of(self, entries: Iterable[Entry]) -> Ledger:
         return replace(self, entries=list(entries))
+
+
+def breakdown(ledger: Ledger, profile: Profile, by: str) -> Table:
+    """One line per stage, layer, module, operation or kind of a ledger, with its share of the energy.
+
+    Raises InputError for another way to group.
+    """
+    whole = ledger.energy_pj(profile)
+    if by == "kind":
+        columns = [
+            Column("kind", 0),
+            Column("count", lambda row: ledger.counts[row[0]], "{:,}"),
+            Column("mJ", 1, "{:.4f}", MJ),
+            share("share", lambda row: row[1] / whole),
+        ]
+        energies = profile.kind_energies(ledger.entries)
+        return Table(columns, [(kind, pj) for kind, pj in energies.items() if ledger.counts[kind]])
+    columns = [
+        Column(by, lambda row: row[0] or "(model)", left=True),
+        Column("G mul", lambda row: row[1].muls, "{:.4f}", 1e9),
+        Column("G add", lambda row: row[1].adds, "{:.4f}", 1e9),
+        Column("mJ", lambda row: row[1].energy_pj(profile), "{:.4f}", MJ),
+        share("share", lambda row: row[1].energy_pj(profile) / whole if whole else None),
+        Column("attn mJ", lambda row: _cores_pj(row[1], profile), "{:.4f}", MJ),
+    ]
+    return Table(columns, list(_grouped(ledger, by).items()))
+
+
+def differences(before: Ledger, after: Ledger, profile: Profile, by: str) -> Table:
+    """One line per part of two ledgers that differs, and their sum."""
+    sides = [_grouped(ledger, by) for ledger in (before, after)]
+    nothing = before._of([])
+    rows = []
+    for name in dict.fromkeys([*sides[0], *sides[1]]):
+        one, two = (side.get(name, nothing) for side in sides)
+        if (one.counts, one.energy_pj(profile)) != (two.counts, two.energy_pj(profile)):
+            rows.append((name or "(model)", one, two))
+    rows.append(("all", before, after))
+    columns = [
+        Column(by, 0, left=True),
+        Column("G mul", lambda row: row[2].muls - row[1].muls, "{:+.4f}", 1e9),
+        Column("G add", lambda row: row[2].adds - row[1].adds, "{:+.4f}", 1e9),
+        Column("mJ before", lambda row: row[1].energy_pj(profile), "{:.4f}", MJ),
+        Column("mJ after", lambda row: row[2].energy_pj(profile), "{:.4f}", MJ),
+        Column("mJ", lambda row: row[2].energy_pj(profile) - row[1].energy_pj(profile), "{:+.4f}", MJ),
+    ]
+    return Table(columns, rows)
+
+
+def _grouped(ledger: Ledger, by: str) -> dict[str, Ledger]:
+    ways = {"stage": ledger.by_stage, "layer": ledger.by_layer, "module": ledger.by_module, "op": ledger.by_op}
+    if by not in ways:
+        raise InputError(f"by={by!r} does not exist: choose one of {', '.join(ways)}, kind")
+    return ways[by]()
+
+
+def _cores_pj(ledger: Ledger, profile: Profile) -> float | None:
+    return ledger.attention().energy_pj(profile) if ledger.has_attention else None
 
 
 def stage_of(module: str) -> str:

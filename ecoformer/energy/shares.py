@@ -12,9 +12,10 @@ from torch import nn
 
 from ecoformer.energy.kinds import counts
 from ecoformer.energy.ledger import Entry, Ledger
+from ecoformer.ops.codes.folded import bit_rows, distilled_attention
 
-CODE_SUMS = {"bit_rows": 1, "distilled_attention": 0}
-"""Function whose products with codes are meant -> place of its share in the layer's `ones`: 0 queries, 1 keys."""
+# Function whose products with codes are meant -> place of its share in the layer's `ones`: 0 queries, 1 keys.
+CODE_SUMS = {function.__qualname__: place for function, place in ((distilled_attention, 0), (bit_rows, 1))}
 
 
 def at_measured_shares(ledger: Ledger, model: nn.Module) -> Ledger:

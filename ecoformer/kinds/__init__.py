@@ -13,8 +13,8 @@ from ecoformer.kinds.ecoformer_tuned import EcoFormerTunedAttention, EcoFormerTu
 from ecoformer.kinds.kernel_hash import KernelHash
 from ecoformer.nn.base import BUILDERS, ReplacementAttention, attention_kind
 from ecoformer.nn.msa import MSASpec, MultiHeadSelfAttention
+from ecoformer.nn.plugins import load_installed
 from ecoformer.nn.specs import SPECS, AttentionSpec, make_spec
-from ecoformer.plugins import load_installed
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")

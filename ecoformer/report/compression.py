@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from ecoformer.model.low_rank import CompressionReport
-from ecoformer.report.table import Column, Table, markdown, share
+from ecoformer.table import Column, Table, markdown, share
 
 LAYERS = (
     Column("layer", lambda layer: layer.name, left=True),

@@ -3,7 +3,7 @@
 import json
 
 from ecoformer.report.comparison import comparison_table
-from ecoformer.report.table import Column, Table, markdown, render, share
+from ecoformer.table import Column, Table, markdown, render, share
 
 
 def row(attention, energy, attention_energy):

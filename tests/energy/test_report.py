@@ -3,17 +3,23 @@
 import csv
 import io
 import json
+import subprocess
+import sys
 
 import pytest
+import torch
 from matplotlib.figure import Figure
 
 from ecoformer.energy import count, load_profile
 from ecoformer.energy.difference import OTHERWISE, PAPER_CORE, difference
 from ecoformer.energy.kinds import ARITHMETIC
+from ecoformer.energy.ledger import Ledger, breakdown, differences
 from ecoformer.errors import InputError
 from ecoformer.lab.energy import energy_tables as tables
 from ecoformer.lab.energy.cases import ROW_KEYS, Case, predict, saving
 from ecoformer.lab.energy.plots import PARTS, part_name, plot_bits_anchors, plot_layers, plot_resolution
+from ecoformer.lab.energy.witness import witnesses
+from ecoformer.run import process
 
 PROFILE = load_profile("45nm_fp32")
 SIZE = 96
@@ -117,7 +123,7 @@ def test_lower_bounds_are_called_so(rows: list[dict]) -> None:
 @pytest.mark.parametrize("by", ["stage", "layer", "module", "op", "kind"])
 def test_breakdown_adds_up(by: str) -> None:
     ledger = Case("pvt_v2_b0", "ecoformer", SIZE).count("audited")
-    table = tables.breakdown_table(ledger, PROFILE, by).texts
+    table = breakdown(ledger, PROFILE, by).texts
     assert sum(float(line["mJ"]) for line in table) == pytest.approx(
         ledger.energy_pj(PROFILE) / 1e9, abs=1e-4 * len(table)
     )
@@ -152,3 +158,53 @@ def test_plots_refuse_what_they_cannot_draw(rows: list[dict]) -> None:
         plot_bits_anchors(rows)
     with pytest.raises(InputError, match="got no ledger"):
         plot_layers({}, PROFILE)
+
+
+@pytest.fixture(scope="module")
+def pair() -> tuple[Ledger, Ledger]:
+    return tuple(Case("pvt_v2_b0", kind, SIZE).count("audited") for kind in ("stock", "msa"))
+
+
+@pytest.mark.parametrize("by", ["stage", "layer", "module", "op", "kind"])
+def test_a_ledger_shows_itself(by: str, pair: tuple[Ledger, Ledger]) -> None:
+    text = pair[0].table(by)
+    assert max(map(len, text.splitlines())) <= 100 and "convention audited, 45nm_fp32" in text
+    assert pair[0].to_markdown(by).count("|") > 10
+    with pytest.raises(InputError, match="by='stages' does not exist: choose one of stage, layer, module, op, kind"):
+        pair[0].table("stages")
+
+
+def test_a_ledger_as_json_adds_up(pair: tuple[Ledger, Ledger]) -> None:
+    found = json.loads(pair[0].to_json(PROFILE))
+    assert found["energy_pj"] == pair[0].energy_pj(PROFILE) and found["input_shape"] == [1, 3, SIZE, SIZE]
+    assert sum(entry["energy_pj"] for entry in found["entries"]) == pytest.approx(found["energy_pj"])
+    assert found["attention_energy_pj"] == pair[0].attention().energy_pj(PROFILE)
+
+
+def test_the_difference_of_two_ledgers_adds_up(pair: tuple[Ledger, Ledger]) -> None:
+    *parts, whole = differences(*pair, PROFILE, "layer").texts
+    assert whole["layer"] == "all" and float(whole["mJ"]) > 0
+    assert sum(float(line["mJ"]) for line in parts) == pytest.approx(float(whole["mJ"]), abs=1e-4 * len(parts))
+    assert {line["layer"].split(".")[0] for line in parts} == {"stages"}  # the rest is the same
+    assert pair[0].diff(pair[1]).splitlines()[-1].split()[0] == "all"
+
+
+def test_the_counter_loads_no_framework() -> None:
+    code = (
+        "import sys, torch\nfrom ecoformer.energy import count\n"
+        "ledger = count(torch.nn.Linear(8, 4), torch.zeros(2, 8))\nledger.table(), ledger.to_json()\n"
+        "print(sorted({'hydra', 'omegaconf', 'wandb', 'sklearn', 'matplotlib'} & sys.modules.keys()), ledger.muls)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=process.environment())
+    assert done.stdout == "[] 64\n", done.stderr
+
+
+def test_witnesses_stand_beside_our_figures() -> None:
+    model, ledger = Case("pvt_v2_b0", "msa", 64).build("cpu"), Case("pvt_v2_b0", "msa", 64).count("audited")
+    found = witnesses(model, 64)
+    products = sum(entry.counts["fma"] for entry in ledger.entries)
+    assert found["witness_torch"] == products
+    core = ledger.attention().counts["fma"]
+    assert found["witness_fvcore"] < products  # the fused attention is not in it
+    assert found["witness_fvcore"] == pytest.approx(products - core, rel=0.03)  # nor are norms in ours
+    assert witnesses(torch.nn.Sequential(torch.nn.Linear(4, 4)), 64)["witness_torch"].startswith("unavailable: ")

@@ -25,7 +25,7 @@ from ecoformer.lab.closeness.quality_report import plot_energy, plot_errors, qua
 from ecoformer.lab.closeness.source import pick_images
 from ecoformer.nn.heads import split_heads
 from ecoformer.nn.projections import read_projections
-from ecoformer.report.table import markdown
+from ecoformer.table import markdown
 
 ROOT = Path(__file__).resolve().parents[2]
 TUNED = EcoFormerTunedSpec(num_bits=6, num_anchors=4, fit_steps=15, fit_batch_size=4)

@@ -17,7 +17,7 @@ from ecoformer.lab.study.runner import run_jobs
 from ecoformer.lab.study.study_report import report
 from ecoformer.lab.study.sweep import sweep_report
 from ecoformer.report.runs import find_runs, read_epochs, read_records
-from ecoformer.report.table import energy_unit
+from ecoformer.table import energy_unit
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -16,7 +16,7 @@ from ecoformer.model.layers import attention_layers
 from ecoformer.nn.msa import MSASpec
 from ecoformer.report.code_maps import layer_weights
 from ecoformer.report.figures import save_figure
-from ecoformer.report.table import Column, Table
+from ecoformer.table import Column, Table
 
 Figures = dict[str, Any]
 

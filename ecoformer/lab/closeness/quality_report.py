@@ -13,7 +13,7 @@ from rich.table import Table as RichTable
 
 from ecoformer.files import write_text
 from ecoformer.report.figures import save_figure
-from ecoformer.report.table import Column, Table, markdown
+from ecoformer.table import Column, Table, markdown
 
 Row = dict[str, Any]
 GOAL = 0.75  # of uniform attention's error

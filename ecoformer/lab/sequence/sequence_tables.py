@@ -9,7 +9,7 @@ from ecoformer.lab.sequence.advisor import Advice
 from ecoformer.lab.sequence.crossover import describe
 from ecoformer.lab.sequence.study import BASELINE, METRICS, Study
 from ecoformer.lab.sequence.verdict import verdicts
-from ecoformer.report.table import Column, Table, markdown, render
+from ecoformer.table import Column, Table, markdown, render
 
 FIGURE = "{:.4g}"
 

@@ -13,8 +13,8 @@ from ecoformer.errors import InputError
 from ecoformer.files import write_json, write_text
 from ecoformer.lab.study.plots import plot_front
 from ecoformer.report.runs import find_runs
-from ecoformer.report.table import Column, Table, render, saves
 from ecoformer.run.start import model_of_run, read_run
+from ecoformer.table import Column, Table, render, saves
 
 CONTROLS = ("uniform", "none", "random_hash", "msa_shared_qk")
 FIRST = ("stock", "msa")  # what the others are set beside

@@ -16,7 +16,7 @@ from ecoformer.lab.study.speed import with_speed
 from ecoformer.lab.study.tables import NOTES, STAGE1_SEED_NOTES, stage1_seed_table, study_table
 from ecoformer.report.curves import plot_training_curves
 from ecoformer.report.runs import read_records, read_summary
-from ecoformer.report.table import write_table
+from ecoformer.table import write_table
 
 
 def report(study: StudyConfig, jobs: Sequence[Job], out: Path) -> str:

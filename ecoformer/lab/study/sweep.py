@@ -8,7 +8,7 @@ from ecoformer.files import write_json
 from ecoformer.lab.study.plots import plot_front
 from ecoformer.lab.study.tables import sweep_table, swept_keys
 from ecoformer.report.runs import RunRecord, find_runs
-from ecoformer.report.table import render, write_table
+from ecoformer.table import render, write_table
 
 NOTE = "top-1 of each run's best epoch; energy: modelled, one image, attention: the cores between the projections"
 

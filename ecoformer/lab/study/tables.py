@@ -9,7 +9,7 @@ from pathlib import Path
 from ecoformer.kinds import SPECS
 from ecoformer.lab.study.rows import Row
 from ecoformer.report.runs import RunRecord
-from ecoformer.report.table import Column, Table, energy_unit, saves
+from ecoformer.table import Column, Table, energy_unit, saves
 
 NOTES = (
     "top-1: of the last epoch, mean ± sample deviation over the seeds. vs MSA, vs stock, vs uniform: points of top-1 "
