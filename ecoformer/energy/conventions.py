@@ -234,7 +234,7 @@ def memory(call: Call) -> Counts:
     return counts(read_bytes=read, written_bytes=written)
 
 
-GATHERING = frozenset({"index", "index_select", "gather", "embedding"})
+GATHERING = frozenset({"index", "_unsafe_index", "index_select", "gather", "embedding"})
 FILLING = frozenset(
     {"fill", "zero", "copy", "full_like", "ones_like", "zeros_like", "new_full", "new_ones", "new_zeros"}
 )
