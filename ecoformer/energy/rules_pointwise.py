@@ -23,7 +23,8 @@ free(
 )
 free(
     names("""
-    clone contiguous _to_copy copy cat stack index _unsafe_index index_select gather embedding roll flip repeat repeat_interleave
+    clone contiguous _to_copy copy cat stack index _unsafe_index index_select gather embedding roll flip repeat
+    repeat_interleave
     constant_pad_nd reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d tril triu tril_indices
     triu_indices full full_like ones ones_like zeros zeros_like new_full new_ones new_zeros fill zero scalar_tensor
     eye masked_fill where index_put scatter index_copy slice_scatter select_scatter channel_shuffle pixel_shuffle
