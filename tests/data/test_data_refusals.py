@@ -74,6 +74,11 @@ def refusal(call) -> str:
             "data.std=[1.0, 1.0, 0.0] must be a list of three numbers above 0, one per RGB channel, or null",
         ),
         (
+            {"name": "digits", "mean": [123.7, 116.3, 103.5]},
+            "data.mean=[123.7, 116.3, 103.5] must lie in [0, 1], as pixels do here: if meant for pixels in 0..255, "
+            "divide it by 255: data.mean=[0.485,0.456,0.406]",
+        ),
+        (
             {"name": "digits", "train": {"batch_size": 2000}},
             "train.batch_size=2000 is more than 1437 training images: lower train.batch_size to at most 1437",
         ),

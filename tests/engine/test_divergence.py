@@ -13,7 +13,7 @@ import torch
 from fakes import FakeData, FakeLoader, make_model, make_trainer
 from test_resume import assert_same
 
-from ecoformer.config.schema import OptimConfig
+from ecoformer.config.schema import OptimConfig, ScheduleConfig
 from ecoformer.engine import Callback, Diverged, Trainer, load_checkpoint
 
 
@@ -135,3 +135,16 @@ def test_an_epoch_of_nothing_but_skipped_batches(tmp_path: Path) -> None:
     assert trainer.fit()["epochs"] == 2
     first, second = records(tmp_path, "epoch")
     assert first["train_loss"] is None and math.isfinite(second["train_loss"])
+
+
+def test_an_evaluation_that_is_no_number_is_no_result(tmp_path: Path) -> None:
+    """A step so long that the weights stay finite and nothing computed from them does."""
+    far = OptimConfig(name="sgd", lr=1e38, momentum=0.0, weight_decay=0.0)
+    trainer = make_trainer(tmp_path, optim=far, schedule=ScheduleConfig(name="none"), ema_decay=0.0, max_steps=1)
+    with pytest.raises(
+        Diverged, match=r"evaluation of epoch 1: \d+ of 20 validation images get logits that are no num"
+    ):
+        trainer.fit()
+    assert not (tmp_path / "best.pt").exists()
+    for line in (tmp_path / "metrics.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
