@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from ecoformer.engine import Callback, EnergyLog
+from ecoformer.errors import InputError
 from ecoformer.run import process
+from ecoformer.run.build import made
 
 PLUGIN = """
 import json
@@ -113,23 +116,33 @@ def test_a_run_made_of_what_others_wrote(package: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("plugins", "message"),
     [
-        (["plugins=[no_such_module]"], "plugins=[no_such_module]: no_such_module cannot be imported: No module named"),
-        (["plugins=others"], "plugins=others must be a list, each item text"),
-        (["plugins=[others]", "callbacks.extra=[{word:1}]"], "must be a mapping with _target_: MODULE.CLASS"),
-        (["plugins=[others]", "callbacks.extra=[{_target_:others.Shout}]"], "others.Shout cannot be made:"),
+        ("[no_such_module]", "plugins=[no_such_module]: no_such_module cannot be imported: No module named"),
+        ("others", "plugins=others must be a list, each item text"),
+    ],
+)
+def test_modules_that_cannot_be_imported(package: Path, plugins: str, message: str) -> None:
+    done = ecoformer("train", *LINE, f"plugins={plugins}", f"output_dir={package / 'refused'}", cwd=package)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and message in done.stderr, done.stderr
+    assert not (package / "refused").exists()
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ({"word": 1}, "callbacks.extra: {'word': 1} must be a mapping with _target_: MODULE.CLASS"),
+        ({"_target_": f"{EnergyLog.__module__}.EnergyLog"}, "EnergyLog cannot be made: "),
         (
-            ["plugins=[others]", "logger.extra=[{_target_:others.NoCallback}]"],
-            "others.NoCallback is no ecoformer.engine",
+            {"_target_": "collections.Counter"},
+            "collections.Counter is no ecoformer.engine.callbacks.Callback: derive it",
         ),
     ],
 )
-def test_refusals(package: Path, arguments: list[str], message: str) -> None:
-    line = [*LINE, "attention.name=msa", *arguments]
-    done = ecoformer("train", *line, f"output_dir={package / 'refused'}", cwd=package)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and message in done.stderr, done.stderr
-    assert not (package / "refused").exists()
+def test_callbacks_that_are_none(item: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError) as refused:
+        made([item], "callbacks.extra", Callback)
+    assert message in str(refused.value) and "\n" not in str(refused.value)
 
 
 def test_an_installed_package_need_not_be_named(package: Path) -> None:

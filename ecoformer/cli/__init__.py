@@ -2,4 +2,4 @@
 
 from ecoformer.run.process import prepare
 
-PREPARED = prepare()  # here, because what it sets must be known before a command's module loads torch
+prepare()  # here, because what it sets must be known before a command's module loads torch

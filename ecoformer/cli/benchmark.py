@@ -13,38 +13,9 @@ in a fresh process that built the model and ran three passes: weights included, 
 from __future__ import annotations
 
 import argparse
-import os
-import statistics
-import subprocess
-import sys
-from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from ecoformer.cli import PREPARED
 from ecoformer.cli.arguments import Parser, names, positive, script
-from ecoformer.errors import InputError
-from ecoformer.files import json_text, write_json
-from ecoformer.lab.speed.cases import SpeedCase, Variant
-from ecoformer.lab.speed.peak_memory import PeakMemory, within_memory
-from ecoformer.lab.speed.throughput import PRECISIONS, interleaved_seconds
-from ecoformer.run.process import json_of, processor
-from ecoformer.table import Column, Table, markdown, render
-
-SETTINGS = ("model", "attention", "img_size", "batch_size", "mode", "device", "precision")
-ALLOCATOR = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD", "THP_MEM_ALLOC")  # settings that change all rates
-FIGURES = (
-    "images_per_second",
-    "ratio_to_stock",
-    "slowdown",
-    "peak_mib",
-    "milliseconds",
-    "milliseconds_low",
-    "milliseconds_high",
-)
 
 
 def positives(text: str) -> list[int]:
@@ -58,9 +29,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--img-size", type=positives, default=[224], help="one size, or several to see the growth")
     p.add_argument("--batch-size", type=positive, default=32)
     p.add_argument("--mode", choices=("eval", "train"), default="eval")
-    p.add_argument("--threads", type=positive, default=torch.get_num_threads(), help="CPU threads")
+    p.add_argument("--threads", type=positive, help="CPU threads; default: torch's choice")
     p.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
-    p.add_argument("--precision", choices=tuple(PRECISIONS), default="fp32", help="bf16 and fp16 through autocast")
+    p.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="the last two by autocast")
     p.add_argument("--channels-last", action="store_true", help="channels-last convolutions and images")
     p.add_argument("--layer", type=positive, default=0, metavar="N", help="only the N-th attention layer")
     p.add_argument("--rounds", type=positive, default=5)
@@ -77,148 +48,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    check_device(args.device)
-    torch.set_num_threads(args.threads)
-    if args.peak_only:
-        print(json_text({"peak_mib": peak_mib(speed_case(args, args.attention[0], args.img_size[0]))}))
-        return 0
-    for label in args.attention:
-        Variant.parse(label)
-    rows = [row for img_size in args.img_size for row in benchmark(args, img_size)]
-    if args.beside_load:
-        rows += beside_load(args, rows)
-    if args.out is not None:
-        write_json(args.out, rows)
-    if args.format == "json":
-        print(json_text(rows, indent=2))
-    else:
-        print(markdown(table(rows)) if args.format == "markdown" else render(table(rows), "table"))
-    return 0
+    from ecoformer.lab.speed import benchmark  # loads torch and timm, for which a refused argument need not wait
 
-
-def check_device(name: str) -> None:
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"--device {name} does not exist: use cpu, cuda or cuda:N") from error
-    if device.type not in ("cpu", "cuda"):
-        raise InputError(f"--device {name} is not supported: use cpu, cuda or cuda:N")
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device.type == "cuda" and (device.index or 0) >= count:
-        raise InputError(f"--device {name}, but torch sees {count} GPUs: use cpu{' or a lower N' if count else ''}")
-
-
-def speed_case(args: argparse.Namespace, attention: str, img_size: int) -> SpeedCase:
-    shared = {key: getattr(args, key) for key in ("model", "batch_size", "mode", "device", "precision", "seed")}
-    return SpeedCase(
-        attention=attention, img_size=img_size, channels_last=args.channels_last, layer=args.layer, **shared
-    )
-
-
-def benchmark(args: argparse.Namespace, img_size: int) -> list[dict[str, Any]]:
-    """One row per variant at one image size."""
-    cases = [speed_case(args, attention, img_size) for attention in args.attention]
-    # Memory first: what does not fit ends that process and not this one.
-    peaks = [None if args.no_peak else peak_apart(args, case) for case in cases]
-    steps = {case.attention: case.step() for case in cases}
-    seconds = interleaved_seconds(steps, torch.device(args.device), args.rounds, args.min_seconds)
-    rows = [row(args, case, seconds, peak) for case, peak in zip(cases, peaks, strict=True)]
-    if args.joules:
-        for case, found in zip(cases, rows, strict=True):
-            found["joules_per_image"] = joules(case)
-    if args.profile:
-        for case in cases:
-            print(f"{case.attention}, {img_size} px\n{profile(steps[case.attention], args.profile)}", file=sys.stderr)
-    return rows
-
-
-def beside_load(args: argparse.Namespace, alone: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The same rows while another process keeps one core busy; `slowdown` is their time over that of `alone`."""
-    quiet = argparse.Namespace(**{**vars(args), "no_peak": True, "profile": None, "joules": False})
-    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
-        try:
-            rows = [found for img_size in args.img_size for found in benchmark(quiet, img_size)]
-        finally:
-            busy.kill()
-    for beside, before in zip(rows, alone, strict=True):
-        beside |= {"beside_load": True, "slowdown": round(beside["milliseconds"] / before["milliseconds"], 2)}
-    return rows
-
-
-def row(
-    args: argparse.Namespace, case: SpeedCase, seconds: dict[str, list[float]], peak: float | None
-) -> dict[str, Any]:
-    device = torch.device(args.device)
-    mine, stock = seconds[case.attention], seconds.get("stock")
-    ratio = statistics.median(s / m for s, m in zip(stock, mine, strict=True)) if stock else None
-    median = statistics.median(mine)
-    return {
-        **asdict(case),
-        "images_per_second": round(case.batch_size / median, 2),
-        "ratio_to_stock": None if ratio is None else round(ratio, 3),
-        "peak_mib": None if peak is None else round(peak, 1),
-        "milliseconds": round(1e3 * median, 2),
-        "milliseconds_low": round(1e3 * min(mine), 2),
-        "milliseconds_high": round(1e3 * max(mine), 2),
-        "rounds": args.rounds,
-        "threads": args.threads,
-        "torch": torch.__version__,
-        "machine": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
-        "runtime": PREPARED,  # what the process set up for itself (run.process)
-        "environment": {key: value for key, value in sorted(os.environ.items()) if key.startswith(ALLOCATOR)},
-    }
-
-
-def peak_apart(args: argparse.Namespace, case: SpeedCase) -> float:
-    """Peak MiB of a variant, from a process of its own."""
-    options = {**asdict(case), "threads": args.threads}
-    channels_last, layer = options.pop("channels_last"), options.pop("layer")
-    arguments = ["--peak-only", *(f"--{key.replace('_', '-')}={value}" for key, value in options.items())]
-    arguments += ["--channels-last"] * channels_last + [f"--layer={layer}"] * (layer > 0)
-    return json_of("benchmark", arguments)["peak_mib"]
-
-
-def peak_mib(case: SpeedCase) -> float:
-    refusal = (
-        f"{case.attention} at {case.img_size} px needs more memory than there is with batch size {case.batch_size}: "
-        "lower --batch-size or leave it out"
-    )
-    with within_memory(refusal):
-        memory = PeakMemory(torch.device(case.device))
-        step = case.step()
-        memory.reset()
-        for _ in range(3):
-            step()
-    return memory.mib
-
-
-def joules(case: SpeedCase) -> float | None:
-    from ecoformer.energy.measure import measure_model
-
-    found = measure_model(case.build(), case.img_size, case.device, batch_size=case.batch_size)
-    if found.joules_per_image is None:
-        print(f"{case.attention}: joules unavailable: {found.reason}", file=sys.stderr)
-    return found.joules_per_image
-
-
-def profile(step: Any, count: int) -> str:
-    """The operations that take longest by themselves, and their share of one pass."""
-    step()
-    with torch.profiler.profile() as profiler:
-        step()
-    on_cuda = torch.cuda.is_available()
-    times = {e.key: e.self_device_time_total if on_cuda else e.self_cpu_time_total for e in profiler.key_averages()}
-    total = sum(times.values())
-    largest = sorted(times.items(), key=lambda item: -item[1])[:count]
-    return "\n".join(f"{100 * time / total:5.1f} %  {time / 1e3:9.2f} ms  {name}" for name, time in largest)
-
-
-def table(rows: Sequence[dict[str, Any]]) -> Table:
-    """The columns that some row has a figure for; on a narrow terminal, settings that all rows share may give way."""
-    known = [key for key in (*SETTINGS, *FIGURES, "joules_per_image") if any(row.get(key) is not None for row in rows)]
-    shared = {key for key in SETTINGS if len({row[key] for row in rows}) == 1} - {"attention"}
-    wide = shared | {"milliseconds_low", "milliseconds_high"}
-    return Table([Column(key, lambda row, key=key: row.get(key), none="", wide=key in wide) for key in known], rows)
+    return benchmark.run(args)
 
 
 main = script(run, parser)

@@ -21,6 +21,7 @@ from ecoformer.errors import InputError
 
 SOURCE = Path(__file__).resolve().parents[2]  # the folder that holds the package
 SWITCH = "ECOFORMER_RUNTIME"
+PREPARED: list[str] = []  # what `prepare` set for this process, in words
 CGROUP = Path("/sys/fs/cgroup")
 # mallopt(3): memory that was freed is kept, whatever the size, in one arena that all threads share. Otherwise glibc
 # gives large tensors back to the system and gets them again page by page.
@@ -39,8 +40,9 @@ def prepare() -> list[str]:
     settings = {"OMP_WAIT_POLICY": "PASSIVE"}
     if (cores := available_cores()) < _affinity():
         settings["OMP_NUM_THREADS"] = str(cores)
-    done = [f"{key}={value}" for key, value in settings.items() if os.environ.setdefault(key, value) == value]
-    return done + (["kept memory"] if _keep_memory() else [])
+    PREPARED[:] = [f"{key}={value}" for key, value in settings.items() if os.environ.setdefault(key, value) == value]
+    PREPARED.extend(["kept memory"] if _keep_memory() else [])
+    return PREPARED
 
 
 def available_cores() -> int:

@@ -14,6 +14,7 @@ import ecoformer.models  # noqa: F401  registers the architecture
 from ecoformer.cli import export, hub
 from ecoformer.cli.app import run as run_hydra
 from ecoformer.cli.eval import evaluate_checkpoint
+from ecoformer.run.export import reopen
 from ecoformer.run.start import model_of_run, read_run
 
 
@@ -30,7 +31,7 @@ def main(run: Path) -> None:
         formats.append("onnx")
     for kind in formats:
         assert export.main([str(best), f"--format={kind}", f"--out={run / kind}"]) == 0
-        found[kind] = export.reopen(run / kind, kind)(images)
+        found[kind] = reopen(run / kind, kind)(images)
     assert hub.main([str(best), f"--out={run / 'hub'}"]) == 0
     folder = f"local-dir:{run / 'hub'}"
     found["hub"] = timm.create_model(folder, pretrained=True).eval()(images)

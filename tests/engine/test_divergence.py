@@ -139,7 +139,7 @@ def test_an_epoch_of_nothing_but_skipped_batches(tmp_path: Path) -> None:
 
 def test_an_evaluation_that_is_no_number_is_no_result(tmp_path: Path) -> None:
     """A step so long that the weights stay finite and nothing computed from them does."""
-    far = OptimConfig(name="sgd", lr=1e38, momentum=0.0, weight_decay=0.0)
+    far = OptimConfig(name="sgd", lr=1e38, momentum=0.5, weight_decay=0.0)
     trainer = make_trainer(tmp_path, optim=far, schedule=ScheduleConfig(name="none"), ema_decay=0.0, max_steps=1)
     with pytest.raises(
         Diverged, match=r"evaluation of epoch 1: \d+ of 20 validation images get logits that are no num"

@@ -1,0 +1,125 @@
+"""What `ecoformer energy` does with its arguments: tables, breakdowns, explanations, pictures."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+import torch
+
+from ecoformer.energy import count, load_profile
+from ecoformer.energy.conventions import CONVENTIONS
+from ecoformer.energy.difference import difference
+from ecoformer.energy.ledger import breakdown
+from ecoformer.energy.profile import Profile
+from ecoformer.errors import InputError
+from ecoformer.fit.hashes import fit_hashes
+from ecoformer.lab.energy import energy_tables as tables
+from ecoformer.lab.energy.cases import Case, cases
+from ecoformer.lab.energy.published import compare_published, faults
+
+Row = dict[str, Any]
+Refused = tuple[Case, InputError]
+
+
+def run(args: argparse.Namespace) -> int:
+    profile = load_profile(args.profile)
+    if args.published:
+        return published(args)
+    if args.show_profile:
+        print(tables.render(tables.profile_table(profile), args.format, f"{profile.name}: {profile.summary}"))
+        return 0
+    chosen = list(cases(args.model, args.attention, args.img_size, args.num_bits, args.num_anchors, clamp=args.clamp))
+    if args.by or args.explain:
+        for case in chosen:
+            print(detail(case, args, profile))
+    else:
+        rows, refused = tried(chosen, args, profile)
+        print(tables.render_rows(rows, args.format))
+        if args.plots:
+            draw(chosen, rows, args, profile)
+        for case, reason in refused:
+            print(f"error: {case.model} {case.attention} {case.img_size} px is left out: {reason}", file=sys.stderr)
+        return 2 if refused else 0
+    return 0
+
+
+def tried(chosen: list[Case], args: argparse.Namespace, profile: Profile) -> tuple[list[Row], list[Refused]]:
+    """The rows of all cases that can be counted, and the other cases. Raises InputError if none can be."""
+    rows: list[Row] = []
+    refused: list[Refused] = []
+    for case in chosen:
+        try:
+            rows.append(row(case, args, profile))
+        except InputError as error:
+            refused.append((case, error))
+    if not rows:
+        raise refused[0][1]
+    return rows, refused
+
+
+def row(case: Case, args: argparse.Namespace, profile: Profile) -> dict[str, Any]:
+    found = case.row(args.convention, profile, strict=args.strict)
+    if args.witness:
+        from ecoformer.lab.energy.witness import witnesses
+
+        model = case.build("cpu")
+        fit_hashes(model, torch.randn(2, 3, case.img_size, case.img_size), seed=0)
+        counted = witnesses(model, case.img_size)
+        found |= counted
+        for name, words in counted.items():
+            if isinstance(words, str):
+                print(f"{case.model} {case.attention}: {name} {words}", file=sys.stderr)
+    if args.measure:
+        from ecoformer.energy.measure import measure_model
+
+        measured = measure_model(case.build("cpu"), case.img_size, args.measure)
+        if measured.reason:
+            print(f"{case.model} {case.attention}: measured joules unavailable: {measured.reason}", file=sys.stderr)
+        found["measured"] = str(measured)
+    return found
+
+
+def detail(case: Case, args: argparse.Namespace, profile: Profile) -> str:
+    title = f"{case.model} {case.attention} {case.img_size} px, {profile.name}"
+    if args.explain:
+        model = case.build()
+        both = [count(model, case.img_size, convention=c, strict=args.strict) for c in CONVENTIONS]
+        return tables.render(tables.difference_table(difference(*both), profile), args.format, title)
+    ledger = case.count(args.convention, strict=args.strict)
+    title += f", {args.convention}, uncounted: {', '.join(ledger.uncounted) or 'none'}"
+    return tables.render(breakdown(ledger, profile, args.by), args.format, title)
+
+
+def published(args: argparse.Namespace) -> int:
+    comparisons = compare_published()
+    title = "EcoFormer, 224 px, 16 bits, 25 anchors, paper convention, 45nm_fp32: published and ours"
+    notes = [f"{c.model} {c.quantity}: {c.note}" for c in comparisons if c.note]
+    notes += [f"DIFFERS: {c.model} {c.quantity}: printed {c.printed}, ours {c.rounded}" for c in faults(comparisons)]
+    print(tables.render(tables.published_table(comparisons), args.format, title, [*notes, tables.BASELINES]))
+    return 1 if faults(comparisons) else 0
+
+
+def draw(chosen: list[Case], rows: list[dict[str, Any]], args: argparse.Namespace, profile: Profile) -> None:
+    # Imported here: matplotlib takes longer to load than most tables take to count.
+    from ecoformer.files import atomic_write
+    from ecoformer.lab.energy.plots import plot_bits_anchors, plot_layers, plot_resolution
+
+    first = {key: rows[0][key] for key in ("model", "img_size")}
+    same = [case for case in chosen if case.model == first["model"] and case.img_size == first["img_size"]]
+    by_attention = {case.attention: case for case in reversed(same)}
+    ledgers = {by_attention[name].label: by_attention[name].count(args.convention) for name in args.attention}
+    title = f"{first['model']}, {first['img_size']} px, {args.convention} convention, {profile.name}"
+    figures = {"layers.png": plot_layers(ledgers, profile, title)}
+    if len(args.img_size) > 1:
+        swept = ("num_bits", args.num_bits[0]), ("num_anchors", args.num_anchors[0])
+        line = [r for r in rows if all(r[key] in (None, value) for key, value in swept)]
+        figures["resolution.png"] = plot_resolution([r for r in line if r["model"] == first["model"]])
+    if len(args.num_bits) * len(args.num_anchors) > 1:
+        coded = [r for r in rows if r["num_bits"] is not None and all(r[k] == v for k, v in first.items())]
+        figures["bits_anchors.png"] = plot_bits_anchors([r for r in coded if r["attention"] == coded[0]["attention"]])
+    for name, figure in figures.items():
+        with atomic_write(args.plots / name) as file:
+            figure.savefig(file, format="png", dpi=150)
+        print(f"wrote {args.plots / name}", file=sys.stderr)

@@ -1,0 +1,139 @@
+"""What `ecoformer sequence` does with its arguments: the ledger, measurements that go on where they were, advice."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from ecoformer.errors import InputError
+from ecoformer.files import json_text, write_json, write_text
+from ecoformer.lab.sequence.advisor import advise, parse_budget
+from ecoformer.lab.sequence.encoder import SHAPES, Kind, Shape, all_kinds, token_list
+from ecoformer.lab.sequence.ledger import ledger_row
+from ecoformer.lab.sequence.measurement import Measurements, Point, measure_apart, medians, read_measurements, versions
+from ecoformer.lab.sequence.plots import plot_metric
+from ecoformer.lab.sequence.sequence_tables import advice_text, as_json, as_text
+from ecoformer.lab.sequence.study import Study, merge
+from ecoformer.report.figures import save_figure
+
+MEASURED = "measured.json"
+
+
+def run(args: argparse.Namespace) -> int:
+    args.threads = torch.get_num_threads() if args.threads is None else args.threads
+    args.kinds = args.kinds or all_kinds()
+    for key, least in (("layers", 1), ("threads", 1), ("rounds", 0)):
+        if getattr(args, key) < least:
+            raise InputError(f"--{key} {getattr(args, key)} must be at least {least}")
+    if args.advise:
+        print(advice(args))
+        return 0
+    kinds, shape, tokens = [Kind.parse(label) for label in args.kinds], shape_of(args), token_list(args.tokens)
+    if args.rounds and args.out is None:
+        raise InputError("measurements are kept in --out: add --out DIR, or --rounds 0 for the ledger alone")
+    rows = [ledger_row(kind, shape, count) for kind in kinds for count in tokens]
+    if args.rounds:
+        works = {(row["kind"], row["tokens"]) for row in rows if row["refused"] is None}
+        points = [
+            Point(kind, shape, count, args.layers, args.threads)
+            for count in tokens
+            for kind in kinds
+            if (kind.label, count) in works
+        ]
+        measure_missing(points, args)
+    study = Study(rows, shape)
+    content = held(args.out, shape)
+    if content is not None:
+        study = Study(merge(rows, medians(content, shape)), shape, content["settings"])
+    if args.out is not None:
+        write(study, args.out)
+    text = json_text(as_json(study), indent=2) if args.format == "json" else as_text(study, args.format == "md")
+    print(text)
+    return 0
+
+
+def shape_of(args: argparse.Namespace) -> Shape:
+    """The named shape, or one of --width. Raises InputError for sizes that contradict each other."""
+    if args.shape != "custom":
+        given = [f"--{key}" for key in ("width", "heads", "mlp") if getattr(args, key) is not None]
+        if given:
+            raise InputError(f"{given[0]} belongs to --shape custom or --advise, --shape {args.shape} is fixed")
+        return SHAPES[args.shape]
+    if args.width is None:
+        raise InputError("--shape custom needs --width")
+    return custom_shape(args)
+
+
+def custom_shape(args: argparse.Namespace) -> Shape:
+    width = args.width
+    heads = max(1, width // 64) if args.heads is None else args.heads
+    return Shape("custom", width, heads, 4 * width if args.mlp is None else args.mlp, args.depth)
+
+
+def measure_missing(points: list[Point], args: argparse.Namespace) -> None:
+    """Measure what is missing, with a bar on standard error, until it is done or --max-seconds have passed."""
+    shape = points[0].shape if points else shape_of(args)
+    settings = {**block_of(shape), "layers": args.layers, "threads": args.threads, **versions()}
+    kept = Measurements(args.out / MEASURED, settings)
+    todo = list(kept.todo(points, args.rounds))
+    started = time.monotonic()
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("measuring", total=len(todo))
+        for done, point in enumerate(todo):
+            if args.max_seconds is not None and time.monotonic() - started > args.max_seconds:
+                bar.console.print(f"stopped after {args.max_seconds:g} s: {len(todo) - done} points are left")
+                break
+            bar.update(task, description=point.key)
+            kept.add(point, measure_apart(point))
+            bar.advance(task)
+
+
+def held(out: Path | None, shape: Shape, refuse: bool = True) -> dict[str, Any] | None:
+    """The measurements in a folder; None if it holds none. Those of another block are refused, or None too."""
+    if out is None or not (out / MEASURED).exists():
+        return None
+    content = read_measurements(out / MEASURED)
+    found = {key: content["settings"].get(key) for key in block_of(shape)}
+    if found == block_of(shape):
+        return content
+    if refuse:
+        raise InputError(f"{out / MEASURED} was measured with {found}, not {block_of(shape)}: choose another --out")
+    return None
+
+
+def block_of(shape: Shape) -> dict[str, int]:
+    """What decides the cost of a block."""
+    return {"width": shape.width, "heads": shape.heads, "mlp": shape.mlp}
+
+
+def write(study: Study, out: Path) -> None:
+    write_json(out / "study.json", as_json(study), indent=1)
+    shape = study.shape
+    title = f"{shape.name}: {shape.layers} blocks, width {shape.width}, {shape.heads} heads, MLP {shape.mlp}"
+    write_text(out / "report.md", f"{title}\n\n{as_text(study, in_markdown=True)}\n")
+    for metric in study.metrics():
+        save_figure(plot_metric(study, metric, title), out / f"{metric}.png")
+
+
+def advice(args: argparse.Namespace) -> str:
+    """The ranking of --advise as text or JSON."""
+    if args.at_tokens is None or args.at_tokens < 1:
+        raise InputError("--advise needs --at-tokens N, at least 1")
+    if args.width is None:
+        args.width, args.heads = SHAPES["bert_base"].width, args.heads or SHAPES["bert_base"].heads
+    shape = custom_shape(args)
+    content = held(args.out, shape, refuse=False)
+    measured = {} if content is None else medians(content, shape)
+    budget = parse_budget(args.budget) if args.budget else {}
+    found = advise(args.kinds, shape, args.at_tokens, budget, measured)
+    if args.format == "json":
+        shown = {"best": found.best, "budget": budget, "rows": found.rows, "caveats": found.caveats}
+        return json_text(shown, indent=2)
+    return advice_text(found, budget, args.format == "md")
