@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 from ecoformer.energy import kinds
-from ecoformer.energy.entry import Entry
+from ecoformer.energy.entry import LOOSE, Entry
 from ecoformer.energy.kinds import Counts
 from ecoformer.energy.profile import Profile
 from ecoformer.energy.profile_files import load_profile
@@ -48,6 +48,8 @@ class Ledger:
         shape = "x".join(map(str, self.input_shape))
         title = f"input {shape}, {self.params:,} parameters, convention {self.convention}, {prices.name}"
         notes = [f"uncounted, so these are lower bounds: {', '.join(self.uncounted)}"] if self.uncounted else []
+        if loose := self.select(lambda entry: entry.part == LOOSE).muls:
+            notes.append(f"{loose:,} multiplications are in products of two activations that belong to no attention")
         return render(breakdown(self, prices, by), format, title, notes)
 
     def to_markdown(self, by: str = "layer", profile: str | Profile = "45nm_fp32") -> str:

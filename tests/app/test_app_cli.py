@@ -39,6 +39,7 @@ def test_show_prints_the_composed_settings_alone(
     "arguments",
     [
         *(["train", "--help"], ["train", "experiment=no"], ["train", "train.epochs=-1"], ["eval", "+seed=1"]),
+        ["train", "experiment=digits_ecoformer", "attention.num_bit=3"],
         *([name, "--no-such-option"] for name in ("energy", "benchmark", "sequence", "export", "distill", "study")),
     ],
 )
