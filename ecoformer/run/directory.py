@@ -90,6 +90,8 @@ def choose_run_dir(config: Config) -> RunDir:
 
 
 def _choose(config: Config, marks: list[str]) -> RunDir:
+    if config.resume.lower() in ("false", "no", "none", "0"):
+        raise InputError(f"resume={config.resume}: did you mean resume=off, which is the default?")
     given = None if config.resume in ("off", "auto") else Path(config.resume).expanduser()
     if given is not None and given.is_dir():
         given = given / LAST

@@ -97,6 +97,7 @@ def test_a_folder_stands_for_its_checkpoint(train, command, refused, tmp_path: P
     assert message.endswith("empty is a folder without best.pt and last.pt: give the folder of a run, or a file")
     message = refused("train", *VIT, "resume=true", f"output_dir={tmp_path / 'run'}")
     assert message.startswith("resume=true: did you mean resume=auto,")
+    assert refused("train", *VIT, "resume=false").startswith("resume=false: did you mean resume=off")
 
 
 def test_settings_of_the_data_that_timms_weights_do_not_know():
