@@ -168,6 +168,8 @@ def _terminal(table: Table, title: str, notes: Sequence[str]) -> str:
         drawn.add_column(column.heading, justify=justify, overflow="fold", no_wrap=table.width(column) <= LONG)
     for row in table.rows:
         drawn.add_row(*(column.text(row) for column in shown))
+    # Figures are never cut: what needs more room than there is, gets it.
+    width = max(width, sum(min(table.width(column), LONG) for column in shown) + 2 * (len(shown) - 1))
     buffer = io.StringIO()
     Console(file=buffer, width=width, highlight=False, markup=False).print(drawn)
     if left_out := [column.heading for column in table.columns if column not in shown]:

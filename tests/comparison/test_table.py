@@ -82,3 +82,13 @@ def test_a_terminal_gets_what_fits_and_the_names_of_the_rest():
     assert max(map(len, lines)) <= 100 and last == "no room for: note"
     assert "73.4 %" in lines[1], "only as many columns as must go"
     assert "n" * 90 in render(Table(COLUMNS, rows), "csv")
+
+
+def test_a_terminal_table_cuts_no_figure():
+    columns = [Column(f"a rather long heading {n}", lambda row, n=n: row + n) for n in range(8)]
+    lines = render(Table(columns, [123456.25]), "table").splitlines()
+    assert lines[0].split("  ") == [column.heading for column in columns]
+    assert lines[1].split() == [str(123456.25 + n) for n in range(8)]
+    narrow = [Column(c.heading, c.of, wide=n > 1) for n, c in enumerate(columns)]
+    *shown, left_out = render(Table(narrow, [123456.25]), "table").splitlines()
+    assert max(map(len, shown)) <= 100 and left_out.startswith("no room for: a rather long heading")
