@@ -18,7 +18,6 @@ ROOMS = (
     *(
         "errors",
         "files",
-        "table",
         "ops",
         "nn",
         "fit",

@@ -23,13 +23,13 @@ from ecoformer.config.overrides import as_typed
 from ecoformer.config.schema import SCHEMAS, register_schemas
 from ecoformer.errors import InputError, Interrupted
 
-Task = Callable[[DictConfig], Any]
+Task = Callable[[Any], Any]
 USER_ERROR = 2
 SHOW = ["--cfg", "job", "--resolve"]
 
 
 def run(task: Task, config_name: str, argv: Sequence[str] | None = None) -> None:
-    """Compose `config_name` from the command line's overrides, or `argv`, and call `task` with it; with -m, once a job.
+    """Call `task` with the typed config of the command line's overrides, or of `argv`; with -m, once a job.
 
     Ends the process: code 0, 2 for a user's error (one line on stderr), 130 or 143 for Ctrl-C or SIGTERM. A failed
     job of a sweep is reported and the next one starts; the sweep then ends with 2, or 1 if one was our defect.
@@ -77,12 +77,12 @@ def _guarded(task: Task, name: str, failures: list[BaseException], wants_traceba
         if in_sweep:
             cfg = _in_own_folder(cfg)
         try:
-            load_config(SCHEMAS[name], cfg)
+            config: Any = load_config(SCHEMAS[name], cfg)
             from ecoformer.run import launch  # loads torch, for which a refused config need not wait
 
             if launch.starts_torchrun(cfg):
                 return launch.run_torchrun(cfg, name, full_errors=wants_traceback)
-            return task(cfg)
+            return task(config)
         except Interrupted as error:
             _exit(error.exit_code, str(error))
         except InputError as error:

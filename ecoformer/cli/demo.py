@@ -52,13 +52,13 @@ def compare(out: Path, runs: dict[str, Path], commands: dict[str, str]) -> list[
 
     from ecoformer.config.schema import EvalConfig
     from ecoformer.files import write_json, write_text
+    from ecoformer.files.table import render
     from ecoformer.lab.speed.throughput import interleaved_throughput
     from ecoformer.report.code_maps import plot_code_maps
     from ecoformer.report.comparison import comparison_table
     from ecoformer.report.curves import plot_training_curves
     from ecoformer.report.runs import read_summary
     from ecoformer.run.build import build_evaluation
-    from ecoformer.table import render
 
     cpu = torch.device("cpu")
     evaluations = {
@@ -99,8 +99,8 @@ def title(row: dict[str, Any]) -> str:
 
 def report(rows: list[dict[str, Any]], num_val: int, measured: str) -> str:
     """report.md: the table, what it means, the plots, the commands."""
+    from ecoformer.files.table import markdown
     from ecoformer.report.comparison import comparison_table
-    from ecoformer.table import markdown
 
     row = rows[0]
     commands = "\n".join(row["command"] for row in sorted(rows, key=lambda row: TRAINED.index(row["attention"])))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ecoformer.cli.arguments import Parser, names, script
 from ecoformer.config.schema import CONVENTIONS
-from ecoformer.table import FORMATS
+from ecoformer.files.table import FORMATS
 
 
 def numbers(text: str) -> list[int]:

@@ -2,16 +2,12 @@
 
 from collections.abc import Sequence
 
-from omegaconf import DictConfig
-
 from ecoformer.cli import app
-from ecoformer.config.loading import load_config
 from ecoformer.config.schema import EvalConfig
 
 
-def evaluate_checkpoint(cfg: DictConfig) -> float:
+def evaluate_checkpoint(config: EvalConfig) -> float:
     """Top-1, top-5, loss, images/s and energy of one checkpoint, printed and, with `out`, written as JSON."""
-    config = load_config(EvalConfig, cfg)
     from ecoformer.run import job  # loads torch and timm, for which a refused config need not wait
 
     return job.evaluate_checkpoint(config)

@@ -2,16 +2,12 @@
 
 from collections.abc import Sequence
 
-from omegaconf import DictConfig
-
 from ecoformer.cli import app
-from ecoformer.config.loading import load_config
 from ecoformer.config.schema import Config
 
 
-def train(cfg: DictConfig) -> float | None:
-    """One run, from the composed config to summary.json; returns top-1 for sweeps that optimise it."""
-    config = load_config(Config, cfg)
+def train(config: Config) -> float | None:
+    """One run, from the config to summary.json; returns top-1 for sweeps that optimise it."""
     from ecoformer.run import job  # loads torch and timm, for which a refused config need not wait
 
     return job.train(config)

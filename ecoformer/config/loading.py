@@ -53,12 +53,12 @@ def known_keys(schema: type) -> list[str]:
 def unknown_key(key: str, schema: type) -> str:
     """The one line about a key that does not exist: the nearest known key, else the keys beside it."""
     known = known_keys(schema)
-    parent, _, _ = key.rpartition(".")
-    near = [] if parent.startswith("attention") else _near(key, known)
+    near = [] if key.startswith("attention.") else _near(key, known)
     if not near and schema is SCHEMAS["train"]:
         known += _attention_keys()
         near = _near(key, known)
     if key in known:
+        parent = key.rpartition(".")[0]
         return f"{key} is not an option of this {parent} group: choose another {parent}=OPTION, or leave it out"
     if near:
         return f"unknown key {key}; did you mean {' or '.join(near)}?"

@@ -19,9 +19,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ecoformer.data.corrupt import CorruptImage, CorruptImages
 
-INTERPOLATIONS = {
-    name: Image.Resampling[name.upper()] for name in ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
-}
 T = TypeVar("T")
 CHUNK = 256
 THREADED_ABOVE_PIXELS = 64 * 64  # below, threads wait for the interpreter lock longer than they decode
@@ -120,10 +117,10 @@ class EvalTransform:
         if math.prod(size) > CROP_FIRST_PIXELS:
             scales = (image.width / size[0], image.height / size[1]) * 2
             west, north, east, south = (edge * scale for edge, scale in zip(box, scales, strict=True))
-            method = INTERPOLATIONS[self.interpolation]
+            method = Image.Resampling[self.interpolation.upper()]
             return np.asarray(image.resize((side, side), method, box=(west, north, east, south)))
         if size != image.size:
-            image = image.resize(size, INTERPOLATIONS[self.interpolation])
+            image = image.resize(size, Image.Resampling[self.interpolation.upper()])
         return np.asarray(image if size == (side, side) else image.crop(box))
 
     def resized(self, size: tuple[int, int]) -> tuple[int, int]:

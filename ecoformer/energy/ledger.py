@@ -13,7 +13,7 @@ from ecoformer.energy.profile import Profile
 from ecoformer.energy.profile_files import load_profile
 from ecoformer.errors import InputError
 from ecoformer.files import json_text
-from ecoformer.table import Column, Table, render, share
+from ecoformer.files.table import Column, Table, render, share
 
 MJ = 1e9  # picojoules
 

@@ -15,8 +15,6 @@ from ecoformer.config.keys import one_of
 from ecoformer.errors import InputError
 from ecoformer.model.patch_stride import set_patch_stride
 
-IN_CHANNELS = 3  # of every batch, whatever the images are
-
 
 def create(
     name: str,
@@ -25,6 +23,7 @@ def create(
     img_size: int | None = None,
     patch_stride: int | None = None,
     pretrained: bool = False,
+    pretrained_key: str = "init.pretrained=true",
     device: str | None = None,
     **options: Any,
 ) -> nn.Module:
@@ -35,7 +34,7 @@ def create(
         key: what messages call the name.
         img_size: pixels; handed to timm where a model is made for one size. None: the model's own.
         patch_stride: of the first patch embedding, see `set_patch_stride`.
-        pretrained: with timm's weights, from its cache or the hub.
+        pretrained: with timm's weights, from its cache or the hub; messages call it `pretrained_key`.
         device: "meta" builds without values, and without drawing them. None: torch's default.
         options: further arguments of timm.create_model.
     Raises:
@@ -43,12 +42,6 @@ def create(
     """
     if ":" not in name and not timm.is_model(name):
         raise InputError(one_of(key, name, _families(name)))
-    channels = options.get("in_chans", IN_CHANNELS)
-    if channels != IN_CHANNELS:
-        raise InputError(
-            f"model.kwargs.in_chans={channels}: images have {IN_CHANNELS} channels here, grey ones are repeated over "
-            "them: leave it out"
-        )
     if img_size is not None and has_fixed_size(name):
         options.setdefault("img_size", img_size)
     hub_log = logging.getLogger("huggingface_hub")  # it reports every retry of a failed download
@@ -62,12 +55,12 @@ def create(
             model: nn.Module = timm.create_model(name, pretrained=pretrained, **options)
     except OSError as error:
         raise InputError(
-            f"init.pretrained=true: timm's weights of {name} are not in the local cache and cannot be downloaded; "
-            "connect once, or use init.pretrained=false or init.checkpoint=RUN/best.pt"
+            f"{pretrained_key}: timm's weights of {name} are not in the local cache and cannot be downloaded: connect "
+            "once, leave it out, or start from a checkpoint"
         ) from error
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise InputError(f"{key}={name} cannot be built with the settings under model: {reason}") from error
+        raise InputError(f"{key}={name} cannot be built with the arguments given: {reason}") from error
     finally:
         hub_log.setLevel(level)
     if patch_stride is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ecoformer.table import Column, Table, energy_unit, largest_unit, saves
+from ecoformer.files.table import Column, Table, energy_unit, largest_unit, saves
 
 OPERATIONS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
+from ecoformer.files.table import Column, Table, markdown, share
 from ecoformer.model.low_rank import CompressionReport
-from ecoformer.table import Column, Table, markdown, share
 
 LAYERS = (
     Column("layer", lambda layer: layer.name, left=True),

@@ -46,7 +46,9 @@ def load(args: argparse.Namespace) -> tuple[nn.Module, int]:
         model, own_size = model_of_run(run), run.config.data.img_size
     elif timm.is_model(args.source):
         torch.manual_seed(args.seed)
-        model = create(args.source, key="SOURCE", img_size=args.img_size, pretrained=args.pretrained)
+        model = create(
+            args.source, key="SOURCE", img_size=args.img_size, pretrained=args.pretrained, pretrained_key="--pretrained"
+        )
         defaults: Any = model.pretrained_cfg
         own_size = defaults.get("input_size", (3, 224, 224))[-1]
     else:

@@ -5,9 +5,7 @@ They are new, timm's, those of one of our runs, or those of a file that others p
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +16,9 @@ from ecoformer.config.schema import CompressConfig, Config
 from ecoformer.engine.run_files import BEST, LAST
 from ecoformer.errors import InputError
 from ecoformer.model.checkpoint import FORMAT, evaluated_weights, load_checkpoint, load_weights
-from ecoformer.model.convert import FilterFn, convert
+from ecoformer.model.chosen import compress_filter, layer_filter
+from ecoformer.model.convert import convert
 from ecoformer.model.create import create, has_fixed_size
-from ecoformer.model.layers import attention_layers
 from ecoformer.model.low_rank import CompressionReport, expand, low_rank_layers, ranks_in, take_ranks
 from ecoformer.model.patch_stride import set_patch_stride
 from ecoformer.model.resize import fit_sizes
@@ -31,6 +29,7 @@ from ecoformer.nn.specs import without_removed
 from ecoformer.run.checks import attention_spec, low_rank_spec
 from ecoformer.run.compression import factorize_and_count
 
+IN_CHANNELS = 3  # of every batch, whatever the images are
 STOCK_STRIDE = 4  # of the first patch embedding, in PVTv2 and Twins alike
 
 
@@ -250,6 +249,12 @@ def _resize(built: BuiltModel, saved: Config, wanted: Config, where: str) -> Non
 
 def _create(config: Config, num_classes: int, pretrained: bool) -> nn.Module:
     model = config.model
+    channels = model.kwargs.get("in_chans", IN_CHANNELS)
+    if channels != IN_CHANNELS:
+        raise InputError(
+            f"model.kwargs.in_chans={channels}: images have {IN_CHANNELS} channels here, grey ones are repeated over "
+            "them: leave it out"
+        )
     options: dict[str, Any] = {"img_size": config.data.img_size, **model.kwargs}  # theirs goes before the data's
     if model.drop_path_rate > 0:
         options["drop_path_rate"] = model.drop_path_rate
@@ -277,49 +282,3 @@ def _compress(built: BuiltModel, config: Config) -> None:
     chosen = compress_filter(built.model, config.compress)
     size, profile = config.data.img_size, config.energy.profile
     built.compression = factorize_and_count(built.model, spec, chosen, img_size=size, profile=profile)
-
-
-def compress_filter(model: nn.Module, compress: CompressConfig) -> FilterFn | None:
-    """factorize's filter for `compress.layers`, fnmatch patterns of module names; None: default.
-
-    Raises InputError for a pattern that matches no Linear layer or convolution.
-    """
-    if compress.layers is None:
-        return None
-    candidates = [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
-    names: set[str] = set()
-    for pattern in compress.layers:
-        found = {name for name in candidates if fnmatchcase(name, pattern)}
-        if not found:
-            raise InputError(
-                f"compress.layers: {pattern!r} matches no Linear layer or convolution; there are names such as "
-                f"{', '.join(candidates[:3]) or 'none'}"
-            )
-        names |= found
-    return lambda module, name: name in names
-
-
-def layer_filter(model: nn.Module, attention: Mapping[str, Any]) -> FilterFn | None:
-    """convert's filter for `attention.layers`: stage numbers and fnmatch patterns of module names; None: default.
-
-    Raises InputError for a number or pattern that matches no attention layer.
-    """
-    chosen = attention.get("layers")
-    if chosen is None:
-        return None
-    layers = attention_layers(model)
-    names: set[str] = set()
-    for item in chosen:
-        found = {
-            layer.name
-            for layer in layers
-            if (layer.stage == item if isinstance(item, int) else fnmatchcase(layer.name, item))
-        }
-        if not found:
-            stages = max((layer.num_stages for layer in layers), default=0)
-            raise InputError(
-                f"attention.layers: {item!r} matches no attention layer; there are stages 1 to {stages} and names "
-                f"such as {layers[0].name if layers else 'none'}"
-            )
-        names |= found
-    return lambda module, name: name in names

@@ -11,7 +11,7 @@ from PIL import Image
 from ecoformer.cli.eval import evaluate_checkpoint
 from ecoformer.cli.train import train
 from ecoformer.config.loading import CONFIGS, load_config
-from ecoformer.config.schema import Config, register_schemas
+from ecoformer.config.schema import SCHEMAS, Config, register_schemas
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
@@ -39,7 +39,7 @@ def run_task(name: str, *overrides: str) -> object:
     register_schemas()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         composed = compose(name, list(overrides))
-    return TASKS[name](composed)
+    return TASKS[name](load_config(SCHEMAS[name], composed))
 
 
 def make_folders(root: Path, class_names: list[str], size: int, per_class: dict[str, int]) -> Path:

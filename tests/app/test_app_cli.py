@@ -73,7 +73,7 @@ def run_task(task: Callable[[DictConfig], None], monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    def task(cfg: DictConfig) -> None:
+    def task(cfg: Config) -> None:
         raise ZeroDivisionError("ours")
 
     with pytest.raises(ZeroDivisionError, match="ours"):
@@ -85,7 +85,7 @@ def test_a_defect_in_a_sweep_is_shown_and_the_next_job_runs(
 ) -> None:
     seeds = []
 
-    def task(cfg: DictConfig) -> None:
+    def task(cfg: Config) -> None:
         seeds.append(cfg.seed)
         if cfg.seed == 0:
             raise ZeroDivisionError("ours")
@@ -107,7 +107,7 @@ def test_a_defect_in_a_sweep_is_shown_and_the_next_job_runs(
 def test_signals(
     error: BaseException, code: int, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def task(cfg: DictConfig) -> None:
+    def task(cfg: Config) -> None:
         raise error
 
     with pytest.raises(SystemExit) as end:

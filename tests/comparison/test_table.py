@@ -2,8 +2,8 @@
 
 import json
 
+from ecoformer.files.table import Column, Table, markdown, render, share
 from ecoformer.report.comparison import comparison_table
-from ecoformer.table import Column, Table, markdown, render, share
 
 
 def row(attention, energy, attention_energy):

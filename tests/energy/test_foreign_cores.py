@@ -99,3 +99,30 @@ def test_no_attention_is_said_and_not_called_zero(name: str, convention: str) ->
     assert not ledger.has_attention
     found = figures(ledger, load_profile("45nm_fp32"))
     assert {found[key] for key in found if key.startswith("attention_")} == {None} and found["muls"] > 0
+
+
+SMALL = ("nano", "pico", "femto", "atto", "tiny", "xx_small", "xxs", "_s0", "_m0", "_b0", "micro", "small", "_18", "26")
+LARGE = ("huge", "giant", "gigantic", "_xlarge", "enormous", "so400m")
+# EfficientViM mixes by a state space, which is no attention: of its two products one is booked as belonging to none.
+# NaFlexViT takes patches, or resizes with an operation that has no rule.
+OTHERWISE = ("efficientvim", "naflexvit")
+
+
+@pytest.mark.slow
+def test_small_models_of_every_timm_module() -> None:
+    """At most four of each module: their cores agree, or there is no product of two activations and that is said."""
+    agree, without = [], []
+    for module in sorted(timm.models.list_modules()):
+        names = [name for name in timm.list_models(module=module) if not any(word in name for word in LARGE)]
+        chosen = [name for name in names if any(word in name for word in SMALL)] or names
+        for name in chosen[:4] if module not in OTHERWISE else ():
+            model, size = build(name)
+            images = torch.zeros(1, 3, size, size, device="meta")
+            with torch.no_grad(), ActivationProducts(images) as products:
+                model(images)
+            ledger = count(model, size, convention="audited", strict=False)
+            assert ledger.attention().counts["fma"] == products.total, name
+            assert ledger.has_attention == (products.total > 0), name
+            (agree if ledger.has_attention else without).append(name)
+    print(f"{len(agree)} models agree, {len(without)} have no product of two activations")
+    assert len(agree) >= 150 and len(without) >= 100

@@ -17,6 +17,7 @@ from tiny_models import digits_run
 from ecoformer import EcoFormerSpec, InputError, convert, fit_hashes
 from ecoformer.cli import hash_quality
 from ecoformer.energy import load_profile
+from ecoformer.files.table import markdown
 from ecoformer.kinds import DistilledHashSpec, EcoFormerTunedSpec, MSASpec, MultiHeadSelfAttention
 from ecoformer.kinds.uniform import UniformAttention
 from ecoformer.lab.closeness import measure, parse_setting, quality, uniform_copy
@@ -25,7 +26,6 @@ from ecoformer.lab.closeness.quality_report import plot_energy, plot_errors, qua
 from ecoformer.lab.closeness.source import pick_images
 from ecoformer.nn.heads import split_heads
 from ecoformer.nn.projections import read_projections
-from ecoformer.table import markdown
 
 ROOT = Path(__file__).resolve().parents[2]
 TUNED = EcoFormerTunedSpec(num_bits=6, num_anchors=4, fit_steps=15, fit_batch_size=4)

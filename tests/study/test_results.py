@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from ecoformer.files import json_text, read_json
+from ecoformer.files.table import render
 from ecoformer.lab.study.plan import jobs, load_study
 from ecoformer.lab.study.rows import collect, over_seeds, over_stage1_seeds
 from ecoformer.lab.study.speed import with_speed
 from ecoformer.lab.study.tables import NOTES, STAGE1_SEED_NOTES, stage1_seed_table, study_table
-from ecoformer.table import render
 
 ROOT = Path(__file__).resolve().parents[2]
 SUFFIXES = {"md": ".md", "csv": ".csv", "latex": ".tex"}

@@ -9,6 +9,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from ecoformer.files.table import Column, Table
 from ecoformer.fit.compare import layer_calls
 from ecoformer.fit.target import SoftmaxTarget
 from ecoformer.lab.closeness.quality_report import short_name
@@ -16,7 +17,6 @@ from ecoformer.model.layers import attention_layers
 from ecoformer.nn.msa import MSASpec
 from ecoformer.report.code_maps import layer_weights
 from ecoformer.report.figures import save_figure
-from ecoformer.table import Column, Table
 
 Figures = dict[str, Any]
 

@@ -12,8 +12,8 @@ from rich import box
 from rich.table import Table as RichTable
 
 from ecoformer.files import write_text
+from ecoformer.files.table import Column, Table, markdown
 from ecoformer.report.figures import save_figure
-from ecoformer.table import Column, Table, markdown
 
 Row = dict[str, Any]
 GOAL = 0.75  # of uniform attention's error

@@ -17,11 +17,12 @@ from ecoformer.data import DataModule, build_data
 from ecoformer.engine.evaluation import evaluate
 from ecoformer.errors import InputError
 from ecoformer.model.checkpoint import save_checkpoint
+from ecoformer.model.chosen import layer_filter
 from ecoformer.model.convert import FilterFn
 from ecoformer.model.layers import attention_layers
 from ecoformer.nn.msa import MSASpec
 from ecoformer.nn.specs import AttentionSpec
-from ecoformer.run.start import build_model, is_own, layer_filter, model_of_run, read_run
+from ecoformer.run.start import build_model, is_own, model_of_run, read_run
 
 
 @dataclass

@@ -10,10 +10,10 @@ from ecoformer.energy.kinds import KINDS
 from ecoformer.energy.ledger import MJ
 from ecoformer.energy.profile import Profile
 from ecoformer.files import json_text
+from ecoformer.files.table import FORMATS as FORMATS
+from ecoformer.files.table import Column, Table, saves, to_csv
+from ecoformer.files.table import render as render
 from ecoformer.lab.energy.published import Comparison
-from ecoformer.table import FORMATS as FORMATS
-from ecoformer.table import Column, Table, saves, to_csv
-from ecoformer.table import render as render
 
 NOTES = {
     "paper": "paper: the published accounting; Conv2d, Linear and LayerNorm layers and attention cores, all else zero.",
@@ -49,16 +49,16 @@ def summary_table(rows: Sequence[dict[str, Any]]) -> Table:
         Column("uncounted", lambda row: ", ".join(row["uncounted"]) or "none", left=True, wide=not _lacking(rows)),
     ]
     if "witness_torch" in rows[0]:
-        columns += [_witness("fvcore", "muls"), _witness("torch", "muls")]
+        columns += [_witness("fvcore"), _witness("torch")]
     return Table(columns + ([Column("measured", "measured")] if "measured" in rows[0] else []), rows)
 
 
-def _witness(name: str, ours: str) -> Column:
-    """What another counter says, and as a share of ours."""
+def _witness(name: str) -> Column:
+    """What another counter says, and as a share of our multiplications."""
 
     def text(row: dict[str, Any]) -> str:
         found = row[f"witness_{name}"]
-        return "unavailable" if isinstance(found, str) else f"{found / 1e9:.3f} ({found / row[ours]:.1%})"
+        return "unavailable" if isinstance(found, str) else f"{found / 1e9:.3f} ({found / row['muls']:.1%})"
 
     return Column(f"{name} G mac", text)
 

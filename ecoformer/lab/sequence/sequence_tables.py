@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ecoformer.files.table import Column, Table, markdown, render
 from ecoformer.lab.sequence.advisor import Advice
 from ecoformer.lab.sequence.crossover import describe
 from ecoformer.lab.sequence.study import BASELINE, METRICS, Study
 from ecoformer.lab.sequence.verdict import verdicts
-from ecoformer.table import Column, Table, markdown, render
 
 FIGURE = "{:.4g}"
 

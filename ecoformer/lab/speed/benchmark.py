@@ -15,12 +15,12 @@ import torch
 
 from ecoformer.errors import InputError
 from ecoformer.files import json_text, write_json
+from ecoformer.files.table import Column, Table, markdown, render
 from ecoformer.lab.speed.cases import SpeedCase, Variant
 from ecoformer.lab.speed.peak_memory import PeakMemory, within_memory
 from ecoformer.lab.speed.throughput import interleaved_seconds
 from ecoformer.run import process
 from ecoformer.run.process import json_of, processor
-from ecoformer.table import Column, Table, markdown, render
 
 SETTINGS = ("model", "attention", "img_size", "batch_size", "mode", "device", "precision")
 ALLOCATOR = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD", "THP_MEM_ALLOC")  # settings that change all rates

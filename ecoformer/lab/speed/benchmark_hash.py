@@ -12,12 +12,12 @@ import torch
 
 from ecoformer.errors import InputError
 from ecoformer.files import json_text
+from ecoformer.files.table import Column, Table, render
 from ecoformer.fit.similarity_fit import HashFit, fit_hash
 from ecoformer.fit.similarity_fit_naive import fit_hash_reference
 from ecoformer.lab.speed.peak_memory import PeakMemory
 from ecoformer.ops.ecoformer.codes import normalize
 from ecoformer.run.process import json_of, processor
-from ecoformer.table import Column, Table, render
 
 IMPLEMENTATIONS = {"fast": fit_hash, "reference": fit_hash_reference}
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ecoformer.errors import InputError
 from ecoformer.files import read_json
-from ecoformer.table import Column, Table, markdown
+from ecoformer.files.table import Column, Table, markdown
 
 START, END = "<!-- speed: written by scripts/speed_section.py -->", "<!-- end of speed -->"
 KEYS = ("model", "attention", "img_size", "batch_size", "mode", "threads", "precision", "images_per_second", "machine")

@@ -11,10 +11,10 @@ from ecoformer.energy.conventions import CONVENTIONS
 from ecoformer.engine.run_files import BEST
 from ecoformer.errors import InputError
 from ecoformer.files import write_json, write_text
+from ecoformer.files.table import Column, Table, render, saves
 from ecoformer.lab.study.plots import plot_front
 from ecoformer.report.runs import find_runs
 from ecoformer.run.start import model_of_run, read_run
-from ecoformer.table import Column, Table, render, saves
 
 CONTROLS = ("uniform", "none", "random_hash", "msa_shared_qk")
 FIRST = ("stock", "msa")  # what the others are set beside

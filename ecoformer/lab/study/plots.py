@@ -8,8 +8,8 @@ from typing import Any
 
 from matplotlib.ticker import MaxNLocator
 
+from ecoformer.files.table import energy_unit
 from ecoformer.report.figures import panels, save_figure, style
-from ecoformer.table import energy_unit
 
 PANELS = (("energy_pj", "whole model"), ("attention_energy_pj", "attention cores alone"))
 QUALITY_LINES = (("attention_error", "-", 1.5), ("random_error", "x:", 0.8), ("uniform_error", "+--", 0.8))

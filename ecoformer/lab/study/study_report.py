@@ -9,6 +9,7 @@ from pathlib import Path
 from ecoformer.engine.run_files import SUMMARY
 from ecoformer.errors import InputError
 from ecoformer.files import read_json, write_json
+from ecoformer.files.table import write_table
 from ecoformer.lab.study.plan import Job, StudyConfig
 from ecoformer.lab.study.plots import plot_front, plot_hash_quality
 from ecoformer.lab.study.rows import Row, collect, over_seeds, over_stage1_seeds
@@ -16,7 +17,6 @@ from ecoformer.lab.study.speed import with_speed
 from ecoformer.lab.study.tables import NOTES, STAGE1_SEED_NOTES, stage1_seed_table, study_table
 from ecoformer.report.curves import plot_training_curves
 from ecoformer.report.runs import read_records, read_summary
-from ecoformer.table import write_table
 
 
 def report(study: StudyConfig, jobs: Sequence[Job], out: Path) -> str:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from ecoformer.files import write_json
+from ecoformer.files.table import render, write_table
 from ecoformer.lab.study.plots import plot_front
 from ecoformer.lab.study.tables import sweep_table, swept_keys
 from ecoformer.report.runs import RunRecord, find_runs
-from ecoformer.table import render, write_table
 
 NOTE = "top-1 of each run's best epoch; energy: modelled, one image, attention: the cores between the projections"
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
+from ecoformer.files.table import Column, Table, energy_unit, saves
 from ecoformer.kinds import SPECS
 from ecoformer.lab.study.rows import Row
 from ecoformer.report.runs import RunRecord
-from ecoformer.table import Column, Table, energy_unit, saves
 
 NOTES = (
     "top-1: of the last epoch, mean ± sample deviation over the seeds. vs MSA, vs stock, vs uniform: points of top-1 "
