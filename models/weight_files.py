@@ -41,7 +41,7 @@ STEM = re.compile(r"(.*\.)?(patch_embed1?\.proj\.weight|patch_embeds\.0\.proj\.w
 ASIDE = re.compile(r"(?:.*[._])?(?:teacher|discriminator|loss|criterion)[._].*")
 HARMLESS: list[Any] = [
     *(argparse.Namespace, pathlib.PosixPath, pathlib.PurePosixPath, pathlib.Path),
-    *(np.dtype, np._core.multiarray.scalar),  # type: ignore[attr-defined]
+    *(np.dtype, np.float64(0).__reduce__()[0]),  # the function behind NumPy's scalars, wherever a version keeps it
     *(getattr(np.dtypes, name) for name in ("Float64DType", "Float32DType", "Int64DType", "Int32DType", "BoolDType")),
 ]
 
