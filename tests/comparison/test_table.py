@@ -2,7 +2,7 @@
 
 import json
 
-from ecoformer.files.table import Column, Table, markdown, render, share
+from ecoformer.files.table import Column, Table, markdown, render, saving, share
 from ecoformer.report.comparison import comparison_table
 
 
@@ -82,6 +82,11 @@ def test_a_terminal_gets_what_fits_and_the_names_of_the_rest():
     assert max(map(len, lines)) <= 100 and last == "no room for: note"
     assert "73.4 %" in lines[1], "only as many columns as must go"
     assert "n" * 90 in render(Table(COLUMNS, rows), "csv")
+
+
+def test_what_has_no_figure_saves_nothing():
+    rows = [{"attention": "stock", "energy_pj": 2.0}, {"attention": "msa", "energy_pj": None}]
+    assert saving(rows[1], rows, "stock") is None and saving(rows[0], rows, "msa") is None
 
 
 def test_a_terminal_table_cuts_no_figure():
