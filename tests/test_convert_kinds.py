@@ -15,6 +15,7 @@ from ecoformer.nn.projections import ROLES
 OPTIONS = {
     "ecoformer": {"num_bits": 4, "num_anchors": 3, "top_k": 2, "fit_steps": 2},
     "ecoformer_tuned": {"num_bits": 4, "num_anchors": 3, "fit_steps": 2},
+    "distilled": {"num_features": 4, "fit_steps": 2, "projection": "ternary"},
     "distilled_hash": {"num_bits": 4, "fit_steps": 2},
     "linformer": {"proj_dim": 6},
     "random_hash": {"num_bits": 4, "num_anchors": 3},
@@ -35,6 +36,7 @@ NEW = {
     "random_hash": ("hash",),
     "ecoformer": ("hash",),
     "ecoformer_tuned": ("query_hash", "key_hash", "bit_weight", "floor"),
+    "distilled": ("codes", "log_floor"),
     "distilled_hash": ("codes", "log_weight", "log_floor"),
     "performer": ("projection",),
     "linformer": ("key_mix", "value_mix"),

@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from ecoformer.energy import load_profile
-    from ecoformer.kinds.distilled_hash import DistilledHashSpec
+    from ecoformer.kinds.distilled import DistilledHashSpec
     from ecoformer.lab.closeness.distill import measure
     from ecoformer.lab.closeness.distill_report import block_table, plot_errors, plot_maps, summary_lines
     from ecoformer.lab.closeness.quality_report import wide

@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
 
     from ecoformer.energy import load_profile
     from ecoformer.files import write_text
-    from ecoformer.kinds.distilled_hash import DistilledHashSpec
+    from ecoformer.kinds.distilled import DistilledHashSpec
     from ecoformer.lab.closeness.distill import measure
     from ecoformer.lab.closeness.distill_report import plot_errors, plot_study
     from ecoformer.lab.closeness.source import load_source

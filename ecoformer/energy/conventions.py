@@ -167,8 +167,9 @@ class PaperBook(Book):
         super().on_enter(name, module, args)
         if _states_its_core(module):
             batch, num_tokens, _ = _first(args).shape
-            muls, adds = module.paper_core_ops(num_tokens)  # type: ignore[operator]
-            self.write("attention core", counts(mul=batch * muls, add=batch * adds), _width(_first(args)), part=CORE)
+            muls, adds, *shifts = module.paper_core_ops(num_tokens)  # type: ignore[operator]
+            core = counts(mul=muls, add=adds, shift=sum(shifts))
+            self.write("attention core", scaled(core, batch), _width(_first(args)), part=CORE)
 
     def on_exit(self, name: str, module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
         # The module itself has left the stack: put it back for the entry's name.

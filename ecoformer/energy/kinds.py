@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-ARITHMETIC = ("mul", "add", "fma", "compare", "exp", "div", "sqrt", "binary_mul", "popcount")
+ARITHMETIC = ("mul", "add", "fma", "compare", "exp", "div", "sqrt", "binary_mul", "popcount", "shift")
 MEMORY = ("read_bytes", "written_bytes")
 KINDS = ARITHMETIC + MEMORY
 
@@ -19,6 +19,7 @@ KIND_MEANINGS = {
     "sqrt": "a square root",
     "binary_mul": "a product with a 1-bit factor alone (XNOR, AND, sign flip), or a 1-bit logic gate",
     "popcount": "one 1-bit term accumulated into an integer",
+    "shift": "a product with a power of two: an addition to an exponent, or a shift of an integer",
     "read_bytes": "bytes of operands read, every operation reading its inputs once",
     "written_bytes": "bytes of results written",
 }

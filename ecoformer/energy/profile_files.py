@@ -31,6 +31,7 @@ DERIVED: dict[str, tuple[dict[str, int], str]] = {
     "exp": ({"mul": 8, "add": 8}, "No price given: range reduction and a polynomial of degree 6."),
     "binary_mul": ({"add": 1}, "No price given for one bit: as an addition, which is too much."),
     "popcount": ({"add": 1}, "No price given for one bit: as an addition, which is too much."),
+    "shift": ({"add": 1}, "No price given for an exponent or a shift: as an addition, which is too much."),
 }
 
 

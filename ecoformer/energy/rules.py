@@ -4,7 +4,7 @@ Conventions (docs/energy.md states them for readers):
 - An inner product of length n is n fused multiply-adds, the sum starting at zero; a bias is one more addition.
 - A sum of n terms is n - 1 additions, a maximum n - 1 comparisons.
 - A product whose one factor is a code from {-1, 0, +1} is an addition; with both factors 1-bit it is an XNOR/AND plus
-  a popcount. `ecoformer.energy.values` has to prove it.
+  a popcount; with a factor that is a power of two, a shift. `ecoformer.energy.values` has to prove it.
 - Moving data costs bytes only, a view nothing.
 An operation without a rule here is unknown; it is never assumed to be free.
 """
@@ -16,7 +16,7 @@ from math import prod
 
 from ecoformer.energy.call import Call
 from ecoformer.energy.kinds import Counts, counts, scaled
-from ecoformer.energy.values import Values, is_one_bit, is_signed_unit
+from ecoformer.energy.values import Values, is_one_bit, is_power_of_two, is_signed_unit
 
 Rule = Callable[[Call], Counts]
 RULES: dict[str, Rule] = {}
@@ -48,6 +48,8 @@ def inner_products(terms: int, left: Values, right: Values) -> Counts:
         return counts(binary_mul=terms, popcount=terms)
     if is_signed_unit(left) or is_signed_unit(right):
         return counts(add=terms)
+    if is_power_of_two(left) or is_power_of_two(right):
+        return counts(shift=terms, add=terms)
     return counts(fma=terms)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from ecoformer.energy.call import Call
 from ecoformer.energy.kinds import Counts, counts, scaled
 from ecoformer.energy.rules import free, per_element, rule
-from ecoformer.energy.values import is_one_bit, names
+from ecoformer.energy.values import Endless, is_one_bit, is_power_of_two, names
 
 free(
     names("""
@@ -40,7 +40,7 @@ for _names, _kinds in {
     "hardtanh relu6": {"compare": 2},
     "logical_not logical_and logical_or logical_xor bitwise_not bitwise_and bitwise_or bitwise_xor": {"binary_mul": 1},
     "floor ceil round trunc frac": {"compare": 1},
-    "exp exp2 expm1 log log2 log10 log1p erf erfc tanh sin cos tan atan sinh cosh": {"exp": 1},
+    "exp expm1 log log2 log10 log1p erf erfc tanh sin cos tan atan sinh cosh": {"exp": 1},
     "sqrt": {"sqrt": 1},
     "rsqrt": {"sqrt": 1, "div": 1},
     "reciprocal": {"div": 1},
@@ -77,8 +77,17 @@ def _add(call: Call) -> Counts:
 
 @rule("mul")
 def _mul(call: Call) -> Counts:
-    one_bit = is_one_bit(call.values(call.arg("self"))) or is_one_bit(call.values(call.arg("other")))
-    return counts(binary_mul=call.elements) if one_bit else counts(mul=call.elements)
+    factors = [call.values(call.arg(name)) for name in ("self", "other")]
+    if any(map(is_one_bit, factors)):
+        return counts(binary_mul=call.elements)
+    return counts(shift=call.elements) if any(map(is_power_of_two, factors)) else counts(mul=call.elements)
+
+
+@rule("exp2")
+def _exp2(call: Call) -> Counts:
+    """Of a whole number it is that number put into an exponent."""
+    whole = call.values(call.arg("self")) is Endless.WHOLE
+    return counts(shift=call.elements) if whole else counts(exp=call.elements)
 
 
 @rule("div")

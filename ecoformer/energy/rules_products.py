@@ -83,8 +83,8 @@ def _convolution(call: Call) -> Counts:
     transposed = bool(call.arg("transposed", False))
     terms = convolution_terms(x, weight, call.outputs[0], transposed)
     held = call.values(x)
-    if held is not None and any(call.arg("padding")):
-        held |= {0.0}  # padded taps are zeros, which +-1 codes cannot express
+    if any(call.arg("padding")):  # padded taps are zeros, which +-1 codes and powers of two cannot express
+        held = held | {0.0} if isinstance(held, frozenset) else None
     product = inner_products(terms, held, call.values(weight))
     return product + counts(add=call.elements if call.arg("bias") is not None else 0)
 

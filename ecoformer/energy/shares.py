@@ -1,7 +1,7 @@
-"""Sums picked by 0/1 codes at the share of ones that was measured, where a layer knows it.
+"""Sums without the terms that are 0: of 0/1 codes at the share of ones that was measured, of ternary weights.
 
-The audited ledger charges one addition for every term of a product with a 0/1 code, because the codes' values are not
-known when it counts. A code of 0 picks nothing: with the share of ones known, the rest of the terms can be taken off.
+The audited ledger charges one addition for every term of a product with a 0/1 code or a ternary weight, because it does
+not look at values. A 0 picks nothing: where a layer knows its share of others, the rest of the terms can be taken off.
 """
 
 from __future__ import annotations
@@ -12,14 +12,17 @@ from torch import nn
 
 from ecoformer.energy.kinds import counts
 from ecoformer.energy.ledger import Entry, Ledger
+from ecoformer.nn.ternary import TernaryLinear
 from ecoformer.ops.codes.folded import bit_rows, distilled_attention
+from ecoformer.ops.codes.ternary import TernaryAffine
 
 # Function whose products with codes are meant -> place of its share in the layer's `ones`: 0 queries, 1 keys.
 CODE_SUMS = {function.__qualname__: place for function, place in ((distilled_attention, 0), (bit_rows, 1))}
 
 
 def at_measured_shares(ledger: Ledger, model: nn.Module) -> Ledger:
-    """The audited ledger with terms of code 0 left out, in layers that measured their share of ones at their fit.
+    """The audited ledger with terms of 0 left out, in layers that measured their share of ones at their fit or have
+    ternary weights.
 
     Products of scaled codes stay full multiply-adds: they run as such.
     """
@@ -28,8 +31,15 @@ def at_measured_shares(ledger: Ledger, model: nn.Module) -> Ledger:
 
 
 def _scaled(entry: Entry, model: nn.Module) -> Entry:
-    place = CODE_SUMS.get(entry.function)
-    if place is None or not entry.op.startswith("aten.bmm"):
-        return entry
-    share = float(model.get_submodule(entry.attention).get_buffer("ones")[place])
+    share = _share(entry, model)
     return replace(entry, counts=counts({**entry.counts, "add": round(share * entry.counts["add"])}))
+
+
+def _share(entry: Entry, model: nn.Module) -> float:
+    """Of the terms of the entry's products that are not 0; 1 where nothing is known."""
+    if entry.function == TernaryAffine.__call__.__qualname__ and entry.counts["add"]:
+        codes = getattr(model.get_submodule(entry.attention), "codes", None)
+        return codes.share if isinstance(codes, TernaryLinear) and not entry.op.startswith("aten.addcmul") else 1.0
+    place = CODE_SUMS.get(entry.function)
+    ones = dict(model.get_submodule(entry.attention).named_buffers()).get("ones") if place is not None else None
+    return float(ones[place]) if ones is not None and entry.op.startswith("aten.bmm") else 1.0

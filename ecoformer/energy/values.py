@@ -4,12 +4,14 @@ A product with a factor from {-1, 0, +1} is an addition, a subtraction or nothin
 an XNOR or an AND. Claiming either needs proof, and the proof here is dataflow: each operation maps the sets of values
 that its inputs can hold to the set of its output. Nothing is annotated and no data is looked at. A set that would
 grow beyond MAX_VALUES, or that an operation without a rule here touches, is forgotten, so the claim errs towards
-full multiplications.
+full multiplications. Two endless sets are known by name: whole numbers, and the powers of two that they are exponents
+of, by which to multiply is to add to an exponent.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from enum import Enum
 from itertools import product
 from typing import Any
 
@@ -17,7 +19,15 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-Values = frozenset[float] | None  # None: anything
+
+class Endless(Enum):
+    """Sets of numbers that are too many to list."""
+
+    WHOLE = "whole numbers"
+    POWERS = "powers of two"
+
+
+Values = frozenset[float] | Endless | None  # None: anything
 
 MAX_VALUES = 4
 BITS = frozenset({0.0, 1.0})
@@ -27,12 +37,17 @@ TERNARY = frozenset({-1.0, 0.0, 1.0})
 
 def is_one_bit(values: Values) -> bool:
     """Whether one bit tells the value: {-1, +1} or {0, 1}, or one of these alone."""
-    return values is not None and (values <= SIGNS or values <= BITS)
+    return isinstance(values, frozenset) and (values <= SIGNS or values <= BITS)
 
 
 def is_signed_unit(values: Values) -> bool:
     """Whether multiplying by the value is keeping, negating or dropping the other factor."""
-    return values is not None and values <= TERNARY
+    return isinstance(values, frozenset) and values <= TERNARY
+
+
+def is_power_of_two(values: Values) -> bool:
+    """Whether multiplying by the value is adding to an exponent."""
+    return values is Endless.POWERS
 
 
 class ValueTracker:
@@ -57,7 +72,8 @@ class ValueTracker:
         return BITS if x.dtype == torch.bool else None
 
     def set(self, x: Tensor, values: Values) -> None:
-        if values is None or len(values) > MAX_VALUES or x.dtype.is_complex:
+        too_many = isinstance(values, frozenset) and len(values) > MAX_VALUES
+        if values is None or too_many or x.dtype.is_complex:
             self._known.pop(x, None)
         else:
             self._known[x] = (values, self._writes.get(storage_of(x), 0))
@@ -74,18 +90,22 @@ def storage_of(x: Tensor) -> int:
 
 
 def _union(sets: Iterable[Values]) -> Values:
+    listed = list(sets)
+    if len(set(listed)) == 1:
+        return listed[0]
     result: frozenset[float] = frozenset()
-    for values in sets:
-        if values is None:
+    for values in listed:
+        if not isinstance(values, frozenset):
             return None
         result |= values
     return result
 
 
 def _map(function: Callable[..., float], *sets: Values) -> Values:
-    if any(values is None for values in sets):
+    listed = [values for values in sets if isinstance(values, frozenset)]
+    if len(listed) < len(sets):
         return None
-    return frozenset(float(function(*combination)) for combination in product(*(v for v in sets if v)))
+    return frozenset(float(function(*combination)) for combination in product(*listed))
 
 
 def _sign(x: float) -> float:
@@ -131,7 +151,7 @@ def _rsub(values: Callable[[str], Values], call: Any) -> Values:
 
 def _div(values: Callable[[str], Values], call: Any) -> Values:
     divisors = values("other")
-    if call.arg("rounding_mode") is not None or divisors is None or 0.0 in divisors:
+    if call.arg("rounding_mode") is not None or not isinstance(divisors, frozenset) or 0.0 in divisors:
         return None
     return _map(lambda a, b: a / b, values("self"), divisors)
 
@@ -141,6 +161,8 @@ def _cast(values: Callable[[str], Values], call: Any) -> Values:
     dtype = call.outputs[0].dtype
     if held is None:
         return BITS if dtype == torch.bool else None
+    if isinstance(held, Endless):
+        return held if dtype.is_floating_point else None
     if dtype == torch.bool:
         return frozenset(float(v != 0) for v in held)
     if not dtype.is_floating_point and any(v != int(v) or v < 0 for v in held):
@@ -154,7 +176,18 @@ def _clamp(values: Callable[[str], Values], call: Any) -> Values:
         return None
     lower = -float("inf") if low is None else float(low)
     upper = float("inf") if high is None else float(high)
+    if values("self") is Endless.WHOLE:
+        bounds = [bound for bound in (lower, upper) if abs(bound) != float("inf")]
+        return Endless.WHOLE if all(bound == int(bound) for bound in bounds) else None
     return _map(lambda a: min(max(a, lower), upper), values("self"))
+
+
+def _rounded(values: Callable[[str], Values], call: Any) -> Values:
+    return Endless.WHOLE if call.outputs[0].is_floating_point() and not call.arg("decimals", 0) else None
+
+
+def _exp2(values: Callable[[str], Values], call: Any) -> Values:
+    return Endless.POWERS if values("self") is Endless.WHOLE else None
 
 
 VALUE_RULES: dict[str, ValueRule] = {
@@ -170,6 +203,8 @@ VALUE_RULES: dict[str, ValueRule] = {
     "relu": lambda values, call: _map(lambda a: max(a, 0.0), values("self")),
     "sign": lambda values, call: _map(_sign, values("self")) or TERNARY,
     "sgn": lambda values, call: _map(_sign, values("self")) or TERNARY,
+    **dict.fromkeys(("round", "floor", "ceil", "trunc"), _rounded),
+    "exp2": _exp2,
     "clamp": _clamp,
     "clamp_min": _clamp,
     "clamp_max": _clamp,

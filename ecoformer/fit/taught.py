@@ -190,18 +190,17 @@ class TaughtAttention(FittedState, ReplacementAttention, FittableAttention):
             )
             self.store(fit.hashing, standard, x_BND)
             self.mark_fitted()
-            num_bits = int(getattr(spec, "num_bits", 0))
             codes = None
-            if num_bits:
-                old, new = (torch.cat(h.codes(x_BND)) for h in (start, fit.hashing))  # type: ignore[attr-defined]
-                codes = 2 * old - 1, 2 * new - 1
+            if self.shows_codes:
+                old, new = (h.signed_codes(x_BND) for h in (start, fit.hashing))  # type: ignore[attr-defined]
+                codes = old, new
             return output_fit_report(
                 fit,
                 start,
                 inputs,
                 target,
                 codes,
-                num_bits=num_bits,
+                num_bits=int(getattr(self, "num_bits", 0)),
                 skipped_images=num_images - len(x_BND),
                 seconds=time.perf_counter() - started,
             )

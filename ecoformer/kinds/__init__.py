@@ -7,7 +7,7 @@ import importlib
 import pkgutil
 
 from ecoformer.fit.hashes import HashFitReport, fit_hashes, has_hashes, hash_layers
-from ecoformer.kinds.distilled_hash import DistilledHashAttention, DistilledHashSpec
+from ecoformer.kinds.distilled import DistilledAttention, DistilledHashAttention, DistilledHashSpec, DistilledSpec
 from ecoformer.kinds.ecoformer import EcoFormerAttention, EcoFormerSpec
 from ecoformer.kinds.ecoformer_tuned import EcoFormerTunedAttention, EcoFormerTunedSpec
 from ecoformer.kinds.kernel_hash import KernelHash
@@ -24,8 +24,10 @@ __all__ = [
     "BUILDERS",
     "SPECS",
     "AttentionSpec",
+    "DistilledAttention",
     "DistilledHashAttention",
     "DistilledHashSpec",
+    "DistilledSpec",
     "EcoFormerAttention",
     "EcoFormerSpec",
     "EcoFormerTunedAttention",

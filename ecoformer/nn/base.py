@@ -175,8 +175,8 @@ class ReplacementAttention(nn.Module):
         """The weights (B, H, N, N) with which a token sums the values: for pictures and tests, never for `forward`."""
         raise TypeError(f"{type(self).__name__} has no attention weights to show")
 
-    def paper_core_ops(self, num_tokens: int) -> tuple[int, int]:
-        """(multiplications, additions) of one image's attention core in the paper's accounting.
+    def paper_core_ops(self, num_tokens: int) -> tuple[int, ...]:
+        """(multiplications, additions) of one image's attention core in the paper's accounting; shifts third, if any.
 
         The core is what lies between the projections; the Linears are counted by the ledger like any other.
         """

@@ -26,6 +26,7 @@ OPTIONS = {
     "ecoformer": ["attention.clamp=true", "attention.fit_steps=1"],
     "random_hash": ["attention.clamp=true"],
     "ecoformer_tuned": ["attention.fit_steps=1", "attention.num_anchors=2"],
+    "distilled": ["attention.fit_steps=1", "attention.projection=ternary"],
     "distilled_hash": ["attention.fit_steps=1"],
 }
 LOW_RANK = "low_rank"
@@ -40,7 +41,7 @@ def has_state(kind: str) -> bool:
 
 
 KINDS = [kind for kind in SPECS if has_state(kind)]
-FAST = ("ecoformer", "distilled_hash", LOW_RANK)  # a process takes ten seconds
+FAST = ("ecoformer", "distilled", LOW_RANK)  # a process takes ten seconds
 CASES = [pytest.param(kind, marks=() if kind in FAST else pytest.mark.slow) for kind in [*KINDS, LOW_RANK]]
 
 

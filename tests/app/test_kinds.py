@@ -20,12 +20,13 @@ from ecoformer.lab.study.kinds import kinds_report
 
 CONTRACT = {
     *("stock", "linear_sra", "msa", "msa_shared_qk", "performer", "linformer", "relu_linear", "random_hash"),
-    *("binary_qk", "uniform", "none", "ecoformer", "ecoformer_tuned", "distilled_hash"),
+    *("binary_qk", "uniform", "none", "ecoformer", "ecoformer_tuned", "distilled", "distilled_hash"),
 }
 OPTIONS = {
     "ecoformer": ["attention.clamp=true", "attention.fit_steps=1"],
     "random_hash": ["attention.clamp=true"],
     "ecoformer_tuned": ["attention.fit_steps=1", "attention.num_anchors=2"],
+    "distilled": ["attention.fit_steps=1", "attention.projection=ternary"],
     "distilled_hash": ["attention.fit_steps=1"],
 }
 FIT = ["callbacks.hash_update.num_images=4", "callbacks.hash_update.held_out_images=0"]

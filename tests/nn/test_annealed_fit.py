@@ -37,9 +37,8 @@ def converted(spec):
 def slopes_seen(monkeypatch):
     """The slope of every soft code that is computed, in order."""
     seen = []
-    for module in ("codes.distilled", "codes.folded"):
-        place = f"ecoformer.ops.{module}.soft_step"
-        monkeypatch.setattr(place, lambda y, slope: (seen.append(slope), torch.sigmoid(slope * y))[1])
+    place = "ecoformer.ops.codes.forms.soft_step"
+    monkeypatch.setattr(place, lambda y, slope: (seen.append(slope), torch.sigmoid(slope * y))[1])
     return seen
 
 

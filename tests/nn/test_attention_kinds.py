@@ -16,6 +16,7 @@ TOKENS = 25  # odd, and a square for kinds that pool a map
 SMALL = {
     "ecoformer": {"num_bits": 6, "num_anchors": 5, "top_k": 3, "fit_steps": 5},
     "ecoformer_tuned": {"num_bits": 6, "num_anchors": 5, "fit_steps": 5},
+    "distilled": {"num_features": 6, "fit_steps": 5},
     "distilled_hash": {"num_bits": 6, "fit_steps": 5},
     "linformer": {"proj_dim": 8},
     "linear_sra": {"pool_size": 3},
@@ -26,6 +27,8 @@ SPECS = [
     *(make_spec(name, SMALL.get(name, {})).fit_to_tokens(TOKENS, name) for name in KINDS),
     EcoFormerSpec(num_bits=6, num_anchors=5, top_k=3, fit_steps=5, numerator="kernel"),
     EcoFormerTunedSpec(num_bits=6, num_anchors=0, qk="shared", code="sign", fit_steps=5),
+    make_spec("distilled", {"num_features": 6, "fit_steps": 5, "projection": "ternary"}),
+    make_spec("distilled", {"num_features": 6, "fit_steps": 5, "codes": "bits"}),
     make_spec("linformer", {"proj_dim": 8, "share_kv": True, "num_tokens": TOKENS}),
     make_spec("performer"),
     make_spec("random_hash", {"num_bits": 6, "num_anchors": 5, "numerator": "kernel"}),
@@ -131,6 +134,12 @@ def hand_counts(name, n, d, h):
         "distilled_hash": (
             n * 2 * h * k * d + 2 * h * k * d * c + 2 * d * d + n * h * (d + 1) + h * k * (c + 1),
             n * 2 * h * k * d + 2 * h * k * d * c + 2 * d * d + n * (2 * h * k * d + 2 * h * k + d),
+        ),
+        # the same without weights, every picked term shifted
+        "distilled": (
+            n * 2 * h * k * d + 2 * h * k * d * c + 2 * d * d + n * h * (d + 1),
+            n * 2 * h * k * d + 2 * h * k * d * c + 2 * d * d + n * (2 * h * k * d + 2 * h * k + d),
+            n * (2 * h * k * d + 2 * h * k),
         ),
         "ecoformer": (
             h * n * (2 * m + m * k + k + 1 + c),

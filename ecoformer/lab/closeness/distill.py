@@ -16,7 +16,7 @@ from ecoformer.engine.progress import paced
 from ecoformer.fit.hashes import HashFitReport, fit_hashes
 from ecoformer.fit.joint import JointFitReport, joint_line
 from ecoformer.fit.taught import TaughtSpec
-from ecoformer.kinds.distilled_hash import DistilledHashSpec
+from ecoformer.kinds.distilled import DistilledHashSpec
 from ecoformer.lab.closeness.blocks import FLOORS, block_errors
 from ecoformer.lab.closeness.controls import ControlSpec
 from ecoformer.lab.closeness.source import Source

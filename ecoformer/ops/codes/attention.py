@@ -75,10 +75,10 @@ def binary_attention(
 ) -> Tensor:
     """Attention output (B, H, N, C) with weights sum_b weight_b q_ib k_jb + floor, never an N x N matrix.
 
-    Codes are 0/1 (or +-1 with a floor of at least sum_b weight_b), `weight_HK` is at least 0 (None: all 1, and nothing
-    is multiplied) and `floor_H` above 0, so that a token whose code meets no key takes the mean of all values. A column
-    of ones beside v makes numerator and denominator one product. See `naive.binary_attention_reference` for the
-    quadratic form.
+    Codes are at least 0 (or +-1 with a floor of at least sum_b weight_b), `weight_HK` is at least 0 (None: all 1, and
+    nothing is multiplied) and `floor_H` above 0, so that a token whose code meets no key takes the mean of all values.
+    A column of ones beside v makes numerator and denominator one product. See `naive.binary_attention_reference` for
+    the quadratic form.
     """
     v_and_one = torch.cat([v_BHNC, torch.ones_like(v_BHNC[..., :1])], dim=-1)
     context_BHKC = torch.matmul(code_k_BHNK.transpose(-2, -1), v_and_one)
@@ -89,8 +89,8 @@ def binary_attention(
     return out[..., :-1] / out[..., -1:]
 
 
-def binary_weights(code_q_BHNK: Tensor, code_k_BHNK: Tensor, weight_HK: Tensor, floor_H: Tensor) -> Tensor:
+def binary_weights(code_q_BHNK: Tensor, code_k_BHNK: Tensor, weight_HK: Tensor | None, floor_H: Tensor) -> Tensor:
     """The normalised weights (B, H, N, N) that `binary_attention` sums the values with: quadratic, for pictures."""
-    weighted_BHNK = code_q_BHNK * weight_HK.unsqueeze(-2)
+    weighted_BHNK = code_q_BHNK if weight_HK is None else code_q_BHNK * weight_HK.unsqueeze(-2)
     raised_BHNN = weighted_BHNK @ code_k_BHNK.transpose(-2, -1) + floor_H[:, None, None]
     return raised_BHNN / raised_BHNN.sum(dim=-1, keepdim=True)

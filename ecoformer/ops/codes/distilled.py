@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ecoformer.ops.codes.attention import binary_attention, soft_step, straight_through_step
+from ecoformer.ops.codes.attention import binary_attention
 from ecoformer.ops.codes.folded import Affine
+from ecoformer.ops.codes.forms import BITS, CodeForm
+from ecoformer.ops.codes.ternary import straight_through_ternary
 
 START_FLOOR = 1.0  # as much as a bit's weight: fits that start with less end further from their target
 START_SLOPE, END_SLOPE = 2.0, 40.0  # of soft codes: found by measurement, and flat around it
@@ -86,25 +89,32 @@ class FittedValues:
 
 @dataclass(frozen=True)
 class DistilledHash:
-    """All that turns standardised tokens into an attention output: thresholds of the bits, their weights, the floor.
+    """All that turns standardised tokens into an attention output: projections to codes, their weights, the floor.
 
-    With `values` these are fitted too; without, they are given with each batch.
+    `weight_HK` None: all 1, and left so; a power of two is weighted by its exponent's bias. With `values` these are
+    fitted too; without, they are given with each batch. With `deviation_D`, that of the tokens before they were
+    standardised, projections are ternary for the tokens as they were.
     """
 
     query_HKD: Tensor
     query_bias_HK: Tensor
     key_HKD: Tensor
     key_bias_HK: Tensor
-    weight_HK: Tensor
+    weight_HK: Tensor | None
     floor_H: Tensor
     values: FittedValues | None = None
+    form: CodeForm = BITS
+    deviation_D: Tensor | None = None
 
     def codes(self, x_BND: Tensor, slope: float | None = None) -> tuple[Tensor, Tensor]:
-        """Codes of queries and keys, (B, H, N, K) each, in {0, 1}; soft ones, in (0, 1), with a slope."""
-        y_BNT = self.to_codes(x_BND)
-        codes_BNT = straight_through_step(y_BNT) if slope is None else soft_step(y_BNT, slope)
-        code_q_BHNK, code_k_BHNK = codes_BNT.unflatten(-1, (2, *self.weight_HK.shape)).permute(2, 0, 3, 1, 4)
+        """Codes of queries and keys, (B, H, N, K) each; soft ones with a slope."""
+        codes_BNT = self.form(self.to_codes(x_BND), slope)
+        code_q_BHNK, code_k_BHNK = codes_BNT.unflatten(-1, (2, *self.query_bias_HK.shape)).permute(2, 0, 3, 1, 4)
         return code_q_BHNK, code_k_BHNK
+
+    def signed_codes(self, x_BND: Tensor) -> Tensor:
+        """Of queries, then keys along B, (2B, H, N, K): +1 where a bit is 1, or a power of two at least 1; else -1."""
+        return torch.cat([2 * code_BHNK - 1 for code_BHNK in replace(self, form=BITS).codes(x_BND)])
 
     def attend(self, x_BND: Tensor, v_BHNC: Tensor | None = None, slope: float | None = None) -> Tensor:
         """The attention output (B, H, N, C), of soft codes with a slope."""
@@ -114,47 +124,59 @@ class DistilledHash:
         return binary_attention(*self.codes(x_BND, slope), v_BHNC, self.weight_HK, self.floor_H)
 
     def tensors(self) -> Iterator[Tensor]:
-        yield from (getattr(self, name) for name in _BITS)
+        yield from (getattr(self, name) for name in self._names)
         if self.values is not None:
             yield from (self.values.weight_HCD, self.values.bias_HC)
 
     def positive(self) -> list[bool]:
-        return [name in ("weight_HK", "floor_H") for name in _BITS] + [False] * (0 if self.values is None else 2)
+        values = 0 if self.values is None else 2
+        return [name in ("weight_HK", "floor_H") for name in self._names] + [False] * values
 
     def with_tensors(self, tensors: Iterator[Tensor]) -> DistilledHash:
-        bits = {name: next(tensors) for name in _BITS}
+        own: dict[str, Any] = {name: next(tensors) for name in self._names}
         values = self.values
         if values is not None:
             values = replace(values, weight_HCD=next(tensors), bias_HC=next(tensors))
-        return replace(self, **bits, values=values)
+        return replace(self, **own, values=values)
+
+    @property
+    def _names(self) -> list[str]:
+        names = ("query_HKD", "query_bias_HK", "key_HKD", "key_bias_HK", "weight_HK", "floor_H")
+        return [name for name in names if getattr(self, name) is not None]
 
     @property
     def to_codes(self) -> Affine:
-        """The bits of queries, then of keys, as one projection of standardised tokens."""
-        weights = torch.cat([self.query_HKD.flatten(0, 1), self.key_HKD.flatten(0, 1)])
-        return Affine(weights, torch.cat([self.query_bias_HK.flatten(), self.key_bias_HK.flatten()]))
-
-
-_BITS = ("query_HKD", "query_bias_HK", "key_HKD", "key_bias_HK", "weight_HK", "floor_H")
+        """The codes of queries, then of keys, as one projection of standardised tokens."""
+        weight_TD = torch.cat([self.query_HKD.flatten(0, 1), self.key_HKD.flatten(0, 1)])
+        if self.deviation_D is not None:
+            weight_TD = straight_through_ternary(weight_TD / self.deviation_D) * self.deviation_D
+        return Affine(weight_TD, torch.cat([self.query_bias_HK.flatten(), self.key_bias_HK.flatten()]))
 
 
 def random_distilled_hash(
-    x_BND: Tensor, query: Affine, key: Affine, num_heads: int, num_bits: int, generator: torch.Generator
+    x_BND: Tensor,
+    query: Affine,
+    key: Affine,
+    num_heads: int,
+    num_codes: int,
+    generator: torch.Generator,
+    *,
+    weighted: bool = True,
 ) -> DistilledHash:
-    """Random bits of these standardised tokens, each splitting them near the middle. The start of a fit.
+    """Random codes of these standardised tokens, each with mean 0 and deviation 1 before it becomes one: a fit's start.
 
-    A bit is a random direction among a head's queries, and the same direction among its keys, so that a query and a
+    A code is a random direction among a head's queries, and the same direction among its keys, so that a query and a
     key that are similar tend to agree: `query` and `key` are the replaced attention's projections. `generator` is a
-    CPU generator, so that the draw is the same on every device.
+    CPU generator, so that the draw is the same on every device. `weighted`: codes have weights.
     """
     channels = query.weight.shape[0] // num_heads
-    A_HKC = torch.randn(num_heads, num_bits, channels, generator=generator).to(x_BND)
-    bits: list[tuple[Tensor, Tensor]] = []
+    A_HKC = torch.randn(num_heads, num_codes, channels, generator=generator).to(x_BND)
+    codes: list[tuple[Tensor, Tensor]] = []
     for projection in (query, key):
         weight_HKD = A_HKC @ projection.weight.unflatten(0, (num_heads, channels))
         y_BHNK = torch.einsum("bnd,hkd->bhnk", x_BND, weight_HKD)
         deviation_HK, mean_HK = torch.std_mean(y_BHNK, dim=(0, 2), correction=0)
         scale_HK = torch.where(deviation_HK > 1e-6, deviation_HK, 1.0).reciprocal()
-        bits.append((weight_HKD * scale_HK.unsqueeze(-1), -mean_HK * scale_HK))
-    weight_HK = x_BND.new_ones(num_heads, num_bits)
-    return DistilledHash(*bits[0], *bits[1], weight_HK, x_BND.new_full((num_heads,), START_FLOOR))
+        codes.append((weight_HKD * scale_HK.unsqueeze(-1), -mean_HK * scale_HK))
+    weight_HK = x_BND.new_ones(num_heads, num_codes) if weighted else None
+    return DistilledHash(*codes[0], *codes[1], weight_HK, x_BND.new_full((num_heads,), START_FLOOR))

@@ -1,10 +1,11 @@
-"""Attention on 0/1 codes that are computed from the tokens themselves, with every projection folded away.
+"""Attention on codes that are computed from the tokens themselves, with every projection folded away.
 
-The weight of key j for query i is sum_b weight_b q_ib k_jb + floor. Values and the output projection are linear, so
-they need not be applied to tokens: codes pick rows of x, the sums of these rows (one per bit) are projected to values
-and on to the output, and codes pick among the results. What is left per token is one projection, to the bits.
+The weight of key j for query i is sum_b weight_b q_ib k_jb + floor, with codes q and k of a form of `forms`. Values and
+the output projection are linear, so they need not be applied to tokens: codes pick rows of x, the sums of these rows
+(one per code) are projected to values and on to the output, and codes pick among the results. What is left per token is
+one projection, to the codes.
 
-Shapes: B batch, H heads, N tokens, C head channels, D model channels, K code bits, L = H K bits of all heads.
+Shapes: B batch, H heads, N tokens, C head channels, D model channels, K code length, L = H K codes of all heads.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ecoformer.ops.codes.attention import soft_step, straight_through_step
+from ecoformer.ops.codes.forms import BITS, CodeForm
+from ecoformer.ops.codes.ternary import TernaryAffine
 
 
 @dataclass(frozen=True)
@@ -33,29 +35,26 @@ class Affine:
         return Affine(self.weight.to(x), None if self.bias is None else self.bias.to(x))
 
 
-def token_codes(x_BND: Tensor, to_codes: Affine, slope: float | None = None) -> tuple[Tensor, Tensor]:
-    """Codes (B, N, L) of queries and of keys, in {0, 1}. `to_codes` has the rows of the queries' bits first.
+def token_codes(
+    x_BND: Tensor, to_codes: Affine | TernaryAffine, form: CodeForm = BITS, slope: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """Codes (B, N, L) of queries and of keys. `to_codes` has the rows of the queries' codes first.
 
-    Differentiable by the straight-through estimator (see `straight_through_step`); with a slope, soft codes in (0, 1).
+    Differentiable by the straight-through estimator; with a slope, soft codes.
     """
-    y_BNT = to_codes(x_BND)
-    if slope is not None:
-        codes_BNT = soft_step(y_BNT, slope)
-    else:
-        # Without gradients the codes take the memory of y: one pass less.
-        codes_BNT = straight_through_step(y_BNT) if torch.is_grad_enabled() and y_BNT.requires_grad else y_BNT.ge_(0)
-    code_q_BNL, code_k_BNL = codes_BNT.chunk(2, dim=-1)
+    code_q_BNL, code_k_BNL = form(to_codes(x_BND), slope).chunk(2, dim=-1)
     return code_q_BNL, code_k_BNL
 
 
 def distilled_attention(
     x_BND: Tensor,
-    to_codes: Affine,
+    to_codes: Affine | TernaryAffine,
     value: Affine,
     proj: Affine,
-    weight_HK: Tensor,
+    weight_HK: Tensor | None,
     floor_H: Tensor,
     slope: float | None = None,
+    form: CodeForm = BITS,
 ) -> Tensor:
     """The output (B, N, D) of the layer, output projection included; see `naive.distilled_attention_reference`.
 
@@ -64,18 +63,18 @@ def distilled_attention(
 
     Args:
         x_BND: float32 or float64, like all the rest.
-        to_codes: D to 2 L, the bits of all heads' queries and then those of their keys.
+        to_codes: D to 2 L, the codes of all heads' queries and then those of their keys.
         value, proj: D to D.
-        weight_HK, floor_H: above 0.
-        slope: of soft codes, for a fit that anneals; None: codes in {0, 1}.
+        weight_HK, floor_H: above 0; weights None: all 1, and nothing is multiplied.
+        slope: of soft codes, for a fit that anneals; None: codes as they are.
+        form: what makes codes of projected tokens.
     """
-    num_heads, num_bits = weight_HK.shape
-    code_q_BNL, code_k_BNL = token_codes(x_BND, to_codes, slope)
+    code_q_BNL, code_k_BNL = token_codes(x_BND, to_codes, form, slope)
     mean_B1D = x_BND.mean(dim=1, keepdim=True)
-    rows_BLD, mass_BLH = bit_rows(x_BND, mean_B1D, code_k_BNL, value, proj, weight_HK)
+    rows_BLD, mass_BLH = bit_rows(x_BND, mean_B1D, code_k_BNL, value, proj, weight_HK, len(floor_H))
     uniform_B1D = proj(value(mean_B1D))
     share_BNH = (torch.matmul(code_q_BNL, mass_BLH) + floor_H * x_BND.shape[1]).reciprocal()
-    heads_BNHK = code_q_BNL.unflatten(-1, (num_heads, num_bits))
+    heads_BNHK = code_q_BNL.unflatten(-1, (len(floor_H), -1))
     share_BNH1 = share_BNH.unsqueeze(-1)
     inplace = not (torch.is_grad_enabled() and share_BNH.requires_grad)
     scaled_BNHK = heads_BNHK.mul_(share_BNH1) if inplace else heads_BNHK * share_BNH1
@@ -83,23 +82,29 @@ def distilled_attention(
 
 
 def bit_rows(
-    x_BND: Tensor, mean_B1D: Tensor, code_k_BNL: Tensor, value: Affine, proj: Affine, weight_HK: Tensor
+    x_BND: Tensor,
+    mean_B1D: Tensor,
+    code_k_BNL: Tensor,
+    value: Affine,
+    proj: Affine,
+    weight_HK: Tensor | None,
+    num_heads: int,
 ) -> tuple[Tensor, Tensor]:
-    """What a query's bit adds: to the output before normalisation (B, L, D), and to each head's denominator (B, L, H).
+    """What a query's code adds: to the output before normalisation (B, L, D), and to each head's denominator (B, L, H).
 
-    Sums of token rows are additions; all products here are per image, not per token.
+    Sums of token rows are additions (of shifted rows, for powers of two); all products here are per image.
     """
-    num_heads, num_bits = weight_HK.shape
     count_BL1 = code_k_BNL.sum(dim=1).unsqueeze(-1)
     sums_BLD = torch.matmul(code_k_BNL.transpose(1, 2), x_BND) - count_BL1 * mean_B1D
     value_HDC = value.weight.unflatten(0, (num_heads, -1)).transpose(1, 2)
     proj_HCD = proj.weight.t().unflatten(0, (num_heads, -1))
-    weight_HK1 = weight_HK.unsqueeze(-1)
-    context_BHKC = torch.matmul(sums_BLD.unflatten(1, (num_heads, num_bits)), value_HDC) * weight_HK1
+    context_BHKC = torch.matmul(sums_BLD.unflatten(1, (num_heads, -1)), value_HDC)
+    mass_BHK1 = count_BL1.unflatten(1, (num_heads, -1))
+    if weight_HK is not None:
+        context_BHKC, mass_BHK1 = (x * weight_HK.unsqueeze(-1) for x in (context_BHKC, mass_BHK1))
     rows_BLD = torch.matmul(context_BHKC, proj_HCD).flatten(1, 2)
-    mass_BHK1 = count_BL1.unflatten(1, (num_heads, num_bits)) * weight_HK1
     if num_heads == 1:
         return rows_BLD, mass_BHK1.flatten(1, 2)
-    # A head's denominator takes the mass of its own bits only.
+    # A head's denominator takes the mass of its own codes only.
     own_H1H = torch.eye(num_heads, dtype=x_BND.dtype, device=x_BND.device).unsqueeze(1)
     return rows_BLD, (mass_BHK1 * own_H1H).flatten(1, 2)

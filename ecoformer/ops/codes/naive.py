@@ -1,6 +1,6 @@
-"""Attention on 0/1 codes with the full N x N matrix; the tests hold the fast forms against it.
+"""Attention on codes with the full N x N matrix; the tests hold the fast forms against it.
 
-Shapes: B batch, H heads, N tokens, C head channels, K code bits.
+Shapes: B batch, H heads, N tokens, C head channels, K code length.
 """
 
 from __future__ import annotations
@@ -24,15 +24,23 @@ def distilled_attention_reference(
     to_codes: Affine,
     value: Affine,
     proj: Affine,
-    weight_HK: Tensor,
+    weight_HK: Tensor | None,
     floor_H: Tensor,
     slope: float | None = None,
+    exponents: tuple[int, int] | None = None,
 ) -> Tensor:
-    """Binary attention on the codes of all tokens, step by step: codes, values, N x N weights, output projection."""
-    num_heads, num_bits = weight_HK.shape
+    """Attention on the codes of all tokens, step by step: codes, values, N x N weights, output projection.
+
+    Codes are bits, soft ones with a slope, or powers of two whose exponents lie in a range.
+    """
+    num_heads = len(floor_H)
     y_BNT = to_codes(x_BND)
-    codes_BNT = (y_BNT >= 0).to(y_BNT.dtype) if slope is None else 1 / (1 + (-slope * y_BNT).exp())
-    code_q_BHNK, code_k_BHNK = codes_BNT.unflatten(-1, (2, num_heads, num_bits)).permute(2, 0, 3, 1, 4)
+    if exponents is not None:
+        codes_BNT = 2 ** y_BNT.round().clip(*exponents)
+    else:
+        codes_BNT = (y_BNT >= 0).to(y_BNT.dtype) if slope is None else 1 / (1 + (-slope * y_BNT).exp())
+    code_q_BHNK, code_k_BHNK = codes_BNT.unflatten(-1, (2, num_heads, -1)).permute(2, 0, 3, 1, 4)
+    weight_HK = code_q_BHNK.new_ones(code_q_BHNK.shape[1::2]) if weight_HK is None else weight_HK
     v_BHNC = value(x_BND).unflatten(-1, (num_heads, -1)).transpose(1, 2)
     out_BHNC = binary_attention_reference(code_q_BHNK, code_k_BHNK, v_BHNC, weight_HK, floor_H)
     return proj(out_BHNC.transpose(1, 2).flatten(2))

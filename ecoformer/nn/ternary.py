@@ -1,0 +1,56 @@
+"""A Linear with ternary weights: trained by the straight-through estimator, computed by additions."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from ecoformer.ops.codes.folded import Affine
+from ecoformer.ops.codes.ternary import TernaryAffine, straight_through_ternary, ternary
+
+
+class TernaryLinear(nn.Linear):
+    """x times the ternary weights that are nearest to `weight`, one scale a feature, plus the bias.
+
+    `weight` is what training moves. Beside it stand, in the state dict, what runs without gradients: `signs`
+    (out, in), int8, and `scale` (out,). They follow the weight at every call of `eval()` and of `settle()`.
+    """
+
+    signs: Tensor
+    scale: Tensor
+
+    def __init__(self, in_features: int, out_features: int, **factory: Any) -> None:
+        super().__init__(in_features, out_features, **factory)
+        device = self.weight.device
+        self.register_buffer("signs", torch.zeros(out_features, in_features, dtype=torch.int8, device=device))
+        self.register_buffer("scale", torch.zeros(out_features, device=device))
+        self.settle()
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Take over what the weight has become."""
+        signs_FD, scale_F1 = ternary(self.weight)
+        self.signs.copy_(signs_FD)
+        self.scale.copy_(scale_F1.squeeze(1))
+
+    def train(self, mode: bool = True) -> Self:
+        if not mode:
+            self.settle()
+        return super().train(mode)
+
+    @property
+    def share(self) -> float:
+        """Of the weights that are not 0; 1 where they have no values (meta)."""
+        return 1.0 if self.signs.is_meta else float(self.signs.count_nonzero()) / self.signs.numel()
+
+    def affine(self) -> Affine | TernaryAffine:
+        """What `forward` computes, for `ops`."""
+        learns = torch.is_grad_enabled() and self.weight.requires_grad and not torch.compiler.is_exporting()
+        if learns:
+            return Affine(straight_through_ternary(self.weight), self.bias)
+        return TernaryAffine(self.signs, self.scale, self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.affine().like(x)(x)

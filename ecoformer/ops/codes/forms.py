@@ -1,0 +1,76 @@
+"""How a projected token becomes a code: bits, or powers of two. Shapes: any, elementwise.
+
+Both are thresholds of one real number a feature. What a code says of "much more" is its number of levels: two for a
+bit, one for each exponent of a power of two, by which a sum multiplies by adding exponents.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ecoformer.ops.codes.attention import soft_step, straight_through_step
+
+
+class CodeForm(Protocol):
+    """From real numbers to codes of their dtype, differentiable by the straight-through estimator."""
+
+    def __call__(self, y: Tensor, slope: float | None = None) -> Tensor:
+        """Codes of y, whose memory they may take where no gradient is asked for.
+
+        With a slope, soft codes for a fit that anneals, in forms that know them.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Bits:
+    """1 where y >= 0, else 0; soft codes are sigmoid(slope y)."""
+
+    def __call__(self, y: Tensor, slope: float | None = None) -> Tensor:
+        if slope is not None:
+            return soft_step(y, slope)
+        return straight_through_step(y) if _needs_gradient(y) else y.ge_(0)
+
+
+BITS = Bits()
+
+
+@dataclass(frozen=True)
+class Shifts:
+    """2^e with e the whole number next to y, within low and high. There are no soft codes: rounding is as smooth.
+
+    The exponent's gradient passes where y lies within the range.
+    """
+
+    low: int
+    high: int
+
+    @classmethod
+    def of(cls, levels: int) -> Shifts:
+        """So many exponents around zero: 32 are -16 to 15."""
+        return cls(-(levels // 2), levels - levels // 2 - 1)
+
+    def __call__(self, y: Tensor, slope: float | None = None) -> Tensor:
+        if _needs_gradient(y):
+            return torch.exp2(_Exponent.apply(y, self.low, self.high))
+        return y.round_().clamp_(self.low, self.high).exp2_()
+
+
+class _Exponent(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, low: int, high: int) -> Tensor:
+        ctx.save_for_backward((y >= low) & (y <= high))
+        return y.round().clamp_(low, high)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
+        (inside,) = ctx.saved_tensors
+        return grad_outputs[0] * inside, None, None
+
+
+def _needs_gradient(y: Tensor) -> bool:
+    return torch.is_grad_enabled() and y.requires_grad
