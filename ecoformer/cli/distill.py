@@ -1,7 +1,7 @@
 """From a trained model to binary linear attention in one command, without training. See docs/distilled_hash.md.
 
-    python scripts/distill.py --model pvt_v2_b0 --pretrained --data ROOT --num-images 64 --num-bits 16 --out FILE
-    python scripts/distill.py --checkpoint RUN/best.pt --data ROOT --out FILE
+    ecoformer distill --model vit_tiny_patch16_224 --pretrained --data ROOT --out FILE
+    ecoformer distill --checkpoint RUN/best.pt --data ROOT --attention distilled:projection=ternary --out FILE
 
 The attention of the model (stock or MSA) is replaced, layer after layer, by codes that are fitted to its output on
 training images. FILE is a checkpoint for eval.py and for init.checkpoint; pictures of the errors and of every block
@@ -29,9 +29,15 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--data-name", help="data.name, if it is not an image folder")
     p.add_argument("--img-size", type=int, help="pixels; default: those of the checkpoint")
     p.add_argument("--num-images", type=int, default=64, help="training images of the fit")
-    p.add_argument("--num-bits", type=int, default=16, help="code length per head")
-    p.add_argument("--steps", type=int, default=1000, help="of the fit of each layer")
-    p.add_argument("--joint-steps", type=int, default=0, help="then, of a fit of all layers together to the logits")
+    p.add_argument(
+        "--attention",
+        default="distilled",
+        metavar="KIND:key=value,...",
+        help="what to convert to, e.g. distilled:num_features=32,projection=ternary (codes that are powers of two)",
+    )
+    p.add_argument("--num-bits", type=int, help="short for distilled_hash:num_bits=N, codes of 0 and 1")
+    p.add_argument("--steps", type=int, help="of the fit of each layer")
+    p.add_argument("--joint-steps", type=int, help="then, of a fit of all layers together to the logits")
     add_fit_options(p)
     p.add_argument("--no-controls", action="store_true", help="leave out uniform attention and none")
     p.add_argument("--no-accuracy", action="store_true", help="leave out top-1")
@@ -48,10 +54,9 @@ def add_fit_options(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--relaxation",
         choices=("sigmoid", "straight_through"),
-        default="sigmoid",
-        help="what stands for the codes' step in a fit; see attention.relaxation",
+        help="what stands for the step of bits in a fit; see attention.relaxation",
     )
-    p.add_argument("--fit-values", choices=("auto", "true", "false"), default="auto", help="see attention.fit_values")
+    p.add_argument("--fit-values", choices=("auto", "true", "false"), help="see attention.fit_values")
     p.add_argument("--held-out", type=int, default=64, help="validation images that errors are measured on")
     p.add_argument("--max-val", type=int, help="top-1 on so many validation images only")
     p.add_argument("--profile", default="45nm_fp32", help="energy prices")
@@ -76,15 +81,14 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from ecoformer.energy import load_profile
-    from ecoformer.kinds.distilled import DistilledHashSpec
-    from ecoformer.lab.closeness.distill import measure
-    from ecoformer.lab.closeness.distill_report import block_table, plot_errors, plot_maps, summary_lines
+    from ecoformer.lab.closeness.distill import measure, spec_of
+    from ecoformer.lab.closeness.distill_report import block_table, code_text, plot_errors, plot_maps, summary_lines
     from ecoformer.lab.closeness.quality_report import wide
     from ecoformer.lab.closeness.source import load_source
 
     check(args)
-    spec = DistilledHashSpec(
-        num_bits=args.num_bits,
+    spec = spec_of(
+        args.attention if args.num_bits is None else f"distilled_hash:num_bits={args.num_bits}",
         relaxation=args.relaxation,
         fit_steps=args.steps,
         fit_values=args.fit_values,
@@ -124,7 +128,7 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(figures, indent=2))
         return 0
     console = Console(width=max(100, Console().width))
-    title = f"{figures['model']}, {figures['num_bits']} bits from {figures['source']}: attention-output error, held out"
+    title = f"{figures['model']}, {code_text(figures)}, from {figures['source']}: attention-output error, held out"
     console.print(wide(block_table(figures), title))
     console.print("\n".join(summary_lines(figures)), highlight=False)
     console.print(f"wrote {args.out}, pictures in {folder}", highlight=False)

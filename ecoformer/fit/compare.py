@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ecoformer.fit.target import AttentionTarget
@@ -20,6 +21,16 @@ from ecoformer.ops.closeness import relative_error, row_correlation, strongest_k
 NUM_KEYS = 8  # strongest keys of a token that a good hash finds
 
 Attending = nn.Module | Callable[..., Tensor]
+
+
+def output_closeness(found_BK: Tensor, target_BK: Tensor) -> tuple[float, float]:
+    """(divergence, agreement) of two models' log-probabilities of the classes, (B, K) each.
+
+    Divergence is KL(target || found) in nats, a mean over samples; agreement the share of samples of which both models
+    think the same class the likeliest.
+    """
+    agreement = (found_BK.argmax(dim=-1) == target_BK.argmax(dim=-1)).float().mean()
+    return float(F.kl_div(found_BK, target_BK, reduction="batchmean", log_target=True)), float(agreement)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ecoformer.fit.adam import adam_on_batches
-from ecoformer.fit.compare import layer_calls
+from ecoformer.fit.compare import layer_calls, output_closeness
 from ecoformer.fit.taught import TaughtAttention
 
 OnStep = Callable[[int, int], None]
@@ -139,6 +139,8 @@ def fit_jointly(
         with torch.no_grad():
             for parameter, old in zip(parameters, kept, strict=True):
                 parameter.copy_(old)
+        for layer in layers.values():
+            layer.anneal(None)
     return JointFitReport(
         steps=spec.joint_steps,
         num_images=len(images),
@@ -199,6 +201,4 @@ def _all_log_probabilities(model: nn.Module, images: Tensor, size: int) -> Tenso
 
 def _closeness(model: nn.Module, images: Tensor, target_BK: Tensor, size: int) -> tuple[float, float]:
     """Divergence and agreement."""
-    found_BK = _all_log_probabilities(model, images, size)
-    agreement = (found_BK.argmax(dim=-1) == target_BK.argmax(dim=-1)).float().mean()
-    return float(_divergence(target_BK, found_BK)), float(agreement)
+    return output_closeness(_all_log_probabilities(model, images, size), target_BK)

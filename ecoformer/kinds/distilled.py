@@ -99,6 +99,7 @@ class DistilledHashSpec(TaughtSpec):
 
     name = "distilled_hash"
     codes: ClassVar[str] = "bits"
+    levels: ClassVar[int] = 2
     projection: ClassVar[str] = "real"
     form: ClassVar[CodeForm] = BITS
 

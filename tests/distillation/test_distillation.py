@@ -24,6 +24,7 @@ from ecoformer.run.start import model_of_run, read_run
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = DistilledHashSpec(num_bits=4, fit_steps=15, fit_batch_size=4)
+GONE = ("relaxation", "layers", "joint_steps", "spec", "attention")
 
 
 @pytest.fixture
@@ -140,7 +141,8 @@ def test_the_study_goes_on_where_it_was(run, tmp_path, capsys):
 
 def test_the_study_tells_relaxations_and_layers_apart(run, tmp_path, capsys):
     out = tmp_path / "study"
-    arguments = ["--checkpoints", str(run), "--num-images", "8", "--steps", "2", "--held-out", "4", "--max-val", "20"]
+    arguments = ["--checkpoints", str(run), "--num-images", "8", "--num-bits", "4", "--steps", "2"]
+    arguments += ["--held-out", "4", "--max-val", "20"]
     study = script("distill_study")
     for _ in range(2):  # the second time nothing is left to do
         assert study.main([*arguments, "--out", str(out)]) == 0
@@ -154,8 +156,8 @@ def test_the_study_tells_relaxations_and_layers_apart(run, tmp_path, capsys):
     ]
     assert rows[2]["blocks"] == ["blocks.1.attn"]
 
-    # Rows from before there was a choice were straight-through ones.
-    older = {key: value for key, value in rows[1].items() if key not in ("relaxation", "layers", "joint_steps")}
+    # Rows from before there was a choice were straight-through ones, of bits.
+    older = {key: value for key, value in rows[1].items() if key not in GONE}
     (out / "table.json").write_text(json.dumps([older]))
     assert study.main([*arguments, "--out", str(out), "--relaxation", "straight_through"]) == 0
     assert len(json.loads((out / "table.json").read_text())) == 1
@@ -166,7 +168,7 @@ def test_a_distilled_model_remembers_which_layers_were_replaced(run, tmp_path, c
     quick = ["--num-images", "4", "--steps", "1", "--no-controls", "--no-accuracy", "--layers", "blocks.1.*"]
     assert script("distill").main(["--checkpoint", str(run), *quick, "--out", str(out)]) == 0
     model = model_of_run(read_run(out))
-    assert [type(block.attn).__name__ for block in model.blocks] == ["Attention", "DistilledHashAttention"]
+    assert [type(block.attn).__name__ for block in model.blocks] == ["Attention", "DistilledAttention"]
 
 
 @pytest.mark.parametrize(
@@ -218,4 +220,4 @@ def test_a_hashed_run_is_no_source(run, tmp_path, capsys):
     assert script("distill").main(["--checkpoint", str(run), *quick, "--out", str(out)]) == 0
     assert "top-1" not in capsys.readouterr().out
     assert script("distill").main(["--checkpoint", str(out), *quick, "--out", str(out)]) == 2
-    assert "is a distilled_hash model: give one with stock or MSA attention" in capsys.readouterr().err
+    assert "is a distilled model: give one with stock or MSA attention" in capsys.readouterr().err

@@ -67,6 +67,14 @@ def test_codes_by_hand():
     assert Shifts.of(16) == Shifts(-8, 7) and Shifts.of(3) == Shifts(-1, 1) and Shifts.of(2) == Shifts(-1, 0)
 
 
+def test_sums_fit_into_their_bits():
+    # 65 terms of -128 to 127, each times 1 to 2^15 once the smallest power is counted as 1.
+    bits = Shifts.of(16).sum_bits(65)
+    assert bits == 8 + 15 + 7
+    assert 2 ** (bits - 1) > 65 * 127 * 2**15 and -(2 ** (bits - 1)) <= -65 * 128 * 2**15
+    assert Shifts.of(2).sum_bits(1, term_bits=4) == 5
+
+
 def test_ternary_weights_by_hand():
     weight = torch.tensor([[4.0, -2.0, 0.5, -0.1], [0.0, 0.0, 0.0, 0.0], [1.0, 1.0, -1.0, 1.0]])
     signs, scale = ternary(weight)  # 0.7 of the means: 1.155, 0, 0.7

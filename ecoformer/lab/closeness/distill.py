@@ -5,22 +5,26 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ecoformer.energy import Profile, at_measured_shares, count
+from ecoformer.energy import Ledger, Profile, at_measured_shares, count
 from ecoformer.engine.progress import paced
+from ecoformer.errors import InputError
+from ecoformer.fit.compare import output_closeness
 from ecoformer.fit.hashes import HashFitReport, fit_hashes
 from ecoformer.fit.joint import JointFitReport, joint_line
 from ecoformer.fit.taught import TaughtSpec
-from ecoformer.kinds.distilled import DistilledHashSpec
+from ecoformer.kinds.distilled import DistilledHashSpec, DistilledSpec
 from ecoformer.lab.closeness.blocks import FLOORS, block_errors
 from ecoformer.lab.closeness.controls import ControlSpec
 from ecoformer.lab.closeness.source import Source
+from ecoformer.lab.closeness.sweep import parse_setting
 from ecoformer.model.convert import FilterFn, convert
+from ecoformer.ops.codes.forms import Shifts
 
 LEDGERS: dict[str, dict[str, Any]] = {
     "stock": {"name": "stock"},
@@ -62,15 +66,26 @@ def distill(
     return Distilled(model, reports, joint[0] if joint else None)
 
 
+def spec_of(text: str, **options: Any) -> DistilledSpec | DistilledHashSpec:
+    """The spec of "KIND:key=value,...", with those of the options that are not None.
+
+    Raises InputError for a kind that is not distilled.
+    """
+    spec = parse_setting(text).spec
+    if not isinstance(spec, DistilledSpec | DistilledHashSpec):
+        raise InputError(f"attention {text!r} is not distilled: give distilled or distilled_hash, with their options")
+    return replace(spec, **{key: value for key, value in options.items() if value is not None})
+
+
 def measure(
     source: Source,
-    spec: DistilledHashSpec,
+    spec: DistilledSpec | DistilledHashSpec,
     *,
     num_images: int,
     seed: int,
     profile: Profile,
     num_held_out: int = 64,
-    top1_before: float | None = None,
+    before: tuple[float, Tensor] | None = None,
     with_accuracy: bool = True,
     controls: bool = True,
     layers: Sequence[int | str] | None = None,
@@ -81,26 +96,32 @@ def measure(
     Args:
         num_images: of the training split, for the fit.
         num_held_out: of the validation split, for the errors of the blocks.
-        top1_before: accuracy of the source, if it was measured before.
+        before: what `source.outcome` says of the source, if it was asked before.
         controls: also fit and measure uniform attention and none, with the same images and steps.
         layers: which attention layers, as `attention.layers`; None: those that conversion replaces anyway.
         say: gets a line of progress at every step.
     Returns:
-        The distilled model, and its figures, JSON-ready: model, dataset, img_size, source, num_bits, seed, num_images,
-        seconds, blocks (of each the fields `FLOORS`, error_fit, seconds), joint_fit (its report, or None), top1_before,
-        top1_after, controls (top1 and block errors of uniform and none), energy_pj and energy_audited_pj (before,
-        after, and of stock, msa and ecoformer attention), and under what they were measured.
+        The distilled model, and its figures, JSON-ready: model, dataset, img_size, source, attention, codes, num_bits
+        (the code length), levels, projection, sum_bits (that hold sums of rows of 8-bit tokens, None for bits), seed,
+        num_images, seconds, blocks (of each the fields `FLOORS`, error_fit, seconds, energy_pj and energy_pj_before of
+        its layer), joint_fit (its report, or None), top1_before, top1_after, kl and agreement with the source on the
+        validation split, controls (top1, kl, agreement and block errors of uniform and none), energy_pj and
+        energy_audited_pj (before, after, and of stock, msa and ecoformer attention), and under what they were measured.
     """
     config, data = source.config, source.data
     images, held_out = data.calibration_images(num_images, seed=seed), source.held_out(num_held_out)
     filter_fn = source.layer_filter(layers)
+    if with_accuracy and before is None:
+        before = source.outcome(source.model)
+        say(f"before ({source.kind}): top-1 {before[0]:.2f} %")
 
-    def accuracy(model: nn.Module, name: str) -> float | None:
-        if not with_accuracy:
-            return None
-        top1 = source.accuracy(model)
-        say(f"{name}: top-1 {top1:.2f} %")
-        return top1
+    def outcome(model: nn.Module, name: str) -> dict[str, float | None]:
+        if not with_accuracy or before is None:
+            return dict.fromkeys(("top1", "kl", "agreement"))
+        top1, found_BK = source.outcome(model)
+        kl, agreement = output_closeness(found_BK, before[1])
+        say(f"{name}: top-1 {top1:.2f} %, KL {kl:.4f}, same class {agreement:.1%}")
+        return {"top1": top1, "kl": kl, "agreement": agreement}
 
     def fitted(of: TaughtSpec, name: str) -> dict[str, Any]:
         def told(report: HashFitReport) -> None:
@@ -120,11 +141,11 @@ def measure(
                 for row, report in found
             ],
             "joint_fit": None if made.joint is None else asdict(made.joint),
-            "top1": accuracy(made.model, name),
+            **outcome(made.model, name),
         }
 
-    before = top1_before if top1_before is not None else accuracy(source.model, f"before ({source.kind})")
     distilled = fitted(spec, "distilled")
+    most_tokens = max(block["num_tokens"] for block in distilled["blocks"])
     figures = {
         "model": config.model.name,
         "model_kwargs": config.model.kwargs,
@@ -132,27 +153,36 @@ def measure(
         "img_size": config.data.img_size,
         "source": source.kind,
         "source_epochs": source.epoch,
-        "num_bits": spec.num_bits,
+        "training_seed": config.seed,
+        "attention": spec.name,
+        "codes": spec.codes,
+        "num_bits": spec.num_features,
+        "levels": 2 if spec.codes == "bits" else spec.levels,
+        "projection": spec.projection,
+        "sum_bits": spec.form.sum_bits(most_tokens) if isinstance(spec.form, Shifts) else None,
         "seed": seed,
         "num_images": num_images,
         "num_held_out": len(held_out),
         "num_val": data.num_val,
         "threads": torch.get_num_threads(),
-        **{key: distilled[key] for key in ("seconds", "blocks", "joint_fit")},
-        "top1_before": before,
+        **{key: distilled[key] for key in ("seconds", "blocks", "joint_fit", "kl", "agreement")},
+        "top1_before": None if before is None else before[0],
         "top1_after": distilled["top1"],
         "controls": {},
-        **_energies(source, distilled["model"], profile),
+        **_energies(source, distilled["model"], distilled["blocks"], profile),
     }
     for mode in ("uniform", "none") if controls else ():
         control = fitted(ControlSpec.like(spec, mode), mode)
         errors = [row["error"] for row in control["blocks"]]
-        figures["controls"][mode] = {"top1": control["top1"], "errors": errors}
+        figures["controls"][mode] = {**{key: control[key] for key in ("top1", "kl", "agreement")}, "errors": errors}
     return distilled["model"], figures
 
 
-def _energies(source: Source, model: nn.Module, profile: Profile) -> dict[str, Any]:
-    """Picojoules of one image by attention, in both conventions. Audited, codes count at their share of ones."""
+def _energies(source: Source, model: nn.Module, blocks: list[dict[str, Any]], profile: Profile) -> dict[str, Any]:
+    """Picojoules of one image by attention, in both conventions; those of each block's layer, paper, are put into it.
+
+    Audited, codes and ternary weights count without their zeros.
+    """
     models = {name: source.empty_model(attention) for name, attention in LEDGERS.items()} | {"after": model}
     found: dict[str, Any] = {"energy_profile": profile.name}
     for convention, key in (("paper", "energy_pj"), ("audited", "energy_audited_pj")):
@@ -162,7 +192,14 @@ def _energies(source: Source, model: nn.Module, profile: Profile) -> dict[str, A
             ledgers["after"] = at_measured_shares(ledgers["after"], model)
         pj = {name: ledger.energy_pj(profile) for name, ledger in ledgers.items()}
         found[key] = {"before": pj[source.kind], "after": pj["after"], **{name: pj[name] for name in LEDGERS}}
-        found[f"attention_{key}"] = {
-            name: ledger.attention(projections=True).energy_pj(profile) for name, ledger in ledgers.items()
-        }
+        layers = {name: ledger.attention(projections=True) for name, ledger in ledgers.items()}
+        found[f"attention_{key}"] = {name: part.energy_pj(profile) for name, part in layers.items()}
+        if convention == "paper":
+            for block in blocks:
+                block["energy_pj"] = _of_layer(layers["after"], block["block"], profile)
+                block["energy_pj_before"] = _of_layer(layers[source.kind], block["block"], profile)
     return found
+
+
+def _of_layer(ledger: Ledger, name: str, profile: Profile) -> float:
+    return ledger.select(lambda entry: entry.attention == name).energy_pj(profile)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,14 @@ from ecoformer.report.figures import save_figure
 Figures = dict[str, Any]
 
 
+def code_text(figures: Figures) -> str:
+    """The code of a distillation in a few words."""
+    if figures["codes"] == "bits":
+        return f"{figures['num_bits']} bits"
+    ternary = ", ternary" if figures["projection"] == "ternary" else ""
+    return f"{figures['num_bits']} shifts of {figures['levels']} levels{ternary}"
+
+
 def block_table(figures: Figures) -> Table:
     """Errors of every block between their floors."""
     columns = [
@@ -30,6 +39,8 @@ def block_table(figures: Figures) -> Table:
         Column("uniform", "error_uniform", "{:.3f}"),
         Column("random", "error_random", "{:.3f}"),
         Column("of uniform", lambda row: row["error"] / row["error_uniform"], "{:.0%}"),
+        Column("layer nJ", "energy_pj", "{:.1f}", 1e3),
+        Column("before nJ", "energy_pj_before", "{:.1f}", 1e3),
         Column("s", "seconds", "{:.1f}"),
     ]
     return Table(columns, figures["blocks"])
@@ -43,6 +54,9 @@ def summary_lines(figures: Figures) -> list[str]:
         top1 |= {f"{name} (values fitted)": control["top1"] for name, control in figures["controls"].items()}
         listed = ", ".join(f"{name} {value:.2f}" for name, value in top1.items())
         lines.append(f"top-1 % on {figures['num_val']} images, no training: {listed}")
+        apart = {"distilled": figures} | figures["controls"]
+        listed = ", ".join(f"{name} {row['kl']:.4f} ({row['agreement']:.1%} same class)" for name, row in apart.items())
+        lines.append(f"KL to the original, nats: {listed}")
     for key, convention in (("energy_pj", "paper"), ("energy_audited_pj", "audited")):
         energy, after = figures[key], figures[key]["after"]
         against = ", ".join(
@@ -50,6 +64,8 @@ def summary_lines(figures: Figures) -> list[str]:
             for name in ("stock", "msa", "ecoformer")
         )
         lines.append(f"energy, {convention}, µJ an image: distilled {after / 1e6:.4g}; {against}")
+    if figures["sum_bits"] is not None:
+        lines.append(f"integers: sums of rows of 8-bit tokens fit into {figures['sum_bits']} bits")
     return lines
 
 
@@ -63,7 +79,7 @@ def plot_errors(figures: Figures, out: Path) -> None:
         positions = [index + 0.27 * (place - 1) for index in range(len(blocks))]
         axes.bar(positions, [row[key] for row in blocks], width=0.25, label=label)
     axes.set_xticks(range(len(blocks)), [short_name(row["block"]) for row in blocks], fontsize=8)
-    title = f"{figures['model']} on {figures['dataset']}, {figures['num_bits']} bits, from {figures['source']}"
+    title = f"{figures['model']} on {figures['dataset']}, {code_text(figures)}, from {figures['source']}"
     axes.set(ylabel="error of the attention output\n(relative L2, held-out images)", xlabel="block", title=title)
     axes.legend(fontsize=8)
     axes.grid(alpha=0.3, axis="y")
@@ -119,28 +135,39 @@ def _plot_block(rows: dict[str, Tensor], picture_SS: Tensor, row: dict[str, Any]
 
 
 def plot_study(rows: list[Figures], out: Path) -> None:
-    """Points lost without training, and worst block's error over uniform attention's, against the code length."""
-    figure = Figure(figsize=(9.5, 4.6), layout="constrained")
+    """Points lost without training, and worst layer's error over uniform attention's, against the energy of an image.
+
+    One marker a form of code, one colour a source model; energy is that of the whole model over EcoFormer's.
+    """
+    figure = Figure(figsize=(9.5, 4.8), layout="constrained")
     lost, worst = figure.subplots(1, 2)
-    names = dict.fromkeys(f"{row['checkpoint']} ({row['source']})" for row in rows if not row["finetuned"])
-    for number, name in enumerate(names):
-        mine = [row for row in rows if f"{row['checkpoint']} ({row['source']})" == name and not row["finetuned"]]
-        bits = [row["num_bits"] for row in mine]
-        style = {"marker": "os^Dv<>p"[number % 8], "linestyle": "", "color": f"C{number}"}
+    rows = [row for row in rows if not row["finetuned"]]
+    sources = list(dict.fromkeys(f"{row['checkpoint']} ({row['source']})" for row in rows))
+    forms = list(dict.fromkeys(_form(row) for row in rows))
+    for source, form in itertools.product(sources, forms):
+        mine = [row for row in rows if (f"{row['checkpoint']} ({row['source']})", _form(row)) == (source, form)]
+        if not mine:
+            continue
+        energy = [row["energy_pj"] / row["ecoformer_energy_pj"] for row in mine]
+        marker, color = "os^Dv<>p"[forms.index(form) % 8], f"C{sources.index(source)}"
+        style = {"marker": marker, "linestyle": "", "color": color, "label": f"{source}, {form}"}
         if all(row["top1_after"] is not None for row in mine):
-            lost.plot(bits, [row["top1_before"] - row["top1_after"] for row in mine], label=name, **style)
+            lost.plot(energy, [row["top1_before"] - row["top1_after"] for row in mine], **style)
         pairs = [zip(row["error_per_block"], row["uniform_per_block"], strict=True) for row in mine]
-        worst.plot(bits, [max(error / uniform for error, uniform in pair) for pair in pairs], label=name, **style)
-    lost.axhline(0.33, color="grey", lw=0.8, label="goal: 0.33 points; 0.5 of uniform's error at 32 bits")
-    worst.axhline(0.5, color="grey", lw=0.8)
-    lost.set(xlabel="bits", ylabel="top-1 lost without training (points)", xscale="log")
-    worst.set(xlabel="bits", ylabel="worst block: error / uniform's", xscale="log")
+        worst.plot(energy, [max(error / uniform for error, uniform in pair) for pair in pairs], **style)
+    lost.axhline(0.33, color="grey", lw=0.8)
+    lost.set(ylabel="top-1 lost without training (points); grey: 0.33")
+    worst.set(ylabel="worst layer: error / uniform's")
     worst.set_ylim(bottom=0)
-    lengths = sorted({row["num_bits"] for row in rows})
     for axis in (lost, worst):
-        axis.set_xticks(lengths, [str(length) for length in lengths])
-        axis.minorticks_off()
+        axis.axvline(1, color="grey", lw=0.8)
+        axis.set_xlabel("energy of an image / EcoFormer's (paper convention)")
         axis.grid(alpha=0.3)
     # Outside of the axes: inside it would cover points.
-    figure.legend(*lost.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=7)
+    figure.legend(*worst.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=7)
     save_figure(figure, out)
+
+
+def _form(row: Figures) -> str:
+    codes = row.get("codes", "bits")
+    return f"{codes}, ternary" if row.get("projection") == "ternary" else codes
