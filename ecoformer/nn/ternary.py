@@ -31,9 +31,16 @@ class TernaryLinear(nn.Linear):
     @torch.no_grad()
     def settle(self) -> None:
         """Take over what the weight has become."""
+        if self.weight is None:
+            return
         signs_FD, scale_F1 = ternary(self.weight)
         self.signs.copy_(signs_FD)
         self.scale.copy_(scale_F1.squeeze(1))
+
+    def harden(self) -> None:
+        """Forget the weight, for good: what is left is a byte a weight, and cannot be trained."""
+        self.settle()
+        self.weight: nn.Parameter | None = None  # type: ignore[assignment]
 
     def train(self, mode: bool = True) -> Self:
         if not mode:
@@ -47,9 +54,9 @@ class TernaryLinear(nn.Linear):
 
     def affine(self) -> Affine | TernaryAffine:
         """What `forward` computes, for `ops`."""
-        learns = torch.is_grad_enabled() and self.weight.requires_grad and not torch.compiler.is_exporting()
-        if learns:
-            return Affine(straight_through_ternary(self.weight), self.bias)
+        weight = self.weight
+        if weight is not None and weight.requires_grad and torch.is_grad_enabled():
+            return Affine(straight_through_ternary(weight), self.bias)
         return TernaryAffine(self.signs, self.scale, self.bias)
 
     def forward(self, x: Tensor) -> Tensor:

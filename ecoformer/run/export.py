@@ -23,6 +23,7 @@ from ecoformer.files import atomic_write
 from ecoformer.kinds import fit_hashes
 from ecoformer.model.create import create
 from ecoformer.model.layers import require_image_size
+from ecoformer.nn.ternary import TernaryLinear
 from ecoformer.run.start import model_of_run, read_run
 
 STEP = 32  # pixels between the sizes of --dynamic-size, the reduction of the last stage
@@ -57,7 +58,10 @@ def load(args: argparse.Namespace) -> tuple[nn.Module, int]:
     require_image_size(model, img_size)
     if not Path(args.source).exists() and fit_hashes(model, images(args.seed, 1, img_size), args.seed):
         print(f"note: {args.source} is not trained: its hash functions are fitted to a random image", file=sys.stderr)
-    return model.eval().requires_grad_(False), img_size
+    for module in model.eval().requires_grad_(False).modules():
+        if isinstance(module, TernaryLinear):
+            module.harden()
+    return model, img_size
 
 
 def images(seed: int, count: int, img_size: int) -> Tensor:

@@ -124,6 +124,22 @@ def test_the_script_writes_a_model_that_goes_on(run, tmp_path, capsys):
     assert pictures == ["blocks.0.attn.png", "blocks.1.attn.png", "errors.png"]
 
 
+def test_a_ternary_model_is_evaluated_and_exported_with_a_byte_a_weight(run, tmp_path, capsys):
+    out, exported = tmp_path / "ternary.pt", tmp_path / "ternary.pt2"
+    quick = ["--num-images", "8", "--steps", "5", "--no-controls", "--no-accuracy", "--held-out", "4"]
+    ternary = ["--attention", "distilled:num_features=4,projection=ternary"]
+    assert script("distill").main(["--checkpoint", str(run), *quick, *ternary, "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "4 shifts of 16 levels, ternary, from msa" in printed and "rows of 8-bit tokens fit into" in printed
+    assert script("export").main([str(out), "--format=torch_export", f"--out={exported}"]) == 0
+    program, images = torch.export.load(str(exported)), torch.randn(2, 3, 16, 16)
+    kept = {name: x.dtype for name, x in program.state_dict.items() if name.startswith("blocks.0.attn.codes.")}
+    names = {"signs": torch.int8, "scale": torch.float32, "bias": torch.float32}
+    assert kept == {f"blocks.0.attn.codes.{name}": dtype for name, dtype in names.items()}
+    with torch.no_grad():
+        torch.testing.assert_close(program.module()(images), model_of_run(read_run(out)).eval()(images))
+
+
 def test_the_study_goes_on_where_it_was(run, tmp_path, capsys):
     arguments = ["--checkpoints", str(run), "--num-images", "8", "--steps", "2", "--held-out", "4", "--max-val", "20"]
     arguments += ["--out", str(tmp_path / "study"), "--num-bits", "4"]

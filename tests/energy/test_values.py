@@ -100,6 +100,50 @@ def test_two_codes_are_xnor_and_popcount(left: Callable[[Tensor], Tensor]) -> No
     assert kind_of_product(left, codes) == "binary_mul+popcount"
 
 
+SHIFTS = {
+    "rounded and clamped": lambda x: x.round().clamp(-3, 4).exp2(),
+    "in place": lambda x: x.clone().round_().clamp_(-3, 4).exp2_(),
+    "floor": lambda x: torch.exp2(torch.floor(x)),
+    "views and copies": lambda x: torch.cat([x.ceil().exp2().t().contiguous().t()] * 2)[:N],
+    "in double precision": lambda x: x.round().double().exp2().float(),
+}
+NO_SHIFTS = {
+    "not rounded": torch.exp2,
+    "clamped by a half": lambda x: x.round().clamp(-2.5, 4).exp2(),
+    "halves": lambda x: (0.5 * x.round()).exp2(),
+    "another base": lambda x: x.round().exp(),
+    "rounded to a tenth": lambda x: x.round(decimals=1).exp2(),
+    "overwritten": lambda x: x.round().copy_(x).exp2(),
+    "added to": lambda x: x.round().exp2() + 1,
+    "padded": lambda x: nn.functional.pad(x.round().exp2(), (0, 0, 0, 1))[:N],
+}
+
+
+@pytest.mark.parametrize("make", SHIFTS.values(), ids=SHIFTS)
+def test_a_power_of_two_is_a_shift(make: Callable[[Tensor], Tensor]) -> None:
+    assert kind_of_product(make) == "add+shift"
+    assert kind_of_product(lambda x: x, lambda v: v.round().exp2()) == "add+shift"
+
+
+@pytest.mark.parametrize("make", NO_SHIFTS.values(), ids=NO_SHIFTS)
+def test_what_may_be_no_power_of_two_is_multiplied(make: Callable[[Tensor], Tensor]) -> None:
+    assert kind_of_product(make) == "fma"
+
+
+def test_shifts_one_by_one() -> None:
+    class Scaled(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * x.round().clamp(-3, 4).exp2()
+
+    found = count(Scaled(), torch.zeros(N, K)).counts
+    # An exponent is put into place and added; rounding is one comparison, each bound another.
+    assert {kind: n for kind, n in found.items() if not kind.endswith("bytes")} == {"shift": 2 * 24, "compare": 3 * 24}
+
+
+def test_a_code_picks_the_shifted() -> None:
+    assert kind_of_product(codes, lambda v: v.round().exp2()) == "add"
+
+
 def test_three_codes_need_more_than_a_bit() -> None:
     assert kind_of_product(torch.sign, codes) == "add"
 

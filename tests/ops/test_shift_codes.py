@@ -116,3 +116,6 @@ def test_a_ternary_linear_runs_what_it_trained():
     averaged.eval()  # whoever changes a weight evaluates afterwards
     assert torch.equal(averaged.signs, -layer.signs)
     assert layer.share == pytest.approx(float((layer.signs != 0).float().mean()))
+    layer.harden()
+    torch.testing.assert_close(layer.eval()(x), trained)
+    assert sorted(layer.state_dict()) == ["bias", "scale", "signs"]
