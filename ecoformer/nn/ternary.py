@@ -31,7 +31,7 @@ class TernaryLinear(nn.Linear):
     @torch.no_grad()
     def settle(self) -> None:
         """Take over what the weight has become."""
-        if self.weight is None:
+        if self._parameters["weight"] is None:
             return
         signs_FD, scale_F1 = ternary(self.weight)
         self.signs.copy_(signs_FD)
@@ -40,7 +40,7 @@ class TernaryLinear(nn.Linear):
     def harden(self) -> None:
         """Forget the weight, for good: what is left is a byte a weight, and cannot be trained."""
         self.settle()
-        self.weight: nn.Parameter | None = None  # type: ignore[assignment]
+        self.register_parameter("weight", None)
 
     def train(self, mode: bool = True) -> Self:
         if not mode:
@@ -54,7 +54,7 @@ class TernaryLinear(nn.Linear):
 
     def affine(self) -> Affine | TernaryAffine:
         """What `forward` computes, for `ops`."""
-        weight = self.weight
+        weight = self._parameters["weight"]
         if weight is not None and weight.requires_grad and torch.is_grad_enabled():
             return Affine(straight_through_ternary(weight), self.bias)
         return TernaryAffine(self.signs, self.scale, self.bias)
