@@ -92,7 +92,10 @@ def fit_jointly(
     held_out: Tensor | None = None,
     on_step: OnStep | None = None,
 ) -> JointFitReport:
-    """Lower KL(original || model) by Adam over what the taught layers fit, all at once, in evaluation mode.
+    """Bring `model` near to `original` by Adam over what the taught layers fit, all at once, in evaluation mode.
+
+    The loss is KL(original || model) of the class probabilities plus the squared error of what every block with a
+    taught layer gives, relative to its deviation from the mean token: probabilities alone are soon learned by heart.
 
     Steps, rate and batch size are those of the first taught layer's spec (`joint_steps`, `joint_lr`,
     `joint_batch_size`); the rate falls to zero along a cosine. Memory is that of a training step.
@@ -112,13 +115,24 @@ def fit_jointly(
     kept = [parameter.detach().clone() for parameter in parameters]
     targets = [_all_log_probabilities(original, x, size) for x in sets]
     before = [_closeness(model, x, target_BK, size) for x, target_BK in zip(sets, targets, strict=True)]
+    blocks = list(dict.fromkeys(name.rpartition(".")[0] for name in layers))
 
     def loss(done: float, chosen: Tensor) -> Tensor:
         for layer in layers.values():
             layer.anneal(done)
-        return _divergence(targets[0][chosen], _log_probabilities(model(images[chosen])))
+        with torch.no_grad():
+            original(images[chosen])
+        found_BK = _log_probabilities(model(images[chosen]))
+        apart = F.kl_div(found_BK, targets[0][chosen], reduction="batchmean", log_target=True)
+        return apart + sum(_relative_square(outs[name], wanted[name]) for name in blocks)
 
-    with _only_these_train(model, parameters), _as_ever_afterwards(layers.values()), torch.enable_grad():
+    with (
+        _only_these_train(model, parameters),
+        _as_ever_afterwards(layers.values()),
+        _outputs(model, blocks) as outs,
+        _outputs(original, blocks) as wanted,
+        torch.enable_grad(),
+    ):
         adam_on_batches(
             parameters,
             loss,
@@ -173,6 +187,22 @@ def _only_these_train(model: nn.Module, parameters: list[nn.Parameter]) -> Itera
 
 
 @contextmanager
+def _outputs(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
+    """What the modules of these names gave last, while it lasts."""
+    found: dict[str, Tensor] = {}
+    modules = ((name, model.get_submodule(name)) for name in names)
+    hooks = [
+        module.register_forward_hook(lambda module, args, out, name=name: found.update({name: out}))
+        for name, module in modules
+    ]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
 def _as_ever_afterwards(layers: Iterable[TaughtAttention]) -> Iterator[None]:
     """Whatever happens, the layers do not stay annealed."""
     try:
@@ -190,8 +220,10 @@ def _log_probabilities(logits_BK: Tensor) -> Tensor:
     return F.log_softmax(logits_BK.float(), dim=-1)
 
 
-def _divergence(target_BK: Tensor, found_BK: Tensor) -> Tensor:
-    return F.kl_div(found_BK, target_BK, reduction="batchmean", log_target=True)
+def _relative_square(out: Tensor, target: Tensor) -> Tensor:
+    """|out - target|^2 over that of the target without its mean over all but the last dimension."""
+    spread = target - target.mean(dim=tuple(range(target.dim() - 1)), keepdim=True)
+    return (out - target).square().sum() / spread.square().sum().clamp_min(torch.finfo(target.dtype).tiny)
 
 
 @torch.no_grad()
