@@ -58,6 +58,7 @@ class DistilledSpec(TaughtSpec):
     num_features: int = 16
     levels: int = 16
     projection: Literal["real", "ternary"] = "real"
+    fit_lr: float = 0.01
     relaxation: Literal["sigmoid", "straight_through"] = "sigmoid"
 
     def __post_init__(self) -> None:
