@@ -51,7 +51,7 @@ def top1_hits(logits: Tensor, targets: Tensor) -> Tensor:
     return (logits.argmax(dim=1) == labels).sum().float()
 
 
-class Meter:
+class RunningFigures:
     """Mean loss, accuracy (percent) and images per second of this rank, since it was made; NaN without images."""
 
     def __init__(self) -> None:

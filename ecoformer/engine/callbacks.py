@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from rich.table import Table
 from torch import Tensor, nn
 
 from ecoformer.config.schema import EnergyConfig
@@ -51,7 +50,7 @@ class Training(Protocol):
 
     def log(self, event: str, **values: Any) -> dict[str, Any]: ...
 
-    def print(self, content: str | Table) -> None: ...
+    def print(self, line: str) -> None: ...
 
 
 class Callback:

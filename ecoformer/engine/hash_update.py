@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
-
-from rich import box
-from rich.table import Table
+from operator import attrgetter
 
 from ecoformer.config.schema import HashUpdateConfig
 from ecoformer.engine import distributed, parallel
 from ecoformer.engine.callbacks import Callback, Training
 from ecoformer.engine.progress import paced
 from ecoformer.errors import InputError
+from ecoformer.files.table import Column, Table, render
 from ecoformer.fit.hashes import HashFitReport, fit_hashes, has_hashes, hash_layers
 from ecoformer.fit.joint import JointFitReport, joint_line
 
@@ -151,31 +150,18 @@ def _when(step: int, steps_per_epoch: int) -> str:
     return f"step {step_of_epoch + 1} of epoch {epoch + 1}" if step_of_epoch else f"epoch {epoch + 1}"
 
 
-def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
-def _table(when: str, num_images: int, reports: list[HashFitReport]) -> Table:
-    title = f"hash fit before {when}: {num_images} images, {sum(r.seconds for r in reports):.1f} s"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False, collapse_padding=True)
-    columns: dict[str, Callable[[HashFitReport], str]] = {"block": lambda r: r.block}
+def _table(when: str, num_images: int, reports: list[HashFitReport]) -> str:
+    figures, form = {"error": "attention_error", "random": "random_error", "uniform": "uniform_error"}, "{:.3f}"
     if all(report.attention_error is None for report in reports):
-        columns |= {"loss": lambda r: f"{r.objective_before:.4g}", "fitted": lambda r: f"{r.objective_after:.4g}"}
-    else:
-        columns |= {
-            "error": lambda r: _figure(r.attention_error),
-            "random": lambda r: _figure(r.random_error),
-            "uniform": lambda r: _figure(r.uniform_error),
-        }
-    columns |= {
-        "kept": lambda r: f"{r.accepted_bits}/{r.num_bits}",
-        "flipped": lambda r: f"{r.flipped_bits:.0%}",
-        "balance": lambda r: f"{r.bit_balance:.2f}",
-        "corr.": lambda r: f"{r.bit_correlation:.2f}",
-        "s": lambda r: f"{r.seconds:.1f}",
-    }
-    for name in columns:
-        table.add_column(name, justify="left" if name == "block" else "right", no_wrap=True)
-    for report in reports:
-        table.add_row(*(cell(report) for cell in columns.values()))
-    return table
+        figures, form = {"loss": "objective_before", "fitted": "objective_after"}, "{:.4g}"
+    columns = [
+        Column("block", attrgetter("block"), left=True),
+        *(Column(heading, attrgetter(key), form) for heading, key in figures.items()),
+        Column("kept", lambda r: f"{r.accepted_bits}/{r.num_bits}"),
+        Column("flipped", attrgetter("flipped_bits"), "{:.0%}"),
+        Column("balance", attrgetter("bit_balance"), "{:.2f}"),
+        Column("corr.", attrgetter("bit_correlation"), "{:.2f}"),
+        Column("s", attrgetter("seconds"), "{:.1f}"),
+    ]
+    title = f"hash fit before {when}: {num_images} images, {sum(r.seconds for r in reports):.1f} s"
+    return render(Table(columns, reports), "table", title)

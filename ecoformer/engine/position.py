@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from ecoformer.engine import distributed
-from ecoformer.engine.batches import Meter
+from ecoformer.engine.batches import RunningFigures
 
 
 class Position:
@@ -19,7 +19,7 @@ class Position:
     """
 
     def __init__(self) -> None:
-        self.steps, self.lr, self.meter = 0, 0.0, Meter()
+        self.steps, self.lr, self.meter = 0, 0.0, RunningFigures()
         self._started, self._seconds_before = time.perf_counter(), 0.0
 
     def seconds(self) -> float:

@@ -65,10 +65,10 @@ class ProgressDisplay:
             self.last_line = time.perf_counter()
             self.print(f"{self.title}  step {self.step_in_epoch}/{self.steps_in_epoch}  {figures}")
 
-    def print(self, content: Any) -> None:
-        """Print a line or a rich table, above the bar if there is one."""
+    def print(self, line: str) -> None:
+        """Print a line, above the bar if there is one."""
         if self.enabled:
-            self.console.print(content, highlight=False, soft_wrap=isinstance(content, str))
+            self.console.print(line, highlight=False, soft_wrap=True)
 
 
 def paced(say: Callable[[str], None], title: str) -> Callable[[int, int], None]:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.table import Table
 from timm.utils import ModelEmaV3
 from torch import nn
 
@@ -262,9 +261,9 @@ class Trainer:
         """Write one record to all loggers (rank 0 alone writes) and return it."""
         return self.state.log(event, **values)
 
-    def print(self, content: str | Table) -> None:
-        """Show the user a line or a table; rank 0 alone does, unless `train.progress` is off."""
-        self.display.print(content)
+    def print(self, line: str) -> None:
+        """Show the user a line, or several; rank 0 alone does, unless `train.progress` is off."""
+        self.display.print(line)
 
     def _open(self, resume: Path | None) -> None:
         state = self.state

@@ -13,7 +13,7 @@ from test_mid_epoch import crash_and_resume
 from test_resume import assert_same_run
 
 from ecoformer.config.schema import HashUpdateConfig
-from ecoformer.engine.batches import Meter
+from ecoformer.engine.batches import RunningFigures
 from ecoformer.engine.hash_update import due, fit_seed, fit_steps, schedule_line
 from ecoformer.model.checkpoint import load_checkpoint
 
@@ -90,7 +90,7 @@ def test_a_step_is_fitted_for_once_wherever_a_run_goes_on(tmp_path: Path, step: 
 
 
 def test_step_fits_do_not_lower_the_training_rate() -> None:
-    meter = Meter()
+    meter = RunningFigures()
     meter.add(1.0, 1.0, 10)
     meter.started -= 1.0
     with meter.paused():
