@@ -9,7 +9,7 @@ import functools
 import math
 import types
 import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 from ecoformer.errors import InputError
@@ -124,6 +124,19 @@ def check_limits(settings: Any, prefix: str = "") -> None:
         if known.limit is not None and not known.limit.holds(value):
             null = ", or null" if known.optional and "null" not in known.limit.words else ""
             raise InputError(f"{prefix}{name}={value} must be {known.limit.words}{null}")
+
+
+def flat(tree: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, with dotted names; empty ones are left out."""
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return found
+
+
+def is_under(name: str, groups: Iterable[str]) -> bool:
+    """Whether a dotted name is one of the groups, or in one."""
+    return any(name == group or name.startswith(f"{group}.") for group in groups)
 
 
 def one_of(name: str, value: str, options: Iterable[str]) -> str:

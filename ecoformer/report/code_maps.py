@@ -6,12 +6,12 @@ Shapes: H heads, N tokens, K code bits, S pixels.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from ecoformer.fit.compare import eval_mode, layer_calls
 from ecoformer.model.layers import attention_layers
 from ecoformer.nn.base import ReplacementAttention
 from ecoformer.report.figures import save_figure
@@ -20,25 +20,11 @@ from ecoformer.report.figures import save_figure
 @torch.no_grad()
 def layer_weights(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     """Attention weights (B, H, N, N) of every replaced layer, at the features that the model gives it."""
-    weights: dict[str, Tensor] = {}
-
-    def show(name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            assert isinstance(module, ReplacementAttention)
-            weights[name] = module.attention_weights(args[0])
-
-        return hook
-
-    layers = [layer for layer in attention_layers(model) if isinstance(layer.module, ReplacementAttention)]
-    hooks = [layer.module.register_forward_pre_hook(show(layer.name)) for layer in layers]
-    training = model.training
-    try:
-        model.eval()(images)
-    finally:
-        model.train(training)
-        for hook in hooks:
-            hook.remove()
-    return weights
+    found = {layer.name: layer.module for layer in attention_layers(model)}
+    layers = {name: module for name, module in found.items() if isinstance(module, ReplacementAttention)}
+    with eval_mode(model):
+        calls = layer_calls(model, layers, images)
+        return {name: layers[name].attention_weights(args[0]) for name, args in calls.items()}
 
 
 def plot_code_maps(msa: nn.Module, ecoformer: nn.Module, image_3SS: Tensor, out: Path, title: str) -> None:

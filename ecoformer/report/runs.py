@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from ecoformer.config.keys import flat, is_under
 from ecoformer.engine.run_files import CONFIG, METRICS, METRICS_TABLE, SUMMARY
 from ecoformer.errors import InputError
 from ecoformer.files import read_json, read_json_lines, read_lines
@@ -104,15 +104,5 @@ def _settings(path: Path) -> dict[str, Any]:
         tree = OmegaConf.to_container(OmegaConf.load(path / CONFIG))
     except (OSError, YAMLError, OmegaConfBaseException):
         return {}
-    return dict(_flat(tree, "")) if isinstance(tree, dict) else {}
-
-
-def _flat(tree: dict[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        if any(name == other or name.startswith(f"{other}.") for other in NO_SETTING):
-            continue
-        if isinstance(value, dict):
-            yield from _flat(value, f"{name}.")
-        else:
-            yield name, value
+    found = flat(tree) if isinstance(tree, dict) else {}
+    return {name: value for name, value in found.items() if not is_under(name, NO_SETTING)}

@@ -14,10 +14,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from omegaconf import OmegaConf
 
+from ecoformer.config.keys import flat, is_under
 from ecoformer.config.schema import Config
 from ecoformer.engine import distributed
 from ecoformer.engine.run_files import CONFIG, LAST, LAUNCH, can_resume, read_intact, results_in, set_earlier_run_aside
@@ -204,10 +204,9 @@ def _continued(config: Config, checkpoint: Path) -> tuple[Path, list[str]]:
 
 def _compare(config: Config, run: SavedRun) -> list[str]:
     saved = run.config
-    then, now = _flat(asdict(saved)), _flat(asdict(config))
+    then, now = flat(asdict(saved)), flat(asdict(config))
     for key in sorted({*then, *now}):
-        free = any(key == name or key.startswith(f"{name}.") for name in FREE)
-        if not free and then.get(key) != now.get(key):
+        if not is_under(key, FREE) and then.get(key) != now.get(key):
             raise InputError(
                 f"{run.path} was written with {key}={then.get(key)}, now it is {now.get(key)}: "
                 "keep it, or start a new run in another output_dir"
@@ -215,11 +214,3 @@ def _compare(config: Config, run: SavedRun) -> list[str]:
     if saved.train.epochs != config.train.epochs:
         return [f"train.epochs was {saved.train.epochs}, now {config.train.epochs}: the schedule is stretched to it"]
     return []
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        nested = isinstance(value, dict)
-        flat |= _flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
-    return flat
