@@ -27,12 +27,10 @@ REASONS = {
     "pre_code": "the mean of the features, folded into one threshold a bit: not in the formula",
     "sign": "taking signs: not in the formula",
     "hash_attention": "code products are additions, as in the formula; (K + 1) v is not in it",
-    "gelu": "activations are not in the paper's accounting",
-    "relu": "activations are not in the paper's accounting",
-    "silu": "activations are not in the paper's accounting",
-    "sigmoid": "activations are not in the paper's accounting",
-    "hardswish": "activations are not in the paper's accounting",
-    "hardsigmoid": "activations are not in the paper's accounting",
+    **dict.fromkeys(
+        ("gelu", "relu", "silu", "sigmoid", "hardswish", "hardsigmoid"),
+        "activations are not in the paper's accounting",
+    ),
     "softmax": "only its length enters the formula, as the multiplications of the scale",
     "add": "residual connections and other sums are not in the paper's accounting",
     "mul": "elementwise products are not in the paper's accounting",
@@ -43,30 +41,30 @@ OTHERWISE = "not in the paper's accounting"
 
 @dataclass(frozen=True)
 class DifferenceLine:
-    """One item with its entries under both conventions. Differences are audited minus paper."""
+    """One item as both conventions count it. Differences are audited minus paper."""
 
     item: str
-    paper: tuple[Entry, ...]
-    audited: tuple[Entry, ...]
+    paper: Ledger
+    audited: Ledger
     why: str
 
     @property
     def muls(self) -> int:
-        return kinds.muls(_counts(self.audited)) - kinds.muls(_counts(self.paper))
+        return self.audited.muls - self.paper.muls
 
     @property
     def adds(self) -> int:
-        return kinds.adds(_counts(self.audited)) - kinds.adds(_counts(self.paper))
+        return self.audited.adds - self.paper.adds
 
     @property
     def other(self) -> Counts:
         """Audited arithmetic that is neither multiplication nor addition."""
-        found = _counts(self.audited)
-        return kinds.counts({kind: found[kind] for kind in kinds.ARITHMETIC if kind not in ("mul", "add", "fma")})
+        found = _arithmetic(self.audited)
+        return kinds.counts({kind: found[kind] for kind in found if kind not in ("mul", "add", "fma")})
 
     def energy_pj(self, profile: Profile) -> float:
         """Picojoules of arithmetic; memory is left out, because the paper convention counts no bytes."""
-        sides = [profile.kind_energies(entries) for entries in (self.audited, self.paper)]
+        sides = [profile.kind_energies(ledger.entries) for ledger in (self.audited, self.paper)]
         after, before = (sum(energies[kind] for kind in kinds.ARITHMETIC) for energies in sides)
         return after - before
 
@@ -76,17 +74,17 @@ def difference(paper: Ledger, audited: Ledger) -> list[DifferenceLine]:
     assert (paper.convention, audited.convention) == ("paper", "audited")
     assert paper.input_shape == audited.input_shape, "ledgers of different inputs"
     sides = [ledger.group(_item) for ledger in (paper, audited)]
+    nothing = paper.select(lambda entry: False)
     lines = []
     for item in dict.fromkeys([*sides[0], *sides[1]]):
-        before, after = (tuple(side[item].entries) if item in side else () for side in sides)
-        if _counts(before) or _counts(after):
+        before, after = (side.get(item, nothing) for side in sides)
+        if _arithmetic(before) or _arithmetic(after):
             lines.append(DifferenceLine(item, before, after, _reason(item)))
     return lines
 
 
-def _counts(entries: tuple[Entry, ...]) -> Counts:
-    found = kinds.total(entry.counts for entry in entries)
-    return kinds.counts({kind: found[kind] for kind in kinds.ARITHMETIC})
+def _arithmetic(ledger: Ledger) -> Counts:
+    return kinds.counts({kind: ledger.counts[kind] for kind in kinds.ARITHMETIC})
 
 
 def _item(entry: Entry) -> str:

@@ -15,8 +15,9 @@ from ecoformer.energy.difference import OTHERWISE, PAPER_CORE, difference
 from ecoformer.energy.kinds import ARITHMETIC
 from ecoformer.energy.ledger import Ledger, breakdown, differences
 from ecoformer.errors import InputError
+from ecoformer.files.table import saving
 from ecoformer.lab.energy import energy_tables as tables
-from ecoformer.lab.energy.cases import ROW_KEYS, Case, predict, saving
+from ecoformer.lab.energy.cases import ROW_KEYS, Case, cases
 from ecoformer.lab.energy.plots import PARTS, part_name, plot_bits_anchors, plot_layers, plot_resolution
 from ecoformer.lab.energy.witness import witnesses
 from ecoformer.run import process
@@ -27,7 +28,12 @@ SIZE = 96
 
 @pytest.fixture(scope="module")
 def rows() -> list[dict]:
-    return predict(["pvt_v2_b0"], PROFILE, img_sizes=[SIZE, 128], num_bits=[4, 16], num_anchors=[10, 25])
+    chosen = cases(["pvt_v2_b0"], img_sizes=[SIZE, 128], num_bits=[4, 16], num_anchors=[10, 25])
+    return [case.row("paper", PROFILE) for case in chosen]
+
+
+def saved(row: dict, rows: list[dict], against: str) -> float | None:
+    return saving(row, rows, against, same=tables.ALIKE)
 
 
 @pytest.mark.parametrize("attention", ["stock", "msa", "ecoformer"])
@@ -75,20 +81,20 @@ def test_sweep_has_one_row_per_case(rows: list[dict]) -> None:
 
 def test_savings_are_against_the_same_model_and_size(rows: list[dict]) -> None:
     stock, msa, hashed = rows[0], rows[1], rows[2]
-    assert saving(hashed, rows, "msa") == 1 - hashed["energy_pj"] / msa["energy_pj"]
-    assert saving(hashed, rows, "stock") == 1 - hashed["energy_pj"] / stock["energy_pj"]
-    assert saving(stock, rows, "stock") is None
-    assert saving(hashed, rows[6:], "stock") is None
+    assert saved(hashed, rows, "msa") == 1 - hashed["energy_pj"] / msa["energy_pj"]
+    assert saved(hashed, rows, "stock") == 1 - hashed["energy_pj"] / stock["energy_pj"]
+    assert saved(stock, rows, "stock") is None
+    assert saved(hashed, rows[6:], "stock") is None
     shown = tables.summary_table(rows).texts[2]
-    assert shown["vs msa"] == f"{100 * saving(hashed, rows, 'msa'):.1f} %"
+    assert shown["vs msa"] == f"{100 * saved(hashed, rows, 'msa'):.1f} %"
 
 
 def test_published_headline_and_its_other_baseline() -> None:
     """73 % of PVTv2-B0's energy against MSA is about 5 % against the stock model."""
-    rows = predict(["pvt_v2_b0"], PROFILE)
+    rows = [case.row("paper", PROFILE) for case in cases(["pvt_v2_b0"])]
     hashed = rows[2]
-    assert round(100 * saving(hashed, rows, "msa")) == 73
-    assert round(100 * saving(hashed, rows, "stock")) == 5
+    assert round(100 * saved(hashed, rows, "msa")) == 73
+    assert round(100 * saved(hashed, rows, "stock")) == 5
     assert "73 %" in tables.render_rows(rows, "table") and "5.4 %" in tables.render_rows(rows, "table")
 
 

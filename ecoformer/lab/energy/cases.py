@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -90,10 +90,10 @@ def spec_fields(attention: str) -> set[str]:
 
 def cases(
     models: Sequence[str],
-    attentions: Sequence[str],
-    img_sizes: Sequence[int],
-    num_bits: Sequence[int],
-    num_anchors: Sequence[int],
+    attentions: Sequence[str] = ("stock", "msa", "ecoformer"),
+    img_sizes: Sequence[int] = (224,),
+    num_bits: Sequence[int] = (16,),
+    num_anchors: Sequence[int] = (25,),
     clamp: bool = False,
 ) -> Iterator[Case]:
     """The product of all settings, each attention only along the settings that it has."""
@@ -104,31 +104,3 @@ def cases(
                 for bits in num_bits if "num_bits" in known else [None]:
                     for anchors in num_anchors if "num_anchors" in known else [None]:
                         yield Case(model, attention, img_size, bits, anchors, clamp)
-
-
-def predict(
-    models: Iterable[str],
-    profile: Profile,
-    *,
-    attentions: Iterable[str] = ("stock", "msa", "ecoformer"),
-    img_sizes: Iterable[int] = (224,),
-    num_bits: Iterable[int] = (16,),
-    num_anchors: Iterable[int] = (25,),
-    convention: str = "paper",
-    clamp: bool = False,
-) -> list[dict[str, Any]]:
-    """Rows of a whole sweep, without training or allocating anything.
-
-    Raises InputError as `Case.build`, `count` and the profile do.
-    """
-    chosen = cases(list(models), list(attentions), list(img_sizes), list(num_bits), list(num_anchors), clamp)
-    return [case.row(convention, profile) for case in chosen]
-
-
-def saving(row: dict[str, Any], rows: Sequence[dict[str, Any]], against: str, key: str = "energy_pj") -> float | None:
-    """Share of `key` saved against another attention of the same model and image size; None without such a row."""
-    for other in rows:
-        same = all(other[k] == row[k] for k in ("model", "img_size", "convention", "profile"))
-        if same and other["attention"] == against and other is not row and other[key]:
-            return 1 - row[key] / other[key]
-    return None

@@ -103,8 +103,8 @@ def published(args: argparse.Namespace) -> int:
 
 def draw(chosen: list[Case], rows: list[dict[str, Any]], args: argparse.Namespace, profile: Profile) -> None:
     # Imported here: matplotlib takes longer to load than most tables take to count.
-    from ecoformer.files import atomic_write
     from ecoformer.lab.energy.plots import plot_bits_anchors, plot_layers, plot_resolution
+    from ecoformer.report.figures import save_figure
 
     first = {key: rows[0][key] for key in ("model", "img_size")}
     same = [case for case in chosen if case.model == first["model"] and case.img_size == first["img_size"]]
@@ -120,6 +120,5 @@ def draw(chosen: list[Case], rows: list[dict[str, Any]], args: argparse.Namespac
         coded = [r for r in rows if r["num_bits"] is not None and all(r[k] == v for k, v in first.items())]
         figures["bits_anchors.png"] = plot_bits_anchors([r for r in coded if r["attention"] == coded[0]["attention"]])
     for name, figure in figures.items():
-        with atomic_write(args.plots / name) as file:
-            figure.savefig(file, format="png", dpi=150)
+        save_figure(figure, args.plots / name)
         print(f"wrote {args.plots / name}", file=sys.stderr)

@@ -7,13 +7,12 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from ecoformer.energy.ledger import Entry, Ledger
+from ecoformer.energy.ledger import MJ, Entry, Ledger
 from ecoformer.energy.profile import Profile
 from ecoformer.errors import InputError
 from ecoformer.lab.energy.cases import Case
 from ecoformer.report.figures import name_curves, panels, style
 
-MILLIJOULE = 1e9  # picojoules
 PARTS = {
     "attention core": "#d62728",
     "attention projections": "#ff9896",
@@ -49,13 +48,13 @@ def plot_layers(ledgers: Mapping[str, Ledger], profile: Profile, title: str = ""
         base = [0.0] * len(layers)
         for part, colour in PARTS.items():
             heights = [
-                profile.energy_pj([e for e in layer.entries if part_name(e) == part], ledger.convention) / MILLIJOULE
+                profile.energy_pj([e for e in layer.entries if part_name(e) == part], ledger.convention) / MJ
                 for layer in layers.values()
             ]
             if any(heights):
                 axis.bar(range(len(layers)), heights, bottom=base, color=colour, label=part, width=0.8)
             base = [low + height for low, height in zip(base, heights, strict=True)]
-        total = ledger.energy_pj(profile) / MILLIJOULE
+        total = ledger.energy_pj(profile) / MJ
         axis.set_title(f"{name}: {total:.3f} mJ", fontsize=10, loc="left")
         axis.set_title(f"scale to {axis.get_ylim()[1]:.2g} mJ", fontsize=8, loc="right", color="#555555")
         axis.set_xticks(range(len(layers)), [_short(layer) for layer in layers], rotation=60, ha="right", fontsize=7)
@@ -69,14 +68,14 @@ def plot_layers(ledgers: Mapping[str, Ledger], profile: Profile, title: str = ""
 
 
 def plot_resolution(rows: Sequence[dict[str, Any]]) -> Figure:
-    """Whole-model and attention-only energy against image size, a line per attention, from `predict` rows."""
+    """Whole-model and attention-only energy against image size, a line per attention, from rows of `Case.row`."""
     sizes = sorted({row["img_size"] for row in rows})
     if len(sizes) < 2:
         raise InputError(f"a plot against resolution needs at least 2 image sizes, got {len(sizes)}")
     figure, axes = panels(1, 2, (9.5, 4.0))
     for axis, (key, name) in zip(axes, WHOLE_AND_CORES.items(), strict=True):
         for number, (label, line) in enumerate(_lines(rows).items()):
-            points = sorted((row["img_size"], row[key] / MILLIJOULE) for row in line if row[key] is not None)
+            points = sorted((row["img_size"], row[key] / MJ) for row in line if row[key] is not None)
             if not points:  # no attention recognised
                 continue
             axis.plot(*zip(*points, strict=True), label=label, markersize=4, **style(label, number))
@@ -93,7 +92,7 @@ def plot_resolution(rows: Sequence[dict[str, Any]]) -> Figure:
 
 
 def plot_bits_anchors(rows: Sequence[dict[str, Any]]) -> Figure:
-    """Energy against code bits and anchors as two maps, attention cores and whole model, from `predict` rows."""
+    """Energy against code bits and anchors as two maps, attention cores and whole model, from rows of `Case.row`."""
     coded = [row for row in rows if row["num_bits"] is not None and row["num_anchors"] is not None]
     bits = sorted({row["num_bits"] for row in coded})
     anchors = sorted({row["num_anchors"] for row in coded})
@@ -106,7 +105,7 @@ def plot_bits_anchors(rows: Sequence[dict[str, Any]]) -> Figure:
     figure, axes = panels(1, 2, (10.0, 1.6 + 0.45 * max(len(bits), 4)))
     for axis, (key, name) in zip(axes, reversed(WHOLE_AND_CORES.items()), strict=True):
         axis.grid(visible=False)
-        grid = [[found[b, a][key] / MILLIJOULE for a in anchors] for b in bits]
+        grid = [[found[b, a][key] / MJ for a in anchors] for b in bits]
         image = axis.imshow(grid, cmap="viridis", aspect="auto", origin="lower")
         low, high = image.get_clim()
         for i, line in enumerate(grid):
