@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ecoformer.engine import Callback, EnergyLog
+from ecoformer.engine.callbacks import Callback, EnergyLog
 from ecoformer.errors import InputError
 from ecoformer.run import process
 from ecoformer.run.build import made
@@ -21,7 +21,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ecoformer.data.sources import ArraySource, Splits, data_source
-from ecoformer.engine import Callback, Logger
+from ecoformer.engine.callbacks import Callback
+from ecoformer.engine.loggers import Logger
 from ecoformer.kinds import AttentionSpec, ReplacementAttention, attention_kind
 
 

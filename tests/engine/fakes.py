@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ecoformer.config.schema import CheckpointConfig, HashUpdateConfig, OptimConfig, ScheduleConfig, TrainConfig
-from ecoformer.engine import HashUpdate, Trainer
+from ecoformer.engine.hash_update import HashUpdate
+from ecoformer.engine.trainer import Trainer
 from ecoformer.errors import InputError
 from ecoformer.fit.contract import FittableAttention
 from ecoformer.fit.hashes import HashFitReport

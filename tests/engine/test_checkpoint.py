@@ -13,8 +13,8 @@ import pytest
 import torch
 from fakes import FakeModel, make_trainer
 
-from ecoformer.engine import evaluated_weights, load_checkpoint, load_weights, save_checkpoint
 from ecoformer.errors import InputError
+from ecoformer.model.checkpoint import evaluated_weights, load_checkpoint, load_weights, save_checkpoint
 
 WEIGHTS = {"kind": "weights", "config": {}, "epoch": 1, "step": 6, "metrics": None}
 

@@ -14,10 +14,11 @@ import torch
 from fakes import FakeData, make_model, make_trainer
 
 from ecoformer.config.schema import OptimConfig, TrainConfig
-from ecoformer.engine import Trainer, load_checkpoint
 from ecoformer.engine.distributed import init_distributed
 from ecoformer.engine.parallel import is_sharded
+from ecoformer.engine.trainer import Trainer
 from ecoformer.errors import InputError
+from ecoformer.model.checkpoint import load_checkpoint
 
 OPTIM = {"name": "momentum", "lr": 0.1, "momentum": 0.9, "weight_decay": 0.0}
 CHILD = """

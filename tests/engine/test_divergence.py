@@ -14,7 +14,10 @@ from fakes import FakeData, FakeLoader, make_model, make_trainer
 from test_resume import assert_same
 
 from ecoformer.config.schema import OptimConfig, ScheduleConfig
-from ecoformer.engine import Callback, Diverged, Trainer, load_checkpoint
+from ecoformer.engine.callbacks import Callback
+from ecoformer.engine.divergence import Diverged
+from ecoformer.engine.trainer import Trainer
+from ecoformer.model.checkpoint import load_checkpoint
 
 
 class BadBatches(FakeData):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ecoformer.engine import evaluate
+from ecoformer.engine.evaluation import evaluate
 from ecoformer.errors import InputError
 
 CPU = torch.device("cpu")

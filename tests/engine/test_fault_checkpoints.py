@@ -19,9 +19,8 @@ from fakes import make_trainer
 from test_checkpoint import Exploit
 from test_resume import assert_same, assert_same_run
 
-from ecoformer.engine import load_checkpoint, save_checkpoint
 from ecoformer.errors import InputError
-from ecoformer.model.checkpoint import UnreadableCheckpoint
+from ecoformer.model.checkpoint import UnreadableCheckpoint, load_checkpoint, save_checkpoint
 
 STEPS = {"checkpoint": {"every_steps": 4}}
 

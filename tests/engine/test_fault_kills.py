@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from test_resume import assert_same, assert_same_run, metrics
 
-from ecoformer.engine import load_checkpoint
+from ecoformer.model.checkpoint import load_checkpoint
 
 Fork = Callable[..., list[int]]
 HERE = Path(__file__).parent

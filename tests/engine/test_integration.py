@@ -23,7 +23,11 @@ from ecoformer.config.schema import (
     TrainConfig,
 )
 from ecoformer.data import build_data
-from ecoformer.engine import EnergyLog, HashUpdate, Trainer, evaluate, evaluated_weights, load_checkpoint, load_weights
+from ecoformer.engine.callbacks import EnergyLog
+from ecoformer.engine.evaluation import evaluate
+from ecoformer.engine.hash_update import HashUpdate
+from ecoformer.engine.trainer import Trainer
+from ecoformer.model.checkpoint import evaluated_weights, load_checkpoint, load_weights
 
 CPU = torch.device("cpu")
 IMG_SIZE = 32

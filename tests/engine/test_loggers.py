@@ -12,9 +12,10 @@ from fakes import make_trainer
 from rich.console import Console
 
 from ecoformer.config.schema import EnergyConfig, WandbConfig
-from ecoformer.engine import EnergyLog, WandbLogger
+from ecoformer.engine.callbacks import EnergyLog
 from ecoformer.engine.loggers import CSV_COLUMNS, CsvLogger, JsonlLogger
 from ecoformer.engine.progress import ProgressDisplay, RemainingTime
+from ecoformer.engine.wandb_logger import WandbLogger
 from ecoformer.errors import InputError
 
 

@@ -16,8 +16,11 @@ from test_resume import assert_same_run, metrics
 
 from ecoformer.config.schema import AugmentConfig, DataConfig, OptimConfig, ScheduleConfig, TrainConfig
 from ecoformer.data import build_data
-from ecoformer.engine import Callback, Interrupted, Trainer, load_checkpoint
+from ecoformer.engine.callbacks import Callback
+from ecoformer.engine.trainer import Trainer
+from ecoformer.errors import Interrupted
 from ecoformer.fit.hashes import fit_hashes
+from ecoformer.model.checkpoint import load_checkpoint
 
 
 class Crash(BaseException):

@@ -16,9 +16,11 @@ import torch
 from fakes import SignalData, make_trainer
 
 from ecoformer.config.schema import OptimConfig
-from ecoformer.engine import Callback, Interrupted, Trainer, load_checkpoint
+from ecoformer.engine.callbacks import Callback
 from ecoformer.engine.signals import StopSignals
-from ecoformer.errors import InputError
+from ecoformer.engine.trainer import Trainer
+from ecoformer.errors import InputError, Interrupted
+from ecoformer.model.checkpoint import load_checkpoint
 
 EPOCHS = 4
 

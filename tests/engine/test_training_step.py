@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from fakes import NUM_CLASSES, FakeData, FakeModel, make_model, make_trainer
 
 from ecoformer.config.schema import HashUpdateConfig, OptimConfig, ScheduleConfig
-from ecoformer.engine import Diverged, load_checkpoint
 from ecoformer.engine.batches import grouped, num_groups
+from ecoformer.engine.divergence import Diverged
 from ecoformer.engine.optim import amp_dtype, build_loss, build_optimizer, build_schedule, scaled_lr
 from ecoformer.errors import InputError
+from ecoformer.model.checkpoint import load_checkpoint
 
 PLAIN = OptimConfig(name="momentum", lr=0.1, momentum=0.0, weight_decay=0.0)
 
