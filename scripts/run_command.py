@@ -1,0 +1,13 @@
+"""What every script here does: one command of `ecoformer`, from this checkout, whether or not it is installed."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from ecoformer.cli.main import main
+
+
+def run(name: str) -> None:
+    """Run the command with this process's arguments, and end with its exit code."""
+    sys.exit(main([name, *sys.argv[1:]]))
