@@ -5,9 +5,14 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
 import matplotlib
 import pytest
 import torch
+from fresh import Fresh
 
 matplotlib.use("Agg")
 
@@ -27,3 +32,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Fresh]]:
+    """fresh(function, *arguments, cwd=folder, KEY=value): the call in a process of its own, started."""
+    started: list[Fresh] = []
+
+    def start(run: Callable[..., Any], *arguments: Any, cwd: Path = Path(), **environment: str) -> Fresh:
+        folder = tmp_path_factory.mktemp("process")
+        started.append(Fresh(run, *arguments, folder=folder, cwd=cwd, environment=environment))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.process.kill()
+        each.process.join()

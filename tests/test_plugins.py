@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from fresh import Fresh, command
 
 from ecoformer.engine.callbacks import Callback, EnergyLog
 from ecoformer.errors import InputError
+from ecoformer.nn.plugins import load_installed
 from ecoformer.run import process
 from ecoformer.run.build import made
 
@@ -94,25 +97,31 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def ecoformer(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    line = [*process.command_line(arguments[0]), *arguments[1:]]
-    env = process.environment(HF_HUB_OFFLINE="1", **environment)
-    return subprocess.run(line, capture_output=True, text=True, cwd=cwd, env=env, timeout=200)
+@pytest.fixture
+def ecoformer(package: Path, fresh: Callable[..., Fresh]) -> Callable[..., Fresh]:
+    """ecoformer(COMMAND, ...): a command that has ended, run in the folder of the package."""
+
+    def run(*arguments: str) -> Fresh:
+        done = fresh(command, list(arguments), cwd=package)
+        done.wait()
+        return done
+
+    return run
 
 
-def test_a_run_made_of_what_others_wrote(package: Path) -> None:
+def test_a_run_made_of_what_others_wrote(package: Path, ecoformer: Callable[..., Fresh]) -> None:
     own = ["--config-dir", "conf", "attention=first_token", "plugins=[others]"]
-    done = ecoformer("train", *own, *LINE, *EXTRA, "output_dir=run", cwd=package)
-    assert done.returncode == 0, done.stderr
+    done = ecoformer("train", *own, *LINE, *EXTRA, "output_dir=run")
+    assert done.wait() == 0, done.stderr
     summary = json.loads((package / "run/summary.json").read_text())
     events = [json.loads(line) for line in (package / "run/kept.jsonl").read_text().splitlines()]
     assert "hello" in events and "epoch" in events
-    evaluated = ecoformer("eval", "checkpoint=run/best.pt", "plugins=[others]", "out=figures.json", cwd=package)
-    assert evaluated.returncode == 0, evaluated.stderr
+    evaluated = ecoformer("eval", "checkpoint=run/best.pt", "plugins=[others]", "out=figures.json")
+    assert evaluated.wait() == 0, evaluated.stderr
     assert json.loads((package / "figures.json").read_text())["top1"] == summary["top1"]
     # A checkpoint does not choose what is imported.
-    refused = ecoformer("eval", "checkpoint=run/best.pt", cwd=package)
-    assert refused.returncode == 2 and refused.stderr.count("\n") == 1
+    refused = ecoformer("eval", "checkpoint=run/best.pt")
+    assert refused.wait() == 2 and refused.stderr.count("\n") == 1
     assert "stripes does not exist" in refused.stderr or "plugins=[MODULE]" in refused.stderr
 
 
@@ -123,9 +132,11 @@ def test_a_run_made_of_what_others_wrote(package: Path) -> None:
         ("others", "plugins=others must be a list, each item text"),
     ],
 )
-def test_modules_that_cannot_be_imported(package: Path, plugins: str, message: str) -> None:
-    done = ecoformer("train", *LINE, f"plugins={plugins}", f"output_dir={package / 'refused'}", cwd=package)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and message in done.stderr, done.stderr
+def test_modules_that_cannot_be_imported(
+    package: Path, ecoformer: Callable[..., Fresh], plugins: str, message: str
+) -> None:
+    done = ecoformer("train", *LINE, f"plugins={plugins}", f"output_dir={package / 'refused'}")
+    assert done.wait() == 2 and done.stderr.count("\n") == 1 and message in done.stderr, done.stderr
     assert not (package / "refused").exists()
 
 
@@ -146,7 +157,12 @@ def test_callbacks_that_are_none(item: dict[str, object], message: str) -> None:
     assert message in str(refused.value) and "\n" not in str(refused.value)
 
 
-def test_an_installed_package_need_not_be_named(package: Path) -> None:
+def load_installed_from(folder: Path) -> None:
+    sys.path.insert(0, str(folder))
+    load_installed()
+
+
+def test_an_installed_package_need_not_be_named(package: Path, fresh: Callable[..., Fresh]) -> None:
     info = package / "others-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: others\nVersion: 1.0\n")
@@ -156,5 +172,6 @@ def test_an_installed_package_need_not_be_named(package: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=100)
     assert done.stdout == "FirstTokenSpec()\n", done.stderr
     (info / "entry_points.txt").write_text("[ecoformer.plugins]\nothers = gone\n")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=100)
+    done = fresh(load_installed_from, package)
+    assert done.wait() == 1
     assert "the plugin others=gone of others cannot be imported: No module named 'gone'; mend or" in done.stderr

@@ -36,20 +36,27 @@ def holds_everything(installed: Path) -> None:
     assert "ecoformer = ecoformer.cli.main:main" in (info / "entry_points.txt").read_text()
 
 
+AS_A_LIBRARY = """
+import sys
+from ecoformer.cli.main import main
+main(["train", *sys.argv[1:]])
+import ecoformer, ecoformer.models
+print(ecoformer.__file__, ecoformer.models.__file__)
+"""
+
+
 def trains(installed: Path, folder: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(installed), "OMP_NUM_THREADS": "1"}
+    def python(*arguments: str) -> str:
+        environment = {**os.environ, "PYTHONPATH": str(installed), "OMP_NUM_THREADS": "1"}
+        line = [sys.executable, *arguments]
+        done = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert "usage: ecoformer COMMAND" in python("-m", "ecoformer", "--help")
     tiny = "+model.kwargs={depths:[1,1,1,1],embed_dims:[8,16,40,64]}"
     line = ["experiment=digits_msa", tiny, "train.epochs=1", "train.max_steps=1", "train.batch_size=8", "device=cpu"]
     line += ["data.max_train_samples=16", "data.max_val_samples=8", "train.progress=false", "output_dir=run"]
-    done = subprocess.run(
-        [sys.executable, "-m", "ecoformer", "train", *line],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    found = python("-c", AS_A_LIBRARY, *line).splitlines()[-1]
     assert (folder / "run" / "summary.json").is_file() and [path.name for path in folder.iterdir()] == ["run"]
-    where = [sys.executable, "-c", "import ecoformer, ecoformer.models as m; print(ecoformer.__file__, m.__file__)"]
-    found = subprocess.run(where, cwd=folder, env=environment, capture_output=True, text=True, check=True).stdout
     assert all(str(installed) in path for path in found.split()), "another copy of the package answered"

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from app_helpers import ROOT, TINY_DIGITS, TINY_HASH
+from app_helpers import TINY_DIGITS, TINY_HASH
+from fresh import Fresh
+from fresh import command as run_command
 from omegaconf import OmegaConf
 
 from ecoformer.config.loading import load_config
@@ -35,27 +33,16 @@ def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor])
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
-def start(*overrides: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    line = [sys.executable, str(ROOT / "train.py"), *overrides]
-    return subprocess.Popen(line, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-
-
-def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
-    while not path.exists():
-        assert process.poll() is None and time.monotonic() < deadline, "ended before it could be stopped"
-        time.sleep(0.005)
-
-
 class TestResume:
     line = ("experiment=digits_ecoformer", *TINY_DIGITS, *TINY_HASH, *LONG, "callbacks.hash_update.every=2")
 
-    def test_killed_and_resumed_equals_undisturbed(self, train: Train, tmp_path: Path) -> None:
+    def test_killed_and_resumed_equals_undisturbed(
+        self, train: Train, fresh: Callable[..., Fresh], tmp_path: Path
+    ) -> None:
         whole = train(tmp_path / "whole", *self.line)
-        killed = start(*self.line, f"output_dir={tmp_path / 'killed'}")
-        wait_for(tmp_path / "killed" / "last.pt", killed)
-        killed.send_signal(signal.SIGKILL)
+        killed = fresh(run_command, ["train", *self.line, f"output_dir={tmp_path / 'killed'}"])
+        killed.wait_for(tmp_path / "killed" / "last.pt")
+        killed.kill(signal.SIGKILL)
         assert killed.wait() == -signal.SIGKILL
         assert torch.load(tmp_path / "killed" / "last.pt", weights_only=True)["epoch"] < 4
         resumed = train(tmp_path / "killed", *self.line, "resume=auto")
@@ -63,12 +50,12 @@ class TestResume:
         for key in ("top1", "top5", "loss", "best_epoch", "epochs", "energy_pj"):
             assert resumed[key] == whole[key]
 
-    def test_sigterm_stops_with_one_line_and_143(self, tmp_path: Path) -> None:
-        process = start(*self.line, f"output_dir={tmp_path}")
-        wait_for(tmp_path / "last.pt", process)
-        process.send_signal(signal.SIGTERM)
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 143
+    def test_sigterm_stops_with_one_line_and_143(self, fresh: Callable[..., Fresh], tmp_path: Path) -> None:
+        stopped = fresh(run_command, ["train", *self.line, f"output_dir={tmp_path}"])
+        stopped.wait_for(tmp_path / "last.pt")
+        stopped.kill(signal.SIGTERM)
+        assert stopped.wait() == 143
+        errors = stopped.stderr
         assert errors.count("\n") == 1 and "SIGTERM" in errors and "resume=auto" in errors
 
     def test_auto_without_a_run_starts_anew_and_says_so(

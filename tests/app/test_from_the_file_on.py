@@ -7,15 +7,15 @@ names. The logits must be those of the model that was read here.
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import use_checkpoint
 from app_helpers import QUICK, ROOT, TINY_PVT, run_task
+from fresh import Fresh
 
 from ecoformer.kinds import BUILDERS, SPECS
 from ecoformer.run.start import model_of_run, read_run
@@ -30,7 +30,6 @@ OPTIONS = {
     "distilled_hash": ["attention.fit_steps=1"],
 }
 LOW_RANK = "low_rank"
-USE = Path(__file__).with_name("use_checkpoint.py")
 
 
 def has_state(kind: str) -> bool:
@@ -46,7 +45,9 @@ CASES = [pytest.param(kind, marks=() if kind in FAST else pytest.mark.slow) for 
 
 
 @pytest.fixture(scope="module")
-def used(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, dict[str, Any]]]:
+def used(
+    fresh: Callable[..., Fresh], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], tuple[Path, dict[str, Any]]]:
     """used(kind): the folder of a run of one step, and what a fresh process made of its best.pt."""
     folder = tmp_path_factory.mktemp("runs")
 
@@ -56,8 +57,8 @@ def used(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path
         run_task("train", "experiment=digits_msa", *settings, *STEP, f"output_dir={run}")
         images, result = torch.randn(2, 3, 32, 32), run / "used.pt"
         torch.save(images, run / "images.pt")
-        done = subprocess.run([sys.executable, USE, run], cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+        done = fresh(use_checkpoint.main, run, cwd=ROOT)
+        assert done.wait() == 0, done.stderr
         return run, torch.load(result)
 
     return get

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 from app_helpers import QUICK, TINY_DIGITS, TINY_HASH, TINY_PVT, compose_config, make_folders
+from fresh import Fresh, command
 
 from ecoformer.config.schema import Config
 from ecoformer.errors import InputError
 from ecoformer.run import directory as run_dir
-from ecoformer.run import process
 from ecoformer.run.checks import check_config
 from ecoformer.run.directory import RunDir, choose_run_dir, opened
 from ecoformer.run.lock import LOCK, Owner
@@ -192,18 +192,14 @@ class TestTheLock:
         assert (tmp_path / "last.pt").exists() and not (tmp_path / LOCK).exists()
 
 
-def test_the_same_command_twice_at_once(tmp_path: Path) -> None:
+def test_the_same_command_twice_at_once(fresh: Callable[..., Fresh], tmp_path: Path) -> None:
     """The second is refused, the first ends as if it had been alone."""
     folder = tmp_path / "run"
-    line = [
-        *(*process.command_line("train"), "experiment=digits_stock", *TINY_DIGITS),
-        *("train.epochs=3", f"output_dir={folder}"),
-    ]
-    options: dict[str, Any] = {"env": process.environment(), "text": True}
-    both = [subprocess.Popen(line, stderr=subprocess.PIPE, stdout=subprocess.PIPE, **options) for _ in range(2)]
-    errors = [run.communicate(timeout=300)[1] for run in both]
-    assert sorted(run.returncode for run in both) == [0, 2], errors
-    (refusal,) = (error for run, error in zip(both, errors, strict=True) if run.returncode == 2)
+    line = ["train", "experiment=digits_stock", *TINY_DIGITS, "train.epochs=3", f"output_dir={folder}"]
+    both = [fresh(command, line) for _ in range(2)]
+    codes = [run.wait() for run in both]
+    assert sorted(codes) == [0, 2], [run.stderr for run in both]
+    refusal = both[codes.index(2)].stderr
     assert refusal.startswith("error: output_dir=") and refusal.count("\n") == 1
     records = [json.loads(record) for record in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [record["epoch"] for record in records if record["event"] == "epoch"] == [0, 1, 2]

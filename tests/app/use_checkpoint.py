@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,3 @@ def main(run: Path) -> None:
     found["features"] = timm.create_model(folder, pretrained=True, features_only=True).eval()(images)
     torch.save(found, run / "used.pt")
     run_hydra(evaluate_checkpoint, "eval", [f"checkpoint={run}", "device=cpu", f"out={run / 'eval.json'}"])
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

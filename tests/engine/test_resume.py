@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from fakes import SignalData, make_trainer
+from fresh import Fresh
 
 from ecoformer.config.schema import OptimConfig
 from ecoformer.engine.callbacks import Callback
@@ -81,28 +80,15 @@ def test_epochs_can_be_added_and_a_finished_run_is_left_alone(tmp_path: Path) ->
     assert make_trainer(tmp_path, epochs=2).fit(resume=tmp_path / "last.pt")["epochs"] == 2
 
 
-CHILD = """
-import signal, sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-import fakes
-data = fakes.SignalData(signal.SIGKILL, epoch=2, batch=3)
-trainer = fakes.make_trainer(Path(sys.argv[2]), data=data, epochs=4, log_every=1)
-trainer.fit()
-"""
+def be_killed(run_dir: Path) -> None:
+    data = SignalData(signal.SIGKILL, epoch=2, batch=3)
+    make_trainer(run_dir, data=data, epochs=4, log_every=1).fit()
 
 
-def run_child(run_dir: Path) -> subprocess.CompletedProcess[str]:
-    here = str(Path(__file__).parent)
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    command = [sys.executable, "-c", CHILD, here, str(run_dir)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
-
-
-def test_killed_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
+def test_killed_in_the_middle_of_an_epoch(fresh: Callable[..., Fresh], tmp_path: Path) -> None:
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
     make_trainer(straight, epochs=EPOCHS, log_every=1).fit()
-    assert run_child(stopped).returncode == -signal.SIGKILL
+    assert fresh(be_killed, stopped).wait() == -signal.SIGKILL
     assert load_checkpoint(stopped / "last.pt")["epoch"] == 2
     assert any(record["epoch"] == 2 for record in metrics(stopped))  # the cut epoch left lines behind
     with open(stopped / "metrics.jsonl", "a") as file:

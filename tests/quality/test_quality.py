@@ -3,15 +3,13 @@
 import copy
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from fresh import script
 from tiny_models import digits_run
 
 from ecoformer import EcoFormerSpec, InputError, convert, fit_hashes
@@ -236,12 +234,6 @@ def test_a_run_without_softmax_attention_is_refused(tmp_path, capsys):
     assert "is a stock model: give one of an attention=msa run" in capsys.readouterr().err
 
 
-def test_the_script_refuses_in_one_line(tmp_path):
-    missing = tmp_path / "none.pt"
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "hash_quality.py"), "--checkpoint", str(missing)],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 2 and done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
+def test_the_script_refuses_in_one_line(fresh, tmp_path):
+    done = fresh(script, ROOT / "scripts" / "hash_quality.py", ["--checkpoint", str(tmp_path / "none.pt")])
+    assert done.wait() == 2 and done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
