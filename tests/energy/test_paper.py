@@ -9,6 +9,7 @@ from torch import nn
 
 from ecoformer.energy import count, load_profile, summarize
 from ecoformer.kinds import make_spec
+from ecoformer.lab.energy.cases import Case
 from ecoformer.model.convert import convert
 
 # (multiplications, additions) at 224 px, 1000 classes, 16 bits, 25 anchors
@@ -51,9 +52,11 @@ def build(name: str, attention: str, img_size: int = 224, **kwargs: Any) -> nn.M
     return model
 
 
+@pytest.mark.usefixtures("counted_once")
 @pytest.mark.parametrize(("name", "attention"), EXPECTED, ids=[f"{name}-{attention}" for name, attention in EXPECTED])
 def test_table(name: str, attention: str) -> None:
-    ledger = count(build(name, attention), 224, convention="paper")
+    settings = {"num_bits": 16, "num_anchors": 25} if attention == "ecoformer" else {}
+    ledger = Case(name, attention, **settings).count("paper")
     assert (ledger.muls, ledger.adds) == EXPECTED[name, attention]
     assert ledger.uncounted == []
     if (name, attention) in ENERGY:
@@ -61,8 +64,9 @@ def test_table(name: str, attention: str) -> None:
         assert round(energy, 5) == ENERGY[name, attention]
 
 
+@pytest.mark.usefixtures("counted_once")
 def test_area_follows_the_published_figures() -> None:
-    ledger = count(build("pvt_v2_b0", "ecoformer"), 224, convention="paper")
+    ledger = Case("pvt_v2_b0", "ecoformer", num_bits=16, num_anchors=25).count("paper")
     muls, adds = EXPECTED["pvt_v2_b0", "ecoformer"]
     assert ledger.area_um2(load_profile("45nm_fp32")) == 7700 * muls + 4184 * adds
 

@@ -19,6 +19,7 @@ def script() -> ModuleType:
     return importlib.import_module("ecoformer.cli.energy")
 
 
+@pytest.mark.usefixtures("counted_once")
 def test_json_rows(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     options = "--model pvt_v2_b0,twins_svt_small --attention stock,msa,ecoformer --img-size 224 --num-bits 16"
     options += " --num-anchors 25 --convention paper --profile 45nm_fp32 --format json"
@@ -37,6 +38,7 @@ def test_json_rows(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> No
     assert (rows[2]["num_bits"], rows[2]["num_anchors"], rows[2]["uncounted"]) == (16, 25, [])
 
 
+@pytest.mark.usefixtures("counted_once")
 def test_published_agrees_but_for_the_misprint(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     assert script.main(["--published"]) == 0
     text = capsys.readouterr().out
