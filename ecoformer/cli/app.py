@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ecoformer.cli.help import page
 from ecoformer.config.faults import describe
-from ecoformer.config.loading import CONFIGS, known_keys, load_config, unknown_key
+from ecoformer.config.loading import CONFIGS, known_keys, load_config, require_present, unknown_key
 from ecoformer.config.overrides import as_typed
 from ecoformer.config.schema import SCHEMAS, register_schemas
 from ecoformer.errors import InputError, Interrupted
@@ -78,6 +78,7 @@ def _guarded(task: Task, name: str, failures: list[BaseException], wants_traceba
             cfg = _in_own_folder(cfg)
         try:
             config: Any = load_config(SCHEMAS[name], cfg)
+            require_present(config)
             from ecoformer.run import launch  # loads torch, for which a refused config need not wait
 
             if launch.starts_torchrun(cfg):

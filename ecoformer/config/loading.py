@@ -5,14 +5,15 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
-from ecoformer.config.keys import check_limits, keys_of
-from ecoformer.config.schema import SCHEMAS
+from ecoformer.config.keys import check_limits, flat, keys_of
+from ecoformer.config.schema import ARCHIVES, SCHEMAS
 from ecoformer.errors import InputError
 from ecoformer.nn.plugins import load_installed, load_modules
 
@@ -42,6 +43,23 @@ def load_config(schema: type[T], composed: DictConfig | Mapping[str, Any]) -> T:
     assert isinstance(config, schema)
     check_limits(config)
     return config
+
+
+def require_present(config: Any) -> None:
+    """Raise InputError for a checkpoint or a folder of data that a command line names and that is not there.
+
+    Their readers would say so too, after the seconds that torch takes to load.
+    """
+    given = flat(asdict(config))
+    names = [given.get(key) for key in ("checkpoint", "init.checkpoint", "distill.checkpoint")]
+    if given.get("resume", "off").endswith(".pt"):
+        names.append(given["resume"])
+    for path in filter(None, names):
+        if not Path(path).expanduser().exists():
+            raise InputError(f"checkpoint {path} does not exist: give the path of a run's last.pt or best.pt")
+    root, of_folders = given["data.root"], given["data.name"] in (None, "imagenet", "folder", *ARCHIVES)
+    if root is not None and of_folders and not Path(root).expanduser().is_dir():
+        raise InputError(f"data.root={root} is not a folder: set data.root to the folder of the data")
 
 
 def known_keys(schema: type) -> list[str]:

@@ -40,6 +40,9 @@ def test_show_prints_the_composed_settings_alone(
     [
         *(["train", "--help"], ["train", "experiment=no"], ["train", "train.epochs=-1"], ["eval", "+seed=1"]),
         ["train", "experiment=digits_ecoformer", "attention.num_bit=3"],
+        ["train", "experiment=imagenet_pvt_v2_b0_msa", "data.root=no/such/folder"],
+        ["train", "experiment=digits_msa", "init.checkpoint=no/such/best.pt"],
+        ["eval", "checkpoint=no/such/best.pt"],
         *([name, "--no-such-option"] for name in ("energy", "benchmark", "sequence", "export", "distill", "study")),
     ],
 )

@@ -15,6 +15,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from torch.distributed.run import get_args_parser
 
+from ecoformer.cli import main as cli
 from ecoformer.config.loading import load_config
 from ecoformer.config.schema import SCHEMAS, Config, register_schemas
 from ecoformer.run.checks import check_config
@@ -45,9 +46,9 @@ def test_command(command: str) -> None:
     if script in ("train.py", "eval.py"):
         compose_each(Path(script).stem, arguments)
     else:
-        module = re.search(r"from (ecoformer\.cli\.\w+) import main", (ROOT / script).read_text())
-        assert module is not None
-        source = inspect.getsource(importlib.import_module(module[1]))
+        name = re.search(r'run\("([\w-]+)"\)', (ROOT / script).read_text())
+        assert name is not None
+        source = inspect.getsource(importlib.import_module(f"ecoformer.cli.{cli.COMMANDS[name[1]][0]}"))
         for flag in (argument for argument in arguments if argument.startswith("--")):
             assert f'"{flag}"' in source, flag
 
