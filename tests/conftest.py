@@ -13,6 +13,7 @@ import matplotlib
 import pytest
 import torch
 from fresh import Fresh
+from matplotlib.figure import Figure
 
 matplotlib.use("Agg")
 
@@ -32,6 +33,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, Figure]:
+    """The figures that are saved while a test runs, by the name of their file."""
+    figures: dict[str, Figure] = {}
+    save = Figure.savefig
+
+    def savefig(figure: Figure, file: Any, **options: Any) -> None:
+        figures[Path(file.name).name.removesuffix(".tmp")] = figure
+        save(figure, file, **options)
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    return figures
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from app_helpers import CONFIGS, QUICK, TINY_PVT, run_task
+from matplotlib.figure import Figure
 
 from ecoformer.errors import InputError
 from ecoformer.kinds import SPECS, make_spec
@@ -73,7 +74,7 @@ def test_a_step_on_digits(kind: str, run_of: Callable[[str], Path]) -> None:
     assert summary["uncounted"] == []
 
 
-def test_the_runs_side_by_side(run_of: Callable[[str], Path], tmp_path: Path) -> None:
+def test_the_runs_side_by_side(run_of: Callable[[str], Path], tmp_path: Path, drawn: dict[str, Figure]) -> None:
     """Baselines first, controls last, in both conventions."""
     runs = tmp_path / "runs"
     for kind in ("uniform", "relu_linear", "stock", "msa"):
@@ -84,7 +85,8 @@ def test_the_runs_side_by_side(run_of: Callable[[str], Path], tmp_path: Path) ->
     for row in rows:
         assert row["paper"]["uncounted"] == row["audited"]["uncounted"] == []
     assert "uniform (control)" in (tmp_path / "table.md").read_text() and "relu_linear" in text
-    assert (tmp_path / "energy.png").stat().st_size > 0
+    (legend,) = drawn["energy.png"].legends
+    assert [text.get_text() for text in legend.texts] == [row["attention"] for row in rows]
 
 
 def test_runs_that_cannot_be_compared_are_refused(run_of: Callable[[str], Path], tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ import json
 import pytest
 import timm
 import torch
-from PIL import Image
 
 from ecoformer import EcoFormerSpec, MSASpec, convert, fit_hashes
 from ecoformer.kinds import SPECS
@@ -40,18 +39,34 @@ def test_layer_weights_are_those_of_the_replaced_layers(models):
     assert models["msa"].training
 
 
-def test_code_maps_are_drawn(models, tmp_path):
-    plot_code_maps(models["msa"], models["ecoformer"], torch.rand(3, 64, 64), tmp_path / "maps.png", "title")
-    assert Image.open(tmp_path / "maps.png").size[0] > 500
+def test_code_maps_are_drawn(models, tmp_path, drawn):
+    image = torch.rand(3, 64, 64)
+    plot_code_maps(models["msa"], models["ecoformer"], image, tmp_path / "maps.png", "title")
     assert [path.name for path in tmp_path.iterdir()] == ["maps.png"]
+    axes = drawn["maps.png"].axes
+    for kind, label, (picture, *maps) in (
+        ("msa", "MSA attention", axes[:4]),
+        ("ecoformer", "code similarity", axes[4:]),
+    ):
+        assert picture.get_ylabel() == label
+        for axis, (name, weights_BHNN) in zip(maps, layer_weights(models[kind], image[None]).items(), strict=True):
+            assert axis.get_title().startswith(name.removesuffix(".attn"))
+            (column,), (line,) = axis.lines[0].get_data()
+            map_SS = torch.as_tensor(axis.images[0].get_array())
+            query = line * len(map_SS) + column
+            torch.testing.assert_close(map_SS.flatten(), weights_BHNN[0].mean(0)[query])
 
 
-def test_training_curves_are_drawn(tmp_path):
+def test_training_curves_are_drawn(tmp_path, drawn):
     for name in ("stock", "msa"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "metrics.csv").write_text("epoch,train_loss,val_top1\n0,1.5,60\n1,0.7,80\n")
-    plot_training_curves({name: tmp_path / name for name in ("stock", "msa")}, tmp_path / "curves.png")
-    assert Image.open(tmp_path / "curves.png").size[0] > 500
+    runs = {name: tmp_path / name for name in ("stock", "msa")}
+    plot_training_curves(runs, tmp_path / "curves.png", start={"msa": 5})
+    accuracy, loss = drawn["curves.png"].axes
+    assert [line.get_label() for line in accuracy.lines] == ["stock", "msa"]
+    assert [list(line.get_xdata()) for line in accuracy.lines] == [[1, 2], [6, 7]]
+    assert list(accuracy.lines[0].get_ydata()) == [60, 80] and list(loss.lines[1].get_ydata()) == [1.5, 0.7]
 
 
 def test_throughput_is_a_median_between_low_and_high(models):
@@ -60,7 +75,7 @@ def test_throughput_is_a_median_between_low_and_high(models):
     assert all(0 < rate.low <= rate.median <= rate.high for rate in rates.values())
 
 
-def test_hash_fits_are_drawn_with_what_is_known(tmp_path):
+def test_hash_fits_are_drawn_with_what_is_known(tmp_path, drawn):
     records = [{"event": "epoch", "epoch": 0, "step": 9}]
     for block in ("blocks.0.attn", "blocks.1.attn"):
         for step in (0, 5):
@@ -72,7 +87,13 @@ def test_hash_fits_are_drawn_with_what_is_known(tmp_path):
     metrics.write_text("\n".join(lines) + '\n{"event": "hash_f')  # as a kill in the middle of a write leaves it
     fits = read_fits(tmp_path)
     assert {block: len(found) for block, found in fits.items()} == {"blocks.0.attn": 2, "blocks.1.attn": 2}
-    assert plot_hash_fits(tmp_path, tmp_path / "fits.png") and (tmp_path / "fits.png").stat().st_size > 5000
+    assert plot_hash_fits(tmp_path, tmp_path / "fits.png")
+    shown = {axis.get_title(): axis.lines for axis in drawn["fits.png"].axes}
+    assert list(shown) == ["attention error (relative L2)", "bit balance", "bit correlation", "flipped bits"]
+    errors = [list(line.get_ydata()) for line in shown["attention error (relative L2)"]]
+    assert errors == [[0.8, 0.8], [0.9, 0.9], [0.3, 0.3]] * 2
+    assert [line.get_label() for line in shown["bit balance"]] == ["blocks.0.attn", "blocks.1.attn"]
+    assert [list(line.get_xdata()) for line in shown["bit balance"]] == [[0, 5]] * 2
 
 
 def test_a_run_without_fits_gets_no_picture(tmp_path):

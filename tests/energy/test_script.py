@@ -7,6 +7,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from ecoformer.lab.energy import published
 from ecoformer.lab.energy.cases import ROW_KEYS
@@ -68,11 +69,14 @@ def test_details(script: ModuleType, capsys: pytest.CaptureFixture[str], option:
     assert expected.get(option, "Horowitz") in capsys.readouterr().out
 
 
-def test_plots(script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plots(script: ModuleType, tmp_path: Path, drawn: dict[str, Figure]) -> None:
     options = f"--attention stock,ecoformer --img-size 96,128 --num-bits 8,16 --plots {tmp_path}"
     assert script.main(options.split()) == 0
     assert {path.name for path in tmp_path.iterdir()} == {"layers.png", "resolution.png", "bits_anchors.png"}
-    assert all(path.read_bytes()[:4] == b"\x89PNG" for path in tmp_path.iterdir())
+    titles = [axis.get_title(loc="left").partition(":")[0] for axis in drawn["layers.png"].axes]
+    assert titles == ["stock", "ecoformer, 8 bits, 25 anchors"]
+    assert [line.get_label() for line in drawn["resolution.png"].axes[0].lines] == ["stock", titles[1]]
+    assert drawn["bits_anchors.png"].axes[0].images[0].get_array().shape == (2, 1)
 
 
 def test_measured_column_says_unavailable_without_a_counter(

@@ -19,12 +19,11 @@ def row(attention, img_size, milliseconds, peak_mib=None):
     return shared | {"attention": attention, "img_size": img_size, "milliseconds": milliseconds, "peak_mib": peak_mib}
 
 
-def test_draws_a_line_per_attention(script, tmp_path):
+def test_draws_a_line_per_attention(script, tmp_path, drawn):
     rows = [row(attention, size, size / 10, 5.0) for attention in ("stock", "msa") for size in (224, 384)]
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     assert script.main([str(tmp_path / "rows.json"), "--out", str(tmp_path / "p.png")]) == 0
-    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
-    axes = script.figure(script.read(tmp_path / "rows.json")).axes
+    axes = drawn["p.png"].axes
     assert [line.get_label() for line in axes[0].lines] == ["stock", "msa"]
     assert axes[0].lines[0].get_ydata().tolist() == pytest.approx([11.2, 19.2])
     assert axes[1].lines[0].get_ydata().tolist() == pytest.approx([11200 / 56**2, 19200 / 96**2])
