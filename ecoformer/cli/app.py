@@ -28,6 +28,21 @@ USER_ERROR = 2
 SHOW = ["--cfg", "job", "--resolve"]
 
 
+def command(name: str) -> Callable[..., int]:
+    """A command's `main(argv=None)`; it ends the process with the exit code of `run`."""
+
+    def task(config: Any) -> Any:
+        from ecoformer.run import job  # loads torch and timm, for which a refused config need not wait
+
+        return {"train": job.train, "eval": job.evaluate_checkpoint}[name](config)
+
+    def main(argv: Sequence[str] | None = None) -> int:
+        run(task, name, argv)
+        return 0
+
+    return main
+
+
 def run(task: Task, config_name: str, argv: Sequence[str] | None = None) -> None:
     """Call `task` with the typed config of the command line's overrides, or of `argv`; with -m, once a job.
 

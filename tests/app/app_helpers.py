@@ -8,10 +8,9 @@ import numpy as np
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
-from ecoformer.cli.eval import evaluate_checkpoint
-from ecoformer.cli.train import train
 from ecoformer.config.loading import CONFIGS, load_config
 from ecoformer.config.schema import SCHEMAS, Config, register_schemas
+from ecoformer.run import job
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENTS = sorted(path.stem for path in (CONFIGS / "experiment").glob("*.yaml"))
@@ -31,7 +30,7 @@ def compose_config(*overrides: str) -> Config:
         return load_config(Config, compose("train", list(overrides)))
 
 
-TASKS = {"train": train, "eval": evaluate_checkpoint}
+TASKS = {"train": job.train, "eval": job.evaluate_checkpoint}
 
 
 def run_task(name: str, *overrides: str) -> object:

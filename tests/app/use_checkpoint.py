@@ -11,8 +11,7 @@ import torch
 
 import ecoformer.models  # noqa: F401  registers the architecture
 from ecoformer.cli import export, hub
-from ecoformer.cli.app import run as run_hydra
-from ecoformer.cli.eval import evaluate_checkpoint
+from ecoformer.cli.eval import main as evaluate
 from ecoformer.run.export import reopen
 from ecoformer.run.start import model_of_run, read_run
 
@@ -36,4 +35,4 @@ def main(run: Path) -> None:
     found["hub"] = timm.create_model(folder, pretrained=True).eval()(images)
     found["features"] = timm.create_model(folder, pretrained=True, features_only=True).eval()(images)
     torch.save(found, run / "used.pt")
-    run_hydra(evaluate_checkpoint, "eval", [f"checkpoint={run}", "device=cpu", f"out={run / 'eval.json'}"])
+    evaluate([f"checkpoint={run}", "device=cpu", f"out={run / 'eval.json'}"])
