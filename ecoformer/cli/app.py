@@ -34,7 +34,8 @@ def command(name: str) -> Callable[..., int]:
     def task(config: Any) -> Any:
         from ecoformer.run import job  # loads torch and timm, for which a refused config need not wait
 
-        return {"train": job.train, "eval": job.evaluate_checkpoint}[name](config)
+        tasks: dict[str, Task] = {"train": job.train, "eval": job.evaluate_checkpoint}
+        return tasks[name](config)
 
     def main(argv: Sequence[str] | None = None) -> int:
         run(task, name, argv)

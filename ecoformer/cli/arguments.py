@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -60,7 +61,16 @@ def run_script(
 
 
 def script(
-    run: Callable[[argparse.Namespace], int], parser: Callable[[], argparse.ArgumentParser], resumable: bool = False
+    run: Callable[[argparse.Namespace], int] | str,
+    parser: Callable[[], argparse.ArgumentParser],
+    resumable: bool = False,
 ) -> Callable[..., int]:
-    """A command's `main(argv=None)`: `run_script` with what `parser` makes."""
-    return lambda argv=None: run_script(run, parser(), argv, resumable)
+    """A command's `main(argv=None)`: `run_script` with what `parser` makes.
+
+    `run` may name a module that has it: one that loads torch, for which a refused argument need not wait.
+    """
+
+    def called(args: argparse.Namespace) -> int:
+        return importlib.import_module(run).run(args) if isinstance(run, str) else run(args)
+
+    return lambda argv=None: run_script(called, parser(), argv, resumable)

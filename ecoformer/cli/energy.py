@@ -43,10 +43,4 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def run(args: argparse.Namespace) -> int:
-    from ecoformer.lab.energy import command  # loads torch and timm, for which a refused argument need not wait
-
-    return command.run(args)
-
-
-main = script(run, parser)
+main = script("ecoformer.lab.energy.command", parser)

@@ -29,10 +29,4 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def run(args: argparse.Namespace) -> int:
-    from ecoformer.run import export  # loads torch and timm, for which a refused argument need not wait
-
-    return export.run(args)
-
-
-main = script(run, parser)
+main = script("ecoformer.run.export", parser)

@@ -40,10 +40,4 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def run(args: argparse.Namespace) -> int:
-    from ecoformer.lab.sequence import command  # loads torch and timm, for which a refused argument need not wait
-
-    return command.run(args)
-
-
-main = script(run, parser)
+main = script("ecoformer.lab.sequence.command", parser)
