@@ -4,8 +4,6 @@ import ecoformer.models
 timm.create_model("local-dir:DIR", pretrained=True)
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from timm.models import load_pretrained, register_model, resolve_pretrained_cfg

@@ -1,7 +1,5 @@
 """The dimensions of a PVTv2 or Twins, read from the shapes of its weights, as arguments of timm.create_model."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Mapping

@@ -5,8 +5,6 @@ github.com/ziplab/EcoFormer (attn.to_qk, attn.fast_attention.ksh.A in either lay
 Shapes: H heads, K code bits, M anchors, C head channels.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field

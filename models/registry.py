@@ -1,7 +1,5 @@
 """timm entrypoints: every PVTv2 and Twins-SVT backbone with every registered kind of attention."""
 
-from __future__ import annotations
-
 from dataclasses import fields
 from typing import Any
 

@@ -5,8 +5,6 @@ checkpoints do, NumPy's scalars, paths. These classes run nothing and are let th
 Everything else that is no tensor or plain container is refused.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import pathlib

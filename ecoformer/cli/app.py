@@ -1,7 +1,5 @@
 """The command line around Hydra: a user's mistake is one line and exit code 2, our defects keep their traceback."""
 
-from __future__ import annotations
-
 import functools
 import os
 import sys

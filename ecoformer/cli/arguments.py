@@ -1,7 +1,5 @@
 """Command-line arguments of the scripts: what is wrong with them is one line, as everywhere."""
 
-from __future__ import annotations
-
 import argparse
 import importlib
 import sys

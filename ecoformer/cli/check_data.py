@@ -8,8 +8,6 @@ Face dataset on disk; which of them is seen from its files. Every image is decod
 1 if there are faults, 2 if ROOT is missing or no data set.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 from dataclasses import asdict

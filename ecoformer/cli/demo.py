@@ -7,8 +7,6 @@ stock attention beside them. Each step is a command that you can run yourself; f
 Leaves table.json, report.md and plots in DIR.
 """
 
-from __future__ import annotations
-
 import argparse
 import shlex
 import subprocess

@@ -1,7 +1,5 @@
 """Energy tables: count models under a convention, price them, compare attentions. See docs/energy.md."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

@@ -8,8 +8,6 @@ timm's weights; hash functions are fitted to random images, good enough to time 
 size stays free; --dynamic-size leaves height and width free too. Needs the "export" extra for ONNX.
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

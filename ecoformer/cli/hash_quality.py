@@ -7,8 +7,6 @@ attention output on held-out images, as a share of uniform attention's; see docs
 quality.json, table.md, errors.png and energy.png there.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

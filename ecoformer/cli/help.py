@@ -1,7 +1,5 @@
 """`ecoformer train --help` and `ecoformer eval --help`: groups and their options, then every key with its default."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import textwrap

@@ -7,8 +7,6 @@ The folder is loaded back with timm.create_model("local-dir:b0", pretrained=True
 before the command ends. --push uploads it with the token that `hf auth login` stored.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path

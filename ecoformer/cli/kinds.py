@@ -6,8 +6,6 @@ RUNS holds one finished run of each attention, as the commands in docs/attention
 table.md and energy.png.
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

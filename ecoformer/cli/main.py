@@ -1,7 +1,5 @@
 """ecoformer COMMAND ...: the one command line. It imports a command's module only when that command is asked for."""
 
-from __future__ import annotations
-
 import importlib
 import sys
 from collections.abc import Sequence

@@ -3,8 +3,6 @@
 python scripts/plot_speed.py rows.json [more.json ...] --out growth.png
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 from typing import Any

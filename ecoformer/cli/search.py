@@ -9,8 +9,6 @@ interrupted search, more --trials lengthen it. Few combinations are better tried
 pip install 'ecoformer[sweep]'. The report is that of scripts/sweep_report.py, and the front.
 """
 
-from __future__ import annotations
-
 import argparse
 import importlib.util
 from pathlib import Path

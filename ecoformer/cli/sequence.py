@@ -8,8 +8,6 @@ that an interrupted study goes on where it was. --rounds 0 measures nothing and 
 those of --layers blocks at batch 1 in float32, scaled to the shape; see docs/sequence_study.md.
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

@@ -4,8 +4,6 @@ python scripts/speed_section.py                       # prints the section of re
 python scripts/speed_section.py --write README.md     # puts it there
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

@@ -6,8 +6,6 @@ Runs are found at any depth: those of `train.py -m`, of scripts/reproduce.py, or
 settings in which they differ. Failed and unfinished runs are listed with how far they came.
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

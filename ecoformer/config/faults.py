@@ -1,7 +1,5 @@
 """What Hydra and OmegaConf raise on a user's settings, as one line each."""
 
-from __future__ import annotations
-
 import re
 import shlex
 

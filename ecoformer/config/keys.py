@@ -1,7 +1,5 @@
 """The keys of a schema: how one is declared, its dotted name, what it takes, and values checked against its limit."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import difflib

@@ -1,7 +1,5 @@
 """Composed YAML -> typed config, once. Every fault becomes an InputError that names the key and the remedy."""
 
-from __future__ import annotations
-
 import difflib
 import re
 from collections.abc import Iterable, Mapping

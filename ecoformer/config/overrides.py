@@ -3,8 +3,6 @@
 Hydra would read 2024_11_27 and 1e3 as numbers, and refuses `=`, brackets and letters outside ASCII without quotes.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Iterator
 

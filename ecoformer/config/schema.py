@@ -4,8 +4,6 @@ YAML is merged into it once, in train.py and eval.py; nothing else reads YAML. W
 them here, so that a name is refused before anything that knows it is loaded.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any
 

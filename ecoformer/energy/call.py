@@ -1,7 +1,5 @@
 """One operation as it was dispatched: its arguments by name, its results, and what its operands can hold."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod

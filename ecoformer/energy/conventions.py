@@ -1,7 +1,5 @@
 """What is written down of a forward pass: everything (`audited`), or what the paper counts (`paper`)."""
 
-from __future__ import annotations
-
 import sys
 from abc import ABC, abstractmethod
 from collections import Counter

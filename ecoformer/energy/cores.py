@@ -17,8 +17,6 @@ Class names and module borders play no part, except that attention which states 
 at its word. A product of two activations that fits nowhere is reported, not booked.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 

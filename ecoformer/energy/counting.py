@@ -1,7 +1,5 @@
 """count(model, input): run a model once on meta tensors and write down what it does."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any

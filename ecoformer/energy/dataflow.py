@@ -1,7 +1,5 @@
 """What came from what in a forward pass: one node for every operation, with the operations that made its operands."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any
 

@@ -4,8 +4,6 @@ The lines of a model add up to the whole difference, in counts and in energy, be
 exactly one of them.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from ecoformer.energy import kinds

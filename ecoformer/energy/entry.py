@@ -1,7 +1,5 @@
 """One line of a ledger."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from ecoformer.energy.kinds import Counts

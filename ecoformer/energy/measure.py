@@ -1,7 +1,5 @@
 """Measured joules per image, idle power subtracted, or the word "unavailable" and why."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from dataclasses import dataclass

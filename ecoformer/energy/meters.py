@@ -3,8 +3,6 @@
 Both count joules since some start in hardware; nothing here samples or estimates power.
 """
 
-from __future__ import annotations
-
 import ctypes
 from pathlib import Path
 from typing import Protocol

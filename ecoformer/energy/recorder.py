@@ -5,8 +5,6 @@ call on every device and build, whatever kernel would serve it; composites witho
 parts counted. Nothing is counted twice, because a counted operation runs with the mode off.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any

@@ -4,8 +4,6 @@ The audited ledger charges one addition for every term of a product with a 0/1 c
 not look at values. A 0 picks nothing: where a layer knows its share of others, the rest of the terms can be taken off.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from torch import nn

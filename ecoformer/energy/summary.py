@@ -1,7 +1,5 @@
 """One model in one row: the figures that runs, tables and the demo report."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import nn

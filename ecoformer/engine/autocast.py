@@ -1,7 +1,5 @@
 """Mixed precision as training, evaluation and benchmarks enter it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any

@@ -1,7 +1,5 @@
 """Batches in groups, one group per optimiser step, and running figures over them."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Iterable, Iterator

@@ -1,7 +1,5 @@
 """Callbacks: what happens beside the training steps, before and after an epoch or between two steps."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, Protocol
 

@@ -1,7 +1,5 @@
 """The process group that torchrun describes, and the few collective operations that the engine needs."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar

@@ -1,7 +1,5 @@
 """Losses and gradients that are no numbers: such steps are left out up to a limit, then the run stops."""
 
-from __future__ import annotations
-
 import math
 
 import torch

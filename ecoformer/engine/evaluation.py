@@ -1,7 +1,5 @@
 """Accuracy, loss and throughput of a model on a validation set. Shape legend: B batch, K number of top guesses."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """When random features are drawn anew, and the callback that does it."""
 
-from __future__ import annotations
-
 from ecoformer.config.schema import FeatureRedrawConfig
 from ecoformer.engine.callbacks import Callback, Training
 from ecoformer.nn.random_features import redraw_features, redrawn_layers

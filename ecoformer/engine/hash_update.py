@@ -1,7 +1,5 @@
 """When hash functions are fitted, and the callback that does it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import asdict
 from operator import attrgetter

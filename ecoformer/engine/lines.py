@@ -1,7 +1,5 @@
 """What a run says about itself: one line an epoch, one dict at the end."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

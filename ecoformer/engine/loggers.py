@@ -4,8 +4,6 @@ Every record is a dict with "event", "epoch", "step" and "time". A checkpoint ho
 what was written after it, by a run that was stopped later, is cut off before anything is added.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import os

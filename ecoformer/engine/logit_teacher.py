@@ -3,8 +3,6 @@
 Shapes: B batch, K classes, S pixels.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -1,7 +1,5 @@
 """Optimiser, learning rate schedule, loss and precision, from the configs, through timm."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -4,8 +4,6 @@ Sharded parameters are DTensors of the whole shape. Checkpoints hold whole tenso
 of processes, read each other's. Buffers, hash functions among them, are whole on every process.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext

@@ -1,7 +1,5 @@
 """What the user sees: a bar on a terminal, plain lines now and then elsewhere (logs, pipes)."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

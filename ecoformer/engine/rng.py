@@ -1,7 +1,5 @@
 """The state of every global random number generator, in types that a weights-only load accepts."""
 
-from __future__ import annotations
-
 import random
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The files of a run: their names, which checkpoint to go on from, and how a new run makes room for itself."""
 
-from __future__ import annotations
-
 import logging
 import shutil
 from collections.abc import Callable, Sequence

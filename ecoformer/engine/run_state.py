@@ -4,8 +4,6 @@ A run can be resumed between two epochs and after any optimiser step within one.
 of what is saved here: weights, optimiser, step, position in the epoch, random states, callbacks.
 """
 
-from __future__ import annotations
-
 import signal
 import time
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """What a resumed run must share with the one that wrote the checkpoint."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -3,8 +3,6 @@
 The Trainer takes built objects and knows no kind of attention and no data set.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from dataclasses import asdict

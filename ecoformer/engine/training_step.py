@@ -1,7 +1,5 @@
 """One optimiser step: forward and backward over a group of batches, what all ranks make of it, and the update."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Weights & Biases beside the metrics files: a view of the run that can fail without harm."""
 
-from __future__ import annotations
-
 import os
 import warnings
 from pathlib import Path

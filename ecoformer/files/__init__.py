@@ -1,7 +1,5 @@
 """Files that are either wholly there or not at all, whatever happens while they are written; JSON in and out."""
 
-from __future__ import annotations
-
 import json
 import logging
 import math

@@ -6,8 +6,6 @@ adds `ema` and `training`, all that a resume needs; "weights" (best.pt, top/) ho
 on, alone.
 """
 
-from __future__ import annotations
-
 import pickle
 import zipfile
 from pathlib import Path

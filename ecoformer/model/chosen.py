@@ -1,7 +1,5 @@
 """Which layers a config chooses: stage numbers and name patterns, as filters of `convert` and `factorize`."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any

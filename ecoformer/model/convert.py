@@ -1,7 +1,5 @@
 """convert(model, spec): replace a timm model's attention in place, carry its weights over, report what was done."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 

@@ -1,7 +1,5 @@
 """create(name, ...): the one way from a timm name to a model. What timm refuses becomes one line."""
 
-from __future__ import annotations
-
 import logging
 from contextlib import nullcontext
 from typing import Any

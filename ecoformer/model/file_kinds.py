@@ -1,7 +1,5 @@
 """What a file is that somebody gave for weights: read from its first bytes, so that a message can say it."""
 
-from __future__ import annotations
-
 import re
 import zipfile
 from pathlib import Path

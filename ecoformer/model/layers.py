@@ -1,7 +1,5 @@
 """Where a model's attention layers are: their names, stages, and how many tokens enter each."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass

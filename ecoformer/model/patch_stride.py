@@ -1,7 +1,5 @@
 """Another stride for the first patch embedding, so that small images keep enough tokens."""
 
-from __future__ import annotations
-
 from timm.models.pvt_v2 import PyramidVisionTransformerV2
 from timm.models.twins import PatchEmbed, Twins
 from torch import nn

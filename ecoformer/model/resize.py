@@ -1,7 +1,5 @@
 """Position embeddings, patch embeddings and relative tables of another image size, window or patch, as timm resizes."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Mapping
 from typing import Any

@@ -3,8 +3,6 @@
 Shapes: H heads, N tokens, K code bits, S pixels.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

@@ -1,7 +1,5 @@
 """One table of runs: accuracy, operations, energy with savings against stock and against MSA, speed."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

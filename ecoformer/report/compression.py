@@ -1,7 +1,5 @@
 """What a compression did to a model, as Markdown tables."""
 
-from __future__ import annotations
-
 from collections import Counter
 
 from ecoformer.files.table import Column, Table, markdown, share

@@ -1,7 +1,5 @@
 """Training curves of several runs, from their metrics.csv."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """How figures look: panels, one colour for an attention kind everywhere, names at few curves; written whole."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

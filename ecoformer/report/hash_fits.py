@@ -1,7 +1,5 @@
 """What every fit of a run's hash functions was worth, block by block, from its metrics.jsonl."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

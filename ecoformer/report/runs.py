@@ -1,7 +1,5 @@
 """What a run leaves, read whatever state the run is in: summary, settings, metrics, and how far it came."""
 
-from __future__ import annotations
-
 import csv
 from dataclasses import dataclass
 from pathlib import Path

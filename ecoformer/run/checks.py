@@ -1,7 +1,5 @@
 """Checks of a typed config that need no data and no model: settings that exclude each other."""
 
-from __future__ import annotations
-
 import os
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Compression with the ledger before and after it, in both conventions."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import nn

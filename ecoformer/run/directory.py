@@ -4,8 +4,6 @@ A launch leaves its marks in launch.json. So a process that torchrun, SLURM or s
 run in the folder is its own, and continues it without being asked to.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import socket

@@ -1,7 +1,5 @@
 """What `ecoformer export` does: a checkpoint or a timm model to ONNX or torch.export, compared with eager."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import importlib.util

@@ -1,7 +1,5 @@
 """A finished model as a folder that timm and the Hugging Face hub read: weights, config.json, model card."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """What train and eval do, from a typed config to what is written and printed."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from pathlib import Path
 

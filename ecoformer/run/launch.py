@@ -4,8 +4,6 @@ Multirun outside, torchrun inside: Hydra's launcher brings each job to its machi
 torchrun over the processes of that job. What torchrun starts is train.py again, with the job's overrides.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

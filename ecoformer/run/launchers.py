@@ -1,7 +1,5 @@
 """hydra/launcher=slurm and local on the command line: what they need, checked before a job waits in a queue."""
 
-from __future__ import annotations
-
 import shutil
 
 from hydra import compose, initialize_config_dir

@@ -1,7 +1,5 @@
 """The launch plan: what a run is about to do, in numbers. A dry run adds what it costs, measured by run.probe."""
 
-from __future__ import annotations
-
 import statistics
 from pathlib import Path
 from typing import Any

@@ -3,8 +3,6 @@
 The steps are real ones, on the run's data and device, taken by a trainer of the probe's own; nothing is written.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass

@@ -4,8 +4,6 @@ Every command calls `prepare` before torch is loaded (see `ecoformer.cli`); `imp
 Measured in docs/speed.md.
 """
 
-from __future__ import annotations
-
 import ctypes
 import json
 import math

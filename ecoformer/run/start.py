@@ -3,8 +3,6 @@
 They are new, timm's, those of one of our runs, or those of a file that others published.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any

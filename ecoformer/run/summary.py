@@ -1,7 +1,5 @@
 """What a run tells at its start and its end: notes and plan, summary.json, and the table of figures."""
 
-from __future__ import annotations
-
 import platform
 from dataclasses import asdict
 from pathlib import Path

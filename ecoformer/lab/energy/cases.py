@@ -1,7 +1,5 @@
 """Cases of a comparison: a model, an attention, an image size; built without weights, counted, put in rows."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any

@@ -1,7 +1,5 @@
 """What `ecoformer energy` does with its arguments: tables, breakdowns, explanations, pictures."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from typing import Any

@@ -1,7 +1,5 @@
 """What the ledger says, as tables: models side by side, breakdowns, differences, published figures, prices."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Plots of ledgers and sweeps. Each function returns a matplotlib Figure and shows or saves nothing."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The published EcoFormer rows beside ours. Nothing is adjusted: a row that rounds differently is a failure."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Any

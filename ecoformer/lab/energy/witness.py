@@ -1,7 +1,5 @@
 """Other counters beside ours: fvcore's and torch's own, on the same model."""
 
-from __future__ import annotations
-
 import logging
 import warnings
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Which kind costs least at a number of tokens, a width and a budget. Accuracy is not advised."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """What `ecoformer sequence` does with its arguments: the ledger, measurements that go on where they were, advice."""
 
-from __future__ import annotations
-
 import argparse
 import time
 from pathlib import Path

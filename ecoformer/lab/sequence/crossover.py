@@ -1,7 +1,5 @@
 """Costs between the measured numbers of tokens, and where one kind becomes cheaper than another."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 

@@ -3,8 +3,6 @@
 All blocks of an encoder are alike, so one is counted and multiplied; nothing is allocated.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -3,8 +3,6 @@
 Processes are forked from a server that has imported torch and run nothing.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import statistics
 import time

@@ -1,7 +1,5 @@
 """One plot per metric: cost against tokens, a line per kind, crossovers with softmax attention marked."""
 
-from __future__ import annotations
-
 from matplotlib.figure import Figure
 
 from ecoformer.lab.sequence.crossover import crossovers, interpolate

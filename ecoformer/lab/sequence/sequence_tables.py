@@ -1,7 +1,5 @@
 """A study and an advice in words: tables for the terminal and Markdown, JSON."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

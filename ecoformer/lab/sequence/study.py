@@ -1,7 +1,5 @@
 """All figures of a study in one place, and the series and comparisons that plots, tables and verdicts are made of."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

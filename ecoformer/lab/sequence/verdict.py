@@ -1,7 +1,5 @@
 """The claims of Greenformers (Cahyawijaya, 2021) held against what this study counted and measured."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 

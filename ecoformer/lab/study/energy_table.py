@@ -1,7 +1,5 @@
 """The table that needs no data: published energies beside ours, and beside stock and MSA of every model."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from ecoformer.energy import load_profile

@@ -1,7 +1,5 @@
 """Runs that differ in their attention alone, side by side: accuracy, and energy in both conventions."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

@@ -15,8 +15,6 @@
 Every run is one train.py command with a folder of its own, so each can also be started by hand.
 """
 
-from __future__ import annotations
-
 import re
 import shlex
 from collections.abc import Iterator, Sequence

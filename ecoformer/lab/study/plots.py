@@ -1,7 +1,5 @@
 """Pictures of studies and sweeps: accuracy against energy, and what hash functions are worth over the epochs."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

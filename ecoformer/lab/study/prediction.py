@@ -1,7 +1,5 @@
 """Energy of a run before anything is trained: its config is composed, its model built without weights and counted."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

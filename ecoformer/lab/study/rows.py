@@ -1,7 +1,5 @@
 """The rows of a study: one per seed as they were measured, then seeds put together with mean and spread."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any

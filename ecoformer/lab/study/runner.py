@@ -1,7 +1,5 @@
 """Running the jobs of a study, one after the other or side by side: finished ones are skipped, others resumed."""
 
-from __future__ import annotations
-
 import shlex
 import subprocess
 import sys

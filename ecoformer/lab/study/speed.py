@@ -1,7 +1,5 @@
 """Images per second of a study's models, measured in turns on one machine once all are trained."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path

@@ -1,8 +1,6 @@
 """The report of a study, from whatever runs are finished: table.json, .md, .csv, .tex, the plots, and stage1_seeds.*
 where rows start from models trained with several seeds."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Any folder of runs as one table and one Pareto plot."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from ecoformer.files import write_json

@@ -1,7 +1,5 @@
 """Studies and sweeps as tables."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path

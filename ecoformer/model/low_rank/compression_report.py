@@ -3,8 +3,6 @@
 `ecoformer.report.compression` writes it as tables.
 """
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass, field
 from typing import Any
 

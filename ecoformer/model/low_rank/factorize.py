@@ -1,7 +1,5 @@
 """factorize(model, spec): replace dense weights by products of two factors, in place; expand(model) goes back."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """How far a weight matrix is cut down: a fixed rank, a share of its parameters, or a share of its energy."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 
