@@ -33,9 +33,9 @@ def run(args: argparse.Namespace) -> int:
     if args.private and args.push is None:
         raise InputError("--private says how to push: add --push USER/NAME")
     saved = read_run(args.checkpoint)
-    exported = export_folder(saved, args.out, args.name or saved.config.name)
-    print(f"{args.out}: {WEIGHTS}, {CONFIG}, {CARD}; largest difference of the logits {exported.difference:.2e}")
-    if not exported.difference <= TOLERANCE:
+    difference = export_folder(saved, args.out, args.name or saved.config.name)
+    print(f"{args.out}: {WEIGHTS}, {CONFIG}, {CARD}; largest difference of the logits {difference:.2e}")
+    if not difference <= TOLERANCE:
         print(f"loaded back by timm, {args.out} computes something else: do not use it", file=sys.stderr)
         return 1
     if args.push is not None:

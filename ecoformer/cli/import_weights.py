@@ -51,7 +51,7 @@ def heads(text: str) -> list[int]:
 def run(args: argparse.Namespace) -> int:
     from ecoformer.model.checkpoint import save_checkpoint
     from ecoformer.models.official import read_foreign
-    from ecoformer.run.start import foreign_run
+    from ecoformer.run.start import foreign_run, model_of_run
 
     weights = read_foreign(args.file, use_ema=not args.plain)
     config, notes = settings(args, weights)
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
         show(args.format, weights, notes, config.model.kwargs)
         print(f"error: {args.file} does not fill {args.model}: nothing was written", file=sys.stderr)
         return 1
-    check_shapes(run)
+    model_of_run(run)  # refuses tensors that have the right names and other shapes
     if args.out is not None:
         content = {
             "kind": "weights",
@@ -132,13 +132,6 @@ def class_names(args: argparse.Namespace, weights: ForeignWeights, config: Confi
     if len(names) != count:
         raise InputError(f"--classes {args.classes} lists {len(names)} names, {args.file} has {count} classes")
     return names
-
-
-def check_shapes(run: Any) -> None:
-    """Refuse tensors that have the right names and other shapes, as `init.checkpoint` would."""
-    from ecoformer.run.start import model_of_run
-
-    model_of_run(run)
 
 
 def show(kind: str, weights: ForeignWeights, notes: list[str], kwargs: dict[str, Any]) -> None:

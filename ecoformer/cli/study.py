@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ecoformer.cli.arguments import Parser, script
+from ecoformer.config.loading import CONFIGS
 from ecoformer.errors import InputError
 
 if TYPE_CHECKING:
     from ecoformer.lab.study.plan import Job, StudyConfig
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 STUDIES = sorted(path.stem for path in (CONFIGS / "study").glob("*.yaml"))
 
 

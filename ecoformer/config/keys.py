@@ -45,26 +45,17 @@ def key(default: Any, about: str = "", *, limit: Limit | None = None, choices: S
 
 @dataclasses.dataclass(frozen=True)
 class Key:
-    """One key: the types that it may have (more than one where null is allowed) and its field."""
+    """One key: the types that it may have (more than one where null is allowed), its field, and what `key` says."""
 
     types: tuple[Any, ...]
     field: dataclasses.Field[Any]
+    about: str = ""
+    limit: Limit | None = None
+    choices: Sequence[str] = ()
 
     @property
     def optional(self) -> bool:
         return type(None) in self.types
-
-    @property
-    def about(self) -> str:
-        return str(self.field.metadata.get("about", ""))
-
-    @property
-    def limit(self) -> Limit | None:
-        return self.field.metadata.get("limit")
-
-    @property
-    def choices(self) -> Sequence[str]:
-        return self.field.metadata.get("choices", ())
 
     @property
     def default(self) -> Any:
@@ -98,7 +89,7 @@ def keys_of(schema: type) -> dict[str, Key]:
         for field in dataclasses.fields(cls):
             hint = hints[field.name]
             options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-            keys[prefix + field.name] = Key(options, field)
+            keys[prefix + field.name] = Key(options, field, **field.metadata)
             if dataclasses.is_dataclass(hint):
                 visit(typing.cast(type, hint), f"{prefix}{field.name}.")
 

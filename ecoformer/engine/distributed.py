@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from ecoformer.errors import InputError
 
@@ -135,13 +135,11 @@ def decided_by_main(decide: Callable[[], T]) -> T:
     return value
 
 
-def broadcast_buffers(model: nn.Module) -> None:
-    """Give every rank rank 0's buffers, in place: DDP, EMA and compiled graphs hold on to the tensors."""
-    broadcast_tensors(model.buffers())
-
-
 def broadcast_tensors(tensors: Iterable[Tensor]) -> None:
-    """Give every rank rank 0's tensors, in place; every rank passes as many, of the same shapes."""
+    """Give every rank rank 0's tensors, in place: DDP, EMA and compiled graphs hold on to them.
+
+    Every rank passes as many, of the same shapes.
+    """
     if world_size() > 1:
         for tensor in tensors:
             dist.broadcast(tensor, src=0)

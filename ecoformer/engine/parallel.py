@@ -49,7 +49,7 @@ def data_parallel(model: nn.Module, device: torch.device) -> DistributedDataPara
 def shard(model: nn.Module, device: torch.device) -> None:
     """Share the parameters among the processes, block by block, in place; all start from rank 0's values."""
     distributed.broadcast_tensors(parameter.data for parameter in model.parameters())
-    distributed.broadcast_buffers(model)
+    distributed.broadcast_tensors(model.buffers())
     mesh = init_device_mesh(device.type, (distributed.world_size(),))
     for module in model.modules():
         if type(module).__name__.endswith("Block"):  # timm's name for them in every transformer
@@ -69,7 +69,7 @@ def holds_shares(model: nn.Module) -> bool:
 
 def make_equal(model: nn.Module, average: nn.Module | None, parameters: Sequence[str] = ()) -> None:
     """Make every rank's and the average's buffers, and the named parameters, equal to rank 0's, in place."""
-    distributed.broadcast_buffers(model)
+    distributed.broadcast_tensors(model.buffers())
     own = dict(model.named_parameters())
     distributed.broadcast_tensors([own[name].data for name in parameters])
     if average is not None:

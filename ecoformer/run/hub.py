@@ -1,6 +1,5 @@
 """A finished model as a folder that timm and the Hugging Face hub read: weights, config.json, model card."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
 from ecoformer.data.sources import CIFAR
-from ecoformer.energy import summarize
 from ecoformer.errors import InputError
 from ecoformer.files import atomic_write, write_json, write_text
 from ecoformer.kinds import BUILDERS
@@ -20,23 +18,16 @@ from ecoformer.model.low_rank import low_rank_layers
 from ecoformer.models.converted import ARCHITECTURE
 from ecoformer.run.checks import attention_spec
 from ecoformer.run.start import SavedRun, model_of_run
+from ecoformer.run.summary import run_energy
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 TOLERANCE = 0.0  # the same weights in the same modules: nothing may differ
 
 
-@dataclass
-class Exported:
-    """The folder, what its card says, and the largest difference between its logits and the checkpoint's."""
-
-    folder: Path
-    figures: dict[str, Any]
-    difference: float
-
-
-def export_folder(run: SavedRun, folder: Path, name: str) -> Exported:
+def export_folder(run: SavedRun, folder: Path, name: str) -> float:
     """Write weights, config.json and model card to a new or empty folder, load them back through timm, and compare.
 
+    Returns the largest difference between its logits and the checkpoint's.
     Raises InputError: the folder is in use or cannot be written.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -48,7 +39,7 @@ def export_folder(run: SavedRun, folder: Path, name: str) -> Exported:
         file.write(safetensors.torch.save(tensors, metadata={"format": "pt"}))
     write_json(folder / CONFIG, config)
     write_text(folder / CARD, model_card(run, name, figures))
-    return Exported(folder, figures, _difference(model, folder, run.config.data.img_size))
+    return _difference(model, folder, run.config.data.img_size)
 
 
 def timm_config(run: SavedRun, model: nn.Module) -> dict[str, Any]:
@@ -107,14 +98,11 @@ def _statistics(run: SavedRun) -> tuple[Any, Any]:
 
 
 def _figures(run: SavedRun, model: nn.Module) -> dict[str, Any]:
-    energy = summarize(
-        model, run.config.data.img_size, convention=run.config.energy.convention, profile=run.config.energy.profile
-    )
     return {
         "top1": (run.content.get("metrics") or {}).get("val_top1"),
         "epochs": run.content["epoch"],
         "parameters": sum(p.numel() for p in model.parameters()),
-        "energy_pj": energy["energy_pj"],
+        "energy_pj": run_energy(run.config, model)["energy_pj"],
     }
 
 

@@ -1,6 +1,7 @@
 """The launch plan: what a run is about to do, in numbers. A dry run adds what it costs, measured by run.probe."""
 
 import statistics
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,6 @@ import torch
 
 from ecoformer.config.schema import Config
 from ecoformer.data import DataModule
-from ecoformer.energy import summarize
 from ecoformer.engine import distributed
 from ecoformer.engine.hash_update import fit_steps, schedule_line
 from ecoformer.engine.optim import scaled_lr
@@ -19,8 +19,7 @@ from ecoformer.model.low_rank import low_rank_layers
 from ecoformer.run import summary
 from ecoformer.run.build import Run
 from ecoformer.run.probe import Probe, probe_run
-
-Rows = list[tuple[str, str]]
+from ecoformer.run.summary import Rows, run_energy
 
 
 def dry_run(run: Run, notes: list[str]) -> None:
@@ -36,9 +35,7 @@ def plan_figures(run: Run, probe: Probe | None = None) -> dict[str, Any]:
     """The plan as plain containers, ready for JSON; with a probe also memory, checkpoint size and expected time."""
     config, data, trainer = run.config, run.data, run.trainer
     train, steps = config.train, trainer.steps_per_epoch * config.train.epochs
-    energy = summarize(
-        run.trainer.skeleton, data.img_size, convention=config.energy.convention, profile=config.energy.profile
-    )
+    energy = run_energy(config, run.trainer.skeleton)
     layers = hash_layers(run.trainer.skeleton)
     update = config.callbacks.hash_update
     fits = fit_steps(update, trainer.steps_per_epoch, train.epochs) if layers else []
@@ -60,10 +57,7 @@ def plan_figures(run: Run, probe: Probe | None = None) -> dict[str, Any]:
         "steps_per_epoch": trainer.steps_per_epoch,
         "steps": steps,
         "hash_fits": {"number": len(fits), "layers": len(layers), "images": update.num_images},
-        "params": energy["params"],
-        "energy_pj": energy["energy_pj"],
-        "energy_convention": energy["energy_convention"],
-        "energy_profile": energy["energy_profile"],
+        **{key: energy[key] for key in ("params", "energy_pj", "energy_convention", "energy_profile")},
         "device": str(trainer.device),
         "threads": torch.get_num_threads(),
         "amp": train.amp,
@@ -106,7 +100,7 @@ def _measured(run: Run, probe: Probe, num_fits: int) -> dict[str, Any]:
             "peak_on_gpu": probe.peak_bytes,
         },
         "checkpoint_bytes": {"last.pt": probe.last_bytes, "best.pt": probe.best_bytes},
-        "probe": probe.as_dict(),
+        "probe": asdict(probe),
         "expected_seconds": {**seconds, "total": sum(seconds.values())},
     }
 

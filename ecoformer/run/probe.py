@@ -5,7 +5,7 @@ The steps are real ones, on the run's data and device, taken by a trainer of the
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
@@ -44,9 +44,6 @@ class Probe:
     last_bytes: int
     best_bytes: int
     peak_bytes: int | None
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def probe_run(run: Run) -> Probe:

@@ -26,9 +26,7 @@ Rows = list[tuple[str, str]]
 def whole_summary(config: Config, model: nn.Module, figures: dict[str, Any]) -> dict[str, Any]:
     """The content of summary.json: settings, the trainer's figures, size and energy, versions."""
     if "energy_pj" not in figures:
-        figures = figures | summarize(
-            model, config.data.img_size, convention=config.energy.convention, profile=config.energy.profile
-        )
+        figures = figures | run_energy(config, model)
     options = {key: value for key, value in config.attention.items() if key != "name"}
     return {
         "name": config.name,
@@ -44,6 +42,11 @@ def whole_summary(config: Config, model: nn.Module, figures: dict[str, Any]) -> 
         "seed": config.seed,
         "versions": versions(),
     }
+
+
+def run_energy(config: Config, model: nn.Module) -> dict[str, Any]:
+    """`summarize` of a run's model, at its image size, convention and prices."""
+    return summarize(model, config.data.img_size, convention=config.energy.convention, profile=config.energy.profile)
 
 
 def versions() -> dict[str, str]:

@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 from matplotlib.figure import Figure
+from row_keys import ROW_KEYS
 
 from ecoformer.energy import count, load_profile
 from ecoformer.energy.difference import OTHERWISE, PAPER_CORE, difference
@@ -17,7 +18,7 @@ from ecoformer.energy.ledger import Ledger, breakdown, differences
 from ecoformer.errors import InputError
 from ecoformer.files.table import saving
 from ecoformer.lab.energy import energy_tables as tables
-from ecoformer.lab.energy.cases import ROW_KEYS, Case, cases
+from ecoformer.lab.energy.cases import Case, cases
 from ecoformer.lab.energy.plots import PARTS, part_name, plot_bits_anchors, plot_layers, plot_resolution
 from ecoformer.lab.energy.witness import witnesses
 from ecoformer.run import process
@@ -139,7 +140,7 @@ def test_breakdown_adds_up(by: str) -> None:
 
 def test_layers_plot_stacks_every_part() -> None:
     ledgers = {name: Case("pvt_v2_b0", name, SIZE).count("audited") for name in ("stock", "ecoformer")}
-    figure = plot_layers(ledgers, PROFILE)
+    figure = plot_layers(ledgers, PROFILE, "title")
     for axis, ledger in zip(figure.axes, ledgers.values(), strict=True):
         drawn = sum(bar.get_height() for bar in axis.patches)
         assert drawn == pytest.approx(ledger.energy_pj(PROFILE) / 1e9)
@@ -163,7 +164,7 @@ def test_plots_refuse_what_they_cannot_draw(rows: list[dict]) -> None:
     with pytest.raises(InputError, match="one row per pair"):
         plot_bits_anchors(rows)
     with pytest.raises(InputError, match="got no ledger"):
-        plot_layers({}, PROFILE)
+        plot_layers({}, PROFILE, "title")
 
 
 @pytest.fixture(scope="module")

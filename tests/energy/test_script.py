@@ -8,9 +8,9 @@ from types import ModuleType
 import pytest
 import torch
 from matplotlib.figure import Figure
+from row_keys import ROW_KEYS
 
 from ecoformer.lab.energy import published
-from ecoformer.lab.energy.cases import ROW_KEYS
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "energy_table.py"
 

@@ -15,25 +15,6 @@ from ecoformer.model.convert import convert
 from ecoformer.model.create import create
 from ecoformer.nn.specs import AttentionSpec
 
-ROW_KEYS = (
-    "model",
-    "attention",
-    "img_size",
-    "num_bits",
-    "num_anchors",
-    "convention",
-    "profile",
-    "params",
-    "muls",
-    "adds",
-    "energy_pj",
-    "area_um2",
-    "attention_muls",
-    "attention_adds",
-    "attention_energy_pj",
-    "uncounted",
-)
-
 
 @dataclass(frozen=True)
 class Case:
@@ -74,11 +55,10 @@ class Case:
         return count(self.build(), self.img_size, convention=convention, strict=strict)
 
     def row(self, convention: str, profile: Profile, strict: bool = False) -> dict[str, Any]:
-        """The case with its figures; the keys are ROW_KEYS."""
+        """The case with its `figures`."""
+        given = {key: value for key, value in vars(self).items() if key != "clamp"}
         found = figures(self.count(convention, strict), profile)
-        given = {key: getattr(self, key) for key in ROW_KEYS[:5]}
-        row = {**given, "convention": convention, "profile": profile.name, **found}
-        return {key: row[key] for key in ROW_KEYS}
+        return {**given, "convention": convention, "profile": profile.name, **found}
 
 
 def spec_fields(attention: str) -> set[str]:

@@ -12,10 +12,11 @@ from ecoformer.energy.difference import difference
 from ecoformer.energy.ledger import breakdown
 from ecoformer.energy.profile import Profile
 from ecoformer.errors import InputError
+from ecoformer.files.table import render
 from ecoformer.fit.hashes import fit_hashes
 from ecoformer.lab.energy import energy_tables as tables
 from ecoformer.lab.energy.cases import Case, cases
-from ecoformer.lab.energy.published import compare_published, faults
+from ecoformer.lab.energy.published import TITLE, compare_published, faults
 
 Row = dict[str, Any]
 Refused = tuple[Case, InputError]
@@ -26,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     if args.published:
         return published(args)
     if args.show_profile:
-        print(tables.render(tables.profile_table(profile), args.format, f"{profile.name}: {profile.summary}"))
+        print(render(tables.profile_table(profile), args.format, f"{profile.name}: {profile.summary}"))
         return 0
     chosen = list(cases(args.model, args.attention, args.img_size, args.num_bits, args.num_anchors, clamp=args.clamp))
     if args.by or args.explain:
@@ -84,18 +85,17 @@ def detail(case: Case, args: argparse.Namespace, profile: Profile) -> str:
     if args.explain:
         model = case.build()
         both = [count(model, case.img_size, convention=c, strict=args.strict) for c in CONVENTIONS]
-        return tables.render(tables.difference_table(difference(*both), profile), args.format, title)
+        return render(tables.difference_table(difference(*both), profile), args.format, title)
     ledger = case.count(args.convention, strict=args.strict)
     title += f", {args.convention}, uncounted: {', '.join(ledger.uncounted) or 'none'}"
-    return tables.render(breakdown(ledger, profile, args.by), args.format, title)
+    return render(breakdown(ledger, profile, args.by), args.format, title)
 
 
 def published(args: argparse.Namespace) -> int:
     comparisons = compare_published()
-    title = "EcoFormer, 224 px, 16 bits, 25 anchors, paper convention, 45nm_fp32: published and ours"
     notes = [f"{c.model} {c.quantity}: {c.note}" for c in comparisons if c.note]
     notes += [f"DIFFERS: {c.model} {c.quantity}: printed {c.printed}, ours {c.rounded}" for c in faults(comparisons)]
-    print(tables.render(tables.published_table(comparisons), args.format, title, [*notes, tables.BASELINES]))
+    print(render(tables.published_table(comparisons), args.format, TITLE, [*notes, tables.BASELINES]))
     return 1 if faults(comparisons) else 0
 
 

@@ -8,9 +8,7 @@ from ecoformer.energy.kinds import KINDS
 from ecoformer.energy.ledger import MJ
 from ecoformer.energy.profile import Profile
 from ecoformer.files import json_text
-from ecoformer.files.table import FORMATS as FORMATS
-from ecoformer.files.table import Column, Table, saves, to_csv
-from ecoformer.files.table import render as render
+from ecoformer.files.table import Column, Table, render, saves, to_csv
 from ecoformer.lab.energy.published import Comparison
 
 NOTES = {

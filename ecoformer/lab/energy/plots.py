@@ -35,7 +35,7 @@ def part_name(entry: Entry) -> str:
     return "everything else"
 
 
-def plot_layers(ledgers: Mapping[str, Ledger], profile: Profile, title: str = "") -> Figure:
+def plot_layers(ledgers: Mapping[str, Ledger], profile: Profile, title: str) -> Figure:
     """Stacked bars of energy per layer, one panel per ledger (say, per attention), each on its own scale."""
     if not ledgers:
         raise InputError("plot_layers got no ledger: give at least one")
@@ -61,12 +61,12 @@ def plot_layers(ledgers: Mapping[str, Ledger], profile: Profile, title: str = ""
     handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     ordered = [part for part in PARTS if part in handles]
     figure.legend([handles[part] for part in ordered], ordered, loc="outside lower center", ncols=3, fontsize=8)
-    figure.suptitle(title or _caption(next(iter(ledgers.values())).convention, profile.name), fontsize=11)
+    figure.suptitle(title, fontsize=11)
     return figure
 
 
 def plot_resolution(rows: Sequence[dict[str, Any]]) -> Figure:
-    """Whole-model and attention-only energy against image size, a line per attention, from rows of `Case.row`."""
+    """Whole-model and attention-only energy of one model against image size, a line per attention; from `Case.row`s."""
     sizes = sorted({row["img_size"] for row in rows})
     if len(sizes) < 2:
         raise InputError(f"a plot against resolution needs at least 2 image sizes, got {len(sizes)}")
@@ -128,10 +128,9 @@ def plot_bits_anchors(rows: Sequence[dict[str, Any]]) -> Figure:
 
 def _lines(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     lines: dict[str, list[dict[str, Any]]] = {}
-    several = len({row["model"] for row in rows}) > 1
     for row in rows:
         label = Case(row["model"], row["attention"], 0, row["num_bits"], row["num_anchors"]).label
-        lines.setdefault(f"{row['model']} {label}" if several else label, []).append(row)
+        lines.setdefault(label, []).append(row)
     return lines
 
 

@@ -8,6 +8,7 @@ from ecoformer.energy.profile_files import load_profile
 from ecoformer.lab.energy.cases import Case
 
 BILLION = 10**9
+TITLE = "EcoFormer, 224 px, 16 bits, 25 anchors, paper convention, 45nm_fp32: published and ours"
 # As printed, in billions: multiplications, additions, picojoules (224 px, 16 bits, 25 anchors, 45 nm FP32).
 PUBLISHED = {
     "pvt_v2_b0": ("0.54", "0.56", "2.5"),

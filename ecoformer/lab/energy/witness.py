@@ -2,13 +2,10 @@
 
 import logging
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
-
-NAMES = ("fvcore", "torch")
 
 
 def witnesses(model: nn.Module, img_size: int) -> dict[str, Any]:
@@ -18,12 +15,11 @@ def witnesses(model: nn.Module, img_size: int) -> dict[str, Any]:
     and leaves out what it has no handle for (fused attention, say); torch's counter counts two, in matrix products,
     convolutions and attention alone.
     """
-    counters: dict[str, Callable[[nn.Module, torch.Tensor], float]] = {"fvcore": _fvcore, "torch": _torch}
     image = torch.zeros(1, 3, img_size, img_size)
     found: dict[str, Any] = {}
-    for name in NAMES:
+    for name, counter in (("fvcore", _fvcore), ("torch", _torch)):
         try:
-            found[f"witness_{name}"] = round(counters[name](model.eval(), image))
+            found[f"witness_{name}"] = round(counter(model.eval(), image))
         except Exception as error:  # theirs, whatever it is: it ends neither the table nor the other witness
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             found[f"witness_{name}"] = f"unavailable: {reason}"

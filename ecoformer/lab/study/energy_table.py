@@ -7,10 +7,9 @@ from ecoformer.files import write_json
 from ecoformer.files.table import render, write_table
 from ecoformer.lab.energy.cases import cases
 from ecoformer.lab.energy.energy_tables import BASELINES, published_table, summary_table
-from ecoformer.lab.energy.published import PUBLISHED, compare_published, faults
+from ecoformer.lab.energy.published import PUBLISHED, TITLE, compare_published, faults
 from ecoformer.lab.study.plots import plot_front
 
-TITLE = "EcoFormer, 224 px, 16 bits, 25 anchors, paper convention, 45nm_fp32: published and ours"
 # Top-1 on ImageNet-1K that others measured: EcoFormer as published, stock as timm reports for its weights.
 TOP1 = {
     ("pvt_v2_b0", "ecoformer"): 70.44,

@@ -11,10 +11,10 @@ from ecoformer.config.faults import describe
 from ecoformer.config.loading import CONFIGS, load_config
 from ecoformer.config.overrides import as_typed
 from ecoformer.config.schema import Config, register_schemas
-from ecoformer.energy import summarize
 from ecoformer.errors import InputError
 from ecoformer.run.checks import check_config
 from ecoformer.run.start import build_model
+from ecoformer.run.summary import run_energy
 
 CLASSES = {"imagenet": 1000, "cifar100": 100}
 OTHERS = 10  # the classifier of another number of classes changes the energy of the model, not of its attention
@@ -35,6 +35,4 @@ def compose_run(arguments: Sequence[str]) -> Config:
 def predict_energy(config: Config) -> dict[str, Any]:
     """The ledger's figures of the run's model, as in its summary.json later on. Raises InputError as train.py does."""
     built = build_model(config, CLASSES.get(config.data.name, OTHERS), with_weights=False)
-    return summarize(
-        built.model, config.data.img_size, convention=config.energy.convention, profile=config.energy.profile
-    )
+    return run_energy(config, built.model)
