@@ -31,7 +31,7 @@ class Measurement:
         return f"{self.joules_per_image:.4g} J ({self.source}, {self.images} images)"
 
 
-def measure(
+def measure_joules(
     run: Callable[[], None],
     images_per_run: int,
     meter: Meter,
@@ -108,4 +108,4 @@ def measure_model(
             model(images)
 
     wait = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
-    return measure(run, batch_size, meter, seconds=seconds, idle_seconds=idle_seconds, synchronize=wait)
+    return measure_joules(run, batch_size, meter, seconds=seconds, idle_seconds=idle_seconds, synchronize=wait)

@@ -69,6 +69,23 @@ class ProgressDisplay:
             self.console.print(line, highlight=False, soft_wrap=True)
 
 
+def epoch_line(record: dict[str, Any], epochs: int, is_best: bool) -> str:
+    """An "epoch" record in one line for the user."""
+    return (
+        f"epoch {record['epoch'] + 1}/{epochs}  loss {record['train_loss']:.3f}  val loss {record['val_loss']:.3f}  "
+        f"top-1 {record['val_top1']:.2f} %  top-5 {record['val_top5']:.2f} %  "
+        f"{record['train_images_per_second']:.0f} images/s  {record['seconds']:.1f} s" + ("  (best)" if is_best else "")
+    )
+
+
+def evaluation_line(record: dict[str, Any]) -> str:
+    """An "evaluation" record, of a run without training, in one line."""
+    return (
+        f"no training  val loss {record['val_loss']:.3f}  top-1 {record['val_top1']:.2f} %  "
+        f"top-5 {record['val_top5']:.2f} %"
+    )
+
+
 def paced(say: Callable[[str], None], title: str) -> Callable[[int, int], None]:
     """A callback (steps done, steps of all) that says a line now and then, with the time that is left."""
     started = last = time.perf_counter()

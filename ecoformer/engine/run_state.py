@@ -100,6 +100,22 @@ class RunState:
                 logger.log(record)
         return record
 
+    def figures(self) -> dict[str, Any]:
+        """The run's figures so far; see `Trainer.fit`. Epochs are 0 and rates of training absent without training."""
+        best, latest = self.best, self.latest
+        assert best is not None and latest is not None, "a run evaluates at least once"
+        rates: dict[str, Any] = {
+            key: latest[key] for key in ("images_per_second", "train_images_per_second") if key in latest
+        }
+        return {
+            **{key: best[f"val_{key}"] for key in ("top1", "top5", "loss")},
+            "best_epoch": best["epoch"] + 1,
+            "last_top1": latest["val_top1"],
+            "epochs": latest["epoch"] + 1,
+            **rates,
+            "duration_s": self.duration_s(),
+        }
+
     def capture(self) -> dict[str, Any]:
         """What no rank knows alone: random states, figures of the epoch, sharded tensors. Every rank must call it."""
         return {

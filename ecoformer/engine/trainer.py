@@ -20,12 +20,11 @@ from ecoformer.engine.batches import grouped, num_groups
 from ecoformer.engine.callbacks import Callback, TrainingData
 from ecoformer.engine.divergence import Diverged
 from ecoformer.engine.evaluation import NotFinite, evaluate
-from ecoformer.engine.lines import epoch_line, evaluation_line, run_summary
 from ecoformer.engine.loggers import CsvLogger, JsonlLogger, Logger
 from ecoformer.engine.logit_teacher import LogitTeacher
 from ecoformer.engine.optim import build_optimizer, build_schedule
 from ecoformer.engine.position import Position
-from ecoformer.engine.progress import ProgressDisplay
+from ecoformer.engine.progress import ProgressDisplay, epoch_line, evaluation_line
 from ecoformer.engine.rng import seed_everything
 from ecoformer.engine.run_state import RunState
 from ecoformer.engine.signals import StopSignals
@@ -183,7 +182,10 @@ class Trainer:
         finally:
             for logger in state.loggers:
                 logger.close()
-        return run_summary(state, self.callbacks)
+        figures = state.figures()
+        for callback in self.callbacks:
+            figures |= callback.summary()
+        return figures
 
     def _run_epoch(self, epoch: int) -> None:
         """Callbacks, steps, evaluation, metrics, checkpoint: in this order, so that a resume does what is missing."""

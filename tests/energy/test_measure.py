@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ecoformer.energy import measure as measuring
-from ecoformer.energy.measure import UNAVAILABLE, measure, measure_model
+from ecoformer.energy.measure import UNAVAILABLE, measure_joules, measure_model
 from ecoformer.energy.meters import MeterUnavailable, NvmlMeter, RaplMeter, meter_for
 
 
@@ -32,7 +32,7 @@ class World:
         return self.energy
 
     def measure(self, **options: float) -> measuring.Measurement:
-        return measure(self.run, 4, self, clock=lambda: self.now, sleep=self.sleep, **options)
+        return measure_joules(self.run, 4, self, clock=lambda: self.now, sleep=self.sleep, **options)
 
 
 def test_idle_power_is_subtracted() -> None:

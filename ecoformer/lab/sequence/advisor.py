@@ -8,7 +8,7 @@ from ecoformer.errors import InputError
 from ecoformer.lab.sequence.crossover import interpolate
 from ecoformer.lab.sequence.encoder import Kind, Shape
 from ecoformer.lab.sequence.ledger import ledger_row
-from ecoformer.lab.sequence.study import CONTROLS
+from ecoformer.lab.sequence.study import NO_ATTENTION
 
 BUDGETS = {
     "energy_mj": "audited_energy_mj",
@@ -79,8 +79,8 @@ def advise(
     for row in usable:
         over = [key for key, limit in budget.items() if row[BUDGETS[key]] is None or row[BUDGETS[key]] > limit]
         row["over_budget"] = over
-    usable.sort(key=lambda row: (row["kind"] in CONTROLS, row[metric]))
-    best = next((r["kind"] for r in usable if not r["over_budget"] and r["kind"] not in CONTROLS), None)
+    usable.sort(key=lambda row: (row["kind"] in NO_ATTENTION, row[metric]))
+    best = next((r["kind"] for r in usable if not r["over_budget"] and r["kind"] not in NO_ATTENTION), None)
     caveats = [f"Ranked by {'measured time of a forward pass' if timed else 'audited energy'}.", *CAVEATS]
     if not timed:
         caveats.append("No measurement covers all kinds here: memory traffic and kernel speed can turn the order.")

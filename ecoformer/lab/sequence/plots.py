@@ -3,7 +3,7 @@
 from matplotlib.figure import Figure
 
 from ecoformer.lab.sequence.crossover import crossovers, interpolate
-from ecoformer.lab.sequence.study import BASELINE, CONTROLS, METRICS, Study
+from ecoformer.lab.sequence.study import BASELINE, METRICS, NO_ATTENTION, Study
 from ecoformer.report.figures import name_curves, panels, style
 
 
@@ -15,7 +15,7 @@ def plot_metric(study: Study, metric: str, title: str) -> Figure:
         points = study.series(kind, metric)
         if not points:
             continue
-        look = style(kind, index) | {"lw": 2 if kind == BASELINE else 1.2, "ls": ":" if kind in CONTROLS else "-"}
+        look = style(kind, index) | {"lw": 2 if kind == BASELINE else 1.2, "ls": ":" if kind in NO_ATTENTION else "-"}
         axis.plot(list(points), list(points.values()), label=kind, markersize=4, **look)
         for tokens in crossovers(points, base) if kind != BASELINE else ():
             cost = interpolate(base, tokens)

@@ -9,7 +9,7 @@ from ecoformer.lab.sequence.encoder import Shape
 from ecoformer.lab.sequence.measurement import FIGURES
 
 BASELINE = "msa"
-CONTROLS = ("uniform", "none")  # no attention to speak of: what every other kind has to be worth more than
+NO_ATTENTION = ("uniform", "none")  # to speak of: what every other kind has to be worth more than
 METRICS = {
     "paper_energy_mj": "energy, paper convention, mJ",
     "audited_energy_mj": "energy, audited convention, mJ",

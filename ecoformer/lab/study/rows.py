@@ -10,7 +10,7 @@ from ecoformer.lab.study.plan import Job, StudyConfig
 from ecoformer.report.runs import JOB, read_records, read_summary
 
 Row = dict[str, Any]
-CONTROLS = ("msa", "stock", "uniform")
+BESIDE = ("msa", "stock", "uniform")
 
 
 def collect(study: StudyConfig, jobs: Sequence[Job]) -> list[Row]:
@@ -86,7 +86,7 @@ def over_seeds(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
             }
         )
     for row in merged:
-        for control in CONTROLS:
+        for control in BESIDE:
             other = baseline(row, merged, control)
             row[f"vs_{control}"] = None if other is None else row["top1"] - other["top1"]
     return merged
@@ -102,7 +102,7 @@ def over_stage1_seeds(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
     for seed in sorted({row["stage1_seed"] for row in rows}):
         for row in over_seeds([row for row in rows if row["stage1_seed"] == seed]):
             groups.setdefault((row["backbone"], row["label"]), []).append(row)
-    keys = ("top1", *(f"vs_{control}" for control in CONTROLS))
+    keys = ("top1", *(f"vs_{control}" for control in BESIDE))
     return [
         {
             **found[0],
