@@ -8,13 +8,14 @@ quality.json, table.md, errors.png and energy.png there.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
-from ecoformer.cli.arguments import Parser, run_script
+from ecoformer.cli.arguments import Parser, script
 from ecoformer.errors import InputError
+from ecoformer.files import json_text
+from ecoformer.files.table import render
 
 DEFAULT_SETTINGS = (
     "ecoformer",
@@ -42,17 +43,12 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def main(argv: list[str] | None = None) -> int:
-    return run_script(run, parser(), argv)
-
-
 def run(args: argparse.Namespace) -> int:
     # Imported late: --help should not wait for torch.
     import torch
-    from rich.console import Console
 
     from ecoformer.energy import load_profile
-    from ecoformer.lab.closeness.quality_report import baseline, quality_table, wide, worst, write_report
+    from ecoformer.lab.closeness.quality_report import baseline, quality_table, worst, write_report
     from ecoformer.lab.closeness.source import load_source
     from ecoformer.lab.closeness.sweep import parse_setting, sweep
 
@@ -82,18 +78,16 @@ def run(args: argparse.Namespace) -> int:
         on_row=on_row,
     )
     if args.format == "json":
-        print(json.dumps(found, indent=2))
+        print(json_text(found, indent=2))
         return 0
-    console = Console(width=max(150, Console().width))  # a table that is cut helps less than one that wraps
     reference = baseline(found["rows"])
     unit = "nJ per image" if reference is None else f"relative to {reference['setting']}"
     title = f"{found['title']}: error / uniform attention's, block by block; energy {unit}"
-    console.print(wide(quality_table(found["rows"], reference), title))
+    print(render(quality_table(found["rows"], reference), "table", title))
     controls = ", ".join(f"{name} {value:.2f}" for name, value in found["top1"].items())
     if controls:
-        console.print(f"top-1 (%) on {found['num_val']} images: {controls}")
+        print(f"top-1 (%) on {found['num_val']} images: {controls}")
     return 0
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+main = script(run, parser)

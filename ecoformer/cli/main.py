@@ -68,7 +68,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     sys.argv[0] = f"ecoformer {name}"  # how argparse calls the program
     module = importlib.import_module(f"ecoformer.cli.{COMMANDS[name][0]}")
     return int(module.main(rest) or 0)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -79,10 +79,8 @@ def measure_model(
     device: str | torch.device = "cpu",
     *,
     batch_size: int = 32,
-    in_chans: int = 3,
     seconds: float = 5.0,
     idle_seconds: float = 3.0,
-    seed: int = 0,
 ) -> Measurement:
     """Joules per image of a forward pass on random images, on the device's counter.
 
@@ -97,11 +95,10 @@ def measure_model(
         meter = meter_for(device)
     except MeterUnavailable as error:
         return Measurement(None, reason=str(error))
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randn(batch_size, in_chans, img_size, img_size, generator=generator).to(device)
+    images = torch.randn(batch_size, 3, img_size, img_size, generator=torch.Generator().manual_seed(0)).to(device)
     model = model.to(device).eval()
     if has_hashes(model):
-        fit_hashes(model, images[: min(batch_size, 2)], seed)
+        fit_hashes(model, images[:2], seed=0)
 
     def run() -> None:
         with torch.inference_mode():

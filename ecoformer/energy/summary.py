@@ -31,11 +31,7 @@ def figures(ledger: Ledger, profile: Profile) -> dict[str, Any]:
 
 
 def summarize(
-    model: nn.Module,
-    img_size: Size,
-    convention: str = "paper",
-    profile: str = "45nm_fp32",
-    in_chans: int = 3,
+    model: nn.Module, img_size: Size, convention: str = "paper", profile: str = "45nm_fp32"
 ) -> dict[str, Any]:
     """Figures of one image: params, muls, adds, energy_pj, area_um2, attention_muls, attention_adds,
     attention_energy_pj, uncounted, energy_convention, energy_profile.
@@ -44,7 +40,7 @@ def summarize(
     `load_profile` do.
     """
     prices = load_profile(profile)
-    ledger = count(model, img_size, convention=convention, strict=False, in_chans=in_chans)
+    ledger = count(model, img_size, convention=convention, strict=False)
     return {**figures(ledger, prices), "energy_convention": convention, "energy_profile": prices.name}
 
 

@@ -10,7 +10,7 @@ from ecoformer.kinds import BUILDERS
 from ecoformer.model.layers import LayerInfo, attention_layers, token_counts
 from ecoformer.nn.base import ReplacementAttention
 from ecoformer.nn.msa import MSASpec
-from ecoformer.nn.projections import Projections, read_projections
+from ecoformer.nn.projections import read_projections
 from ecoformer.nn.specs import AttentionSpec
 
 FilterFn = Callable[[nn.Module, str], bool]
@@ -104,7 +104,19 @@ def convert(
         if not any(parameter.requires_grad for parameter in layer.module.parameters()):
             module.requires_grad_(False)  # what is new as well
         built.append((layer, module))
-        report.replaced.append(_change(layer, source, module, fitting, num_tokens))
+        copied, dropped = source.carried(module.carries)
+        change = LayerChange(
+            name=layer.name,
+            stage=layer.stage,
+            source=type(layer.module).__name__,
+            target=type(module).__name__,
+            spec=fitting,
+            num_tokens=num_tokens,
+            copied=copied,
+            dropped=dropped,
+            new=module.new_parts,
+        )
+        report.replaced.append(change)
     for layer, module in built:
         model.set_submodule(layer.name, module)
     return report
@@ -127,23 +139,6 @@ def _plan(
     if filter_fn is not None:
         return [(layer, spec) for layer in layers if filter_fn(layer.module, layer.name)]
     return [(layer, MSASpec() if layer.stage == layer.num_stages > 1 else spec) for layer in layers]
-
-
-def _change(
-    layer: LayerInfo, source: Projections, module: ReplacementAttention, spec: AttentionSpec, num_tokens: int | None
-) -> LayerChange:
-    copied, dropped = source.carried(module.carries)
-    return LayerChange(
-        name=layer.name,
-        stage=layer.stage,
-        source=type(layer.module).__name__,
-        target=type(module).__name__,
-        spec=spec,
-        num_tokens=num_tokens,
-        copied=copied,
-        dropped=dropped,
-        new=module.new_parts,
-    )
 
 
 def _lowered(wanted: AttentionSpec, fitting: AttentionSpec) -> str:

@@ -55,9 +55,9 @@ class Comparison:
         return MISPRINTS.get((self.model, self.quantity), "")
 
 
-def compare_published(profile_name: str = "45nm_fp32") -> list[Comparison]:
+def compare_published() -> list[Comparison]:
     """Every published figure beside ours, under the paper convention."""
-    profile = load_profile(profile_name)
+    profile = load_profile("45nm_fp32")
     comparisons = []
     for model, printed in PUBLISHED.items():
         row: dict[str, Any] = Case(model, "ecoformer", num_bits=16, num_anchors=25).row("paper", profile)

@@ -102,16 +102,16 @@ class Kind:
         convert(model, spec.fit_to_tokens(tokens, "a block"))
         return model
 
-    def build_fitted(self, shape: Shape, tokens: int, layers: int, seed: int = 0) -> Encoder:
+    def build_fitted(self, shape: Shape, tokens: int, layers: int) -> Encoder:
         """The same on CPU, hash functions fitted to random tokens."""
-        torch.manual_seed(seed)
+        torch.manual_seed(0)
         if self.name == "low_rank":  # the cost of factors does not depend on their values: no decomposition
             model = self.build(shape, tokens, layers).to_empty(device="cpu")
             for parameter in model.parameters():
                 nn.init.trunc_normal_(parameter, std=0.02)
             return model
         model = self.build(shape, tokens, layers, "cpu")
-        fit_hashes(model, torch.randn(1, min(tokens, 128), shape.width), seed)
+        fit_hashes(model, torch.randn(1, min(tokens, 128), shape.width), seed=0)
         return model
 
 

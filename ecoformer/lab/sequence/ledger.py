@@ -14,14 +14,14 @@ from ecoformer.lab.sequence.encoder import Kind, Shape
 BYTES = 4  # of a float32
 
 
-def ledger_row(kind: Kind, shape: Shape, tokens: int, profile: str = "45nm_fp32") -> dict[str, Any]:
+def ledger_row(kind: Kind, shape: Shape, tokens: int) -> dict[str, Any]:
     """Cost of one sequence. Where the kind does not work with the tokens, the row says why in `refused`.
 
     Keys: kind, shape, tokens, params, weight_mib, written_mib (results of all operations of a pass, which bounds what
     training keeps), and per convention muls, adds and energy_mj; uncounted.
     """
     row: dict[str, Any] = {"kind": kind.label, "shape": shape.name, "tokens": tokens, "refused": None}
-    prices = load_profile(profile)
+    prices = load_profile("45nm_fp32")
     try:
         block = kind.build(shape, tokens, layers=1)
         sequence = torch.empty(1, tokens, shape.width, device="meta")

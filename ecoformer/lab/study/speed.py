@@ -13,7 +13,7 @@ from ecoformer.lab.speed.throughput import interleaved_throughput
 from ecoformer.run.build import build_evaluation
 
 
-def measure_speed(checkpoints: dict[str, Path], batch_size: int, rounds: int = 5) -> dict[str, Any]:
+def measure_speed(checkpoints: dict[str, Path], batch_size: int) -> dict[str, Any]:
     """Forward passes of models of one backbone in turns, on validation images of the first.
 
     Args:
@@ -27,7 +27,7 @@ def measure_speed(checkpoints: dict[str, Path], batch_size: int, rounds: int = 5
         for label, path in checkpoints.items()
     }
     images, _ = next(iter(next(iter(evaluations.values())).data.val_loader))
-    rates = interleaved_throughput({label: found.model.eval() for label, found in evaluations.items()}, images, rounds)
+    rates = interleaved_throughput({label: found.model.eval() for label, found in evaluations.items()}, images)
     return {
         "batch_size": len(images),
         "threads": torch.get_num_threads(),
