@@ -78,14 +78,11 @@ class _Search:
         for i, node in enumerate(self.nodes):
             if node.role == FUSED and node.active and i not in self.left_out:
                 self._join({i}, set())
-        for product in self.products:
-            left, right = self.nodes[product].factors
-            for factor, other in ((left, right), (right, left)):
-                self._weighted_by_softmax(product, factor, other)
-        for product in self.products:
-            left, right = self.nodes[product].factors
-            for factor, other in ((left, right), (right, left)):
-                self._chained(product, factor, other)
+        for look in (self._weighted_by_softmax, self._chained):
+            for product in self.products:
+                left, right = self.nodes[product].factors
+                look(product, left, right)
+                look(product, right, left)
         return self.pairs
 
     def _join(self, products: set[int], path: set[int]) -> None:

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from ecoformer.config.schema import EnergyConfig
+from ecoformer.engine.loggers import Stateful
 from ecoformer.engine.run_state import RunState
 
 
@@ -51,7 +52,7 @@ class Training(Protocol):
     def print(self, line: str) -> None: ...
 
 
-class Callback:
+class Callback(Stateful):
     """Base class. `state_dict` travels in the checkpoint; `summary` is merged into what `Trainer.fit` returns.
 
     Whether a callback acts should be a pure function of its config, the epoch and the step, as in `hash_update.due`:
@@ -74,13 +75,6 @@ class Callback:
 
     def on_epoch_end(self, trainer: Training, epoch: int, metrics: dict[str, Any]) -> None:
         """After the evaluation, before the checkpoint is written."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Plain containers and tensors only."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` returned."""
 
     def summary(self) -> dict[str, Any]:
         """Figures for the run's summary."""

@@ -27,7 +27,20 @@ CSV_COLUMNS = (
 )
 
 
-class Logger:
+class Stateful:
+    """What may have a state of its own in the checkpoint, under its name."""
+
+    name: str
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain containers and tensors only."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` returned."""
+
+
+class Logger(Stateful):
     """Where records go. `state_dict` travels in the checkpoint and is handed back before `open` on a resume."""
 
     name = "logger"
@@ -40,12 +53,6 @@ class Logger:
 
     def close(self) -> None:
         """Called once after the last record, also after a failure."""
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what `state_dict` returned."""
 
 
 class _FileLogger(Logger):

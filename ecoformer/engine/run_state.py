@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from timm.scheduler.scheduler import Scheduler
@@ -17,7 +17,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from ecoformer.engine import distributed, parallel
-from ecoformer.engine.loggers import Logger
+from ecoformer.engine.loggers import Logger, Stateful
 from ecoformer.engine.position import Position
 from ecoformer.engine.rng import rng_state, set_rng_state
 from ecoformer.engine.run_files import BEST, LAST, METRICS, PREVIOUS, TOP, make_room, read_intact, top_name
@@ -26,17 +26,6 @@ from ecoformer.engine.signals import StopSignals
 from ecoformer.errors import Interrupted
 from ecoformer.files import remove
 from ecoformer.model.checkpoint import load_checkpoint, load_weights, save_checkpoint
-
-
-class Stateful(Protocol):
-    """What has a state of its own in the checkpoint, under its name."""
-
-    @property
-    def name(self) -> str: ...
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 @dataclass

@@ -13,7 +13,7 @@ import torch
 from hydra.utils import instantiate
 from torch import nn
 
-from ecoformer.config.schema import Config, EvalConfig
+from ecoformer.config.schema import Config, EvalConfig, TrainConfig
 from ecoformer.data import DataModule, build_data
 from ecoformer.data.identity import KnownClasses, ReorderedOutputs, difference_note, require_classes
 from ecoformer.data.module import where_of
@@ -76,16 +76,7 @@ def session(device: str, *, threads: int | None, deterministic: bool = True) -> 
 def build_run(config: Config, folder: RunDir, device: torch.device, data: DataModule | None = None) -> Run:
     """Data (unless given), model and trainer; nothing is written. Raises InputError for what the user can mend."""
     known = None if data is not None else known_classes(config, folder)
-    data = data or build_data(
-        config.data,
-        config.augment,
-        config.train,
-        seed=config.seed,
-        device=device,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-        known=known,
-    )
+    data = data or _data(config, config.train, device, known=known)
     seed_everything(config.seed)  # new weights are the same on every rank
     built = build_model(config, data.num_classes, resume=folder.resume)
     built.notes += data.notes
@@ -121,6 +112,11 @@ def build_run(config: Config, folder: RunDir, device: torch.device, data: DataMo
     if folder.resume is not None:
         trainer.restore(folder.resume)  # refuses another run's before anything is written
     return Run(config, folder, data, built, trainer)
+
+
+def _data(config: Config, train: TrainConfig, device: torch.device, **options: Any) -> DataModule:
+    options |= {"rank": distributed.rank(), "world_size": distributed.world_size()}
+    return build_data(config.data, config.augment, train, seed=config.seed, device=device, **options)
 
 
 def data_config_note(model: nn.Module, data: DataModule) -> list[str]:
@@ -210,28 +206,18 @@ def build_evaluation(config: EvalConfig, device: torch.device) -> Evaluation:
     run = read_run(config.checkpoint)
     saved = run.config
     _require_attention(config, run)
-    given = _given(config.data)
     train = replace(saved.train, progress=config.progress)
     if config.batch_size is not None:
         train = replace(train, eval_batch_size=config.batch_size)
     amp = config.amp or saved.train.amp
-    data = build_data(
-        replace(saved.data, **given),
-        saved.augment,
-        train,
-        seed=saved.seed,
-        device=device,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-        with_train=False,
-        known=KnownClasses(run.class_names, f"checkpoint {run.path}"),
-    )
+    known = KnownClasses(run.class_names, f"checkpoint {run.path}")
+    data_config = replace(saved.data, **_given(config.data))
+    data = _data(replace(saved, data=data_config), train, device, with_train=False, known=known)
     model = model_of_run(run)
     require_image_size(model, data.img_size)
     model.to(device)
     # From here on `saved` describes the evaluation.
-    saved.data = replace(saved.data, **given)
-    saved.energy = replace(saved.energy, **_given(config.energy))
+    saved.data, saved.energy = data_config, replace(saved.energy, **_given(config.energy))
     return Evaluation(run, data, model, device, amp)
 
 

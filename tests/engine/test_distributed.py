@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import os
+import shutil
 import socket
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from fakes import FakeData, make_model, make_trainer
+from fresh import Fresh
 
 from ecoformer.config.schema import OptimConfig, TrainConfig
+from ecoformer.engine import distributed, parallel
 from ecoformer.engine.distributed import init_distributed
 from ecoformer.engine.parallel import is_sharded
 from ecoformer.engine.trainer import Trainer
@@ -21,68 +22,52 @@ from ecoformer.errors import InputError
 from ecoformer.model.checkpoint import load_checkpoint
 
 OPTIM = {"name": "momentum", "lr": 0.1, "momentum": 0.9, "weight_decay": 0.0}
-CHILD = """
-import json
-import shutil
-import sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-import torch
-import fakes
-from ecoformer.config.schema import OptimConfig
-from ecoformer.engine import distributed, parallel
-torch.set_num_threads(1)
-assert distributed.init_distributed("cpu") == torch.device("cpu")
-rank, run_dir = distributed.rank(), Path(sys.argv[2])
-data = fakes.FakeData(num_train=48, batch_size=4, rank=rank, world_size=2, num_val=17)  # 2 batches and 1
-if rank == 1:
-    def refused(*args, **kwargs):
-        raise AssertionError("only rank 0 fits")
-    data.calibration_images = refused
-optim = OptimConfig(**json.loads(sys.argv[3]))
-
-def make(kind):
-    model = fakes.make_model(dropout=0.0, batch_norm=False)
-    with torch.no_grad():
-        model.head.weight.mul_(1 + rank)  # ranks that start differently must agree all the same
-    folder = run_dir / kind
-    return fakes.make_trainer(folder, data, model, batch_size=4, optim=optim, grad_accum=2, parallel=kind)
-
-def save(trainer, summary):
-    result = {"model": trainer.model.state_dict(), "ema": trainer.state.ema.module.state_dict(), "summary": summary}
-    torch.save(parallel.whole(result), trainer.state.run_dir / f"rank{rank}.pt")
-
-trainer = make("ddp")
-save(trainer, trainer.fit())
-make("fsdp").fit(stop_after=1)
-if rank == 0:
-    shutil.copy(run_dir / "fsdp" / "last.pt", run_dir / "after_one_epoch.pt")
-trainer = make("fsdp")
-assert type(trainer.model.head.weight).__name__ == "DTensor" and trainer.skeleton.head.weight.is_meta
-save(trainer, trainer.fit(resume=run_dir / "fsdp" / "last.pt"))
-distributed.close_distributed()
-"""
-
-
 Ranks = dict[str, list[dict]]
 
 
-def run_two_processes(run_dir: Path) -> Ranks:
+def train_rank(run_dir: Path) -> None:
+    """One of two ranks, with DDP, then with FSDP and a resume."""
+    assert distributed.init_distributed("cpu") == torch.device("cpu")
+    rank = distributed.rank()
+    data = FakeData(num_train=48, batch_size=4, rank=rank, world_size=2, num_val=17)  # 2 batches and 1
+    if rank == 1:
+
+        def refused(*args: Any, **kwargs: Any) -> None:
+            raise AssertionError("only rank 0 fits")
+
+        data.calibration_images = refused
+
+    def make(kind: str) -> Trainer:
+        model = make_model(dropout=0.0, batch_norm=False)
+        with torch.no_grad():
+            model.head.weight.mul_(1 + rank)  # ranks that start differently must agree all the same
+        options = {"batch_size": 4, "optim": OptimConfig(**OPTIM), "grad_accum": 2, "parallel": kind}
+        return make_trainer(run_dir / kind, data, model, **options)
+
+    def save(trainer: Trainer, summary: dict[str, Any]) -> None:
+        result = {"model": trainer.model.state_dict(), "ema": trainer.state.ema.module.state_dict(), "summary": summary}
+        torch.save(parallel.whole(result), trainer.state.run_dir / f"rank{rank}.pt")
+
+    trainer = make("ddp")
+    save(trainer, trainer.fit())
+    make("fsdp").fit(stop_after=1)
+    if rank == 0:
+        shutil.copy(run_dir / "fsdp" / "last.pt", run_dir / "after_one_epoch.pt")
+    trainer = make("fsdp")
+    assert type(trainer.model.head.weight).__name__ == "DTensor" and trainer.skeleton.head.weight.is_meta
+    save(trainer, trainer.fit(resume=run_dir / "fsdp" / "last.pt"))
+    distributed.close_distributed()
+
+
+def run_two_processes(run_dir: Path, fresh: Callable[..., Fresh]) -> Ranks:
     """What the two ranks were left with, for train.parallel=ddp and fsdp."""
     run_dir.mkdir()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    here = str(Path(__file__).parent)
-    processes = []
-    for rank in range(2):
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-        command = [sys.executable, "-c", CHILD, here, str(run_dir), json.dumps(OPTIM)]
-        processes.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
-    for process in processes:
-        _, errors = process.communicate(timeout=600)
-        assert process.returncode == 0, errors
+        group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    ranks = [fresh(train_rank, run_dir, **group, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(2)]
+    for rank in ranks:
+        assert rank.wait() == 0, rank.stderr
     return {
         kind: [torch.load(run_dir / kind / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
         for kind in ("ddp", "fsdp")
@@ -90,9 +75,9 @@ def run_two_processes(run_dir: Path) -> Ranks:
 
 
 @pytest.fixture(scope="module")
-def two_processes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ranks]:
+def two_processes(fresh: Callable[..., Fresh], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Ranks]:
     run_dir = tmp_path_factory.mktemp("ddp") / "run"
-    return run_dir, run_two_processes(run_dir)
+    return run_dir, run_two_processes(run_dir, fresh)
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
