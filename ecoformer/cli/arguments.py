@@ -4,6 +4,7 @@ import argparse
 import importlib
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from ecoformer.errors import InputError
@@ -72,3 +73,26 @@ def script(
         return importlib.import_module(run).run(args) if isinstance(run, str) else run(args)
 
     return lambda argv=None: run_script(called, parser(), argv, resumable)
+
+
+def folder_report(about: str | None, metavar: str, out: str, report: str) -> Callable[..., int]:
+    """The `main` of a command that gathers a folder of runs and prints what it found.
+
+    Args:
+        about: its help.
+        metavar, out: what its help calls the folder, and says of --out.
+        report: MODULE.FUNCTION that takes the folder and --out (the folder itself if not given) and returns a text.
+    """
+
+    def parser() -> Parser:
+        p = Parser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+        p.add_argument("folder", type=Path, metavar=metavar)
+        p.add_argument("--out", type=Path, help=f"where {out} (default: {metavar})")
+        return p
+
+    def run(args: argparse.Namespace) -> int:
+        module, _, function = report.rpartition(".")
+        print(getattr(importlib.import_module(module), function)(args.folder, args.out or args.folder))
+        return 0
+
+    return script(run, parser)

@@ -6,25 +6,8 @@ Runs are found at any depth: those of `train.py -m`, of scripts/reproduce.py, or
 settings in which they differ. Failed and unfinished runs are listed with how far they came.
 """
 
-import argparse
-from pathlib import Path
+from ecoformer.cli.arguments import folder_report
 
-from ecoformer.cli.arguments import Parser, script
-
-
-def parser() -> argparse.ArgumentParser:
-    p = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("folder", type=Path, metavar="DIR")
-    p.add_argument("--out", type=Path, help="where sweep.json, .md, .csv, .tex and front.png go (default: DIR)")
-    return p
-
-
-def run(args: argparse.Namespace) -> int:
-    # Imported late: --help should not wait for torch.
-    from ecoformer.lab.study.sweep import sweep_report
-
-    print(sweep_report(args.folder, args.out or args.folder))
-    return 0
-
-
-main = script(run, parser)
+main = folder_report(
+    __doc__, "DIR", "sweep.json, .md, .csv, .tex and front.png go", "ecoformer.lab.study.sweep.sweep_report"
+)
