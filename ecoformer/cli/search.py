@@ -34,18 +34,18 @@ def run(args: argparse.Namespace) -> int:
     if importlib.util.find_spec("optuna") is None:
         raise InputError("the search needs Optuna: pip install 'ecoformer[sweep]'")
     # Imported late: --help should not wait for torch.
-    from ecoformer.lab.study.search import RUNS, Search, front, parse_space, preview
+    from ecoformer.lab.study.search import RUNS, Search, front, parse_space
     from ecoformer.lab.study.sweep import sweep_report
     from ecoformer.run.process import module
 
     def show(line: str) -> None:
         print(line, flush=True)
 
-    space = parse_space(args.overrides)
+    search = Search(parse_space(args.overrides), args.out, module("train"), args.launch, args.seed, show)
     if args.dry_run:
-        preview(space, trials=args.trials, seed=args.seed, show=show)
+        search.preview(args.trials)
         return 0
-    failed = Search(space, args.out, module("train"), args.launch, args.seed, show).run(args.trials)
+    failed = search.run(args.trials)
     if (args.out / RUNS).is_dir():
         print(sweep_report(args.out / RUNS, args.out))
     print("\n".join(["front, cheapest first (top-1 of the last epoch, energy of one image):", *front(args.out)]))

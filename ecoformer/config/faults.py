@@ -55,8 +55,10 @@ def _composition(error: HydraException, config_name: str) -> str:
     text = str(error).strip()
     schema = SCHEMAS[config_name]
     key = re.search(r"Could not (?:override|append to config|delete from config)[^']*'([^']*)'", text)
+    if key and "An item is already at" in text:
+        return f"{key[1]} exists already: leave out the + before it"
     if key:
-        return _override_fault(key[1], text, schema)
+        return unknown_key(key[1].partition("@")[0], schema)
     merging = re.search(r"Error merging override \+*([^=]*)=(.*)", text)
     cause = error.__cause__
     if merging and isinstance(cause, OmegaConfBaseException):
@@ -70,12 +72,6 @@ def _composition(error: HydraException, config_name: str) -> str:
         where = re.match(r"In '([^']*)'", text)
         return f"{where[1]}: {describe_omegaconf(cause)}" if where else describe_omegaconf(cause)
     return _first_line(error)
-
-
-def _override_fault(key: str, text: str, schema: type) -> str:
-    if "An item is already at" in text:
-        return f"{key} exists already: leave out the + before it"
-    return unknown_key(key.partition("@")[0], schema)
 
 
 def _first_line(error: BaseException) -> str:

@@ -10,7 +10,7 @@ from test_sweep import script
 
 from ecoformer.errors import InputError
 from ecoformer.lab.study import search as module
-from ecoformer.lab.study.search import Search, front, parse_space, preview
+from ecoformer.lab.study.search import Search, front, parse_space
 
 ROOT = Path(__file__).resolve().parents[2]
 SPACE = ["attention=msa", "train.epochs=1", "seed=range(0,4)"]
@@ -124,7 +124,7 @@ def test_a_preview_counts_real_models_and_trains_nothing(tmp_path: Path) -> None
             "attention.num_anchors=2,4096",
         ]
     )
-    preview(space, trials=6, seed=0, show=lines.append)
+    Search(space, tmp_path, [], "python", 0, lines.append).preview(6)
     assert len(lines) == 6
     by_anchors = {anchors: [line for line in lines if f"num_anchors={anchors}" in line] for anchors in (2, 4096)}
     assert all(by_anchors.values()) and len(by_anchors[2]) + len(by_anchors[4096]) == 6

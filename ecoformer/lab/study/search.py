@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_config_search_path
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 JOURNAL, RUNS = "search.journal", "runs"
 OVERRIDES, ENERGY = "overrides", "energy_pj"
+DIRECTIONS: Any = ("maximize", "minimize")  # of accuracy and energy
 Show = Callable[[str], None]
 
 
@@ -112,19 +113,34 @@ class Search:
                 self._train(study, frozen.number, frozen.user_attrs[OVERRIDES], frozen.user_attrs[ENERGY])
         while (done := sum(frozen.state.is_finished() for frozen in study.get_trials(deepcopy=False))) < trials:
             trial = study.ask()
-            overrides = self.space.draw(trial)
-            head = f"[{done + 1}/{trials}] {_settings(trial)}"
-            try:
-                energy = _energy(overrides)
-            except InputError as error:
-                self.show(f"{head}: cannot be built: {error}")
+            counted = self._counted(trial, f"[{done + 1}/{trials}]")
+            if counted is None:
                 study.tell(trial, state=_states().FAIL)
                 continue
-            trial.set_user_attr(OVERRIDES, overrides)
-            trial.set_user_attr(ENERGY, energy)
-            self.show(f"{head}: {energy / 1e6:.4g} µJ an image")
-            self._train(study, trial.number, overrides, energy)
+            for key, value in zip((OVERRIDES, ENERGY), counted, strict=True):
+                trial.set_user_attr(key, value)
+            self._train(study, trial.number, *counted)
         return sum(frozen.state == _states().FAIL for frozen in study.get_trials(deepcopy=False))
+
+    def preview(self, trials: int) -> None:
+        """The first points that it draws before it knows anything, with their energy; nothing is trained."""
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        study = optuna.create_study(directions=DIRECTIONS, sampler=optuna.samplers.RandomSampler(self.seed))
+        for number in range(trials):
+            self._counted(study.ask(), f"[{number + 1}/{trials}]")
+
+    def _counted(self, trial: optuna.Trial, head: str) -> tuple[list[str], float] | None:
+        """The overrides of a point and its energy, which are shown; None where it cannot be built."""
+        overrides, head = self.space.draw(trial), f"{head} {_settings(trial)}"
+        try:
+            energy = _energy(overrides)
+        except InputError as error:
+            self.show(f"{head}: cannot be built: {error}")
+            return None
+        self.show(f"{head}: {energy / 1e6:.4g} µJ an image")
+        return overrides, energy
 
     def _train(self, study: optuna.Study, number: int, overrides: list[str], energy: float) -> None:
         # Equal points share a folder, and a finished run is not run again.
@@ -135,21 +151,6 @@ class Search:
             study.tell(number, state=_states().FAIL)
         else:
             study.tell(number, values=[read_summary(folder)["last_top1"], energy])
-
-
-def preview(space: Space, *, trials: int, seed: int, show: Show) -> None:
-    """The first points that a search draws before it knows anything, with their energy; nothing is trained."""
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(directions=["maximize", "minimize"], sampler=optuna.samplers.RandomSampler(seed))
-    for number in range(trials):
-        trial = study.ask()
-        overrides, head = space.draw(trial), f"[{number + 1}/{trials}] {_settings(trial)}"
-        try:
-            show(f"{head}: {_energy(overrides) / 1e6:.4g} µJ an image")
-        except InputError as error:
-            show(f"{head}: cannot be built: {error}")
 
 
 def front(out: Path) -> list[str]:
@@ -174,7 +175,7 @@ def open_study(out: Path, seed: int) -> optuna.Study:
     out.mkdir(parents=True, exist_ok=True)
     study = optuna.create_study(
         study_name="search",
-        directions=["maximize", "minimize"],
+        directions=DIRECTIONS,
         storage=JournalStorage(JournalFileBackend(str(out / JOURNAL))),
         load_if_exists=True,
     )
