@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +26,12 @@ TINY_HASH = ["attention.fit_steps=2", "callbacks.hash_update.num_images=4"]
 
 
 def compose_config(*overrides: str) -> Config:
-    """The typed config of a command line."""
+    """The typed config of a command line, to be changed at will; composed once a session."""
+    return copy.deepcopy(_composed(*overrides))
+
+
+@functools.cache
+def _composed(*overrides: str) -> Config:
     register_schemas()
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         return load_config(Config, compose("train", list(overrides)))
