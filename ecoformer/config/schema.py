@@ -142,7 +142,10 @@ class TrainConfig:
     batch_size: int = key(128, "per process", limit=at_least(1))
     eval_batch_size: int | None = key(None, "null: the same", limit=at_least(1))
     grad_accum: int = key(1, "batches an optimiser step", limit=at_least(1))
-    amp: str = key("off", "autocast", choices=PRECISIONS)
+    amp: str = key(
+        "off", "autocast; auto: off on a CPU, else bf16, or fp16 on GPUs without it", choices=("auto", *PRECISIONS)
+    )
+    grad_checkpointing: bool = key(False, "compute blocks again in the backward pass instead of keeping what they made")
     parallel: str = key(
         "ddp", "of several processes: each holds all weights (ddp), or a share of them (fsdp: FSDP2)", choices=PARALLEL
     )
@@ -290,7 +293,7 @@ class Config:
     seed: int = key(0, "of all that is drawn", limit=between(0, 2**32 - 1))
     device: str = key("auto", "auto, cpu, cuda, cuda:N")
     threads: int | None = key(None, "CPU threads; null: torch's choice", limit=at_least(1))
-    deterministic: bool = key(True, "refuse operations that are not")
+    deterministic: bool | None = key(True, "refuse operations that are not; null: on a CPU alone")
     output_dir: str | None = key(None, "null: outputs/<name>/<date and time>")
     overwrite: bool = key(False, "set the run that output_dir already holds aside, in earlier-N, and start anew")
     resume: str = key("off", "off, auto (from output_dir/last.pt if it exists), or a checkpoint file")

@@ -73,6 +73,15 @@ def session(device: str, *, threads: int | None, deterministic: bool = True) -> 
         distributed.close_distributed()
 
 
+def settle(config: Config) -> None:
+    """Put what `train.amp=auto` and `deterministic=null` mean on this machine into the config, which the run saves."""
+    on_gpu = config.device != "cpu" and torch.cuda.is_available()
+    if config.train.amp == "auto":
+        config.train.amp = "off" if not on_gpu else "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    if config.deterministic is None:
+        config.deterministic = not on_gpu
+
+
 def build_run(config: Config, folder: RunDir, device: torch.device, data: DataModule | None = None) -> Run:
     """Data (unless given), model and trainer; nothing is written. Raises InputError for what the user can mend."""
     known = None if data is not None else known_classes(config, folder)
@@ -85,6 +94,8 @@ def build_run(config: Config, folder: RunDir, device: torch.device, data: DataMo
     if built.from_timm:
         built.notes += data_config_note(built.model, data)
     freeze(built.model, config.train.freeze)
+    if config.train.grad_checkpointing:
+        checkpoint_gradients(built.model)
     callbacks: list[Callback] = [
         HashUpdate(config.callbacks.hash_update),
         FeatureRedraw(config.callbacks.feature_redraw),
@@ -166,6 +177,14 @@ def known_classes(config: Config, folder: RunDir) -> KnownClasses | None:
         return None
     path, run = read_intact(path, read_run)
     return KnownClasses(run.class_names, f"checkpoint {path}", required=False)
+
+
+def checkpoint_gradients(model: nn.Module) -> None:
+    """Have timm's model keep no block's features for the backward pass. Raises InputError for one that cannot."""
+    try:
+        model.set_grad_checkpointing(True)  # type: ignore[operator]
+    except (AttributeError, AssertionError) as error:
+        raise InputError(f"train.grad_checkpointing=true: {type(model).__name__} cannot: leave it out") from error
 
 
 def freeze(model: nn.Module, patterns: list[str]) -> None:

@@ -53,6 +53,7 @@ FREE = (
     "train.grad_accum",
     "train.eval_batch_size",
     "train.compile",
+    "train.grad_checkpointing",
     "train.parallel",
     "train.channels_last",
     "train.log_every",

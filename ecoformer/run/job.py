@@ -9,7 +9,7 @@ from ecoformer.engine.evaluation import evaluate
 from ecoformer.engine.run_files import SUMMARY
 from ecoformer.files import write_json
 from ecoformer.run import summary
-from ecoformer.run.build import build_evaluation, build_run, session
+from ecoformer.run.build import build_evaluation, build_run, session, settle
 from ecoformer.run.checks import check_config
 from ecoformer.run.directory import choose_run_dir, opened
 from ecoformer.run.plan import dry_run, launch_plan, plan_figures
@@ -18,7 +18,8 @@ from ecoformer.run.plan import dry_run, launch_plan, plan_figures
 def train(config: Config) -> float | None:
     """One run, from the config to summary.json; returns top-1 for sweeps that optimise it."""
     notes = check_config(config)
-    with session(config.device, threads=config.threads, deterministic=config.deterministic) as device:
+    settle(config)
+    with session(config.device, threads=config.threads, deterministic=bool(config.deterministic)) as device:
         folder = choose_run_dir(config)
         config.output_dir = str(folder.path)
         run = build_run(config, folder, device)
