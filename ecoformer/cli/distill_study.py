@@ -48,6 +48,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--num-images", nargs="+", type=int, default=[512], help="training images of the fit")
     add_fit_options(p)
     p.add_argument("--controls", action="store_true", help="measure the controls too, for the first seed of each model")
+    p.add_argument("--beside", type=Path, metavar="FILE", help="table.json of a training study, for front.png")
     p.add_argument("--keep", type=Path, metavar="FOLDER", help="write the distilled models there")
     p.add_argument("--threads", type=int, default=1, help="CPU threads")
     p.add_argument("--out", type=Path, required=True, metavar="FOLDER")
@@ -63,9 +64,9 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from ecoformer.energy import load_profile
-    from ecoformer.files import write_text
+    from ecoformer.files import read_json, write_text
     from ecoformer.lab.closeness.distill import measure, spec_of
-    from ecoformer.lab.closeness.distill_report import plot_errors, plot_study
+    from ecoformer.lab.closeness.distill_report import plot_errors, plot_front, plot_study
     from ecoformer.lab.closeness.source import load_source
 
     torch.set_num_threads(args.threads)
@@ -119,6 +120,8 @@ def run(args: argparse.Namespace) -> int:
                 source.save(args.keep / f"{stem}_seed{setting['seed']}.pt", model, spec, args.layers, metrics)
     if rows:
         plot_study([OLDER | row for row in rows], args.out / "study.png")
+    if rows and args.beside is not None:
+        plot_front(rows, read_json(args.beside), args.out / "front.png")
     print(f"{len(rows)} rows in {table}")
     return 0
 

@@ -15,6 +15,7 @@ COLOURS = {
     "msa": "#000000",
     "ecoformer": "#d62728",
     "ecoformer_tuned": "#ff7f0e",
+    "distilled": "#08306b",
     "distilled_hash": "#1f77b4",
     "random_hash": "#e377c2",
     "binary_qk": "#9467bd",

@@ -16,7 +16,7 @@ from ecoformer import InputError, convert, fit_hashes
 from ecoformer.config.schema import Config
 from ecoformer.energy import at_measured_shares, count
 from ecoformer.kinds import DistilledHashSpec, MSASpec
-from ecoformer.lab.closeness import ControlSpec, block_errors, distill
+from ecoformer.lab.closeness import ControlSpec, block_errors, distill, distill_report
 from ecoformer.lab.closeness.source import Source
 from ecoformer.nn.heads import join_heads, split_heads
 from ecoformer.ops.closeness import relative_error
@@ -153,6 +153,34 @@ def test_the_study_goes_on_where_it_was(run, tmp_path, capsys):
     assert {*keys.split(), "error_per_block", "uniform_per_block", "controls"} <= first.keys()
     assert first["finetuned"] is False and len(first["error_per_block"]) == 2
     assert (tmp_path / "study" / "study.png").stat().st_size > 5000
+    assert {
+        *["codes", "features", "levels", "projection", "training_seed", "fit_seed", "kl", "agreement"]
+    } <= first.keys()
+    assert (first["codes"], first["features"], first["top1_source"]) == ("bits", 4, first["top1_before"])
+
+
+def test_the_front_shows_every_kind_of_the_same_model(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(distill_report, "save_figure", lambda figure, out: drawn.append(figure))
+    model = {"dataset": "digits", "model": "vit", "training_seed": 0}
+    code = {"levels": 16, "projection": "ternary", "joint_steps": 0, "energy_pj": 2e6}
+    rows = [model | code | {"codes": "shift", "features": 28, "top1_after": top1} for top1 in (70.0, 71.0, None)]
+    other = {"epochs_stage2": 0, "energy_pj": 3e6, "name": ""}
+    beside = [
+        model | other | {"attention": "msa", "top1": 80.0},
+        model | other | {"attention": "ecoformer", "name": "kernel numerator", "top1": 20.0},
+        model | other | {"attention": "performer", "top1": 75.0, "epochs_stage2": 30},
+        model | other | {"attention": "linformer", "top1": 60.0, "training_seed": 1},
+        model | other | {"attention": "distilled_hash", "top1": 69.0},
+    ]
+    distill_report.plot_front(rows, beside, tmp_path / "front.png")
+    (axis,) = drawn[0].axes
+    points = {line.get_label(): line.get_xydata().tolist() for line in axis.lines}
+    assert points == {
+        "msa": [[3, 80]],
+        "ecoformer kernel numerator": [[3, 20]],
+        "distilled: 28 shifts of 16 levels, ternary": [[2, 70], [2, 71]],
+    }
 
 
 def test_the_study_tells_relaxations_and_layers_apart(run, tmp_path, capsys):

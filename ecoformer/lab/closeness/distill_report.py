@@ -17,7 +17,7 @@ from ecoformer.lab.closeness.quality_report import short_name
 from ecoformer.model.layers import attention_layers
 from ecoformer.nn.msa import MSASpec
 from ecoformer.report.code_maps import layer_weights
-from ecoformer.report.figures import save_figure
+from ecoformer.report.figures import name_curves, panels, save_figure, style
 
 Figures = dict[str, Any]
 
@@ -165,6 +165,36 @@ def plot_study(rows: list[Figures], out: Path) -> None:
         axis.grid(alpha=0.3)
     # Outside of the axes: inside it would cover points.
     figure.legend(*worst.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=7)
+    save_figure(figure, out)
+
+
+def plot_front(rows: list[Figures], beside: list[Figures], out: Path) -> None:
+    """Top-1 right after the conversion against the energy of an image: distillations of one model, and other kinds.
+
+    Args:
+        rows: of the study; those of the first row's model and training seed are drawn.
+        beside: rows of a training study's table.json; those without stage 2 of the same model and seed.
+    """
+    first = rows[0]
+    where = ("dataset", "model", "training_seed")
+    points: dict[str, list[tuple[float, float]]] = {}
+    for row in beside:
+        drawn_below = row["attention"].startswith("distilled")
+        if row["epochs_stage2"] == 0 and not drawn_below and all(row[key] == first[key] for key in where):
+            label = f"{row['attention']} {row['name']}".strip()
+            points.setdefault(label, []).append((row["energy_pj"] / 1e6, row["top1"]))
+    for row in rows:
+        if row["top1_after"] is not None and all(row[key] == first[key] for key in where):
+            joint = ", joint fit" if row["joint_steps"] else ""
+            kind = "distilled_hash" if row["codes"] == "bits" else "distilled"
+            label = f"{kind}: {code_text({**row, 'num_bits': row['features']})}{joint}"
+            points.setdefault(label, []).append((row["energy_pj"] / 1e6, row["top1_after"]))
+    figure, (axis,) = panels(1, 1, (9, 4.6))
+    for number, (label, found) in enumerate(points.items()):
+        axis.plot(*zip(*found, strict=True), linestyle="", label=label, **style(label, number))
+    axis.set(xlabel="energy of an image, µJ (whole model, paper convention)", ylabel="top-1 without training, %")
+    axis.set_title(f"{first['model']} on {first['dataset']}: converted, not trained")
+    name_curves(figure, [axis])
     save_figure(figure, out)
 
 
