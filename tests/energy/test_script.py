@@ -12,8 +12,6 @@ from row_keys import ROW_KEYS
 
 from ecoformer.lab.energy import published
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "energy_table.py"
-
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:

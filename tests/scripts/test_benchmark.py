@@ -4,7 +4,6 @@ import importlib
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +12,6 @@ import ecoformer.kinds  # noqa: F401  registers the kinds
 from ecoformer.kinds import SPECS
 from ecoformer.lab.speed.cases import SpeedCase, Variant
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark.py"
 KEYS = {"model", "attention", "img_size", "batch_size", "mode", "device", "precision"}
 KEYS |= {"images_per_second", "ratio_to_stock", "peak_mib", "milliseconds"}
 QUICK = ["--img-size", "96", "--batch-size", "2", "--threads", "1", "--rounds", "2", "--min-seconds", "0.01"]
@@ -107,13 +105,12 @@ def test_refusals(script, capsys, arguments, message):
 
 def test_too_little_memory_is_one_line():
     code = (
-        "import resource, sys, runpy; sys.argv[1:] = sys.argv[2:];"
+        "import resource, sys;"
         "import ecoformer.lab.speed.peak_memory as p;"
         "p.refuse_more_than_available = lambda: resource.setrlimit(resource.RLIMIT_AS, (p._status_kib('VmSize') * 1024"
         " + 2**27,) * 2);"
-        "runpy.run_path(sys.argv[0], run_name='__main__')"
+        "from ecoformer.cli.benchmark import main; sys.exit(main())"
     )
-    code = code.replace("sys.argv[1:] = sys.argv[2:]", f"sys.argv = [{str(SCRIPT)!r}, *sys.argv[1:]]")
     arguments = ["--peak-only", "--attention", "stock", "--batch-size", "64", "--threads", "1"]
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
     assert done.returncode == 2

@@ -24,7 +24,7 @@ def difference(text):
 
 
 @register_model
-def pvt_v2_tiny_ecoformer(pretrained=False, **options):
+def pvt_v2_tiny_hashed(pretrained=False, **options):
     """One block a stage, so that a test of its export takes seconds."""
     model = timm.create_model("pvt_v2_b0", depths=(1, 1, 1, 1), embed_dims=(8, 16, 40, 64))
     convert(model, EcoFormerSpec())
@@ -37,7 +37,7 @@ SLOW = [
 ]
 
 
-@pytest.mark.parametrize(("name", "extra"), [*SLOW, ("pvt_v2_tiny_ecoformer", ["--dynamic-size"])])
+@pytest.mark.parametrize(("name", "extra"), [*SLOW, ("pvt_v2_tiny_hashed", ["--dynamic-size"])])
 def test_torch_export(script, capsys, tmp_path, name, extra):
     out = tmp_path / "model.pt2"
     assert script.main([name, "--format=torch_export", f"--out={out}", "--img-size=96", *extra]) == 0

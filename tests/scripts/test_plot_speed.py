@@ -2,11 +2,8 @@
 
 import importlib
 import json
-from pathlib import Path
 
 import pytest
-
-SCRIPT = Path(__file__).parents[2] / "scripts" / "plot_speed.py"
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import importlib
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +14,6 @@ from ecoformer.lab.sequence.measurement import Measurements, Point, measure_apar
 from ecoformer.lab.sequence.study import Study
 from ecoformer.lab.sequence.verdict import verdicts
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "sequence_study.py"
 NARROW = Shape("custom", 32, 2, 64, 3)
 SMALL = ["--shape", "custom", "--width", "32", "--heads", "2", "--depth", "3", "--threads", "1"]
 
