@@ -53,9 +53,9 @@ def compare(out: Path, runs: dict[str, Path], commands: dict[str, str]) -> list[
     from ecoformer.files.table import render
     from ecoformer.lab.speed.throughput import interleaved_throughput
     from ecoformer.report.code_maps import plot_code_maps
-    from ecoformer.report.comparison import comparison_table
     from ecoformer.report.curves import plot_training_curves
     from ecoformer.report.runs import read_summary
+    from ecoformer.report.tables import comparison_table
     from ecoformer.run.build import build_evaluation
 
     cpu = torch.device("cpu")
@@ -98,7 +98,7 @@ def title(row: dict[str, Any]) -> str:
 def report(rows: list[dict[str, Any]], num_val: int, measured: str) -> str:
     """report.md: the table, what it means, the plots, the commands."""
     from ecoformer.files.table import markdown
-    from ecoformer.report.comparison import comparison_table
+    from ecoformer.report.tables import comparison_table
 
     row = rows[0]
     commands = "\n".join(row["command"] for row in sorted(rows, key=lambda row: TRAINED.index(row["attention"])))

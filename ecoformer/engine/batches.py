@@ -1,9 +1,12 @@
-"""Batches in groups, one group per optimiser step, and running figures over them."""
+"""Batches in groups, one group per optimiser step, running figures over them, and where in its epoch a run is."""
+
+from __future__ import annotations
 
 import math
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -100,3 +103,42 @@ class RunningFigures:
             "train_top1": 100 * hits / num_images if num_images else math.nan,
             "train_images_per_second": rate,
         }
+
+
+class Position:
+    """One epoch so far. It travels in last.pt, so that a run can stop and go on after any optimiser step.
+
+    Attributes:
+        steps: optimiser steps done in it, those that were left out included.
+        lr: learning rate of the latest one.
+        meter: training figures of this rank.
+    """
+
+    def __init__(self) -> None:
+        self.steps, self.lr, self.meter = 0, 0.0, RunningFigures()
+        self._started, self._seconds_before = time.perf_counter(), 0.0
+
+    def seconds(self) -> float:
+        """Time spent in this epoch, in this process and in those it was resumed from."""
+        return self._seconds_before + time.perf_counter() - self._started
+
+    def gathered(self) -> dict[str, Any]:
+        """Plain containers with every rank's figures. Every rank must call it."""
+        return {
+            "steps": self.steps,
+            "lr": self.lr,
+            "seconds": self.seconds(),
+            "meters": distributed.gather_objects(self.meter.state_dict()),
+        }
+
+    @classmethod
+    def restored(cls, state: dict[str, Any]) -> Position:
+        """This rank's position from what `gathered` returned; after a change of processes rank 0 takes all figures."""
+        position = cls()
+        position.steps, position.lr, position._seconds_before = state["steps"], state["lr"], state["seconds"]
+        meters = state["meters"]
+        if len(meters) == distributed.world_size():
+            position.meter.load_state_dict(meters[distributed.rank()])
+        elif distributed.is_main():
+            position.meter.load_state_dict({key: sum(meter[key] for meter in meters) for key in meters[0]})
+        return position

@@ -17,8 +17,8 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from ecoformer.engine import distributed, parallel
+from ecoformer.engine.batches import Position
 from ecoformer.engine.loggers import Logger, Stateful
-from ecoformer.engine.position import Position
 from ecoformer.engine.rng import rng_state, set_rng_state
 from ecoformer.engine.run_files import BEST, LAST, METRICS, PREVIOUS, TOP, make_room, read_intact, top_name
 from ecoformer.engine.same_run import require_same_run

@@ -16,14 +16,13 @@ from torch import nn
 from ecoformer.config.keys import check_limits
 from ecoformer.config.schema import CheckpointConfig, OptimConfig, ScheduleConfig, TrainConfig
 from ecoformer.engine import distributed, parallel
-from ecoformer.engine.batches import grouped, num_groups
+from ecoformer.engine.batches import Position, grouped, num_groups
 from ecoformer.engine.callbacks import Callback, TrainingData
 from ecoformer.engine.divergence import Diverged
 from ecoformer.engine.evaluation import NotFinite, evaluate
 from ecoformer.engine.loggers import CsvLogger, JsonlLogger, Logger
 from ecoformer.engine.logit_teacher import LogitTeacher
 from ecoformer.engine.optim import build_optimizer, build_schedule
-from ecoformer.engine.position import Position
 from ecoformer.engine.progress import ProgressDisplay, epoch_line, evaluation_line
 from ecoformer.engine.rng import seed_everything
 from ecoformer.engine.run_state import RunState

@@ -18,8 +18,7 @@ from ecoformer.data import DataModule, build_data
 from ecoformer.data.identity import KnownClasses, ReorderedOutputs, difference_note, require_classes
 from ecoformer.data.module import where_of
 from ecoformer.engine import distributed
-from ecoformer.engine.callbacks import Callback, EnergyLog
-from ecoformer.engine.feature_redraw import FeatureRedraw
+from ecoformer.engine.callbacks import Callback, EnergyLog, FeatureRedraw
 from ecoformer.engine.hash_update import HashUpdate
 from ecoformer.engine.loggers import Logger
 from ecoformer.engine.logit_teacher import LogitTeacher

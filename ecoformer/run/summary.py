@@ -18,7 +18,7 @@ from ecoformer.engine.run_files import COMPRESSION, COMPRESSION_TABLE, HASH_FITS
 from ecoformer.files import write_json, write_text
 from ecoformer.fit.hashes import has_hashes
 from ecoformer.model.low_rank import CompressionReport
-from ecoformer.report.compression import compression_markdown
+from ecoformer.report.tables import compression_markdown
 
 Rows = list[tuple[str, str]]
 

@@ -3,7 +3,7 @@
 import json
 
 from ecoformer.files.table import Column, Table, markdown, render, saving, share
-from ecoformer.report.comparison import comparison_table
+from ecoformer.report.tables import comparison_table
 
 
 def row(attention, energy, attention_energy):

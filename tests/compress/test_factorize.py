@@ -21,7 +21,7 @@ from ecoformer.model.low_rank import (
     ranks_in,
     take_ranks,
 )
-from ecoformer.report.compression import compression_markdown
+from ecoformer.report.tables import compression_markdown
 from ecoformer.run.compression import factorize_and_count
 
 

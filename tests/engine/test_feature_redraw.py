@@ -11,7 +11,7 @@ from fakes import FakeModel, make_trainer
 from torch import Tensor
 
 from ecoformer.config.schema import FeatureRedrawConfig
-from ecoformer.engine.feature_redraw import FeatureRedraw, redraw_due, redraw_seed
+from ecoformer.engine.callbacks import FeatureRedraw, redraw_due, redraw_seed
 from ecoformer.nn.random_features import RedrawnAttention, redraw_features
 
 

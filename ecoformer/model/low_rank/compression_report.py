@@ -1,6 +1,6 @@
 """What a compression did: ranks, parameters, errors, and what the ledger says before and after.
 
-`ecoformer.report.compression` writes it as tables.
+`ecoformer.report.tables` writes it as tables.
 """
 
 from dataclasses import asdict, dataclass, field
