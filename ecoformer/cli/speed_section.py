@@ -8,8 +8,7 @@ import argparse
 from pathlib import Path
 
 from ecoformer.cli.arguments import Parser, script
-from ecoformer.errors import InputError
-from ecoformer.files import write_text
+from ecoformer.files import read_text, write_text
 from ecoformer.lab.speed.section import replace_section, section
 
 
@@ -25,15 +24,8 @@ def run(args: argparse.Namespace) -> int:
     if args.write is None:
         print(text)
     else:
-        write_text(args.write, replace_section(_read(args.write), text))
+        write_text(args.write, replace_section(read_text(args.write), text))
     return 0
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
 
 
 main = script(run, parser)

@@ -82,15 +82,20 @@ def read_json(path: Path, what: str = "JSON") -> Any:
         raise InputError(f"{path} holds no {what}") from error
 
 
+def read_text(path: Path) -> str:
+    """The text of a file. Raises InputError if it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+
+
 def read_lines(path: Path) -> list[str]:
     """The whole lines of a file that grew line by line; a last one that a kill cut short is left out, with a note.
 
     Raises InputError if the file cannot be read.
     """
-    try:
-        *lines, unfinished = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    *lines, unfinished = read_text(path).split("\n")
     if unfinished:
         log.warning("%s: its last line was cut short and is left out", path)
     return lines
