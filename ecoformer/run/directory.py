@@ -102,24 +102,20 @@ def _choose(config: Config, marks: list[str]) -> RunDir:
     same_launch = _opened_by(path, marks)
     if not config.dry_run:  # else it would be found out only when everything is built
         refuse_if_owned(path, same_launch=same_launch)
-    if same_launch:
-        last = path / LAST if can_resume(path) else given
-        if last is None:
-            note = f"started again by the same launch: {path} holds no {LAST} yet, starting anew"
-            return RunDir(path, None, [note], True, marks)
+    goes_on = same_launch or config.resume == "auto"
+    last = path / LAST if goes_on and can_resume(path) else given
+    notes: list[str] = []
+    if last is not None:
         last, notes = _continued(config, last)
-        return RunDir(path, last, [f"started again by the same launch: continuing from {last}", *notes], True, marks)
-    if given is not None:
-        given, notes = _continued(config, given)
-        return RunDir(path, given, notes, marks=marks)
-    if config.resume == "auto":
-        if can_resume(path):
-            last, notes = _continued(config, path / LAST)
-            return RunDir(path, last, notes, marks=marks)
-        return RunDir(path, None, [f"resume=auto: {path} holds no {LAST}, starting anew"], marks=marks)
-    if not config.dry_run:
+        if same_launch:
+            notes = [f"started again by the same launch: continuing from {last}", *notes]
+    elif same_launch:
+        notes = [f"started again by the same launch: {path} holds no {LAST} yet, starting anew"]
+    elif config.resume == "auto":
+        notes = [f"resume=auto: {path} holds no {LAST}, starting anew"]
+    elif not config.dry_run:
         _refuse_results(path, config)
-    return RunDir(path, None, [], marks=marks)
+    return RunDir(path, last, notes, same_launch, marks)
 
 
 def _refuse_results(path: Path, config: Config) -> None:
