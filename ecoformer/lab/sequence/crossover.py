@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from itertools import pairwise
 
 
 def crossovers(first: Mapping[int, float], second: Mapping[int, float]) -> list[float]:
@@ -12,9 +13,7 @@ def crossovers(first: Mapping[int, float], second: Mapping[int, float]) -> list[
     shared = sorted(first.keys() & second.keys())
     ratios = [math.log(first[n] / second[n]) for n in shared]
     found = []
-    for (low, a), (high, b) in zip(
-        zip(shared, ratios, strict=True), zip(shared[1:], ratios[1:], strict=True), strict=False
-    ):
+    for (low, a), (high, b) in pairwise(zip(shared, ratios, strict=True)):
         if (a < 0) != (b < 0):
             share = a / (a - b)
             found.append(math.exp(math.log(low) + share * (math.log(high) - math.log(low))))
@@ -30,18 +29,14 @@ def describe(first: Mapping[int, float], second: Mapping[int, float]) -> str:
     cheaper = first[shared[0]] < second[shared[0]]
     if not points:
         return f"{'always' if cheaper else 'never'} ({shared[0]} to {shared[-1]} tokens)"
-    parts, begin = [], None if not cheaper else float(shared[0])
-    for point in points:
-        if begin is None:
-            begin = point
-        else:
-            parts.append(
-                f"up to {point:.0f} tokens" if begin == shared[0] else f"from {begin:.0f} to {point:.0f} tokens"
-            )
-            begin = None
-    if begin is not None:
-        parts.append(f"from {begin:.0f} tokens")
-    return " and ".join(parts)
+    spans = list(pairwise([None, *points, None]))[0 if cheaper else 1 :: 2]
+    return " and ".join(_in_words(*span) for span in spans)
+
+
+def _in_words(low: float | None, high: float | None) -> str:
+    if low is None:
+        return f"up to {high:.0f} tokens"
+    return f"from {low:.0f} tokens" if high is None else f"from {low:.0f} to {high:.0f} tokens"
 
 
 def interpolate(points: Mapping[int, float], tokens: float) -> float | None:

@@ -104,18 +104,10 @@ def swept_keys(runs: Sequence[RunRecord]) -> list[str]:
 
 
 def _chosen(run: RunRecord, key: str) -> str:
-    group, _, option = key.partition(".")
-    spec = SPECS.get(run.settings.get("attention.name", ""))
-    if group == "attention" and spec is not None and option in {field.name for field in fields(spec)}:
-        default = next(field.default for field in fields(spec) if field.name == option)
-        return "-" if run.settings.get(key) == default else _setting(run, key)
-    return _setting(run, key)
+    value, spec = run.settings.get(key), SPECS.get(run.settings.get("attention.name", ""))
+    defaults = {} if spec is None else {f"attention.{field.name}": field.default for field in fields(spec)}
+    return "-" if value is None or (key in defaults and value == defaults[key]) else str(value)
 
 
 def with_spread(mean: float, deviation: float | None, form: str = ".2f") -> str:
     return f"{mean:{form}}" if deviation is None else f"{mean:{form}} ± {deviation:.2f}"
-
-
-def _setting(run: RunRecord, key: str) -> str:
-    value = run.settings.get(key)
-    return "-" if value is None else str(value)
