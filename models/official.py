@@ -156,9 +156,8 @@ def _layout(tensors: Mapping[str, Tensor], path: Path) -> str:
 
 
 def _last_stage(tensors: Mapping[str, Tensor]) -> int:
-    stages = [int(m[1]) - 1 for key in tensors if (m := re.match(r"block(\d)\.", key))]
-    stages += [int(m[1]) for key in tensors if (m := re.match(r"stages\.(\d)\.", key))]
-    return max(stages)
+    stages = filter(None, (re.match(r"(block|stages\.)(\d)\.", key) for key in tensors))
+    return max(int(stage[2]) - (stage[1] == "block") for stage in stages)  # blocks are counted from 1
 
 
 def _place(key: str, value: Tensor, layout: str, last_stage: int) -> dict[str, Tensor]:

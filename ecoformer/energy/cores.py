@@ -19,6 +19,7 @@ at its word. A product of two activations that fits nowhere is reported, not boo
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import takewhile
 
 from ecoformer.energy.dataflow import DIVISION, FUSED, PASSED, PRODUCT, SOFT, DataFlow, Ids, Node
 
@@ -193,9 +194,5 @@ def is_within(module: str, layer: str) -> bool:
 
 def _common(modules: list[str]) -> str:
     """The innermost module around all of them."""
-    shared: list[str] = []
-    for parts in zip(*(module.split(".") for module in modules), strict=False):
-        if len(set(parts)) > 1:
-            break
-        shared.append(parts[0])
-    return ".".join(shared)
+    levels = zip(*(module.split(".") for module in modules), strict=False)
+    return ".".join(parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, levels))

@@ -1,5 +1,6 @@
 """What a resumed run must share with the one that wrote the checkpoint."""
 
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,6 @@ def require_same_run(
 
 def first_difference(then: list[str], now: list[str]) -> str:
     """The first class whose name differs, and how many there are on both sides."""
-    index = next((index for index, names in enumerate(zip(then, now, strict=False)) if names[0] != names[1]), None)
-    if index is None:
-        index = min(len(then), len(now))
-    was, is_now = (repr(names[index]) if index < len(names) else "absent" for names in (then, now))
+    index, names = next((i, pair) for i, pair in enumerate(zip_longest(then, now)) if pair[0] != pair[1])
+    was, is_now = ("absent" if name is None else repr(name) for name in names)
     return f"class {index} was {was}, now it is {is_now} ({len(then)} classes then, {len(now)} now)"

@@ -115,7 +115,7 @@ def _program_of_any_size(model: nn.Module, img_size: int, seed: int, checked: li
         reason = next((line.strip(" -") for line in lines if "specialized" in line), lines[0]).partition(". If")[0]
         raise InputError(
             f"--dynamic-size: {type(model).__name__} is not the same program at every size "
-            f"({reason.partition('. If')[0]}): leave it out and export each size with --img-size"
+            f"({reason}): leave it out and export each size with --img-size"
         ) from error
     return program
 

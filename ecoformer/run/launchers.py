@@ -62,8 +62,5 @@ def through_launcher(argv: list[str], config_name: str) -> list[str]:
 
 
 def _output_dir(overrides: list[Override]) -> str | None:
-    for override in reversed(overrides):
-        if override.key_or_group == "output_dir" and not override.is_sweep_override():
-            value = override.value()
-            return None if value is None else str(value)
-    return None
+    given = [o.value() for o in overrides if o.key_or_group == "output_dir" and not o.is_sweep_override()]
+    return None if not given or given[-1] is None else str(given[-1])

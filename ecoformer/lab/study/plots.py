@@ -57,10 +57,10 @@ def plot_hash_quality(fits: Mapping[str, Sequence[Mapping[str, Any]]], out: Path
     the mean over the blocks. Returns whether anything was left to draw.
     """
     known = {
-        label: [record for record in records if record.get("attention_error") is not None]
+        label: found
         for label, records in fits.items()
+        if (found := [record for record in records if record.get("attention_error") is not None])
     }
-    known = {label: records for label, records in known.items() if records}
     if not known:
         return False
     refitted = any(len({record["epoch"] for record in records}) > 1 for records in known.values())
