@@ -47,16 +47,8 @@ def run(args: argparse.Namespace) -> int:
         value = getattr(args, key)
         if value is not None and value < 1:
             raise InputError(f"--{key.replace('_', '-')} {value} must be at least 1")
-    data = DataConfig(
-        name=args.layout,
-        root=args.root,
-        train_split=args.train_split,
-        val_split=args.val_split,
-        image_key=args.image_key,
-        label_key=args.label_key,
-        num_classes=args.num_classes,
-        class_names=args.class_names,
-    )
+    keys = ("root", "train_split", "val_split", "image_key", "label_key", "num_classes", "class_names")
+    data = DataConfig(name=args.layout, **{key: getattr(args, key) for key in keys})
     console = Console(stderr=True)
     columns = (TextColumn("decoding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:

@@ -151,7 +151,7 @@ def _cost_rows(run: Run, figures: dict[str, Any]) -> Rows:
     activations = f"activations {mib(memory['activations'])} for a batch of {run.config.train.batch_size}"
     peak = "" if memory["peak_on_gpu"] is None else f"; GPU peak of the probe {mib(memory['peak_on_gpu'])}"
     rate = figures["global_batch"] / probe["step_seconds"]
-    rows = [
+    return [
         ("memory", f"{mib(held)} a process: {', '.join(parts)}, {activations}{peak}"),
         ("checkpoints", ", ".join(f"{name} {mib(size)}" for name, size in files.items())),
         (
@@ -166,7 +166,6 @@ def _cost_rows(run: Run, figures: dict[str, Any]) -> Rows:
             f"{duration(seconds['validation'])}, hash fits {duration(seconds['hash_fits'])}",
         ),
     ]
-    return rows
 
 
 def _per_class(counts: dict[str, dict[str, int]]) -> str:

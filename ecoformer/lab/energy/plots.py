@@ -78,11 +78,9 @@ def plot_resolution(rows: Sequence[dict[str, Any]]) -> Figure:
                 continue
             axis.plot(*zip(*points, strict=True), label=label, markersize=4, **style(label, number))
         axis.set_xscale("log", base=2)
-        axis.set_yscale("log")
         axis.set_xticks(sizes, [str(size) for size in sizes])
+        axis.set(yscale="log", xlabel="image size, px", ylabel="mJ per image")
         axis.minorticks_off()
-        axis.set_xlabel("image size, px")
-        axis.set_ylabel("mJ per image")
         axis.set_title(name, fontsize=10, loc="left")
     name_curves(figure, axes)
     figure.suptitle(f"{rows[0]['model']}: {_caption(rows[0]['convention'], rows[0]['profile'])}", fontsize=11)
@@ -113,8 +111,7 @@ def plot_bits_anchors(rows: Sequence[dict[str, Any]]) -> Figure:
                 axis.text(j, i, f"{value:.3f}", ha="center", va="center", fontsize=8, color=colour)
         axis.set_xticks(range(len(anchors)), [str(a) for a in anchors])
         axis.set_yticks(range(len(bits)), [str(b) for b in bits])
-        axis.set_xlabel("anchors")
-        axis.set_ylabel("bits")
+        axis.set(xlabel="anchors", ylabel="bits")
         axis.set_title(f"{name}, mJ per image", fontsize=10, loc="left")
         figure.colorbar(image, ax=axis)
     first = coded[0]

@@ -22,11 +22,9 @@ def plot_metric(study: Study, metric: str, title: str) -> Figure:
             assert cost is not None, f"{tokens} tokens lie outside {list(base)}"
             axis.plot([tokens], [cost], marker="o", markersize=10, fillstyle="none", color=look["color"])
     axis.set_xscale("log", base=2)
-    axis.set_yscale("log")
     axis.set_xticks(study.tokens, [str(n) for n in study.tokens])
+    axis.set(yscale="log", xlabel="tokens", ylabel=METRICS[metric])
     axis.minorticks_off()
-    axis.set_xlabel("tokens")
-    axis.set_ylabel(METRICS[metric])
     axis.set_title(f"{title}\nrings: equal to {BASELINE}", fontsize=10, loc="left")
     name_curves(figure, [axis])
     return figure
