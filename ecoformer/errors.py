@@ -23,3 +23,8 @@ class Interrupted(BaseException):
         super().__init__(message or f"stopped by {signal.Signals(signum).name}")
         self.signum = signum
         self.exit_code = 128 + signum
+
+
+def one_line(error: BaseException) -> str:
+    """What an error of a library says, on one line; the name of its class where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__

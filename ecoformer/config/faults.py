@@ -10,7 +10,7 @@ from ecoformer.config.keys import one_of
 from ecoformer.config.loading import describe_omegaconf, expected_of, unknown_key
 from ecoformer.config.overrides import quoted
 from ecoformer.config.schema import SCHEMAS
-from ecoformer.errors import InputError
+from ecoformer.errors import InputError, one_line
 
 
 def describe(error: BaseException, config_name: str) -> str | None:
@@ -26,7 +26,7 @@ def describe(error: BaseException, config_name: str) -> str | None:
     if isinstance(error, HydraException):
         return _composition(error, config_name)
     if type(error).__module__.startswith("submitit."):  # raised for jobs that ended without handing back a result
-        return f"a job ended early: {_first_line(error)}"
+        return f"a job ended early: {one_line(error)}"
     return None
 
 
@@ -46,7 +46,7 @@ def _missing_option(error: MissingConfigException) -> str:
     if missing.startswith("hydra/launcher/submitit"):
         return "hydra/launcher=slurm and local need submitit: pip install 'ecoformer[slurm]'"
     if error.options is None or "/" not in missing:
-        return _first_line(error)
+        return one_line(error)
     group, _, option = missing.rpartition("/")
     return one_of(group, option, error.options)
 
@@ -71,9 +71,4 @@ def _composition(error: HydraException, config_name: str) -> str:
     if isinstance(cause, OmegaConfBaseException):
         where = re.match(r"In '([^']*)'", text)
         return f"{where[1]}: {describe_omegaconf(cause)}" if where else describe_omegaconf(cause)
-    return _first_line(error)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines) if lines else type(error).__name__
+    return one_line(error)

@@ -11,7 +11,7 @@ from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 
 from ecoformer.config.schema import OptimConfig, ScheduleConfig
-from ecoformer.errors import InputError
+from ecoformer.errors import InputError, one_line
 
 AMP_DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -45,7 +45,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig, global_batch: int) ->
     try:
         optimizer = build(model)
     except Exception as error:  # timm asserts that a library or a GPU is there; under python -O that fails otherwise
-        raise InputError(f"optim.name={config.name} cannot be built: {_reason(error)}") from error
+        raise InputError(f"optim.name={config.name} cannot be built: {one_line(error)}") from error
     _try_out(config.name, build)
     if config.betas is not None and "betas" not in optimizer.defaults:  # timm drops what an optimiser does not take
         raise InputError(f"optim.betas={config.betas} is not an option of optim.name={config.name}: set it to null")
@@ -62,12 +62,8 @@ def _try_out(name: str, build: Callable[[Any], torch.optim.Optimizer]) -> None:
             optimizer.step()
     except Exception as error:
         raise InputError(
-            f"optim.name={name} cannot take a step with gradients alone: {_reason(error)}; choose another, as adamw"
+            f"optim.name={name} cannot take a step with gradients alone: {one_line(error)}; choose another, as adamw"
         ) from error
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def build_schedule(

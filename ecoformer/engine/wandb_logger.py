@@ -7,6 +7,7 @@ from typing import Any
 
 from ecoformer.config.schema import WandbConfig
 from ecoformer.engine.loggers import Logger
+from ecoformer.errors import one_line
 
 
 class WandbLogger(Logger):
@@ -73,5 +74,4 @@ class WandbLogger(Logger):
 
     def _give_up(self, error: Exception) -> None:
         self.run = None
-        reason = " ".join(str(error).split())
-        warnings.warn(f"wandb stopped ({reason}); metrics.jsonl and metrics.csv go on", stacklevel=3)
+        warnings.warn(f"wandb stopped ({one_line(error)}); metrics.jsonl and metrics.csv go on", stacklevel=3)

@@ -26,7 +26,7 @@ from ecoformer.engine.rng import seed_everything
 from ecoformer.engine.run_files import read_intact
 from ecoformer.engine.trainer import Trainer
 from ecoformer.engine.wandb_logger import WandbLogger
-from ecoformer.errors import InputError
+from ecoformer.errors import InputError, one_line
 from ecoformer.model.layers import require_image_size
 from ecoformer.run.directory import RunDir
 from ecoformer.run.start import BuiltModel, SavedRun, build_model, checkpoint_in, is_own, model_of_run, read_run
@@ -157,7 +157,7 @@ def made(items: list[Any], key: str, base: type[T]) -> list[T]:
         try:
             found = instantiate(item)
         except Exception as error:
-            reason = " ".join(str(error.__cause__ or error).split())
+            reason = one_line(error.__cause__ or error)
             raise InputError(f"{key}: {item['_target_']} cannot be made: {reason}") from error
         if not isinstance(found, base):
             raise InputError(f"{key}: {item['_target_']} is no {base.__module__}.{base.__name__}: derive it from that")
