@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,10 +20,20 @@ class Parser(argparse.ArgumentParser):
 
 def names(text: str) -> list[str]:
     """A comma-separated list of names, each once. Raises ArgumentTypeError if there are none."""
-    found = [part.strip() for part in text.split(",") if part.strip()]
+    return names_of(text.split(","), text)
+
+
+def names_of(parts: list[str], text: str) -> list[str]:
+    """The parts of a text that are not empty, each once. Raises ArgumentTypeError if there are none."""
+    found = [part.strip() for part in parts if part.strip()]
     if not found:
         raise argparse.ArgumentTypeError(f"{text!r} lists nothing")
     return list(dict.fromkeys(found))
+
+
+def settings(text: str) -> list[str]:
+    """A comma-separated list of "KIND" and "KIND:key=value,...", each once."""
+    return names_of(re.split(r",(?![^,:=]*=)", text), text)
 
 
 def positive(text: str) -> int:

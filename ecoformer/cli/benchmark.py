@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ecoformer.cli.arguments import Parser, names, positive, script
+from ecoformer.cli.arguments import Parser, names, positive, script, settings
 
 
 def positives(text: str) -> list[int]:
@@ -25,7 +25,7 @@ def positives(text: str) -> list[int]:
 def parser() -> argparse.ArgumentParser:
     p = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--model", default="pvt_v2_b0", help="a timm model name")
-    p.add_argument("--attention", type=names, default=["stock", "msa", "ecoformer"], help="variants, comma-separated")
+    p.add_argument("--attention", type=settings, default=["stock", "msa", "ecoformer"], help="variants")
     p.add_argument("--img-size", type=positives, default=[224], help="one size, or several to see the growth")
     p.add_argument("--batch-size", type=positive, default=32)
     p.add_argument("--mode", choices=("eval", "train"), default="eval")

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from ecoformer.cli.arguments import Parser, names, script
+from ecoformer.cli.arguments import Parser, names, script, settings
 from ecoformer.config.schema import CONVENTIONS
 from ecoformer.files.table import FORMATS
 
@@ -21,7 +21,7 @@ def numbers(text: str) -> list[int]:
 def parser() -> argparse.ArgumentParser:
     p = Parser(description="Count, price and compare models. Lists are comma-separated; all combinations are rows.")
     p.add_argument("--model", type=names, default=["pvt_v2_b0"], help="timm model names")
-    p.add_argument("--attention", type=names, default=["stock", "msa", "ecoformer"], help="stock, msa, ecoformer, ...")
+    p.add_argument("--attention", type=settings, default=["stock", "msa", "ecoformer"], help="KIND[:key=value,...]")
     p.add_argument("--img-size", type=numbers, default=[224])
     p.add_argument("--num-bits", type=numbers, default=[16])
     p.add_argument("--num-anchors", type=numbers, default=[25])

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
+import yaml
 from torch import nn
 
 from ecoformer.errors import InputError
@@ -68,6 +69,18 @@ def without_removed(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """The options of an old checkpoint without those that are gone and had their default."""
     removed = SPECS[name].removed if name in SPECS else {}
     return {key: value for key, value in options.items() if key not in removed or value != removed[key]}
+
+
+def split_setting(text: str) -> tuple[str, dict[str, Any]]:
+    """The kind and the options of "KIND" or "KIND:key=value,...", values as in YAML. Raises InputError for others."""
+    kind, _, listed = text.partition(":")
+    options: dict[str, Any] = {}
+    for item in filter(None, listed.split(",")):
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise InputError(f"setting {text!r}: {item!r} is no key=value; write it as ecoformer:num_bits=8")
+        options[key.strip()] = yaml.safe_load(value)
+    return kind, options
 
 
 def make_spec(name: str, options: Mapping[str, Any] | None = None) -> AttentionSpec | None:

@@ -37,6 +37,20 @@ def test_json_rows(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> No
     assert (rows[2]["num_bits"], rows[2]["num_anchors"], rows[2]["uncounted"]) == (16, 25, [])
 
 
+def test_a_kind_is_named_with_its_settings(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    named = ["ecoformer:num_bits=8,num_anchors=5", "distilled:projection=ternary,num_features=4", "distilled"]
+    options = ["--model", "vit_tiny_patch16_224", "--attention", ",".join(named), "--num-bits", "8", "--format", "json"]
+    assert script.main(options) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["attention"] for row in rows] == named
+    assert (rows[0]["num_bits"], rows[0]["num_anchors"]) == (8, 5)
+    assert script.main([*options[:3], "ecoformer", "--num-bits=8", "--num-anchors=5", "--format=json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["muls"] == rows[0]["muls"]
+    assert rows[1]["muls"] < rows[2]["muls"] and rows[1]["adds"] < rows[2]["adds"]
+    assert script.main([*options[:3], "ecoformer:num_bit=8"]) == 2
+    assert "did you mean attention.num_bits" in capsys.readouterr().err
+
+
 @pytest.mark.usefixtures("counted_once")
 def test_published_agrees_but_for_the_misprint(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     assert script.main(["--published"]) == 0

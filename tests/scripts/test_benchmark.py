@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import ecoformer.kinds  # noqa: F401  registers the kinds
-from ecoformer.kinds import SPECS
+from ecoformer.kinds import SPECS, make_spec
 from ecoformer.lab.speed.cases import SpeedCase, Variant
 
 KEYS = {"model", "attention", "img_size", "batch_size", "mode", "device", "precision"}
@@ -76,6 +76,7 @@ def test_suffixes_are_read_off_the_end_but_never_off_a_name(monkeypatch):
         ("sum_unfused", ["compiled"]),
         ("msa", ["compiled", "unfused"]),
     ]
+    assert Variant.parse("ecoformer_compiled:num_bits=8").spec == make_spec("ecoformer", {"num_bits": 8})
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor, nn
 
 from ecoformer.energy import Profile, count
@@ -23,7 +22,7 @@ from ecoformer.lab.closeness.blocks import AGAINST_SOFTMAX, quality
 from ecoformer.lab.closeness.controls import RANDOM, random_hash, uniform_copy
 from ecoformer.lab.closeness.source import Source, pick_images
 from ecoformer.model.convert import convert
-from ecoformer.nn.specs import AttentionSpec
+from ecoformer.nn.specs import AttentionSpec, split_setting
 
 Accuracy = Callable[[nn.Module], float]
 
@@ -41,14 +40,7 @@ def parse_setting(text: str) -> Setting:
 
     Raises InputError for unknown kinds and options, and for a random hash of a kind without hashes.
     """
-    kind, _, listed = text.removeprefix(RANDOM).partition(":")
-    options: dict[str, Any] = {}
-    for item in filter(None, listed.split(",")):
-        key, equals, value = item.partition("=")
-        if not equals:
-            raise InputError(f"setting {text!r}: {item!r} is no key=value; write it as ecoformer_tuned:num_bits=8")
-        options[key.strip()] = yaml.safe_load(value)
-    spec = make_spec(kind, options)
+    spec = make_spec(*split_setting(text.removeprefix(RANDOM)))
     if spec is None:
         raise InputError(f"setting {text!r}: stock attention replaces nothing; name another kind")
     return Setting(text, random_hash(spec) if text.startswith(RANDOM) else spec)

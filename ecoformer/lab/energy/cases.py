@@ -13,12 +13,15 @@ from ecoformer.energy.summary import figures
 from ecoformer.kinds import SPECS, make_spec
 from ecoformer.model.convert import convert
 from ecoformer.model.create import create
-from ecoformer.nn.specs import AttentionSpec
+from ecoformer.nn.specs import AttentionSpec, split_setting
 
 
 @dataclass(frozen=True)
 class Case:
-    """One row to be. `num_bits` and `num_anchors` are None for attention without them."""
+    """One row to be: a kind, with settings of its own if wanted ("distilled:projection=ternary").
+
+    `num_bits` and `num_anchors` are None for attention without them.
+    """
 
     model: str
     attention: str = "stock"
@@ -35,9 +38,10 @@ class Case:
 
     def spec(self) -> AttentionSpec | None:
         """The attention spec of this case; None for stock. Raises InputError for an unknown attention."""
+        kind, chosen = split_setting(self.attention)
         options = {"num_bits": self.num_bits, "num_anchors": self.num_anchors, "clamp": self.clamp}
-        known = spec_fields(self.attention)
-        return make_spec(self.attention, {k: v for k, v in options.items() if k in known and v is not None})
+        known = spec_fields(kind)
+        return make_spec(kind, {k: v for k, v in options.items() if k in known and v is not None} | chosen)
 
     def build(self, device: str = "meta") -> nn.Module:
         """The model in evaluation mode, on meta tensors unless told otherwise.
@@ -78,7 +82,8 @@ def cases(
     for model in models:
         for img_size in img_sizes:
             for attention in attentions:
-                known = spec_fields(attention)
-                for bits in num_bits if "num_bits" in known else [None]:
-                    for anchors in num_anchors if "num_anchors" in known else [None]:
+                kind, chosen = split_setting(attention)
+                known = spec_fields(kind) - chosen.keys()
+                for bits in num_bits if "num_bits" in known else [chosen.get("num_bits")]:
+                    for anchors in num_anchors if "num_anchors" in known else [chosen.get("num_anchors")]:
                         yield Case(model, attention, img_size, bits, anchors, clamp)

@@ -23,6 +23,7 @@ from ecoformer.lab.speed.throughput import PRECISIONS, Pass, forward_pass, train
 from ecoformer.model.convert import convert
 from ecoformer.model.create import create, has_fixed_size
 from ecoformer.model.layers import attention_layers, require_image_size
+from ecoformer.nn.specs import AttentionSpec, split_setting
 from ecoformer.ops.ecoformer import triton_kernels
 
 SUFFIXES = ("unfused", "compiled", "torch", "graph")
@@ -34,22 +35,24 @@ class Variant:
 
     "msa_unfused" forms softmax(q k^T) as a matrix instead of calling torch's fused attention, "ecoformer_compiled"
     goes through torch.compile, "ecoformer_torch" leaves the Triton kernels out, "ecoformer_graph" replays the pass as
-    one CUDA graph, without the host's time to launch its kernels (both CUDA only); suffixes can be chained.
+    one CUDA graph, without the host's time to launch its kernels (both CUDA only); suffixes can be chained. Settings of
+    the kind may follow: "ecoformer_compiled:num_bits=8".
     """
 
     label: str
     kind: str
+    spec: AttentionSpec | None
     suffixes: frozenset[str]
 
     @classmethod
     def parse(cls, label: str) -> Self:
         """Raises InputError for an attention that does not exist."""
-        kind, suffixes = label, set()
+        kind, options = split_setting(label)
+        suffixes = set()
         while kind not in SPECS and (parts := kind.rpartition("_"))[2] in SUFFIXES:
             kind = parts[0]
             suffixes.add(parts[2])
-        make_spec(kind)
-        return cls(label, kind, frozenset(suffixes))
+        return cls(label, kind, make_spec(kind, options), frozenset(suffixes))
 
     def wrap(self, function: Any) -> Any:
         """`function`, compiled if the variant says so."""
@@ -105,10 +108,9 @@ class SpeedCase:
 
         Raises InputError for unknown names, and for image sizes that the model or its attention cannot take.
         """
-        kind = Variant.parse(self.attention).kind
+        spec = Variant.parse(self.attention).spec
         torch.manual_seed(self.seed)
         model = create(self.model, key="--model", img_size=self.img_size)
-        spec = make_spec(kind)
         if spec is not None:
             if "fit_steps" in {field.name for field in fields(spec)}:
                 spec = replace(spec, fit_steps=1)  # type: ignore[call-arg]  # how well codes fit changes no speed
