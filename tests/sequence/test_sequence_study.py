@@ -9,9 +9,8 @@ import torch
 from ecoformer import InputError
 from ecoformer.lab.sequence.crossover import crossovers, describe, interpolate
 from ecoformer.lab.sequence.encoder import SHAPES, Kind, Shape, all_kinds, token_list
-from ecoformer.lab.sequence.ledger import ledger_row
 from ecoformer.lab.sequence.measurement import Measurements, Point, measure_apart, medians
-from ecoformer.lab.sequence.study import Study
+from ecoformer.lab.sequence.study import Study, ledger_row
 from ecoformer.lab.sequence.verdict import verdicts
 
 NARROW = Shape("custom", 32, 2, 64, 3)

@@ -7,8 +7,7 @@ from typing import Any
 from ecoformer.errors import InputError
 from ecoformer.lab.sequence.crossover import interpolate
 from ecoformer.lab.sequence.encoder import Kind, Shape
-from ecoformer.lab.sequence.ledger import ledger_row
-from ecoformer.lab.sequence.study import NO_ATTENTION
+from ecoformer.lab.sequence.study import NO_ATTENTION, ledger_row
 
 BUDGETS = {
     "energy_mj": "audited_energy_mj",

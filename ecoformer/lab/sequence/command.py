@@ -13,11 +13,10 @@ from ecoformer.errors import InputError
 from ecoformer.files import json_text, write_json, write_text
 from ecoformer.lab.sequence.advisor import advise, parse_budget
 from ecoformer.lab.sequence.encoder import SHAPES, Kind, Shape, all_kinds, token_list
-from ecoformer.lab.sequence.ledger import ledger_row
 from ecoformer.lab.sequence.measurement import Measurements, Point, measure_apart, medians, read_measurements, versions
 from ecoformer.lab.sequence.plots import plot_metric
 from ecoformer.lab.sequence.sequence_tables import advice_text, as_json, as_text
-from ecoformer.lab.sequence.study import Study, merge
+from ecoformer.lab.sequence.study import Study, ledger_row, merge
 from ecoformer.report.figures import save_figure
 
 MEASURED = "measured.json"
