@@ -48,8 +48,8 @@ def quoted(text: str) -> str:
 
 def _sweep(value: str) -> str:
     choices = re.fullmatch(r"choice\((.*)\)", value)
-    inner = ",".join(map(_text, _parts(choices[1] if choices else value)))
-    return inner  # within choice() Hydra forgets the quotes of what it hands to the jobs
+    # Without its choice(), in which Hydra forgets the quotes of what it hands to the jobs.
+    return ",".join(map(_text, _parts(choices[1] if choices else value)))
 
 
 def _text(value: str, in_list: bool = False) -> str:

@@ -18,9 +18,10 @@ from ecoformer.files import json_text, write_text
 FORMATS = ("table", "json", "csv", "md", "latex")
 WIDTH = 100  # of a table that goes into a pipe or a file
 LONG = 32  # characters; a column with longer texts may be wrapped
-LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {
-    c: f"\\{c}" for c in "&%$#_{}"
-}
+LATEX = str.maketrans(
+    {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    | {sign: f"\\{sign}" for sign in "&%$#_{}"}
+)
 
 
 @dataclass(frozen=True)
@@ -186,9 +187,7 @@ def _latex(table: Table, title: str, notes: Sequence[str]) -> str:
     align = "".join("l" if column.left else "r" for column in table.columns)
     lines = [f"% {note}" for note in ([title] if title else []) + list(notes)]
     lines += ["% needs \\usepackage{booktabs}", f"\\begin{{tabular}}{{{align}}}", "\\toprule"]
-    head, *body = (" & ".join(map(_escape, line)) + r" \\" for line in (table.headings, *table.cells))
+    head, *body = (
+        " & ".join(cell.translate(LATEX) for cell in line) + r" \\" for line in (table.headings, *table.cells)
+    )
     return "\n".join([*lines, head, "\\midrule", *body, "\\bottomrule", "\\end{tabular}"])
-
-
-def _escape(text: str) -> str:
-    return "".join(LATEX.get(character, character) for character in text)

@@ -8,8 +8,7 @@ from torch import nn
 
 from ecoformer.config.schema import CompressConfig
 from ecoformer.errors import InputError
-from ecoformer.model.convert import FilterFn
-from ecoformer.model.layers import attention_layers
+from ecoformer.model.layers import FilterFn, attention_layers
 
 
 def compress_filter(model: nn.Module, compress: CompressConfig) -> FilterFn | None:

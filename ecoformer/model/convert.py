@@ -1,19 +1,17 @@
 """convert(model, spec): replace a timm model's attention in place, carry its weights over, report what was done."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from torch import nn
 
 from ecoformer.errors import InputError
 from ecoformer.kinds import BUILDERS
-from ecoformer.model.layers import LayerInfo, attention_layers, token_counts
+from ecoformer.model.layers import FilterFn, LayerInfo, attention_layers, token_counts
 from ecoformer.nn.base import ReplacementAttention
 from ecoformer.nn.msa import MSASpec
 from ecoformer.nn.projections import read_projections
 from ecoformer.nn.specs import AttentionSpec
 
-FilterFn = Callable[[nn.Module, str], bool]
 # By name: the modules of some take a second to load.
 WRAPPERS = {"DataParallel", "DistributedDataParallel", "FSDPModule", "FullyShardedDataParallel", "OptimizedModule"}
 

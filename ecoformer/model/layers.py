@@ -15,6 +15,8 @@ from ecoformer.errors import InputError
 from ecoformer.nn.base import ReplacementAttention
 from ecoformer.nn.projections import READERS
 
+FilterFn = Callable[[nn.Module, str], bool]  # of a module and its name
+
 
 @dataclass(frozen=True)
 class LayerInfo:

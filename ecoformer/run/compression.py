@@ -7,8 +7,8 @@ from torch import nn
 from ecoformer.energy.conventions import CONVENTIONS
 from ecoformer.energy.counting import Size
 from ecoformer.energy.summary import summarize
+from ecoformer.model.layers import FilterFn
 from ecoformer.model.low_rank import CompressionReport, LowRankSpec, factorize
-from ecoformer.model.low_rank.factorize import FilterFn
 
 
 def factorize_and_count(

@@ -79,7 +79,7 @@ def run_torchrun(cfg: DictConfig, name: str = "train", full_errors: bool = False
     folder = cfg.get("output_dir")
     if folder is None and not cfg.get("dry_run"):
         raise InputError("several processes need one output_dir to share: add output_dir=DIR")
-    place, nproc = _place(), _processes(cfg)
+    place, nproc = _place(), cfg.launch.nproc_per_node or HydraConfig.get().launcher.get("gpus_per_node") or 1
     command = torchrun_command(place, nproc, cfg.launch.max_restarts, [*process.module(name), *_arguments(folder)])
     environment = process.environment(HYDRA_FULL_ERROR="1" if full_errors else "0")
     # A store of their own for the processes of each restart: a kept one holds addresses of processes that are gone.
@@ -163,10 +163,6 @@ def _place() -> Place:
     job = submitit.JobEnvironment()
     hosts = job.hostnames
     return Place(f"{job.name()} {job.job_id}", job.node, job.num_nodes, hosts[0])
-
-
-def _processes(cfg: DictConfig) -> int:
-    return cfg.launch.nproc_per_node or HydraConfig.get().launcher.get("gpus_per_node") or 1
 
 
 def _arguments(folder: str | None) -> list[str]:

@@ -33,15 +33,14 @@ def run(args: argparse.Namespace) -> int:
     if args.by or args.explain:
         for case in chosen:
             print(detail(case, args, profile))
-    else:
-        rows, refused = tried(chosen, args, profile)
-        print(tables.render_rows(rows, args.format))
-        if args.plots:
-            draw(chosen, rows, args, profile)
-        for case, reason in refused:
-            print(f"error: {case.model} {case.attention} {case.img_size} px is left out: {reason}", file=sys.stderr)
-        return 2 if refused else 0
-    return 0
+        return 0
+    rows, refused = tried(chosen, args, profile)
+    print(tables.render_rows(rows, args.format))
+    if args.plots:
+        draw(chosen, rows, args, profile)
+    for case, reason in refused:
+        print(f"error: {case.model} {case.attention} {case.img_size} px is left out: {reason}", file=sys.stderr)
+    return 2 if refused else 0
 
 
 def tried(chosen: list[Case], args: argparse.Namespace, profile: Profile) -> tuple[list[Row], list[Refused]]:

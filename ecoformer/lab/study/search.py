@@ -61,8 +61,9 @@ def parse_space(overrides: Sequence[str]) -> Space:
     choices: dict[str, list[str]] = {}
     intervals: dict[str, tuple[float, float, bool]] = {}
     fixed: list[str] = []
+    loader = ConfigLoaderImpl(create_config_search_path(str(CONFIGS)))  # glob() asks it for the options of a group
     try:
-        parsed = OverridesParser.create(_config_loader()).parse_overrides(as_typed(overrides, Config, sweeps=True))
+        parsed = OverridesParser.create(loader).parse_overrides(as_typed(overrides, Config, sweeps=True))
     except HydraException as error:
         raise InputError(str(error).partition("\n")[0]) from error
     for override in parsed:
@@ -192,10 +193,6 @@ def _states() -> type[optuna.trial.TrialState]:
     import optuna
 
     return optuna.trial.TrialState
-
-
-def _config_loader() -> ConfigLoaderImpl:
-    return ConfigLoaderImpl(create_config_search_path(str(CONFIGS)))  # glob() asks it for the options of a group
 
 
 def _interval(override: Override, key: str) -> tuple[float, float, bool]:

@@ -1,19 +1,17 @@
 """factorize(model, spec): replace dense weights by products of two factors, in place; expand(model) goes back."""
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ecoformer.errors import InputError
-from ecoformer.model.layers import called_modules
+from ecoformer.model.layers import FilterFn, called_modules
 from ecoformer.model.low_rank.compression_report import CompressionReport, LayerCompression
 from ecoformer.model.low_rank.layers import LowRank, LowRankConv2d, LowRankLinear
 from ecoformer.model.low_rank.spec import LowRankSpec, saves
-
-FilterFn = Callable[[nn.Module, str], bool]
 
 
 def factorize(
