@@ -65,8 +65,9 @@ def run(args: argparse.Namespace) -> int:
 
     from ecoformer.energy import load_profile
     from ecoformer.files import read_json, write_text
+    from ecoformer.files.table import render
     from ecoformer.lab.closeness.distill import measure, spec_of
-    from ecoformer.lab.closeness.distill_report import plot_errors, plot_front, plot_study
+    from ecoformer.lab.closeness.distill_report import plot_errors, plot_front, plot_study, study_table
     from ecoformer.lab.closeness.source import load_source
 
     torch.set_num_threads(args.threads)
@@ -120,6 +121,9 @@ def run(args: argparse.Namespace) -> int:
                 source.save(args.keep / f"{stem}_seed{setting['seed']}.pt", model, spec, args.layers, metrics)
     if rows:
         plot_study([OLDER | row for row in rows], args.out / "study.png")
+        told = [OLDER | row for row in rows if "kl" in row]  # not those of earlier versions
+        write_text(args.out / "table.md", render(study_table(told), "md") + "\n")
+        print(render(study_table(told), "table"))
     if rows and args.beside is not None:
         plot_front(rows, read_json(args.beside), args.out / "front.png")
     print(f"{len(rows)} rows in {table}")

@@ -3,6 +3,7 @@
 import copy
 import importlib
 import json
+import statistics
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -153,6 +154,9 @@ def test_the_study_goes_on_where_it_was(run, tmp_path, capsys):
     assert {*keys.split(), "error_per_block", "uniform_per_block", "controls"} <= first.keys()
     assert first["finetuned"] is False and len(first["error_per_block"]) == 2
     assert (tmp_path / "study" / "study.png").stat().st_size > 5000
+    (line,) = (tmp_path / "study" / "table.md").read_text().splitlines()[2:]
+    mean, spread = statistics.fmean(row["top1_after"] for row in rows), statistics.stdev(r["top1_after"] for r in rows)
+    assert "| 4 bits | 8 | 0 | 2 |" in line and f"| {mean:.2f} ± {spread:.2f} |" in line
     assert {
         *["codes", "features", "levels", "projection", "training_seed", "fit_seed", "kl", "agreement"]
     } <= first.keys()

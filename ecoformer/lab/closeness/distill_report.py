@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from ecoformer.files.table import Column, Table
 from ecoformer.fit.compare import layer_calls
 from ecoformer.fit.target import SoftmaxTarget
 from ecoformer.lab.closeness.quality_report import short_name
+from ecoformer.lab.study.tables import with_spread
 from ecoformer.model.layers import attention_layers
 from ecoformer.nn.msa import MSASpec
 from ecoformer.report.code_maps import layer_weights
@@ -132,6 +135,45 @@ def _plot_block(rows: dict[str, Tensor], picture_SS: Tensor, row: dict[str, Any]
         axis.set_yticks([])
     figure.suptitle(f"{row['block']}: error {row['error']:.3f}, uniform {row['error_uniform']:.3f}", fontsize=9)
     save_figure(figure, out, dpi=100)
+
+
+def study_table(rows: list[Figures]) -> Table:
+    """One line a way to convert a model, over the seeds of the fit: means, and the sample deviation of top-1."""
+    told = ("checkpoint", "source", "codes", "features", "levels", "projection", "num_images", "joint_steps", "layers")
+    groups: dict[str, list[Figures]] = {}
+    for row in rows:
+        groups.setdefault(str([row[key] for key in told]), []).append(row)
+
+    def mean(of: Callable[[Figures], float]) -> Callable[[list[Figures]], float]:
+        return lambda group: statistics.fmean(map(of, group))
+
+    def top1(group: list[Figures]) -> str:
+        found = [row["top1_after"] for row in group]
+        return with_spread(statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else None)
+
+    def ratios(row: Figures) -> list[float]:
+        return [
+            error / uniform for error, uniform in zip(row["error_per_layer"], row["uniform_per_layer"], strict=True)
+        ]
+
+    measured = [group for group in groups.values() if all(row["top1_after"] is not None for row in group)]
+    columns = [
+        Column("model", lambda group: f"{group[0]['checkpoint']} ({group[0]['source']})", left=True),
+        Column("codes", lambda group: code_text({**group[0], "num_bits": group[0]["features"]}), left=True),
+        Column("images", lambda group: group[0]["num_images"]),
+        Column("joint steps", lambda group: group[0]["joint_steps"]),
+        Column("seeds", len),
+        Column("error of uniform's", mean(lambda row: statistics.fmean(ratios(row))), "{:.3f}"),
+        Column("worst layer", mean(lambda row: max(ratios(row))), "{:.3f}"),
+        Column("source top-1", mean(lambda row: row["top1_source"]), "{:.2f}"),
+        Column("top-1", top1),
+        Column("KL", mean(lambda row: row["kl"]), "{:.4f}"),
+        Column("same class", mean(lambda row: row["agreement"]), "{:.1%}"),
+        Column("µJ", mean(lambda row: row["energy_pj"]), "{:.1f}", 1e6),
+        Column("of EcoFormer's", mean(lambda row: row["energy_pj"] / row["ecoformer_energy_pj"]), "{:.2f}"),
+        Column("µJ audited", mean(lambda row: row["energy_audited_pj"]["after"]), "{:.1f}", 1e6),
+    ]
+    return Table(columns, measured)
 
 
 def plot_study(rows: list[Figures], out: Path) -> None:
