@@ -12,7 +12,6 @@ controls without any attention whose values are fitted alike: where these lose n
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -78,12 +77,12 @@ def check(args: argparse.Namespace) -> None:
 def run(args: argparse.Namespace) -> int:
     # Imported late: --help should not wait for torch.
     import torch
-    from rich.console import Console
 
     from ecoformer.energy import load_profile
+    from ecoformer.files import json_text
+    from ecoformer.files.table import render
     from ecoformer.lab.closeness.distill import measure, spec_of
     from ecoformer.lab.closeness.distill_report import block_table, code_text, plot_errors, plot_maps, summary_lines
-    from ecoformer.lab.closeness.quality_report import wide
     from ecoformer.lab.closeness.source import load_source
 
     check(args)
@@ -125,13 +124,11 @@ def run(args: argparse.Namespace) -> int:
     plot_errors(figures, folder / "errors.png")
     plot_maps(figures, source.model, model, source.held_out(1)[0], folder)
     if args.format == "json":
-        print(json.dumps(figures, indent=2))
+        print(json_text(figures, indent=2))
         return 0
-    console = Console(width=max(100, Console().width))
     title = f"{figures['model']}, {code_text(figures)}, from {figures['source']}: attention-output error, held out"
-    console.print(wide(block_table(figures), title))
-    console.print("\n".join(summary_lines(figures)), highlight=False)
-    console.print(f"wrote {args.out}, pictures in {folder}", highlight=False)
+    notes = [*summary_lines(figures), f"wrote {args.out}, pictures in {folder}"]
+    print(render(block_table(figures), "table", title, notes))
     return 0
 
 

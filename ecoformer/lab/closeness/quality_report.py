@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from rich import box
-from rich.table import Table as RichTable
 
 from ecoformer.files import write_text
 from ecoformer.files.table import Column, Table, markdown
@@ -70,16 +68,6 @@ def quality_table(rows: Sequence[Row], baseline: Row | None) -> Table:
         Column("top-1 %", "top1", "{:.2f}"),
     ]
     return Table(columns, rows)
-
-
-def wide(table: Table, title: str) -> RichTable:
-    """A table for a terminal in which no column is left out, however many blocks there are."""
-    made = RichTable(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False, collapse_padding=True)
-    for column in table.columns:
-        made.add_column(column.heading, justify="left" if column.left else "right", no_wrap=True)
-    for line in table.cells:
-        made.add_row(*line)
-    return made
 
 
 def plot_errors(rows: Sequence[Row], out: Path, title: str) -> None:
