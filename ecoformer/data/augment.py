@@ -86,15 +86,12 @@ def erase(images_B3SS: torch.Tensor, key: BatchKey, *, probability: float) -> to
     width = (area / aspect).sqrt().round().clamp(1, side - 1)
     top = (top * (side - height + 1)).floor()
     left = (left * (side - width + 1)).floor()
-    steps = torch.arange(side)
-    in_rows = (steps >= top[:, None]) & (steps < (top + height)[:, None])
-    in_columns = (steps >= left[:, None]) & (steps < (left + width)[:, None])
     device = images_B3SS.device
-    mask = (in_rows[:, None, :, None] & in_columns[:, None, None, :]).to(device)
     generator = torch.Generator(device).manual_seed(key.own_seed("noise"))
-    noise = torch.randn((len(chosen), *images_B3SS.shape[1:]), device=device, generator=generator)
-    chosen = chosen.to(device)
-    images_B3SS[chosen] = torch.where(mask, noise, images_B3SS[chosen])
+    boxes = torch.stack([chosen, top, top + height, left, left + width], 1).long().tolist()
+    for index, north, south, west, east in boxes:
+        box = images_B3SS[index, :, north:south, west:east]
+        box.copy_(torch.randn(box.shape, device=device, generator=generator))
     return images_B3SS
 
 
@@ -127,7 +124,7 @@ class Mix:
         if cut:
             lam = _cut(images_B3SS, lam, rng)
         else:
-            images_B3SS = images_B3SS.lerp(images_B3SS.flip(0), 1 - lam)
+            images_B3SS.lerp_(images_B3SS.flip(0), 1 - lam)
         return images_B3SS, targets.lerp(targets.flip(0), 1 - lam)
 
 
@@ -139,5 +136,6 @@ def _cut(images_B3SS: torch.Tensor, lam: float, rng: np.random.Generator) -> flo
     for start in rng.integers(side, size=2) - cut // 2:
         bounds += [max(0, int(start)), min(side, int(start) + cut)]
     top, bottom, left, right = bounds
-    images_B3SS[:, :, top:bottom, left:right] = images_B3SS.flip(0)[:, :, top:bottom, left:right]
+    box = images_B3SS[:, :, top:bottom, left:right]
+    box.copy_(box.flip(0))
     return 1 - (bottom - top) * (right - left) / (side * side)

@@ -75,7 +75,7 @@ class BatchLoader:
         first, self.first_batch = self.first_batch, 0
         epoch = self.epoch
         for batch, (images, targets) in enumerate(self._raw_batches(epoch, first), start=first):
-            yield self._finish(images, targets, epoch, batch)
+            yield self.finish(images, targets, epoch, batch)
 
     def _raw_batches(self, epoch: int, first: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """uint8 images (B, 3, S, S) and int64 targets (B,), on the CPU or already on the device."""
@@ -97,9 +97,10 @@ class BatchLoader:
             ]
         return [(order[places], places) for places in chunks[first:]]
 
-    def _finish(
+    def finish(
         self, images: torch.Tensor, targets: torch.Tensor, epoch: int, batch: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        """A raw batch on the device, normalised, and in training augmented as a whole."""
         images = images.to(self.device, non_blocking=True)
         targets = targets.to(self.device, non_blocking=True)
         plan = self.plan
