@@ -11,6 +11,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "energy": ("energy", "operations and energy of models with stock, softmax and other attention"),
     "benchmark": ("benchmark", "images/s and peak memory of variants that take turns"),
     "benchmark-hash": ("benchmark_hash", "time and memory of a hash fit"),
+    "benchmark-data": ("benchmark_data", "what loading images costs, beside timm's loader"),
     "distill": ("distill", "a trained model to distilled hashes, without training"),
     "distill-study": ("distill_study", "distilled hashes over checkpoints, bits and seeds"),
     "hash-quality": ("hash_quality", "what any hash is worth beside random codes and uniform attention"),

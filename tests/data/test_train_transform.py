@@ -1,6 +1,9 @@
-"""The training transform of single images against timm's own, draw by draw."""
+"""The training transform of single images against timm's own, draw by draw, and the command that times both."""
 
 from __future__ import annotations
+
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +11,7 @@ import torch
 from PIL import Image
 from timm.data import create_transform
 
+from ecoformer.cli.benchmark_data import main
 from ecoformer.config.schema import AugmentConfig, DataConfig
 from ecoformer.data.files import as_image, kept_generators, seed_globals, train_transform
 
@@ -62,3 +66,45 @@ def test_a_policy_sees_the_same_draws_as_timms():
 def test_a_tensor_as_an_image_keeps_its_pixels():
     pixels = torch.randint(256, (3, 5, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     assert np.array_equal(np.asarray(as_image(pixels)), pixels.permute(1, 2, 0).numpy())
+
+
+def benchmark(image_folder: Path, *more: str) -> int:
+    sizes = ["--workers", "1", "--img-size", "16", "--batch-size", "4", "--rounds", "2", "--min-seconds", "0.01"]
+    return main(["--root", str(image_folder), *sizes, *more])
+
+
+def test_both_loaders_are_timed_stage_by_stage_and_as_a_whole(
+    image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert benchmark(image_folder, "--format", "json", "--out", str(tmp_path / "loader.json")) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert json.loads((tmp_path / "loader.json").read_text()) == report
+    names = [(row["recipe"], row["loader"]) for row in report["rows"]]
+    assert names == [(recipe, loader) for recipe in ("crop, flip", "all") for loader in ("ecoformer", "timm")]
+    for row in report["rows"]:
+        assert 0 < row["low"] <= row["images_per_second"] <= row["high"]
+        if row["loader"] == "timm":
+            assert row["ratio_to_timm"] is row["stages_ms"] is None
+            continue
+        assert {"read", "decode", "crop+resize", "flip", "collate", "batch"} <= set(row["stages_ms"])
+        assert ("RandAugment" in row["stages_ms"]) == ("to tensor" in row["stages_ms"]) == (row["recipe"] == "all")
+        assert min(row["ratios"]) <= row["ratio_to_timm"] <= max(row["ratios"])
+    assert benchmark(image_folder, "--against", "none") == 0
+    printed = capsys.readouterr().out
+    assert "crop+resize" in printed and "ecoformer" in printed and " timm " not in printed
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--root", "nowhere"], "data.root=nowhere is not a folder"),
+        (["--images", "3"], "--images 3 is less than --batch-size 4: raise it"),
+        (["--workers", "0"], "argument --workers: '0' must be a whole number of at least 1"),
+    ],
+)
+def test_wrong_input_is_one_line_and_code_2(
+    image_folder: Path, more: list[str], message: str, capsys: pytest.CaptureFixture[str]
+):
+    assert benchmark(image_folder, *more) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith(f"error: {message}") and printed.err.count("\n") == 1 and printed.out == ""
