@@ -42,8 +42,8 @@ def block_table(figures: Figures) -> Table:
         Column("uniform", "error_uniform", "{:.3f}"),
         Column("random", "error_random", "{:.3f}"),
         Column("of uniform", lambda row: row["error"] / row["error_uniform"], "{:.0%}"),
-        Column("layer nJ", "energy_pj", "{:.1f}", 1e3),
-        Column("before nJ", "energy_pj_before", "{:.1f}", 1e3),
+        Column("layer µJ", "energy_pj", "{:.2f}", 1e6),
+        Column("before µJ", "energy_pj_before", "{:.2f}", 1e6),
         Column("s", "seconds", "{:.1f}"),
     ]
     return Table(columns, figures["blocks"])
