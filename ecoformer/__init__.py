@@ -1,7 +1,5 @@
 """EcoFormer on timm backbones: binary, linear attention, and an honest account of what it costs."""
 
-from __future__ import annotations
-
 import importlib
 from typing import TYPE_CHECKING, Any
 

@@ -10,8 +10,6 @@ forward, backward and an AdamW step; of a single --layer it is forward and backw
 in a fresh process that built the model and ran three passes: weights included, torch itself not.
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

@@ -8,8 +8,6 @@ whole passes over the split, round by round. The stages of this loader are timed
 what is done to a whole batch: normalisation, erasing, mixing.
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

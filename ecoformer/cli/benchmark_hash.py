@@ -10,8 +10,6 @@ was running. Objectives are means over the bits (lower is better). `--implementa
 turn, each --repeats times in a process of its own, and adds medians and ratios.
 """
 
-from __future__ import annotations
-
 import argparse
 
 from ecoformer.cli.arguments import Parser, positive, script

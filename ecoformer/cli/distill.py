@@ -9,8 +9,6 @@ are put beside it, in a folder of its name. Accuracy is that of the validation s
 controls without any attention whose values are fitted alike: where these lose nothing, top-1 tells nothing.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path

@@ -9,8 +9,6 @@ energy_pj and energy_audited_pj, ecoformer_energy_pj, finetuned, and the control
 attention output, on held-out images; energies picojoules of one image. Pictures are drawn anew at the end.
 """
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import json

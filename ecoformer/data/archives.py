@@ -1,7 +1,5 @@
 """WebDataset shards and Hugging Face datasets as splits: their class names, and labels that fit them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

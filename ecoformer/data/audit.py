@@ -1,7 +1,5 @@
 """A data set looked through before a job: counts per split and class, and everything that is wrong, image by image."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor

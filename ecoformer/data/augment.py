@@ -3,8 +3,6 @@
 Shape suffixes: B images of this process's batch, G images of the batch over all processes, S side in pixels.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 from dataclasses import dataclass

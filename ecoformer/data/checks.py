@@ -1,7 +1,5 @@
 """Settings of the data that cannot work, refused before any image is read."""
 
-from __future__ import annotations
-
 from ecoformer.config.keys import check_limits
 from ecoformer.config.schema import ARCHIVES, AugmentConfig, DataConfig, TrainConfig
 from ecoformer.errors import InputError

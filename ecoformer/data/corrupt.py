@@ -1,7 +1,5 @@
 """Images that cannot be decoded: each is reported once by name, and more than a limit of them end the run."""
 
-from __future__ import annotations
-
 import logging
 import threading
 

@@ -3,8 +3,6 @@
 Shape suffixes: B images, S side of the square output in pixels.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor

@@ -1,7 +1,5 @@
 """What a look through a data set finds: images per split and class, and faults."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 import numpy as np

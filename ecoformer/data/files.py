@@ -1,7 +1,5 @@
 """Batches decoded from files by worker processes, with timm's transforms for single images."""
 
-from __future__ import annotations
-
 import logging
 import random
 import signal

@@ -1,7 +1,5 @@
 """Image folders: one folder per split, one folder per class. One scanner, for training, evaluation and `check-data`."""
 
-from __future__ import annotations
-
 import os
 from collections import Counter
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Hugging Face datasets on local disk: what save_to_disk wrote, and folders of parquet files (by timm's reader)."""
 
-from __future__ import annotations
-
 import io
 import os
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Which class of the data is which output of the weights: names are compared wherever the two meet."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """The three layouts of a data set, looked through without decoding: each returns the sources whose images to decode."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator

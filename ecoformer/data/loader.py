@@ -3,8 +3,6 @@
 Shape suffixes: B images, S side in pixels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """From config to loaders: which data, in memory or from files, and what of it cannot work."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass, replace
 from typing import Any, cast

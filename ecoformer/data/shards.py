@@ -6,8 +6,6 @@ the middle of an epoch, and repeated augmentation works, as for image files. (ti
 validation samples on several processes, and goes on over every error.)
 """
 
-from __future__ import annotations
-
 import io
 import json
 import logging

@@ -1,7 +1,5 @@
 """Where images come from: scikit-learn's digits, CIFAR in either layout, and image folders."""
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Callable, Sequence

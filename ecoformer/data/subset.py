@@ -1,7 +1,5 @@
 """A part of a data set, for trials and smoke runs."""
 
-from __future__ import annotations
-
 import numpy as np
 from PIL import Image
 

@@ -3,8 +3,6 @@
 Format: POSIX.1-2001 (ustar and pax), with GNU's long names and large sizes, uncompressed.
 """
 
-from __future__ import annotations
-
 import mmap
 import os
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The kinds of work that a ledger tells apart, and the arithmetic on their counts."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Mapping
 

@@ -1,7 +1,5 @@
 """Hardware profiles: what one operation of each kind costs, at which precision, and on whose authority."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase

@@ -6,8 +6,6 @@ the prices of an addition and of a multiplication or multiply-add. A profile may
 some of it. See docs/energy.md for the format.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Container, Iterable, Mapping
 from pathlib import Path

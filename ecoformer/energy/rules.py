@@ -9,8 +9,6 @@ Conventions (docs/energy.md states them for readers):
 An operation without a rule here is unknown; it is never assumed to be free.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from math import prod
 

@@ -1,7 +1,5 @@
 """Rules of elementwise operations, and of those that only move data."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from torch import Tensor

@@ -1,7 +1,5 @@
 """Rules of matrix products, convolutions and fused attention."""
 
-from __future__ import annotations
-
 from math import prod
 
 from torch import Tensor

@@ -1,7 +1,5 @@
 """Rules of reductions, normalisations and pooling."""
 
-from __future__ import annotations
-
 from math import prod
 
 from ecoformer.energy.call import Call

@@ -8,8 +8,6 @@ full multiplications. Two endless sets are known by name: whole numbers, and the
 of, by which to multiply is to add to an exponent.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from enum import Enum
 from itertools import product

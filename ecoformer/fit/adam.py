@@ -1,7 +1,5 @@
 """Adam on random batches of samples, the rate falling to zero along a cosine: how codes are fitted to an output."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 

@@ -3,8 +3,6 @@
 Shapes: B batch, H heads, N tokens, D model channels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Shapes: B batch, H heads, N tokens, C head channels, D model channels, K code bits.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar

@@ -3,8 +3,6 @@
 Shapes: B batch, H heads, N tokens, D model channels, K code bits.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 from dataclasses import asdict, replace

@@ -4,8 +4,6 @@ Layer after layer, a fit makes each layer follow the one that it replaces, at fe
 counts in the end is what the whole model says. Shapes: B images, K classes, S pixels.
 """
 
-from __future__ import annotations
-
 import copy
 import time
 from collections.abc import Callable, Iterable, Iterator

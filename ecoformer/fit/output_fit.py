@@ -4,8 +4,6 @@ The loss is the squared error of the output, relative to the output, per head.
 Shapes: B batch, H heads, N tokens, C head channels, K code bits.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Generic, Protocol, Self, TypeVar

@@ -6,8 +6,6 @@ naive form is `fit_hash_reference`; both give the same bits.
 Shapes: B batch, H heads, N tokens, C head channels, K code bits, M anchors, T steps; P = H * B (head, sample) pairs.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -5,8 +5,6 @@ self-supervised hash functions).
 Shapes: B batch, H heads, N tokens, C head channels, K code bits, M anchors. Memory grows with B H N^2.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -3,8 +3,6 @@
 Shapes: B batch, H heads, N tokens, C head channels, D model channels.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

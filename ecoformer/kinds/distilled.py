@@ -4,8 +4,6 @@ Measured in docs/distilled_hash.md.
 Shapes: B batch, H heads, N tokens, C head channels, D model channels, K code length.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal

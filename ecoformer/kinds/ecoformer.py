@@ -3,8 +3,6 @@
 Shapes: B batch, H heads, N tokens, C head channels, D model channels, K code bits, M anchors.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal

@@ -4,8 +4,6 @@ What differs from `ecoformer`, and what each step is worth, is measured in docs/
 Shapes: B batch, H heads, N tokens, C head channels, D model channels, K code bits, M anchors.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

@@ -3,8 +3,6 @@
 Shapes: B batch, H heads, N tokens, C head channels, D model channels, P prefix tokens, M pooled tokens plus P.
 """
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Mapping

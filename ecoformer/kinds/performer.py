@@ -3,8 +3,6 @@
 Shapes: B batch, H heads, N tokens, C head channels, D model channels, F features.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

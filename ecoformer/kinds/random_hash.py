@@ -3,8 +3,6 @@
 Shapes: B batch, N tokens, D model channels.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """Hash functions of queries or of keys as model state. Shapes: H heads, C head channels, K code bits, M anchors."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

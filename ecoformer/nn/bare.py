@@ -1,7 +1,5 @@
 """When a fast path may take a layer's weights and leave the modules that hold them uncalled."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

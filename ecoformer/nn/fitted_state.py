@@ -1,7 +1,5 @@
 """Whether hash functions were fitted: a flag that is checkpointed, and known without looking at the device."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Between (B, N, D) and (B, H, N, C)."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 

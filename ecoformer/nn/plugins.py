@@ -5,8 +5,6 @@ name theirs as an entry point of the group "ecoformer.plugins"; a module that is
 `plugins=[MODULE]`. Modules are imported for what the command line says, never for what a checkpoint says.
 """
 
-from __future__ import annotations
-
 import importlib
 import os
 import sys

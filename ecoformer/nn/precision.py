@@ -1,7 +1,5 @@
 """Full precision inside autocast: a code is a sign near zero, and sums of codes must be exact integers."""
 
-from __future__ import annotations
-
 from contextlib import AbstractContextManager, nullcontext
 
 import torch

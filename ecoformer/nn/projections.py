@@ -1,7 +1,5 @@
 """The common form that every attention is read into and built from: one Linear for each of q, k, v and the output."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any

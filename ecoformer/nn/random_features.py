@@ -1,7 +1,5 @@
 """Random features as model state, and drawing all of a model's anew."""
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 

@@ -1,7 +1,5 @@
 """timm's own attention layers as sources of conversion: PVTv2, Twins, and ViT/DeiT."""
 
-from __future__ import annotations
-
 from timm.layers.attention import Attention as VitAttention
 from timm.models.pvt_v2 import Attention as PvtAttention
 from timm.models.twins import GlobalSubSampleAttn, LocallyGroupedAttn

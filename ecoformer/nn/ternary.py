@@ -1,7 +1,5 @@
 """A Linear with ternary weights: trained by the straight-through estimator, computed by additions."""
 
-from __future__ import annotations
-
 from typing import Any, Self
 
 import torch

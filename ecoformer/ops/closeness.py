@@ -3,8 +3,6 @@
 Shapes: B batch, H heads, N tokens, C head channels; the weights of a row sum over its last dimension.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 
 import torch

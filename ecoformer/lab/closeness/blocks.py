@@ -4,8 +4,6 @@ Both layers of a pair get the same input, so an error of one block does not hide
 Shapes: B batch, N tokens, S pixels.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

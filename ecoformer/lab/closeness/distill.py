@@ -1,7 +1,5 @@
 """Convert a copy of a trained model, fit it to the original, and say what came of it: errors, accuracy, energy."""
 
-from __future__ import annotations
-
 import copy
 import time
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """A distillation as a table and as pictures."""
 
-from __future__ import annotations
-
 import itertools
 import statistics
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The sweep as a table and as pictures."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The trained model that closeness is measured to, its data, and the file that a distilled model is written to."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace

@@ -3,8 +3,6 @@
 Shapes: B batch, S pixels.
 """
 
-from __future__ import annotations
-
 import copy
 import time
 from collections.abc import Callable, Iterable, Sequence

@@ -1,7 +1,5 @@
 """What `ecoformer benchmark` does: variants in turn, their peak memory, and the same beside one busy process."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import statistics

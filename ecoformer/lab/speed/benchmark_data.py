@@ -1,7 +1,5 @@
 """What `ecoformer benchmark-data` does: stages of loading, one by one, and whole passes of both loaders in turns."""
 
-from __future__ import annotations
-
 import argparse
 import io
 import os

@@ -1,7 +1,5 @@
 """What `ecoformer benchmark-hash` does: fits of one block's hash functions, timed, each in a process of its own."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import statistics

@@ -3,8 +3,6 @@
 Shapes: B batch, N tokens, D model channels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace

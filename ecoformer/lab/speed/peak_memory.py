@@ -1,7 +1,5 @@
 """The most memory that a stretch of code held at one moment: resident memory on CPU, allocated memory on CUDA."""
 
-from __future__ import annotations
-
 import ctypes
 import gc
 import re

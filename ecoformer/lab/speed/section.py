@@ -1,7 +1,5 @@
 """What the JSON rows of `scripts/benchmark.py` say, as the markdown between two markers of a document."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

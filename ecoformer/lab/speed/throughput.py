@@ -1,7 +1,5 @@
 """Seconds per pass of several models in turn, so that a slow moment of the machine hits all of them alike."""
 
-from __future__ import annotations
-
 import statistics
 import time
 from collections.abc import Callable, Mapping

@@ -4,8 +4,6 @@ Codes come from Gaussian kernel features with a bandwidth of their own, so a tok
 Shapes: B batch, H heads, N tokens, C head channels, K code bits, M anchors, F features (M, or C without anchors).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -3,8 +3,6 @@
 Shapes: B batch, H heads, N tokens, C head channels, K code length.
 """
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from ecoformer.ops.codes.folded import Affine

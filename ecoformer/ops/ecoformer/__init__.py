@@ -3,8 +3,6 @@
 Shapes: B batch, H heads, N tokens, C head channels, K code bits, M anchors.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager

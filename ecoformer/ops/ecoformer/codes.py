@@ -4,8 +4,6 @@ Shapes: B batch, H heads, N tokens, C head channels, K code bits, M anchors. Eve
 given; callers under autocast pass float32, because a code is a sign and half precision flips it near zero.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

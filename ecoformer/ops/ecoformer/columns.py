@@ -3,8 +3,6 @@
 `token_columns` says how. Shapes: B batch, N tokens, D model channels, H heads, C head channels, K code bits, M anchors.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

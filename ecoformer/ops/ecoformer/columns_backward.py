@@ -4,8 +4,6 @@ Shapes: B samples (of a group), H heads, G = B H, N tokens, D model channels, C 
 V = C + 1, L = K + 1 and R = M + 1 count the rows with their extra one, which is the last.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

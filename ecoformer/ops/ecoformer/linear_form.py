@@ -3,8 +3,6 @@
 Shapes: B batch, H heads, N tokens, C head channels, K code bits.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

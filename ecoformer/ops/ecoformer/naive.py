@@ -5,8 +5,6 @@ published code; the objective of its hash functions (section 4.2) is after kerne
 CVPR 2012, eqs. 5 to 13). Shapes: B batch, H heads, N tokens, C head channels, K code bits, M anchors.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

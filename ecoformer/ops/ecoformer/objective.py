@@ -5,8 +5,6 @@ Shapes: B batch, H heads, N tokens, C head channels, M anchors; P = H * B (head,
 already fitted.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

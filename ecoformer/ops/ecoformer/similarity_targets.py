@@ -4,8 +4,6 @@ Source: Liu et al., "EcoFormer: Energy-Saving Attention with Linear Complexity",
 Shapes: N tokens, C head channels; P = H * B (head, sample) pairs, G a group of them, k = 2 * top_k.
 """
 
-from __future__ import annotations
-
 import warnings
 
 import torch

@@ -4,8 +4,6 @@ Codes, contexts and sigma come from the forward pass; features and pre-codes are
 because two sums over all tokens stand between them: the gradient of the context, and that of sigma.
 """
 
-from __future__ import annotations
-
 import triton
 import triton.language as tl
 

@@ -7,8 +7,6 @@ to go on where they differ.
 Shapes: B batch, H heads, N tokens, C head channels, K code bits, M anchors; P token blocks.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from functools import cache

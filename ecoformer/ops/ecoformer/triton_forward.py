@@ -8,8 +8,6 @@ Shapes: N tokens of a block, C head channels, K code bits, M anchors. C, K and M
 16, which is what tl.dot takes; what is padded is loaded as 0.
 """
 
-from __future__ import annotations
-
 import triton
 import triton.language as tl
 

@@ -4,8 +4,6 @@ Source: Katharopoulos et al., "Transformers are RNNs: Fast Autoregressive Transf
 2020, eq. 4-6. Shapes: B batch, H heads, N tokens, C head channels, F features.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -4,8 +4,6 @@ Source: Choromanski et al., "Rethinking Attention with Performers", ICLR 2021: L
 (orthogonal blocks). Shapes: B batch, H heads, N tokens, C head channels, F features.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

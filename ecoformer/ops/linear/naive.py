@@ -3,8 +3,6 @@
 Sources: what the docstrings cite. Shapes: B batch, H heads, N tokens, C head channels, M projected tokens, F features.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
