@@ -1,6 +1,7 @@
 """The distilled kind: what it learns from, when that goes, and what the layer keeps."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import timm
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from ecoformer import EcoFormerSpec, InputError, convert, fit_hashes
 from ecoformer.energy import count, load_profile
 from ecoformer.fit.teacher import affine
-from ecoformer.kinds import DistilledHashSpec, MSASpec, make_spec
+from ecoformer.kinds import DistilledHashSpec, DistilledSpec, MSASpec, make_spec
 from ecoformer.model.layers import attention_layers
 from ecoformer.nn.base import before_projection
 from ecoformer.nn.heads import join_heads, split_heads
@@ -18,6 +19,8 @@ from ecoformer.ops.closeness import relative_error
 from ecoformer.ops.codes.naive import distilled_attention_reference
 
 SMALL = DistilledHashSpec(num_bits=8, fit_steps=25, fit_batch_size=4)
+SHIFT = DistilledSpec(num_features=8, fit_steps=25, fit_batch_size=4, fit_lr=0.03)
+TERNARY = replace(SHIFT, projection="ternary")
 
 
 def vit(spec=None):
@@ -84,10 +87,44 @@ def test_forward_is_the_quadratic_form_of_its_parts(images):
     torch.testing.assert_close(layer.attention_output(x), join_heads(layer.attention_weights(x) @ v))
 
 
-def test_fit_follows_the_layer_that_it_replaces(images):
+@pytest.mark.parametrize("spec", [SHIFT, TERNARY], ids=["real", "ternary"])
+def test_shift_codes_are_the_quadratic_form_of_their_parts(spec, images):
+    model = vit(spec)
+    fit_hashes(model, images, seed=0)
+    layer, x = model.blocks[0].attn, torch.randn(2, 17, 24)
+    to_codes, value, proj = (affine(linear) for linear in (layer.codes, layer.to_v, layer.proj))
+    parts = x, to_codes, value, proj, None, layer.log_floor.exp()
+    expected = distilled_attention_reference(*parts, exponents=(-8, 7)).detach()
+    weight = layer.codes.weight
+    assert (spec is TERNARY) == all(len(row[row != 0].abs().unique()) == 1 for row in weight.round(decimals=4))
+    torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-5)
+        with torch.autocast("cpu", torch.bfloat16):
+            torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-5)
+        low = copy.deepcopy(layer).bfloat16()
+        assert low(x.bfloat16()).dtype == torch.bfloat16
+        v = split_heads(layer.to_v(x), 3)
+        torch.testing.assert_close(layer.attention_output(x), join_heads(layer.attention_weights(x) @ v))
+    assert set(layer.new_parts) == {"codes", "log_floor"}
+
+
+def test_settings_that_a_shift_cannot_have():
+    for options, message in (
+        ({"levels": 1}, "levels=1 must be a whole number of at least 2"),
+        ({"levels": 64}, "levels=64 must be at most 48"),
+        ({"codes": "tables"}, "codes='tables' must be shift or bits"),
+        ({"projection": "binary"}, "projection='binary' must be real or ternary"),
+    ):
+        with pytest.raises(InputError, match=message):
+            make_spec("distilled", options)
+
+
+@pytest.mark.parametrize("spec", [SMALL, SHIFT, TERNARY], ids=["bits", "shift", "ternary"])
+def test_fit_follows_the_layer_that_it_replaces(spec, images):
     source = vit()
     model = copy.deepcopy(source)
-    convert(model, SMALL)
+    convert(model, spec)
     reports = fit_hashes(model, images, seed=0)
     layer = source.blocks[0].attn
     (x,) = inputs_of(source, images)["blocks.0.attn"]
@@ -102,12 +139,13 @@ def test_fit_follows_the_layer_that_it_replaces(images):
         assert report.objective_after < report.objective_before and report.accepted_bits == report.num_bits == 8
 
 
+@pytest.mark.parametrize("spec", [SMALL, TERNARY], ids=["bits", "ternary"])
 @pytest.mark.parametrize("build", [pvt, twins])
-def test_stock_layers_are_teachers_and_their_values_are_fitted(build):
+def test_stock_layers_are_teachers_and_their_values_are_fitted(build, spec):
     source = build()
     images = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     model = copy.deepcopy(source)
-    report = convert(model, SMALL, img_size=64)
+    report = convert(model, spec, img_size=64)
     first = report.replaced[0].name
     values = model.get_submodule(first).to_v.weight.clone()
     fits = {fit.block: fit for fit in fit_hashes(model, images, seed=0)}

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from ecoformer import InputError, convert, fit_hashes
 from ecoformer.fit.joint import JointFitReport, joint_line, original_of
-from ecoformer.kinds import DistilledHashSpec
+from ecoformer.kinds import DistilledHashSpec, DistilledSpec
 
 SPEC = DistilledHashSpec(num_bits=4, fit_steps=20, fit_batch_size=4, joint_steps=30, joint_batch_size=6, joint_lr=0.01)
 
@@ -58,6 +58,18 @@ def test_it_lowers_the_divergence_from_the_original_and_says_so():
     assert joint.agreement_after == pytest.approx(float(same))
     line = joint_line(joint)
     assert "30 steps, 12 images" in line and f"{joint.divergence_after:.4f}" in line and "not kept" not in line
+
+
+@pytest.mark.parametrize("lr", [0.01, 1e6], ids=["kept", "not kept"])
+def test_what_runs_afterwards_are_the_signs_that_were_measured(lr):
+    options = {"fit_steps": 20, "fit_batch_size": 4, "joint_steps": 15, "joint_batch_size": 6, "joint_lr": lr}
+    source = vit()
+    model, _, (joint,), _ = fitted(DistilledSpec(num_features=4, projection="ternary", **options))
+    assert joint.accepted == (lr < 1)
+    assert joint.divergence_after == pytest.approx(divergence(source, model, images()), rel=1e-4)
+    signs = [block.attn.codes.signs.clone() for block in model.blocks]
+    model.eval()  # takes over what the weights have become
+    assert all(torch.equal(block.attn.codes.signs, old) for block, old in zip(model.blocks, signs, strict=True))
 
 
 def test_held_out_images_are_measured_and_change_nothing():
