@@ -80,9 +80,9 @@ def plot_errors(figures: Figures, out: Path) -> None:
         positions = [index + 0.27 * (place - 1) for index in range(len(blocks))]
         axes.bar(positions, [row[key] for row in blocks], width=0.25, label=label)
     axes.set_xticks(range(len(blocks)), [short_name(row["block"]) for row in blocks], fontsize=8)
-    title = f"{figures['model']} on {figures['dataset']}, {code_text(figures)}, from {figures['source']}"
+    title = f"{figures['model']} on {figures['dataset']}\n{code_text(figures)}, from {figures['source']}"
     axes.set(ylabel="error of the attention output\n(relative L2, held-out images)", xlabel="block", title=title)
-    axes.legend(fontsize=8)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8)  # inside it would cover bars
     axes.grid(alpha=0.3, axis="y")
     save_figure(figure, out)
 
