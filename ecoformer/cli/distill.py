@@ -28,9 +28,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--num-images", type=int, default=64, help="training images of the fit")
     p.add_argument(
         "--attention",
-        default="distilled",
         metavar="KIND:key=value,...",
-        help="what to convert to, e.g. distilled:num_features=32,projection=ternary (codes that are powers of two)",
+        help="what to convert to, e.g. distilled:num_features=32,projection=ternary; default: distilled",
     )
     p.add_argument("--num-bits", type=int, help="short for distilled_hash:num_bits=N, codes of 0 and 1")
     p.add_argument("--steps", type=int, help="of the fit of each layer")
@@ -68,6 +67,10 @@ def check(args: argparse.Namespace) -> None:
         value = getattr(args, key)
         if value is not None and value < 1:
             raise InputError(f"--{key.replace('_', '-')} {value} must be at least 1")
+    if args.attention is not None and args.num_bits is not None:
+        raise InputError(
+            f"--num-bits {args.num_bits} is a kind of its own: leave out it or --attention {args.attention}"
+        )
     if args.out.is_dir():
         raise InputError(f"--out {args.out} is a folder: name a file, e.g. {args.out / 'distilled.pt'}")
 
@@ -85,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
 
     check(args)
     spec = spec_of(
-        args.attention if args.num_bits is None else f"distilled_hash:num_bits={args.num_bits}",
+        args.attention or ("distilled" if args.num_bits is None else f"distilled_hash:num_bits={args.num_bits}"),
         relaxation=args.relaxation,
         fit_steps=args.steps,
         fit_values=args.fit_values,

@@ -168,7 +168,7 @@ def test_the_front_shows_every_kind_of_the_same_model(tmp_path, monkeypatch):
     monkeypatch.setattr(distill_report, "save_figure", lambda figure, out: drawn.append(figure))
     model = {"dataset": "digits", "model": "vit", "training_seed": 0}
     code = {"levels": 16, "projection": "ternary", "joint_steps": 0, "energy_pj": 2e6}
-    rows = [model | code | {"codes": "shift", "features": 28, "top1_after": top1} for top1 in (70.0, 71.0, None)]
+    rows = [model | code | {"codes": "shift", "num_bits": 28, "top1_after": top1} for top1 in (70.0, 71.0, None)]
     other = {"epochs_stage2": 0, "energy_pj": 3e6, "name": ""}
     beside = [
         model | other | {"attention": "msa", "top1": 80.0},
@@ -222,6 +222,10 @@ def test_a_distilled_model_remembers_which_layers_were_replaced(run, tmp_path, c
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (
+            ["--model", "pvt_v2_b0", "--num-bits", "8", "--attention", "distilled"],
+            "--num-bits 8 is a kind of its own: leave out it or --attention distilled",
+        ),
         (["--model", "pvt_v2_b0"], "name the weights to start from: either --checkpoint FILE or --pretrained"),
         (["--pretrained"], "--model is needed with --pretrained"),
         (["--checkpoint", "none.pt"], "checkpoint none.pt does not exist"),

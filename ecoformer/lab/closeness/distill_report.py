@@ -137,7 +137,7 @@ def _plot_block(rows: dict[str, Tensor], picture_SS: Tensor, row: dict[str, Any]
 
 def study_table(rows: list[Figures]) -> Table:
     """One line a way to convert a model, over the seeds of the fit: means, and the sample deviation of top-1."""
-    told = ("checkpoint", "source", "codes", "features", "levels", "projection", "num_images", "joint_steps", "layers")
+    told = "checkpoint source codes features levels projection num_images fit_steps joint_steps layers".split()
     groups: dict[str, list[Figures]] = {}
     for row in rows:
         groups.setdefault(str([row[key] for key in told]), []).append(row)
@@ -157,7 +157,7 @@ def study_table(rows: list[Figures]) -> Table:
     measured = [group for group in groups.values() if all(row["top1_after"] is not None for row in group)]
     columns = [
         Column("model", lambda group: f"{group[0]['checkpoint']} ({group[0]['source']})", left=True),
-        Column("codes", lambda group: code_text({**group[0], "num_bits": group[0]["features"]}), left=True),
+        Column("codes", lambda group: code_text(group[0]), left=True),
         Column("images", lambda group: group[0]["num_images"]),
         Column("joint steps", lambda group: group[0]["joint_steps"]),
         Column("seeds", len),
@@ -227,7 +227,7 @@ def plot_front(rows: list[Figures], beside: list[Figures], out: Path) -> None:
         if row["top1_after"] is not None and all(row[key] == first[key] for key in where):
             joint = ", joint fit" if row["joint_steps"] else ""
             kind = "distilled_hash" if row["codes"] == "bits" else "distilled"
-            label = f"{kind}: {code_text({**row, 'num_bits': row['features']})}{joint}"
+            label = f"{kind}: {code_text(row)}{joint}"
             points.setdefault(label, []).append((row["energy_pj"] / 1e6, row["top1_after"]))
     figure, (axis,) = panels(1, 1, (9, 4.6))
     for number, (label, found) in enumerate(points.items()):
