@@ -1,4 +1,7 @@
-"""A Linear with ternary weights: trained by the straight-through estimator, computed by additions."""
+"""A Linear with ternary weights: trained by the straight-through estimator, computed by additions.
+
+Shapes: F features (out), D channels (in).
+"""
 
 from typing import Any, Self
 
@@ -13,7 +16,7 @@ class TernaryLinear(nn.Linear):
     """x times the ternary weights that are nearest to `weight`, one scale a feature, plus the bias.
 
     `weight` is what training moves. Beside it stand, in the state dict, what runs without gradients: `signs`
-    (out, in), int8, and `scale` (out,). They follow the weight at every call of `eval()` and of `settle()`.
+    (F, D), int8, and `scale` (F,). They follow the weight at every call of `eval()` and of `settle()`.
     """
 
     signs: Tensor
@@ -58,4 +61,5 @@ class TernaryLinear(nn.Linear):
         return TernaryAffine(self.signs, self.scale, self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(..., D) to (..., F)."""
         return self.affine().like(x)(x)

@@ -137,7 +137,18 @@ def _plot_block(rows: dict[str, Tensor], picture_SS: Tensor, row: dict[str, Any]
 
 def study_table(rows: list[Figures]) -> Table:
     """One line a way to convert a model, over the seeds of the fit: means, and the sample deviation of top-1."""
-    told = "checkpoint source codes features levels projection num_images fit_steps joint_steps layers".split()
+    told = [
+        "checkpoint",
+        "source",
+        "codes",
+        "features",
+        "levels",
+        "projection",
+        "num_images",
+        "fit_steps",
+        "joint_steps",
+        "layers",
+    ]
     groups: dict[str, list[Figures]] = {}
     for row in rows:
         groups.setdefault(str([row[key] for key in told]), []).append(row)

@@ -41,7 +41,7 @@ BITS = Bits()
 
 @dataclass(frozen=True)
 class Shifts:
-    """2^e with e the whole number next to y, within low and high. There are no soft codes: rounding is as smooth.
+    """2^e with e the whole number next to y, within low and high. There are no soft codes: a step is one level.
 
     The exponent's gradient passes where y lies within the range.
     """
