@@ -12,6 +12,8 @@ import torch
 from ecoformer.errors import InputError
 
 KIB, MIB = 2**10, 2**20
+# What a RuntimeError says of memory that could not be had; oneDNN, which makes the kernel first, says no more than this.
+NO_MEMORY = ("memory", "could not create a primitive")
 STATUS = Path("/proc/self/status")
 
 
@@ -63,7 +65,7 @@ def within_memory(refusal: str) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
+        if isinstance(error, RuntimeError) and not any(words in str(error) for words in NO_MEMORY):
             raise
         raise InputError(refusal) from error
 
