@@ -36,5 +36,5 @@ def test_the_example_attention_converts_and_runs():
     assert attention.paper_core_ops(17) == (18 * 24, 34 * 24)
     assert convert(model, make_spec("halfway")).replaced == []
     assert not count(model, 16).uncounted
-    with pytest.raises(InputError, match="HalfwayAttention takes no attn_mask or is_causal=True: keep the stock"):
+    with pytest.raises(InputError, match="HalfwayAttention takes no attn_mask: its tokens cannot be left out"):
         attention(x, attn_mask=torch.ones(17, 17))

@@ -215,10 +215,10 @@ def test_ecoformer_does_not_turn_back_into_msa():
         convert(model, MSASpec())
 
 
-def test_masks_are_refused():
+def test_masks_of_pairs_are_refused():
     model = tiny_vit()
     convert(model, SMALL)
-    with pytest.raises(InputError, match="takes no attn_mask"):
+    with pytest.raises(InputError, match="takes which keys take part alone"):
         model.blocks[0].attn(torch.randn(1, 5, 24), attn_mask=torch.ones(5, 5))
 
 

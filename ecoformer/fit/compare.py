@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ecoformer.fit.target import AttentionTarget
-from ecoformer.nn.base import ReplacementAttention, before_projection
+from ecoformer.nn.base import ReplacementAttention, before_projection, called_with, given
+from ecoformer.nn.heads import real_tokens, without_padding
 from ecoformer.ops.closeness import relative_error, row_correlation, strongest_key_recall
 
 NUM_KEYS = 8  # strongest keys of a token that a good hash finds
@@ -54,7 +55,8 @@ class Closeness:
 def compare(
     layer: Attending,
     target: AttentionTarget,
-    *inputs: Tensor,
+    *inputs: Any,
+    mask_BN: Tensor | None = None,
     random: Attending | None = None,
     map_images: int = 0,
     num_keys: int = NUM_KEYS,
@@ -65,31 +67,37 @@ def compare(
     Args:
         layer: a replacement attention, any layer with an output projection `proj`, or a function to the attention
             output. Only the first kind has weights to compare.
+        mask_BN: True where a token takes part; only these are compared. Functions do not get it: give it to them as an
+            input.
         target: of these inputs, its outputs in the shape of the layer's.
         map_images: how many images recall and correlation, which need N x N weights, are measured on.
         num_keys: strongest keys; at most N / 2 of them are looked for.
         map_entries: maps of more entries, over all heads, are not formed; None: no limit.
     """
-    target_out = target.output()
     x_BND = inputs[0]
-    keys = strongest_keys(x_BND.shape[1], num_keys)
+    target_out, uniform_out = (without_padding(out, mask_BN) for out in (target.output(), target.uniform_output()))
+    counts = [x_BND.shape[1]] * len(x_BND) if mask_BN is None else mask_BN.sum(dim=1).tolist()
+    chances = [strongest_keys(count, num_keys) / count for count in counts[:map_images]]
 
     def maps(of: Attending | None) -> tuple[float | None, float | None]:
         if not map_images or not isinstance(of, ReplacementAttention) or not of.shows_weights:
             return None, None
         if map_entries is not None and of.num_heads * x_BND.shape[1] ** 2 > map_entries:
             return None, None
-        return _compare_maps(of, target, x_BND[:map_images], keys)
+        return _compare_maps(of, target, x_BND[:map_images], mask_BN, num_keys)
+
+    def output(of: Attending) -> Tensor:
+        return without_padding(_output(of, inputs, mask_BN), mask_BN)
 
     recall, correlation = maps(layer)
     random_recall, random_correlation = maps(random)
     return Closeness(
-        attention_error=relative_error(_output(layer, inputs), target_out),
-        uniform_error=relative_error(target.uniform_output(), target_out),
-        random_error=None if random is None else relative_error(_output(random, inputs), target_out),
+        attention_error=relative_error(output(layer), target_out),
+        uniform_error=relative_error(uniform_out, target_out),
+        random_error=None if random is None else relative_error(output(random), target_out),
         recall=recall,
         random_recall=random_recall,
-        chance_recall=keys / x_BND.shape[1] if map_images else None,
+        chance_recall=sum(chances) / len(chances) if chances else None,
         correlation=correlation,
         random_correlation=random_correlation,
     )
@@ -100,26 +108,31 @@ def strongest_keys(num_tokens: int, num_keys: int = NUM_KEYS) -> int:
     return max(1, min(num_keys, num_tokens // 2))
 
 
-def _output(layer: Attending, inputs: tuple[Tensor, ...]) -> Tensor:
+def _output(layer: Attending, inputs: tuple[Any, ...], mask_BN: Tensor | None) -> Tensor:
     if isinstance(layer, ReplacementAttention):
-        return layer.attention_output(*inputs)
-    return before_projection(layer, *inputs) if isinstance(layer, nn.Module) else layer(*inputs)
+        return layer.attention_output(*inputs, **given(mask_BN=mask_BN))
+    if isinstance(layer, nn.Module):
+        return before_projection(layer, *inputs, **given(mask_BN=mask_BN))
+    return layer(*inputs)
 
 
 def _compare_maps(
-    layer: ReplacementAttention, target: AttentionTarget, x_BND: Tensor, num_keys: int
+    layer: ReplacementAttention, target: AttentionTarget, x_BND: Tensor, mask_BN: Tensor | None, num_keys: int
 ) -> tuple[float | None, float | None]:
-    """Recall and correlation, one image and head at a time; None where the target has no map."""
+    """Recall and correlation, one image and head at a time, of its real tokens; None where the target has no map."""
     if target.weights(0, 0) is None:
         return None, None
     recalls, correlations = [], []
     for image in range(len(x_BND)):
-        weights_1HNN = layer.attention_weights(x_BND[image : image + 1])
+        own = slice(image, image + 1)
+        x_1ND = real_tokens(x_BND[own], None if mask_BN is None else mask_BN[own])
+        keys = strongest_keys(x_1ND.shape[1], num_keys)
+        weights_1HNN = layer.attention_weights(x_1ND)
         for head in range(layer.num_heads):
             expected_11NN = target.weights(image, head)
             assert expected_11NN is not None
             pair = weights_1HNN[:, head : head + 1], expected_11NN
-            recalls.append(strongest_key_recall(*pair, num_keys))
+            recalls.append(strongest_key_recall(*pair, keys))
             correlations.append(row_correlation(*pair))
     return sum(recalls) / len(recalls), sum(correlations) / len(correlations)
 
@@ -138,14 +151,19 @@ def eval_mode(*models: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def layer_calls(model: nn.Module, layers: Mapping[str, nn.Module], images: Tensor) -> dict[str, tuple[Any, ...]]:
-    """What each of the named layers is called with when `model` runs on the images in evaluation mode, in order."""
-    calls: dict[str, tuple[Any, ...]] = {}
+def layer_calls(
+    model: nn.Module, layers: Mapping[str, nn.Module], images: Tensor
+) -> dict[str, tuple[Tensor, dict[str, Any]]]:
+    """What each of the named layers is called with when `model` runs on the images in evaluation mode, in order.
+
+    Its tokens, and of `feat_size` and `mask_BN` those that it is given.
+    """
+    calls: dict[str, tuple[Tensor, dict[str, Any]]] = {}
 
     def note(name: str) -> Any:
-        return lambda module, args: calls.update({name: args})
+        return lambda module, args, kwargs: calls.update({name: called_with(args, kwargs)})
 
-    hooks = [layer.register_forward_pre_hook(note(name)) for name, layer in layers.items()]
+    hooks = [layer.register_forward_pre_hook(note(name), with_kwargs=True) for name, layer in layers.items()]
     try:
         with eval_mode(model):
             model(images)

@@ -3,7 +3,6 @@
 Shapes: B batch, H heads, N tokens, C head channels, D model channels, K code bits.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from ecoformer.errors import InputError
 from ecoformer.fit.target import AttentionTarget
+from ecoformer.nn.base import given
 
 
 @dataclass(frozen=True)
@@ -62,15 +62,17 @@ class NoFiniteImages(InputError):
     """Every image of a fit gives NaN or infinite features; what was fitted before stays as it is."""
 
 
-def finite_images(features: list[Tensor]) -> list[Tensor]:
-    """The images (dimension 0) that are finite in all of the tensors. Raises NoFiniteImages if there are none."""
+def finite_images(features: list[Tensor], mask_BN: Tensor | None = None) -> list[Any]:
+    """The images (dimension 0) that are finite in all of the tensors, of each of these and of the mask, which may be
+    None, last. Raises NoFiniteImages if there are none.
+    """
     usable_B = torch.stack([x.isfinite().flatten(1).all(dim=1) for x in features]).all(dim=0)
     if not bool(usable_B.any()):
         raise NoFiniteImages(
             f"hash fit: all {len(usable_B)} images give NaN or infinite features, so the model's weights or the images "
             "hold such values: start from another checkpoint or lower optim.lr"
         )
-    return [x[usable_B] for x in features]
+    return [None if x is None else x[usable_B] for x in (*features, mask_BN)]
 
 
 def bit_statistics(code_BHNK: Tensor) -> tuple[float, float]:
@@ -107,27 +109,32 @@ class FittableAttention(nn.Module):
         """How many images the layer's own fit takes at most; None: any number."""
         return None
 
-    def fit_hash(self, x_BND: Tensor, generator: torch.Generator) -> HashFitReport:
-        """Fit to a batch of this layer's inputs; the block name is left to the caller."""
+    def fit_hash(self, x_BND: Tensor, generator: torch.Generator, mask_BN: Tensor | None = None) -> HashFitReport:
+        """Fit to a batch of this layer's inputs; the block name is left to the caller.
+
+        `mask_BN`, here and below, is True where a token takes part; None: all do.
+        """
         raise TypeError(f"{type(self).__name__} does not say how its hash functions are fitted")
 
-    def fit_on_call(self, args: Sequence[Any], generator: torch.Generator) -> HashFitReport:
+    def fit_on_call(
+        self, x_BND: Tensor, generator: torch.Generator, feat_size: Any = None, mask_BN: Tensor | None = None
+    ) -> HashFitReport:
         """Fit to what the layer is about to be called with: x, and what timm's blocks pass beside it."""
-        return self.fit_hash(args[0], generator)
+        return self.fit_hash(x_BND, generator, **given(mask_BN=mask_BN))
 
     def refit_refusal(self) -> str:
         """Why the layer cannot be fitted (again); empty if it can."""
         return ""
 
-    def target(self, x_BND: Tensor, feat_size: Any = None) -> AttentionTarget | None:
+    def target(self, x_BND: Tensor, feat_size: Any = None, mask_BN: Tensor | None = None) -> AttentionTarget | None:
         """The attention that the codes stand for on these inputs; None if the layer does not know it."""
         return None
 
-    def signed_codes(self, x_BND: Tensor) -> Tensor:
+    def signed_codes(self, x_BND: Tensor, mask_BN: Tensor | None = None) -> Tensor:
         """Codes (B, H, N, K) in {-1, +1} of these inputs, the keys' after the queries' along B."""
         raise TypeError(f"{type(self).__name__} does not show its codes")
 
-    def draw_random_hash(self, x_BND: Tensor, generator: torch.Generator) -> None:
+    def draw_random_hash(self, x_BND: Tensor, generator: torch.Generator, mask_BN: Tensor | None = None) -> None:
         """Take random hash functions, the floor that a fit has to beat.
 
         Where the layer is unfitted, those that `fit_hash` on the same inputs and generator would start from.

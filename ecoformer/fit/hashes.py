@@ -15,6 +15,7 @@ from ecoformer.fit.compare import eval_mode
 from ecoformer.fit.contract import FittableAttention, HashFitReport, has_hashes, hash_layers
 from ecoformer.fit.held_out import fit_and_measure
 from ecoformer.fit.joint import JointFitReport, fit_jointly, original_of
+from ecoformer.nn.base import called_with
 from ecoformer.nn.precision import without_autocast
 
 __all__ = ["HashFitReport", "fit_hashes", "has_hashes", "hash_layers"]
@@ -37,8 +38,8 @@ def fit_hashes(
 
     Args:
         model: its mode is restored; the pass runs in eval mode and without autocast.
-        images: (B, 3, S, S), normalised, on the model's device. A joint fit takes them all, layers at most their
-            `most_images`.
+        images: (B, 3, S, S), normalised, or token ids (B, N), on the model's device. A joint fit takes them all, layers
+            at most their `most_images`. Tokens that the model masks take no part.
         seed: of the anchor draw.
         on_report: called with each layer's report as soon as it is fitted.
         held_out: further images to measure the fitted functions on, and a joint fit.
@@ -62,14 +63,14 @@ def fit_hashes(
     busy = False
 
     def fit_before_forward(name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             nonlocal busy
             if busy:  # a measurement runs the layer, or a copy of it
                 return
             assert isinstance(module, FittableAttention)
             busy = True
-            x_BND, *others = args
-            report = fit_and_measure(module, x_BND[:num_images], x_BND[num_images:], others, generator)
+            x_BND, others = called_with(args, kwargs)
+            report = fit_and_measure(module, x_BND, num_images, generator, **others)
             reports.append(replace(report, block=name))
             busy = False
             if on_report is not None:
@@ -77,7 +78,9 @@ def fit_hashes(
 
         return hook
 
-    hooks = [module.register_forward_pre_hook(fit_before_forward(name)) for name, module in layers.items()]
+    hooks = [
+        module.register_forward_pre_hook(fit_before_forward(name), with_kwargs=True) for name, module in layers.items()
+    ]
     try:
         with eval_mode(model), without_autocast(images):
             model(all_images)

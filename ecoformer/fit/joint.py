@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 from ecoformer.fit.adam import adam_on_batches
 from ecoformer.fit.compare import layer_calls, output_closeness
 from ecoformer.fit.taught import TaughtAttention
+from ecoformer.nn.base import called_with
+from ecoformer.nn.heads import real_tokens
 
 OnStep = Callable[[int, int], None]
 
@@ -99,7 +102,7 @@ def fit_jointly(
     `joint_batch_size`); the rate falls to zero along a cosine. Memory is that of a training step.
 
     Args:
-        images: (B, 3, S, S), normalised.
+        images: (B, 3, S, S), normalised, or token ids (B, N).
         generator: CPU generator that draws the images of each step.
         held_out: further images to measure on.
         on_step: called after each step with its number, from 1, and that of all steps.
@@ -122,7 +125,7 @@ def fit_jointly(
             original(images[chosen])
         found_BK = _log_probabilities(model(images[chosen]))
         apart = F.kl_div(found_BK, targets[0][chosen], reduction="batchmean", log_target=True)
-        return apart + sum(_relative_square(outs[name], wanted[name]) for name in blocks)
+        return apart + sum(_relative_square(real_tokens(*outs[name]), real_tokens(*wanted[name])) for name in blocks)
 
     with (
         _only_these_train(model, parameters),
@@ -144,8 +147,8 @@ def fit_jointly(
     after = [_closeness(model, x, target_BK, size) for x, target_BK in zip(sets, targets, strict=True)]
     accepted = after[0][0] < before[0][0]  # NaN is never smaller
     if accepted:
-        for name, args in layer_calls(model, layers, images[:size]).items():
-            layers[name].measure(args[0])
+        for name, (x_BND, others) in layer_calls(model, layers, images[:size]).items():
+            layers[name].measure(x_BND, others.get("mask_BN"))
     else:
         after = before
         with torch.no_grad():
@@ -185,14 +188,17 @@ def _only_these_train(model: nn.Module, parameters: list[nn.Parameter]) -> Itera
 
 
 @contextmanager
-def _outputs(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
-    """What the modules of these names gave last, while it lasts."""
-    found: dict[str, Tensor] = {}
-    modules = ((name, model.get_submodule(name)) for name in names)
-    hooks = [
-        module.register_forward_hook(lambda module, args, out, name=name: found.update({name: out}))
-        for name, module in modules
-    ]
+def _outputs(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, tuple[Tensor, Tensor | None]]]:
+    """What the blocks of these names gave last, and the mask of tokens that they got, while it lasts."""
+    found: dict[str, tuple[Tensor, Tensor | None]] = {}
+
+    def note(name: str) -> Any:
+        def hook(module: nn.Module, args: Any, kwargs: Any, out: Tensor) -> None:
+            found[name] = out, called_with(args, kwargs)[1].get("mask_BN")
+
+        return hook
+
+    hooks = [model.get_submodule(name).register_forward_hook(note(name), with_kwargs=True) for name in names]
     try:
         yield found
     finally:

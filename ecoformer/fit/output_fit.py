@@ -6,6 +6,7 @@ Shapes: B batch, H heads, N tokens, C head channels, K code bits.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 import torch
@@ -16,6 +17,7 @@ from ecoformer.fit.adam import adam_on_batches
 from ecoformer.fit.compare import compare
 from ecoformer.fit.contract import HashFitReport, bit_statistics
 from ecoformer.fit.target import AttentionTarget
+from ecoformer.nn.heads import as_attn_mask, real_tokens, without_padding
 from ecoformer.ops.closeness import batches, head_errors, head_ratio, head_squares
 from ecoformer.ops.codes.tuned import BinaryHash
 
@@ -63,7 +65,7 @@ class OutputFit(Generic[AttendsT]):
 
 def fit_to_output(
     start: AttendsT,
-    inputs: Sequence[Tensor],
+    inputs: Sequence[Tensor | None],
     target_BHNC: Tensor,
     generator: torch.Generator,
     *,
@@ -71,19 +73,26 @@ def fit_to_output(
     steps: int,
     batch_size: int,
     slope_at: Callable[[float], float] | None = None,
+    mask_BN: Tensor | None = None,
 ) -> OutputFit[AttendsT]:
     """Lower the error of `start.attend(*inputs)` against the target.
 
     Args:
         start: what to improve; its tensors are left as they are.
-        inputs: tensors with the samples in dimension 0, float32 or float64, finite.
+        inputs: tensors with the samples in dimension 0, float32 or float64, finite; None for those not given.
         generator: CPU generator that draws the samples of each step.
         lr, steps, batch_size: Adam's rate, its steps (0: only measure), and samples per step.
         slope_at: anneals: `attend` gets, as `slope`, what this says for the share of the steps that is done. Errors are
             of hard codes all the same.
+        mask_BN: True where a token takes part: only there are outputs compared, and `attend` gets it after the inputs.
     """
-    data = (*inputs, target_BHNC)
-    before_H = head_errors(start.attend, batch_size, *data)
+    masks = () if mask_BN is None else (mask_BN,)
+    data = (*inputs, *masks, without_padding(target_BHNC, mask_BN))
+
+    def attend(hashing: AttendsT, *batch: Any, **softness: float) -> Tensor:
+        return without_padding(hashing.attend(*batch, **softness), batch[-1] if masks else None)
+
+    before_H = head_errors(partial(attend, start), batch_size, *data)
     is_positive = start.positive()
     tiny = torch.finfo(target_BHNC.dtype).tiny ** 0.5
 
@@ -92,9 +101,10 @@ def fit_to_output(
         return start.with_tensors(leaf.exp() if positive else leaf for leaf, positive in pairs)
 
     def loss(done: float, chosen: Tensor) -> Tensor:
-        *batch, target = (x.index_select(0, chosen) for x in data)
+        *batch, target = (None if x is None else x.index_select(0, chosen) for x in data)
+        assert target is not None
         softness = {} if slope_at is None else {"slope": slope_at(done)}
-        return head_ratio(*head_squares(current().attend(*batch, **softness), target)).sum()
+        return head_ratio(*head_squares(attend(current(), *batch, **softness), target)).sum()
 
     with torch.enable_grad():
         leaves = [
@@ -112,7 +122,7 @@ def fit_to_output(
         )
     with torch.no_grad():
         fitted = current()
-    after_H = head_errors(fitted.attend, batch_size, *data)
+    after_H = head_errors(partial(attend, fitted), batch_size, *data)
     # NaN is never smaller.
     accepted_H = after_H < before_H
     kept = start.with_tensors(
@@ -132,6 +142,7 @@ def fit_binary_hash(
     lr: float,
     steps: int,
     batch_size: int,
+    mask_BN: Tensor | None = None,
 ) -> OutputFit[BinaryHash]:
     """Fit to softmax(q k^T / sqrt(C)) v; see `fit_to_output`.
 
@@ -141,17 +152,21 @@ def fit_binary_hash(
     """
     qkv = (q_BHNC, k_BHNC, v_BHNC)
     with torch.no_grad():
-        target_BHNC = torch.cat([F.scaled_dot_product_attention(q, k, v) for q, k, v in batches(batch_size, *qkv)])
-    return fit_to_output(start, qkv, target_BHNC, generator, lr=lr, steps=steps, batch_size=batch_size)
+        target_BHNC = torch.cat(
+            [F.scaled_dot_product_attention(*batch) for batch in batches(batch_size, *qkv, as_attn_mask(mask_BN))]
+        )
+    options: dict[str, Any] = {"lr": lr, "steps": steps, "batch_size": batch_size, "mask_BN": mask_BN}
+    return fit_to_output(start, qkv, target_BHNC, generator, **options)
 
 
 def output_fit_report(
     fit: OutputFit[Any],
     start: Any,
-    inputs: Sequence[Tensor],
+    inputs: Sequence[Tensor | None],
     target: AttentionTarget,
     codes: tuple[Tensor, Tensor] | None,
     *,
+    mask_BN: Tensor | None = None,
     num_bits: int,
     skipped_images: int,
     seconds: float,
@@ -165,11 +180,13 @@ def output_fit_report(
         start: the random hash that is the floor to beat.
         inputs, target: what was fitted to what, with the outputs of `target` in the shape of what attends.
         codes: before and after the fit, (B, H, N, K) in {-1, +1}; None for what has no codes.
+        mask_BN: True where a token takes part.
     """
     num_heads = len(fit.accepted_H)
+    masks = () if mask_BN is None else (mask_BN,)
     balance = correlation = flipped = 0.0
     if codes is not None:
-        old, new = codes
+        old, new = (real_tokens(code, mask_BN) for code in codes)
         balance, correlation = bit_statistics(new)
         flipped = float((old != new).float().mean())
     return HashFitReport(
@@ -184,5 +201,5 @@ def output_fit_report(
         flipped_bits=flipped,
         failed_bits=int((~fit.finite_H).sum()) * num_bits // num_heads,
         skipped_images=skipped_images,
-        **asdict(compare(fit.hashing.attend, target, *inputs, random=start.attend)),
+        **asdict(compare(fit.hashing.attend, target, *inputs, *masks, mask_BN=mask_BN, random=start.attend)),
     )

@@ -7,6 +7,7 @@ Shapes: B batch, H heads, N tokens, C head channels, K code bits, M anchors, T s
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,6 +48,7 @@ def fit_hash(
     x_BHNC: Tensor,
     anchors_HMC: Tensor,
     A_HKM: Tensor,
+    mask_BN: Tensor | None = None,
     *,
     top_k: int,
     lr: float,
@@ -59,6 +61,7 @@ def fit_hash(
         x_BHNC: L2-normalised tokens (zero tokens stay zero). Half precision is computed in float32.
         anchors_HMC: kernel anchors.
         A_HKM: hash functions to start from.
+        mask_BN: True where a token takes part; None: all do. Samples with fewer than 2 * top_k are left out.
         top_k: tokens that count as similar, and as dissimilar, to each token; at most N / 2.
         lr, momentum, steps: SGD, per bit; steps=0 keeps the functions and measures them.
 
@@ -67,21 +70,28 @@ def fit_hash(
     left out (HashFit.usable_B); a bit that meets them while it is optimised keeps its old row (HashFit.finite_K).
 
     Raises:
-        InputError: top_k outside [1, N / 2]; steps, lr or momentum out of range; no sample, bit or anchor.
+        InputError: top_k outside [1, N / 2], with N the most tokens of a sample; steps, lr or momentum out of range; no
+            sample, bit or anchor.
     """
-    check_fit_inputs(x_BHNC, anchors_HMC, A_HKM, top_k=top_k, lr=lr, momentum=momentum, steps=steps)
+    options: dict[str, Any] = {"top_k": top_k, "lr": lr, "momentum": momentum, "steps": steps}
+    check_fit_inputs(x_BHNC, anchors_HMC, A_HKM, mask_BN, **options)
     dtype = compute_dtype(x_BHNC)
     x_BHNC, anchors_HMC, A_HKM = (t.detach().to(dtype) for t in (x_BHNC, anchors_HMC, A_HKM))
     with torch.autocast(x_BHNC.device.type, enabled=False):
-        features_BHNM = kernel_features(x_BHNC, anchors_HMC)
+        features_BHNM = kernel_features(x_BHNC, anchors_HMC, mask_BN)
         finite = [t.isfinite().flatten(1).all(dim=1) for t in (x_BHNC, features_BHNM)]
         usable_B = torch.stack(finite).all(dim=0)
-        unusable_B111 = ~usable_B[:, None, None, None]
-        features_BHNM = features_BHNM.masked_fill(unusable_B111, 0)
-        mean_HM = features_BHNM.sum(dim=(0, 2)) / (usable_B.sum().clamp_min(1) * x_BHNC.shape[2])
-        features_BHNM = (features_BHNM - mean_HM[None, :, None, :]).masked_fill(unusable_B111, 0)
-        x_BHNC = x_BHNC.masked_fill(unusable_B111, 0)
-        objective = HashObjective(x_BHNC, features_BHNM, usable_B, num_bits=A_HKM.shape[1], top_k=top_k)
+        if mask_BN is not None:
+            usable_B = usable_B & (mask_BN.sum(dim=1) >= 2 * top_k)
+        usable_BN = usable_B[:, None].expand(-1, x_BHNC.shape[2]) if mask_BN is None else usable_B[:, None] & mask_BN
+        unusable_B1N1 = ~usable_BN[:, None, :, None]
+        features_BHNM = features_BHNM.masked_fill(unusable_B1N1, 0)
+        mean_HM = features_BHNM.sum(dim=(0, 2)) / usable_BN.sum().clamp_min(1)
+        features_BHNM = (features_BHNM - mean_HM[None, :, None, :]).masked_fill(unusable_B1N1, 0)
+        x_BHNC = x_BHNC.masked_fill(unusable_B1N1, 0)
+        objective = HashObjective(
+            x_BHNC, features_BHNM, usable_BN, num_bits=A_HKM.shape[1], top_k=top_k, masked=mask_BN is not None
+        )
         return _fit(objective, mean_HM, usable_B, A_HKM, lr, momentum, steps)
 
 

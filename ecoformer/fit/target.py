@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ecoformer.errors import InputError
-from ecoformer.nn.heads import join_heads, split_heads
+from ecoformer.nn.heads import as_attn_mask, join_heads, real_tokens, split_heads, token_mean
 from ecoformer.nn.projections import read_projections
 
 
@@ -61,28 +61,33 @@ class SoftmaxTarget:
     q_BHNC: Tensor
     k_BHNC: Tensor
     v_BHNC: Tensor
+    mask_BN: Tensor | None = None  # True where a token takes part; None: all do
 
     @classmethod
-    def of(cls, layer: nn.Module, where: str, x_BND: Tensor) -> SoftmaxTarget:
+    def of(cls, layer: nn.Module, where: str, x_BND: Tensor, mask_BN: Tensor | None = None) -> SoftmaxTarget:
         """That of a layer of plain softmax attention on these inputs. Raises InputError for any other layer."""
         source = read_projections(layer, where)
         if source.key is None or source.dropped:
             raise InputError(f"{where} of the MSA model is no plain softmax attention: start from an attention=msa run")
-        return cls(*(split_heads(part(x_BND), source.num_heads) for part in (source.query, source.key, source.value)))
+        parts = (source.query, source.key, source.value)
+        q_BHNC, k_BHNC, v_BHNC = (split_heads(part(x_BND), source.num_heads) for part in parts)
+        return cls(q_BHNC, k_BHNC, v_BHNC, mask_BN)
 
     def output(self) -> Tensor:
         """The attention output (B, N, D) before the output projection, without an N x N matrix."""
-        return join_heads(F.scaled_dot_product_attention(self.q_BHNC, self.k_BHNC, self.v_BHNC))
+        qkv = (self.q_BHNC, self.k_BHNC, self.v_BHNC)
+        return join_heads(F.scaled_dot_product_attention(*qkv, as_attn_mask(self.mask_BN)))
 
     def uniform_output(self) -> Tensor:
         """The mean of all values for every token, (B, N, D): what a replacement that knows nothing gives."""
-        return join_heads(self.v_BHNC.mean(dim=2, keepdim=True).expand_as(self.v_BHNC))
+        return join_heads(token_mean(self.v_BHNC, self.mask_BN).expand_as(self.v_BHNC))
 
     def weights(self, image: int, head: int) -> Tensor:
-        """The attention map of one head on one image, as (1, 1, N, N)."""
-        parts = (self.q_BHNC, self.k_BHNC, self.v_BHNC)
-        return SoftmaxTarget(*(x[image : image + 1, head : head + 1] for x in parts)).maps()
+        """The attention map of one head on one image, as (1, 1, N, N), of its N tokens that take part."""
+        mask_1N = None if self.mask_BN is None else self.mask_BN[image : image + 1]
+        parts = (x[image : image + 1, head : head + 1] for x in (self.q_BHNC, self.k_BHNC, self.v_BHNC))
+        return SoftmaxTarget(*(real_tokens(x, mask_1N) for x in parts)).maps()
 
     def maps(self) -> Tensor:
-        """All of them, (B, H, N, N)."""
+        """All of them, (B, H, N, N), of all tokens."""
         return (self.q_BHNC @ self.k_BHNC.transpose(-2, -1) * self.q_BHNC.shape[-1] ** -0.5).softmax(dim=-1)

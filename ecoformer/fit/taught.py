@@ -4,7 +4,7 @@ Shapes: B batch, H heads, N tokens, C head channels, D model channels.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ from ecoformer.fit.target import KnownTarget
 from ecoformer.fit.teacher import Teacher, affine
 from ecoformer.nn.base import ReplacementAttention
 from ecoformer.nn.fitted_state import FittedState
-from ecoformer.nn.heads import split_heads
+from ecoformer.nn.heads import real_tokens, split_heads
 from ecoformer.nn.precision import full_precision, without_autocast
 from ecoformer.nn.projections import Projections
 from ecoformer.nn.specs import AttentionSpec
@@ -90,7 +90,7 @@ class TaughtAttention(FittedState, ReplacementAttention, FittableAttention):
         """Fold what was fitted on standardised tokens into the layer's own parameters, in place."""
         raise TypeError(f"{type(self).__name__} does not say how its fit is stored")
 
-    def measure(self, x_BND: Tensor) -> None:
+    def measure(self, x_BND: Tensor, mask_BN: Tensor | None = None) -> None:
         """Measure anew, on these inputs, what the layer knows about its own fit: nothing, for most kinds."""
 
     def jointly_fitted(self) -> list[nn.Parameter]:
@@ -120,25 +120,27 @@ class TaughtAttention(FittedState, ReplacementAttention, FittableAttention):
     def refit_refusal(self) -> str:
         return NO_TEACHER if self.teacher is None else ""
 
-    def fit_on_call(self, args: Sequence[Any], generator: torch.Generator) -> HashFitReport:
-        return self.fit_hash(args[0], generator, feat_size=args[1] if len(args) > 1 else None)
+    def fit_on_call(
+        self, x_BND: Tensor, generator: torch.Generator, feat_size: Any = None, mask_BN: Tensor | None = None
+    ) -> HashFitReport:
+        return self.fit_hash(x_BND, generator, mask_BN, feat_size)
 
-    def target(self, x_BND: Tensor, feat_size: Any = None) -> KnownTarget | None:
+    def target(self, x_BND: Tensor, feat_size: Any = None, mask_BN: Tensor | None = None) -> KnownTarget | None:
         """What the replaced layer makes of these inputs; None once it is gone."""
         if self.teacher is None:
             return None
         with torch.no_grad(), without_autocast(x_BND):
             x = full_precision(x_BND)
-            return self.teacher.target(x, affine(self.to_v).like(x)(x), feat_size, self._step_images(x))
+            return self.teacher.target(x, affine(self.to_v).like(x)(x), feat_size, mask_BN, self._step_images(x))
 
     @torch.no_grad()
-    def draw_random_hash(self, x_BND: Tensor, generator: torch.Generator) -> None:
+    def draw_random_hash(self, x_BND: Tensor, generator: torch.Generator, mask_BN: Tensor | None = None) -> None:
         """Take the start of a fit to these inputs for fitted. Raises InputError as `fit_hash` does."""
         teacher = self.teacher
         if teacher is None:
             raise InputError(NO_TEACHER)
         with without_autocast(x_BND):
-            (x_BND,) = finite_images([full_precision(x_BND)])
+            x_BND = real_tokens(*finite_images([full_precision(x_BND)], mask_BN))
             standard = Standardiser.of(x_BND)
             x_BND = standard(x_BND)
             self.store(self.start(x_BND, standard, generator, teacher), standard, x_BND)
@@ -152,13 +154,16 @@ class TaughtAttention(FittedState, ReplacementAttention, FittableAttention):
         self._teacher = None
 
     @torch.no_grad()
-    def fit_hash(self, x_BND: Tensor, generator: torch.Generator, feat_size: Any = None) -> HashFitReport:
+    def fit_hash(
+        self, x_BND: Tensor, generator: torch.Generator, mask_BN: Tensor | None = None, feat_size: Any = None
+    ) -> HashFitReport:
         """Fit to the replaced attention on these inputs, and drop it.
 
         Images with NaN or infinite features are left out. A head whose error does not fall below that of the start
         keeps the start. The objective is the squared relative error of the attention output.
 
         Args:
+            mask_BN: True where a token takes part; None: all do.
             feat_size: height and width of the feature map, where the replaced attention needs them.
         Raises:
             InputError: the replaced attention is gone, or no image has finite features.
@@ -169,13 +174,14 @@ class TaughtAttention(FittedState, ReplacementAttention, FittableAttention):
         if teacher is None:
             raise InputError(NO_TEACHER)
         with without_autocast(x_BND):
-            (x_BND,) = finite_images([full_precision(x_BND)])
+            x_BND, mask_BN = finite_images([full_precision(x_BND)], mask_BN)
             v_BND = affine(self.to_v).like(x_BND)(x_BND)
-            target = teacher.target(x_BND, v_BND, feat_size, batch_size).split_heads(self.num_heads)
-            standard = Standardiser.of(x_BND)
+            target = teacher.target(x_BND, v_BND, feat_size, mask_BN, batch_size).split_heads(self.num_heads)
+            standard = Standardiser.of(real_tokens(x_BND, mask_BN))
             x_BND = standard(x_BND)
-            start = self.start(x_BND, standard, generator, teacher)
-            inputs = [x_BND] if teacher.fits_values else [x_BND, split_heads(v_BND, self.num_heads)]
+            real_BND = real_tokens(x_BND, mask_BN)
+            start = self.start(real_BND, standard, generator, teacher)
+            inputs = [x_BND, None if teacher.fits_values else split_heads(v_BND, self.num_heads)]
             fit = fit_to_output(
                 start,
                 inputs,
@@ -185,8 +191,9 @@ class TaughtAttention(FittedState, ReplacementAttention, FittableAttention):
                 steps=spec.fit_steps,
                 batch_size=batch_size,
                 slope_at=self.slope_at,
+                mask_BN=mask_BN,
             )
-            self.store(fit.hashing, standard, x_BND)
+            self.store(fit.hashing, standard, real_BND)
             self.mark_fitted()
             codes = None
             if self.shows_codes:
@@ -198,6 +205,7 @@ class TaughtAttention(FittedState, ReplacementAttention, FittableAttention):
                 inputs,
                 target,
                 codes,
+                mask_BN=mask_BN,
                 num_bits=int(getattr(self, "num_bits", 0)),
                 skipped_images=num_images - len(x_BND),
                 seconds=time.perf_counter() - started,

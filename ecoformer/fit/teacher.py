@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from ecoformer.errors import InputError
 from ecoformer.fit.target import KnownTarget, SoftmaxTarget
-from ecoformer.nn.base import before_projection
-from ecoformer.nn.heads import split_heads
+from ecoformer.nn.base import before_projection, given
+from ecoformer.nn.heads import split_heads, token_mean
 from ecoformer.nn.msa import MSASpec, MultiHeadSelfAttention
 from ecoformer.nn.projections import Projections
+from ecoformer.ops.closeness import batches
 from ecoformer.ops.codes.folded import Affine
 
 
@@ -49,43 +50,48 @@ class Teacher:
         return cls(layer, affine(source.query), affine(source.key), source.num_heads, fits_values)
 
     @torch.no_grad()
-    def target(self, x_BND: Tensor, v_BND: Tensor, feat_size: Any, batch_size: int) -> KnownTarget:
+    def target(
+        self, x_BND: Tensor, v_BND: Tensor, feat_size: Any, mask_BN: Tensor | None, batch_size: int
+    ) -> KnownTarget:
         """What the layer makes of these tokens; `v_BND` are the values that the new layer has for them."""
         softmax = None
         if MSASpec().is_met_by(self.layer):
             projected = (self.query.like(x_BND)(x_BND), self.key.like(x_BND)(x_BND), v_BND)
-            softmax = SoftmaxTarget(*(split_heads(y_BND, self.num_heads) for y_BND in projected))
-        output_BND = self.output(x_BND, feat_size, batch_size)
-        return KnownTarget(output_BND, self.uniform_output(v_BND, x_BND, feat_size, batch_size), softmax)
+            q_BHNC, k_BHNC, v_BHNC = (split_heads(y_BND, self.num_heads) for y_BND in projected)
+            softmax = SoftmaxTarget(q_BHNC, k_BHNC, v_BHNC, mask_BN)
+        output_BND = self.output(x_BND, feat_size, mask_BN, batch_size)
+        return KnownTarget(output_BND, self.uniform_output(v_BND, x_BND, feat_size, mask_BN, batch_size), softmax)
 
     @torch.no_grad()
-    def output(self, x_BND: Tensor, feat_size: Any, batch_size: int) -> Tensor:
+    def output(self, x_BND: Tensor, feat_size: Any, mask_BN: Tensor | None, batch_size: int) -> Tensor:
         """What the layer hands to its output projection, (B, N, D), in x's precision and on its device.
 
         The layer runs as it is, in evaluation mode and batch by batch; timm's layers and ours use fused attention,
         so no N x N matrix is kept.
         """
         layer = copy.deepcopy(self.layer).to(x_BND).eval()
-        return _run(layer, x_BND, feat_size, batch_size)
+        return _run(layer, x_BND, feat_size, mask_BN, batch_size)
 
     @torch.no_grad()
-    def uniform_output(self, v_BND: Tensor, x_BND: Tensor, feat_size: Any, batch_size: int) -> Tensor:
+    def uniform_output(
+        self, v_BND: Tensor, x_BND: Tensor, feat_size: Any, mask_BN: Tensor | None, batch_size: int
+    ) -> Tensor:
         """The same with attention that knows nothing: equal weights for all of the layer's own keys.
 
         Keys of a subsampled map (SRA, GSA) are averaged as they are, by queries of zero; elsewhere it is the mean of
         the values of all tokens, `v_BND`.
         """
         if not isinstance(getattr(self.layer, "q", None), nn.Linear):
-            return v_BND.mean(dim=1, keepdim=True).expand_as(v_BND)
+            return token_mean(v_BND, mask_BN).expand_as(v_BND)
         layer = copy.deepcopy(self.layer).to(x_BND).eval()
         for parameter in layer.get_submodule("q").parameters():
             parameter.zero_()
-        return _run(layer, x_BND, feat_size, batch_size)
+        return _run(layer, x_BND, feat_size, mask_BN, batch_size)
 
 
-def _run(layer: nn.Module, x_BND: Tensor, feat_size: Any, batch_size: int) -> Tensor:
-    args = () if feat_size is None else (feat_size,)
-    return torch.cat([before_projection(layer, x, *args) for x in x_BND.split(batch_size)])
+def _run(layer: nn.Module, x_BND: Tensor, feat_size: Any, mask_BN: Tensor | None, batch_size: int) -> Tensor:
+    parts = batches(batch_size, x_BND, mask_BN)
+    return torch.cat([before_projection(layer, x, **given(feat_size=feat_size, mask_BN=mask)) for x, mask in parts])
 
 
 def affine(linear: nn.Linear) -> Affine:

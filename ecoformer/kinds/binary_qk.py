@@ -3,11 +3,13 @@
 Shapes: B batch, H heads, N tokens, C head channels, D model channels.
 """
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from ecoformer.nn.base import ReplacementAttention, attention_kind
+from ecoformer.nn.heads import as_attn_mask
 from ecoformer.nn.specs import AttentionSpec
 from ecoformer.ops.ecoformer.codes import straight_through_sign
 
@@ -33,12 +35,16 @@ class BinaryQKAttention(ReplacementAttention):
     the audited ledger has to see that.
     """
 
-    def attend(self, q_BHNC: Tensor, k_BHNC: Tensor, v_BHNC: Tensor) -> Tensor:
-        return self._weights(q_BHNC, k_BHNC) @ v_BHNC
+    takes_mask = True
 
-    def _weights(self, q_BHNC: Tensor, k_BHNC: Tensor) -> Tensor:
+    def attend(self, q_BHNC: Tensor, k_BHNC: Tensor, v_BHNC: Tensor, mask_BN: Tensor | None = None) -> Tensor:
+        return self._weights(q_BHNC, k_BHNC, mask_BN) @ v_BHNC
+
+    def _weights(self, q_BHNC: Tensor, k_BHNC: Tensor, mask_BN: Tensor | None = None) -> Tensor:
         code_q_BHNC, code_k_BHNC = straight_through_sign(q_BHNC), straight_through_sign(k_BHNC)
-        return (code_q_BHNC @ code_k_BHNC.transpose(-2, -1) * self.head_dim**-0.5).softmax(dim=-1)
+        scores_BHNN = code_q_BHNC @ code_k_BHNC.transpose(-2, -1) * self.head_dim**-0.5
+        mask = as_attn_mask(mask_BN)
+        return (scores_BHNN if mask is None else scores_BHNN.masked_fill(~mask, -math.inf)).softmax(dim=-1)
 
     def attention_weights(self, x_BND: Tensor) -> Tensor:
         q_BHNC, k_BHNC, _ = self.heads(x_BND)

@@ -15,7 +15,7 @@ from ecoformer.errors import InputError
 from ecoformer.fit.taught import TaughtAttention, TaughtSpec
 from ecoformer.fit.teacher import Teacher, affine, store_affine
 from ecoformer.nn.base import attention_kind
-from ecoformer.nn.heads import join_heads, split_heads
+from ecoformer.nn.heads import join_heads, real_tokens, split_heads
 from ecoformer.nn.precision import full_precision, without_autocast
 from ecoformer.nn.projections import Projections, read_projections
 from ecoformer.nn.specs import one_of
@@ -128,6 +128,7 @@ class DistilledAttention(TaughtAttention):
     `ops.distilled_attention`). All of them are trained by the gradient, codes by the straight-through estimator.
     """
 
+    takes_mask = True
     shows_codes = True
     spec: Any
 
@@ -177,14 +178,14 @@ class DistilledAttention(TaughtAttention):
             return None, floor_H
         return self.log_weight.to(dtype).exp().unflatten(0, (self.num_heads, self.num_features)), floor_H
 
-    def projected_output(self, x_BND: Tensor, feat_size: Any = None) -> Tensor:
+    def projected_output(self, x_BND: Tensor, feat_size: Any = None, mask_BN: Tensor | None = None) -> Tensor:
         """In float32 under autocast. Raises InputError if the codes were never fitted."""
         self.require_fitted()
         x = full_precision(x_BND)
         with without_autocast(x_BND):
             value, proj = (affine(linear).like(x) for linear in (self.to_v, self.proj))
-            weights = self._weights(x.dtype)
-            out_BND = distilled_attention(x, self._to_codes(x), value, proj, *weights, self._slope, self.spec.form)
+            weights, form = self._weights(x.dtype), self.spec.form
+            out_BND = distilled_attention(x, self._to_codes(x), value, proj, *weights, self._slope, form, mask_BN)
         return out_BND.to(x_BND.dtype)
 
     def _codes_and_weights(self, x_BND: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
@@ -195,7 +196,7 @@ class DistilledAttention(TaughtAttention):
         )
         return code_q, code_k, *self._weights(x.dtype)
 
-    def signed_codes(self, x_BND: Tensor) -> Tensor:
+    def signed_codes(self, x_BND: Tensor, mask_BN: Tensor | None = None) -> Tensor:
         x = full_precision(x_BND)
         with without_autocast(x_BND):
             codes = token_codes(x, self._to_codes(x), BITS)
@@ -205,13 +206,13 @@ class DistilledAttention(TaughtAttention):
         with without_autocast(x_BND):
             return binary_weights(*self._codes_and_weights(x_BND))
 
-    def attention_output(self, x_BND: Tensor, feat_size: Any = None) -> Tensor:
+    def attention_output(self, x_BND: Tensor, feat_size: Any = None, mask_BN: Tensor | None = None) -> Tensor:
         """The output before the output projection, (B, N, D), which `forward` never forms."""
         with without_autocast(x_BND):
             code_q, code_k, weight_HK, floor_H = self._codes_and_weights(x_BND)
             x = full_precision(x_BND)
             v_BHNC = split_heads(affine(self.to_v).like(x)(x), self.num_heads)
-            return join_heads(binary_attention(code_q, code_k, v_BHNC, weight_HK, floor_H))
+            return join_heads(binary_attention(code_q, code_k, v_BHNC, weight_HK, floor_H, mask_BN))
 
     def start(
         self, x_BND: Tensor, standard: Standardiser, generator: torch.Generator, teacher: Teacher
@@ -240,10 +241,10 @@ class DistilledAttention(TaughtAttention):
             self._measure_ones(fitted.codes(x_BND))
 
     @torch.no_grad()
-    def measure(self, x_BND: Tensor) -> None:
+    def measure(self, x_BND: Tensor, mask_BN: Tensor | None = None) -> None:
         """The share of ones in bits of these inputs."""
         if self.spec.codes == "bits":
-            self._measure_ones(self._codes_and_weights(x_BND)[:2])
+            self._measure_ones(tuple(real_tokens(code, mask_BN) for code in self._codes_and_weights(x_BND)[:2]))
 
     def _measure_ones(self, codes: tuple[Tensor, ...]) -> None:
         self.get_buffer("ones").copy_(torch.stack([code.float().mean() for code in codes]))

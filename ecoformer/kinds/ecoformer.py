@@ -103,6 +103,7 @@ class EcoFormerAttention(ReplacementAttention, FittableAttention):
 
     parts: Mapping[str, str] = {"query": "to_qk", "value": "to_v", "proj": "proj"}
     new_parts = ("hash",)
+    takes_mask = True
     shows_codes = True
     spec: Any  # EcoFormerSpec, or another KernelHashSpec
     to_qk: nn.Linear
@@ -125,32 +126,33 @@ class EcoFormerAttention(ReplacementAttention, FittableAttention):
         with without_autocast(x_BND):
             return normalize(full_precision(split_heads(self.to_qk(x_BND), self.num_heads)))
 
-    def projected_output(self, x_BND: Tensor, feat_size: Any = None) -> Tensor:
+    def projected_output(self, x_BND: Tensor, feat_size: Any = None, mask_BN: Tensor | None = None) -> Tensor:
         if not only_weights_matter(x_BND, self.to_qk, self.to_v, self.proj):
-            return super().projected_output(x_BND, feat_size)
+            return super().projected_output(x_BND, feat_size, mask_BN)
         to_qk, to_v, proj = ((linear.weight, linear.bias) for linear in (self.to_qk, self.to_v, self.proj))
-        return kernel_hash_layer(x_BND, to_qk, to_v, proj, self.hash.state(x_BND.dtype), self.spec.numerator)
+        return kernel_hash_layer(x_BND, to_qk, to_v, proj, self.hash.state(x_BND.dtype), self.spec.numerator, mask_BN)
 
-    def attend(self, qk_BHNC: Tensor, v_BHNC: Tensor) -> Tensor:
+    def attend(self, qk_BHNC: Tensor, v_BHNC: Tensor, mask_BN: Tensor | None = None) -> Tensor:
         with without_autocast(v_BHNC):
             state = self.hash.state(torch.promote_types(qk_BHNC.dtype, torch.float32))
-            return kernel_hash_attention(qk_BHNC, v_BHNC, *state, self.spec.numerator).to(v_BHNC.dtype)
+            return kernel_hash_attention(qk_BHNC, v_BHNC, *state, self.spec.numerator, mask_BN).to(v_BHNC.dtype)
 
     @property
     def is_fitted(self) -> bool:
         return self.hash.is_fitted
 
-    def signed_codes(self, x_BND: Tensor) -> Tensor:
-        return self.hash(self.hash_input(x_BND))
+    def signed_codes(self, x_BND: Tensor, mask_BN: Tensor | None = None) -> Tensor:
+        return self.hash(self.hash_input(x_BND), mask_BN)
 
-    def draw_random_hash(self, x_BND: Tensor, generator: torch.Generator) -> None:
-        self.hash.draw(self.hash_input(x_BND), generator)
+    def draw_random_hash(self, x_BND: Tensor, generator: torch.Generator, mask_BN: Tensor | None = None) -> None:
+        self.hash.draw(self.hash_input(x_BND), generator, mask_BN)
 
-    def fit_hash(self, x_BND: Tensor, generator: torch.Generator) -> HashFitReport:
+    def fit_hash(self, x_BND: Tensor, generator: torch.Generator, mask_BN: Tensor | None = None) -> HashFitReport:
         """Fit the hash to the tokens of a batch of this layer's inputs; the block name is left to the caller."""
         return self.hash.fit(
             self.hash_input(x_BND),
             generator,
+            mask_BN,
             top_k=self.spec.top_k,
             lr=self.spec.fit_lr,
             momentum=self.spec.fit_momentum,

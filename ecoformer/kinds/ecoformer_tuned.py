@@ -20,7 +20,7 @@ from ecoformer.fit.target import KnownTarget, SoftmaxTarget
 from ecoformer.kinds.token_hash import TokenHashFunctions
 from ecoformer.nn.base import ReplacementAttention, attention_kind
 from ecoformer.nn.fitted_state import FittedState
-from ecoformer.nn.heads import join_heads, split_heads
+from ecoformer.nn.heads import join_heads, real_tokens, split_heads
 from ecoformer.nn.precision import full_precision, without_autocast
 from ecoformer.nn.projections import Projections, linear_of
 from ecoformer.nn.specs import AttentionSpec, one_of
@@ -88,6 +88,7 @@ class EcoFormerTunedAttention(FittedState, ReplacementAttention, FittableAttenti
     }  # in the order of their parameters
     needs_keys = "to fit {} to"
     new_parts = ("query_hash", "key_hash", "bit_weight", "floor")
+    takes_mask = True
     shows_codes = True
     spec: EcoFormerTunedSpec
     to_q: nn.Linear
@@ -151,11 +152,13 @@ class EcoFormerTunedAttention(FittedState, ReplacementAttention, FittableAttenti
             "fits_floor": spec.floor is None,
         }
 
-    def _random_hash(self, q_BHNC: Tensor, k_BHNC: Tensor, generator: torch.Generator) -> BinaryHash:
+    def _random_hash(
+        self, q_BHNC: Tensor, k_BHNC: Tensor, mask_BN: Tensor | None, generator: torch.Generator
+    ) -> BinaryHash:
         spec = self.spec
         return random_hash(
-            q_BHNC,
-            k_BHNC,
+            real_tokens(q_BHNC, mask_BN),
+            real_tokens(k_BHNC, mask_BN),
             generator,
             num_bits=spec.num_bits,
             num_anchors=spec.num_anchors,
@@ -170,7 +173,7 @@ class EcoFormerTunedAttention(FittedState, ReplacementAttention, FittableAttenti
         with without_autocast(x_BND):
             return hashing.codes(q_BHNC, k_BHNC)
 
-    def attention_output(self, x_BND: Tensor, feat_size: Any = None) -> Tensor:
+    def attention_output(self, x_BND: Tensor, feat_size: Any = None, mask_BN: Tensor | None = None) -> Tensor:
         """Raises InputError if the hash functions were never fitted."""
         self.require_fitted()
         values_BND = self.to_v(x_BND)
@@ -178,7 +181,7 @@ class EcoFormerTunedAttention(FittedState, ReplacementAttention, FittableAttenti
         hashing = self._hashing(v_BHNC.dtype)
         codes = self._codes(x_BND, hashing)
         with without_autocast(x_BND):
-            out_BHNC = binary_attention(*codes, v_BHNC, hashing.weights_of_bits, hashing.raised_floor_H)
+            out_BHNC = binary_attention(*codes, v_BHNC, hashing.weights_of_bits, hashing.raised_floor_H, mask_BN)
         return join_heads(out_BHNC).to(values_BND.dtype)
 
     def attention_weights(self, x_BND: Tensor) -> Tensor:
@@ -186,26 +189,26 @@ class EcoFormerTunedAttention(FittedState, ReplacementAttention, FittableAttenti
         hashing = self._hashing(full_precision(x_BND).dtype)
         return binary_weights(*self._codes(x_BND, hashing), hashing.weight_HK, hashing.raised_floor_H)
 
-    def target(self, x_BND: Tensor, feat_size: Any = None) -> SoftmaxTarget:
+    def target(self, x_BND: Tensor, feat_size: Any = None, mask_BN: Tensor | None = None) -> SoftmaxTarget:
         """That of the layer's own queries and keys; with qk="shared", of the keys as they were converted."""
         with without_autocast(x_BND):
             q_BHNC, k_BHNC, v_BHNC = self._heads(self.to_q(x_BND)), self._keys(x_BND), self._heads(self.to_v(x_BND))
-            return SoftmaxTarget(q_BHNC, k_BHNC, v_BHNC)
+            return SoftmaxTarget(q_BHNC, k_BHNC, v_BHNC, mask_BN)
 
-    def signed_codes(self, x_BND: Tensor) -> Tensor:
+    def signed_codes(self, x_BND: Tensor, mask_BN: Tensor | None = None) -> Tensor:
         return self._signed(torch.cat(self._codes(x_BND, self._hashing(full_precision(x_BND).dtype))))
 
     def _signed(self, codes: Tensor) -> Tensor:
         return codes if self.spec.code == "sign" else 2 * codes - 1
 
     @torch.no_grad()
-    def draw_random_hash(self, x_BND: Tensor, generator: torch.Generator) -> None:
+    def draw_random_hash(self, x_BND: Tensor, generator: torch.Generator, mask_BN: Tensor | None = None) -> None:
         target = self.target(x_BND)
-        q_BHNC, k_BHNC, _ = finite_images([target.q_BHNC, target.k_BHNC, target.v_BHNC])
-        self._store(self._random_hash(q_BHNC, k_BHNC, generator))
+        q_BHNC, k_BHNC, _, mask_BN = finite_images([target.q_BHNC, target.k_BHNC, target.v_BHNC], mask_BN)
+        self._store(self._random_hash(q_BHNC, k_BHNC, mask_BN, generator))
 
     @torch.no_grad()
-    def fit_hash(self, x_BND: Tensor, generator: torch.Generator) -> HashFitReport:
+    def fit_hash(self, x_BND: Tensor, generator: torch.Generator, mask_BN: Tensor | None = None) -> HashFitReport:
         """Fit the codes to the softmax attention of the layer's own queries and keys on these inputs.
 
         A first fit starts from random functions, a later one from those it has. Images with NaN or infinite
@@ -216,9 +219,10 @@ class EcoFormerTunedAttention(FittedState, ReplacementAttention, FittableAttenti
         spec = self.spec
         with without_autocast(x_BND):
             target = self.target(x_BND)
-            q_BHNC, k_BHNC, v_BHNC = finite_images([target.q_BHNC, target.k_BHNC, target.v_BHNC])
-            target = SoftmaxTarget(q_BHNC, k_BHNC, v_BHNC)
-            random = self._random_hash(q_BHNC, k_BHNC, generator)
+            qkv = [target.q_BHNC, target.k_BHNC, target.v_BHNC]
+            q_BHNC, k_BHNC, v_BHNC, mask_BN = finite_images(qkv, mask_BN)
+            target = SoftmaxTarget(q_BHNC, k_BHNC, v_BHNC, mask_BN)
+            random = self._random_hash(q_BHNC, k_BHNC, mask_BN, generator)
             before = self._hashing(q_BHNC.dtype) if self.is_fitted else random
             fit = fit_binary_hash(
                 before,
@@ -229,6 +233,7 @@ class EcoFormerTunedAttention(FittedState, ReplacementAttention, FittableAttenti
                 lr=spec.fit_lr,
                 steps=spec.fit_steps,
                 batch_size=spec.fit_batch_size,
+                mask_BN=mask_BN,
             )
             self._store(fit.hashing)
             old, new = (self._signed(torch.cat(h.codes(q_BHNC, k_BHNC))) for h in (before, fit.hashing))
@@ -238,6 +243,7 @@ class EcoFormerTunedAttention(FittedState, ReplacementAttention, FittableAttenti
                 [q_BHNC, k_BHNC, v_BHNC],
                 KnownTarget(target.output(), target.uniform_output()).split_heads(self.num_heads),
                 (old, new),
+                mask_BN=mask_BN,
                 num_bits=spec.num_bits,
                 skipped_images=len(x_BND) - len(q_BHNC),
                 seconds=time.perf_counter() - started,

@@ -13,6 +13,7 @@ from ecoformer.errors import InputError
 from ecoformer.fit.contract import HashFitReport, bit_statistics, finite_images
 from ecoformer.fit.similarity_fit import fit_hash
 from ecoformer.nn.fitted_state import FittedState
+from ecoformer.nn.heads import real_tokens
 from ecoformer.ops.ecoformer.codes import hash_codes, kernel_features
 
 
@@ -35,9 +36,12 @@ class KernelHash(FittedState):
         self.register_buffer("mean", torch.zeros(num_heads, num_anchors, **factory))
         self.register_fitted(device)
 
-    def forward(self, x_BHNC: Tensor) -> Tensor:
-        """Codes (B, H, N, K) in {-1, +1} of normalised tokens. Raises InputError if never fitted."""
-        return hash_codes(x_BHNC, *self.state(x_BHNC.dtype))
+    def forward(self, x_BHNC: Tensor, mask_BN: Tensor | None = None) -> Tensor:
+        """Codes (B, H, N, K) in {-1, +1} of normalised tokens, of which those that take part count in sigma.
+
+        Raises InputError if never fitted.
+        """
+        return hash_codes(x_BHNC, *self.state(x_BHNC.dtype), mask_BN)
 
     def state(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         """Anchors, A and mean in `dtype`, to hash tokens of that dtype. Raises InputError if never fitted."""
@@ -53,6 +57,7 @@ class KernelHash(FittedState):
         self,
         x_BHNC: Tensor,
         generator: torch.Generator,
+        mask_BN: Tensor | None = None,
         *,
         top_k: int,
         lr: float,
@@ -66,28 +71,32 @@ class KernelHash(FittedState):
         Args:
             x_BHNC: normalised tokens of a batch.
             generator: CPU generator that draws the anchors, so that the draw is the same on every device.
+            mask_BN: True where a token takes part; None: all do. Images with fewer than 2 * top_k of them are left out.
             top_k, lr, momentum, steps: see `fit_hash`.
         Raises:
-            InputError: fewer tokens than anchors, or fewer than 2 * top_k, or no image with finite features.
+            InputError: fewer tokens than anchors, or fewer than 2 * top_k, in every image; no image with finite
+                features.
         """
         started = time.perf_counter()
         num_images = len(x_BHNC)
-        (x_BHNC,) = finite_images([x_BHNC])
-        anchors_HMC = self._draw_anchors(x_BHNC, generator)
+        x_BHNC, mask_BN = finite_images([x_BHNC], mask_BN)
+        anchors_HMC = self._draw_anchors(x_BHNC, generator, mask_BN)
         result = fit_hash(
             x_BHNC,
             anchors_HMC,
             self.A.to(x_BHNC.dtype),
+            mask_BN,
             top_k=top_k,
             lr=lr,
             momentum=momentum,
             steps=steps,
         )
         if self.is_fitted:
-            before = hash_codes(x_BHNC, *self._state(x_BHNC.dtype))
+            before = hash_codes(x_BHNC, *self._state(x_BHNC.dtype), mask_BN)
         else:
-            before = hash_codes(x_BHNC, anchors_HMC, self.A.to(x_BHNC.dtype), result.mean_HM)
-        after = hash_codes(x_BHNC, anchors_HMC, result.A_HKM, result.mean_HM)
+            before = hash_codes(x_BHNC, anchors_HMC, self.A.to(x_BHNC.dtype), result.mean_HM, mask_BN)
+        after = hash_codes(x_BHNC, anchors_HMC, result.A_HKM, result.mean_HM, mask_BN)
+        before, after = real_tokens(before, mask_BN), real_tokens(after, mask_BN)
         self._store(anchors_HMC, result.A_HKM, result.mean_HM)
         balance, correlation = bit_statistics(after)
         return HashFitReport(
@@ -105,26 +114,35 @@ class KernelHash(FittedState):
         )
 
     @torch.no_grad()
-    def draw(self, x_BHNC: Tensor, generator: torch.Generator) -> None:
+    def draw(self, x_BHNC: Tensor, generator: torch.Generator, mask_BN: Tensor | None = None) -> None:
         """Take random functions for these tokens: the start of a first fit, where none was made yet, else new ones.
 
         Raises InputError as `fit` does.
         """
-        (x_BHNC,) = finite_images([x_BHNC])
-        anchors_HMC = self._draw_anchors(x_BHNC, generator)
+        x_BHNC, mask_BN = finite_images([x_BHNC], mask_BN)
+        anchors_HMC = self._draw_anchors(x_BHNC, generator, mask_BN)
         A_HKM = torch.randn(self.A.shape, generator=generator).to(self.A) if self.is_fitted else self.A
-        self._store(anchors_HMC, A_HKM, kernel_features(x_BHNC, anchors_HMC).mean(dim=(0, 2)))
+        features_BHNM = kernel_features(x_BHNC, anchors_HMC, mask_BN)
+        self._store(anchors_HMC, A_HKM, real_tokens(features_BHNM, mask_BN).mean(dim=(0, 2)))
 
-    def _draw_anchors(self, x_BHNC: Tensor, generator: torch.Generator) -> Tensor:
-        """Tokens of the first image, the same positions for every head, as the published code draws them: (H, M, C)."""
-        num_tokens, num_anchors = x_BHNC.shape[2], self.anchors.shape[1]
+    def _draw_anchors(self, x_BHNC: Tensor, generator: torch.Generator, mask_BN: Tensor | None) -> Tensor:
+        """Tokens of one image, the same positions for every head, as the published code draws them: (H, M, C).
+
+        The image is the first with enough of them.
+        """
+        num_anchors, first = self.anchors.shape[1], x_BHNC[:1]
+        if mask_BN is not None:
+            counts_B = mask_BN.sum(dim=1)
+            place = int((counts_B >= num_anchors).int().argmax()) if bool((counts_B >= num_anchors).any()) else 0
+            first = real_tokens(x_BHNC[place : place + 1], mask_BN[place : place + 1])
+        num_tokens = first.shape[2]
         if num_tokens < num_anchors:
             raise InputError(
                 f"hash fit: {num_tokens} tokens < num_anchors={num_anchors}: raise data.img_size, lower "
                 f"attention.num_anchors to at most {num_tokens}, or set attention.clamp=true"
             )
         chosen = torch.randperm(num_tokens, generator=generator)[:num_anchors]
-        return x_BHNC[0].index_select(1, chosen.to(x_BHNC.device))
+        return first[0].index_select(1, chosen.to(x_BHNC.device))
 
     def _store(self, anchors_HMC: Tensor, A_HKM: Tensor, mean_HM: Tensor) -> None:
         self.anchors.copy_(anchors_HMC)

@@ -71,8 +71,8 @@ class LinearSRAAttention(ReplacementAttention):
         else:
             self.new_parts = ("sr", "norm")
 
-    def attention_output(self, x_BND: Tensor, feat_size: Any = None) -> Tensor:
-        """Raises InputError without `feat_size` if the map is no square."""
+    def attention_output(self, x_BND: Tensor, feat_size: Any = None, mask_BN: Tensor | None = None) -> Tensor:
+        """Raises InputError without `feat_size` if the map is no square. There is never a mask: a map has no gaps."""
         pooled_BMD = self.pooled(x_BND, self._map_size(x_BND.shape[1]) if feat_size is None else feat_size)
         key_BMD, value_BMD = self.kv(pooled_BMD).chunk(2, dim=-1)
         q_BHNC, k_BHMC, v_BHMC = (split_heads(part, self.num_heads) for part in (self.q(x_BND), key_BMD, value_BMD))

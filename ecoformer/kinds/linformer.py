@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ecoformer.errors import InputError
 from ecoformer.nn.base import ReplacementAttention, attention_kind
+from ecoformer.nn.heads import without_padding
 from ecoformer.nn.projections import Projections
 from ecoformer.nn.specs import AttentionSpec
 
@@ -59,10 +60,14 @@ class LinformerSpec(AttentionSpec):
 class LinformerAttention(ReplacementAttention):
     """Softmax attention on keys and values that E and F mix over the tokens.
 
+    Under a mask keys and values that take no part enter the mixtures as zeros. What stands in them changes nothing
+    then, but it is not exact: a mixture of padding alone is still a key, of score 0, and takes its share of weight.
+
     E and F start as means of N / M neighbouring tokens each, so a converted model attends to a coarser copy of its keys
     from the first step, and equals MSA where M = N. They are made for N tokens; any other number is refused.
     """
 
+    takes_mask = True
     spec: LinformerSpec
     value_mix: nn.Parameter | None
 
@@ -80,8 +85,9 @@ class LinformerAttention(ReplacementAttention):
         self.value_mix = None if spec.share_kv else nn.Parameter(means_MN.clone())
         self.new_parts = ("key_mix",) if spec.share_kv else ("key_mix", "value_mix")
 
-    def attend(self, q_BHNC: Tensor, k_BHNC: Tensor, v_BHNC: Tensor) -> Tensor:
+    def attend(self, q_BHNC: Tensor, k_BHNC: Tensor, v_BHNC: Tensor, mask_BN: Tensor | None = None) -> Tensor:
         self._require_tokens(k_BHNC.shape[-2])
+        k_BHNC, v_BHNC = without_padding(k_BHNC, mask_BN), without_padding(v_BHNC, mask_BN)
         value_mix = self.key_mix if self.value_mix is None else self.value_mix
         return F.scaled_dot_product_attention(q_BHNC, self.key_mix @ k_BHNC, value_mix @ v_BHNC)
 

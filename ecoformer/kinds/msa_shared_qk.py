@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ecoformer.nn.base import ReplacementAttention, attention_kind
+from ecoformer.nn.heads import as_attn_mask
 from ecoformer.nn.specs import AttentionSpec
 
 
@@ -30,9 +31,10 @@ class SharedQKAttention(ReplacementAttention):
     """MSA with the key rows made equal to the query rows; its projections are named as EcoFormer's."""
 
     parts: Mapping[str, str] = {"query": "to_qk", "value": "to_v", "proj": "proj"}
+    takes_mask = True
 
-    def attend(self, qk_BHNC: Tensor, v_BHNC: Tensor) -> Tensor:
-        return F.scaled_dot_product_attention(qk_BHNC, qk_BHNC, v_BHNC)
+    def attend(self, qk_BHNC: Tensor, v_BHNC: Tensor, mask_BN: Tensor | None = None) -> Tensor:
+        return F.scaled_dot_product_attention(qk_BHNC, qk_BHNC, v_BHNC, as_attn_mask(mask_BN))
 
     def attention_weights(self, x_BND: Tensor) -> Tensor:
         qk_BHNC, _ = self.heads(x_BND)

@@ -26,11 +26,13 @@ class NoneSpec(AttentionSpec):
 
 @attention_kind(NoneSpec)
 class NoAttention(ReplacementAttention):
-    """proj(values), token by token."""
+    """proj(values), token by token: a mask changes nothing."""
 
     parts: Mapping[str, str] = {"value": "to_v", "proj": "proj"}
 
-    def attend(self, v_BHNC: Tensor) -> Tensor:
+    takes_mask = True
+
+    def attend(self, v_BHNC: Tensor, mask_BN: Tensor | None = None) -> Tensor:
         return v_BHNC
 
     def attention_weights(self, x_BND: Tensor) -> Tensor:

@@ -47,6 +47,7 @@ class PerformerAttention(ReplacementAttention, RedrawnAttention):
     """
 
     new_parts = ("projection",)
+    takes_mask = True
     spec: PerformerSpec
     projection: Tensor
 
@@ -60,10 +61,10 @@ class PerformerAttention(ReplacementAttention, RedrawnAttention):
     def redraw(self, generator: torch.Generator) -> None:
         self.projection.copy_(orthogonal_projection(self.num_features, self.head_dim, generator))
 
-    def attend(self, q_BHNC: Tensor, k_BHNC: Tensor, v_BHNC: Tensor) -> Tensor:
+    def attend(self, q_BHNC: Tensor, k_BHNC: Tensor, v_BHNC: Tensor, mask_BN: Tensor | None = None) -> Tensor:
         with without_autocast(v_BHNC):
             q, k, v = (full_precision(x) for x in (q_BHNC, k_BHNC, v_BHNC))
-            return favor_attention(q, k, v, self.projection.to(v.dtype)).to(v_BHNC.dtype)
+            return favor_attention(q, k, v, self.projection.to(v.dtype), mask_BN).to(v_BHNC.dtype)
 
     def attention_weights(self, x_BND: Tensor) -> Tensor:
         q_BHNC, k_BHNC, _ = (full_precision(x) for x in self.heads(x_BND))

@@ -33,13 +33,15 @@ class RandomHashSpec(KernelHashSpec):
 class RandomHashAttention(EcoFormerAttention):
     """EcoFormer's attention whose fit draws anchors, takes the mean of their features, and leaves A as it is."""
 
-    def fit_hash(self, x_BND: Tensor, generator: torch.Generator) -> HashFitReport:
+    def fit_hash(self, x_BND: Tensor, generator: torch.Generator, mask_BN: Tensor | None = None) -> HashFitReport:
         """Draw the anchors; the report's loss is EcoFormer's, of codes that nothing was optimised for."""
         published = EcoFormerSpec()
+        most = x_BND.shape[1] if mask_BN is None else int(mask_BN.sum(dim=1).max())
         return self.hash.fit(
             self.hash_input(x_BND),
             generator,
-            top_k=min(published.top_k, x_BND.shape[1] // 2),
+            mask_BN,
+            top_k=min(published.top_k, most // 2),
             lr=published.fit_lr,
             momentum=published.fit_momentum,
             steps=0,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ecoformer.nn.base import ReplacementAttention, attention_kind
+from ecoformer.nn.heads import without_padding
 from ecoformer.nn.precision import full_precision, without_autocast
 from ecoformer.nn.specs import AttentionSpec
 from ecoformer.ops.linear.attention import linear_attention, linear_attention_weights
@@ -31,10 +32,12 @@ class ReLULinearSpec(AttentionSpec):
 class ReLULinearAttention(ReplacementAttention):
     """Linear attention on rectified queries and keys, in float32 whatever the autocast: sums run over all tokens."""
 
-    def attend(self, q_BHNC: Tensor, k_BHNC: Tensor, v_BHNC: Tensor) -> Tensor:
+    takes_mask = True
+
+    def attend(self, q_BHNC: Tensor, k_BHNC: Tensor, v_BHNC: Tensor, mask_BN: Tensor | None = None) -> Tensor:
         with without_autocast(v_BHNC):
             q, k, v = (full_precision(x) for x in (q_BHNC, k_BHNC, v_BHNC))
-            return linear_attention(q.relu(), k.relu(), v, EPS).to(v_BHNC.dtype)
+            return linear_attention(q.relu(), without_padding(k.relu(), mask_BN), v, EPS).to(v_BHNC.dtype)
 
     def attention_weights(self, x_BND: Tensor) -> Tensor:
         q_BHNC, k_BHNC, _ = self.heads(x_BND)

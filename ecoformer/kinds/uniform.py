@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ecoformer.nn.base import ReplacementAttention, attention_kind
+from ecoformer.nn.heads import token_mean
 from ecoformer.nn.specs import AttentionSpec
 
 
@@ -29,8 +30,10 @@ class UniformAttention(ReplacementAttention):
 
     parts: Mapping[str, str] = {"value": "to_v", "proj": "proj"}
 
-    def attend(self, v_BHNC: Tensor) -> Tensor:
-        return v_BHNC.mean(dim=2, keepdim=True).expand_as(v_BHNC)
+    takes_mask = True
+
+    def attend(self, v_BHNC: Tensor, mask_BN: Tensor | None = None) -> Tensor:
+        return token_mean(v_BHNC, mask_BN).expand_as(v_BHNC)
 
     def attention_weights(self, x_BND: Tensor) -> Tensor:
         batch, num_tokens, _ = x_BND.shape

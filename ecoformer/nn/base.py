@@ -5,13 +5,14 @@ Shapes: B batch, H heads, N tokens, C head channels, D model channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Self, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from ecoformer.errors import InputError
-from ecoformer.nn.heads import join_heads, split_heads
+from ecoformer.nn.heads import as_attn_mask, join_heads, split_heads
 from ecoformer.nn.projections import READERS, ROLES, Projections, linear_from, linear_rows, too_little
 from ecoformer.nn.specs import SPECS, AttentionSpec, announce
 
@@ -52,6 +53,8 @@ class ReplacementAttention(nn.Module):
         also_carried: other submodules that are taken over, by name.
         new_parts: what the kind adds without trained weights.
             All of them are of the class, or of a layer where its source or its spec decides.
+        takes_mask: whether the steps that a kind has of its own take `mask_BN`, (B, N), True where a token takes part;
+            a mask is refused otherwise. It is passed to them, by name, only where there is one.
         shows_weights: whether the output is a weighted sum of the tokens' values, so that there are weights to show.
         needs_keys: what the kind needs keys for, in the message to a source without them.
 
@@ -66,6 +69,7 @@ class ReplacementAttention(nn.Module):
     parts: Mapping[str, str] = {"query": "qkv", "key": "qkv", "value": "qkv", "proj": "proj"}
     also_carried: tuple[str, ...] = ()
     new_parts: tuple[str, ...] = ()
+    takes_mask: ClassVar[bool] = False
     shows_weights: ClassVar[bool] = True
     needs_keys: ClassVar[str] = "to build {} attention from"
     spec: AttentionSpec
@@ -139,24 +143,39 @@ class ReplacementAttention(nn.Module):
     def forward(
         self, x_BND: Tensor, feat_size: Any = None, attn_mask: Tensor | None = None, is_causal: bool = False
     ) -> Tensor:
-        """(B, N, D) to (B, N, D). `feat_size` is the map's (height, width), which timm's hierarchical blocks pass.
+        """(B, N, D) to (B, N, D).
 
-        Raises InputError for a mask: every token attends to every token here.
+        Args:
+            feat_size: the map's (height, width), which timm's hierarchical blocks pass.
+            attn_mask: which keys take part, bool (B, 1, 1, N), as torch's and timm's attention take it; at least one
+                a sample. What tokens that take no part get is finite and means nothing.
+        Raises:
+            InputError: any other mask, or one at all where the kind takes none.
         """
-        if attn_mask is not None or is_causal:
+        if is_causal:
+            raise InputError(f"{type(self).__name__} takes no is_causal=True: keep the stock attention for such layers")
+        if attn_mask is None:
+            return self.proj_drop(self.projected_output(x_BND, feat_size))
+        if not self.takes_mask:
             raise InputError(
-                f"{type(self).__name__} takes no attn_mask or is_causal=True: keep the stock attention for masked "
-                "layers"
+                f"{type(self).__name__} takes no attn_mask: its tokens cannot be left out; pass none, or keep the "
+                "stock attention"
             )
-        return self.proj_drop(self.projected_output(x_BND, feat_size))
+        if attn_mask.dtype != torch.bool or attn_mask.shape != (len(x_BND), 1, 1, x_BND.shape[1]):
+            raise InputError(
+                f"attn_mask is {str(attn_mask.dtype).removeprefix('torch.')} {tuple(attn_mask.shape)}: "
+                f"{type(self).__name__} takes which keys take part alone, bool "
+                f"{(len(x_BND), 1, 1, x_BND.shape[1])}; keep the stock attention for other masks"
+            )
+        return self.proj_drop(self.projected_output(x_BND, feat_size, mask_BN=attn_mask[:, 0, 0]))
 
-    def projected_output(self, x_BND: Tensor, feat_size: Any = None) -> Tensor:
+    def projected_output(self, x_BND: Tensor, feat_size: Any = None, mask_BN: Tensor | None = None) -> Tensor:
         """The attention output after the output projection, (B, N, D)."""
-        return self.proj(self.attention_output(x_BND, feat_size))
+        return self.proj(self.attention_output(x_BND, feat_size, **given(mask_BN=mask_BN)))
 
-    def attention_output(self, x_BND: Tensor, feat_size: Any = None) -> Tensor:
+    def attention_output(self, x_BND: Tensor, feat_size: Any = None, mask_BN: Tensor | None = None) -> Tensor:
         """The attention output before the output projection: (B, N, D), heads joined."""
-        return join_heads(self.attend(*self.heads(x_BND)))
+        return join_heads(self.attend(*self.heads(x_BND), **given(mask_BN=mask_BN)))
 
     def heads(self, x_BND: Tensor) -> list[Tensor]:
         """Queries, keys and values of x, as far as the kind has them, each (B, H, N, C)."""
@@ -209,13 +228,27 @@ class ReplacementAttention(nn.Module):
         return f"dim={self.dim}, num_heads={self.num_heads}, {self.spec}"
 
 
-def before_projection(layer: nn.Module, x_BND: Tensor, *args: Any) -> Tensor:
-    """What a layer, ours or timm's, hands to its output projection `proj`, called with x and `args`: (B, N, D)."""
+def given(**others: Any) -> dict[str, Any]:
+    """Those that are not None."""
+    return {name: value for name, value in others.items() if value is not None}
+
+
+def called_with(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+    """What timm's blocks call an attention layer with, ours or theirs: its tokens, and of `feat_size` and `mask_BN`
+    those that they pass."""
+    x_BND, *sizes = args
+    mask = kwargs.get("attn_mask")
+    of_keys = mask[:, 0, 0] if mask is not None and mask.dim() == 4 else None  # the layer refuses any other
+    return x_BND, given(feat_size=sizes[0] if sizes else None, mask_BN=of_keys)
+
+
+def before_projection(layer: nn.Module, x_BND: Tensor, feat_size: Any = None, mask_BN: Tensor | None = None) -> Tensor:
+    """What a layer, ours or timm's, hands to its output projection `proj`: (B, N, D)."""
     caught: list[Tensor] = []
     proj = layer.get_submodule("proj")
     handle = proj.register_forward_pre_hook(lambda module, inputs: caught.append(inputs[0]))
     try:
-        layer(x_BND, *args)
+        layer(x_BND, *given(size=feat_size).values(), **given(attn_mask=as_attn_mask(mask_BN)))
     finally:
         handle.remove()
     assert len(caught) == 1, "an attention layer projects its output once"

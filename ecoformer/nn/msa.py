@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ecoformer.nn.base import ReplacementAttention, attention_kind
+from ecoformer.nn.heads import as_attn_mask
 from ecoformer.nn.specs import AttentionSpec
 from ecoformer.nn.stock import is_plain_attention
 
@@ -29,6 +30,7 @@ class MultiHeadSelfAttention(ReplacementAttention):
     """softmax(q k^T / sqrt(C)) v through torch's fused attention. Arguments as of its base, without a spec."""
 
     needs_keys = "to build MSA from"
+    takes_mask = True
 
     def __init__(
         self,
@@ -41,8 +43,8 @@ class MultiHeadSelfAttention(ReplacementAttention):
     ) -> None:
         super().__init__(dim, num_heads, MSASpec(), qkv_bias, proj_bias, proj_drop, **factory)
 
-    def attend(self, q_BHNC: Tensor, k_BHNC: Tensor, v_BHNC: Tensor) -> Tensor:
-        return F.scaled_dot_product_attention(q_BHNC, k_BHNC, v_BHNC)
+    def attend(self, q_BHNC: Tensor, k_BHNC: Tensor, v_BHNC: Tensor, mask_BN: Tensor | None = None) -> Tensor:
+        return F.scaled_dot_product_attention(q_BHNC, k_BHNC, v_BHNC, as_attn_mask(mask_BN))
 
     def attention_weights(self, x_BND: Tensor) -> Tensor:
         q_BHNC, k_BHNC, _ = self.heads(x_BND)

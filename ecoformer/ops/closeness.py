@@ -4,6 +4,7 @@ Shapes: B batch, H heads, N tokens, C head channels; the weights of a row sum ov
 """
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,13 +64,14 @@ def head_ratio(distance_H: Tensor, size_H: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def head_errors(attend: Callable[..., Tensor], batch_size: int, *data: Tensor) -> Tensor:
+def head_errors(attend: Callable[..., Tensor], batch_size: int, *data: Any) -> Tensor:
     """The squared relative error of each head, float64, batch by batch; `data` are attend's inputs and the target."""
     sums = [head_squares(attend(*batch), target) for *batch, target in batches(batch_size, *data)]
     distance_H, size_H = (torch.stack([pair[i].double() for pair in sums]).sum(dim=0) for i in (0, 1))
     return head_ratio(distance_H, size_H)
 
 
-def batches(size: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The tensors in pieces of `size` samples."""
-    yield from zip(*(t.split(size) for t in tensors), strict=True)
+def batches(size: int, *tensors: Any) -> Iterator[tuple[Any, ...]]:
+    """The tensors in pieces of `size` samples; what is None stays None."""
+    for start in range(0, len(tensors[0]), size):
+        yield tuple(None if t is None else t[start : start + size] for t in tensors)

@@ -22,7 +22,7 @@ def layer_weights(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     layers = {name: module for name, module in found.items() if isinstance(module, ReplacementAttention)}
     with eval_mode(model):
         calls = layer_calls(model, layers, images)
-        return {name: layers[name].attention_weights(args[0]) for name, args in calls.items()}
+        return {name: layers[name].attention_weights(x_BND) for name, (x_BND, _) in calls.items()}
 
 
 def plot_code_maps(msa: nn.Module, ecoformer: nn.Module, image_3SS: Tensor, out: Path, title: str) -> None:

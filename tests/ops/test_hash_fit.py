@@ -89,8 +89,8 @@ def test_gradient_equals_autograd(shape: tuple[int, int, int, int], num_earlier:
     num_bits = A_HKM.shape[1]
     features_BHNM = kernel_features(x_BHNC, anchors_HMC)
     features_BHNM = features_BHNM - features_BHNM.mean(dim=(0, 2))[None, :, None]
-    usable_B = torch.ones(shape[0], dtype=torch.bool)
-    objective = HashObjective(x_BHNC, features_BHNM, usable_B, num_bits=num_bits, top_k=4)
+    usable_BN = torch.ones(shape[0], shape[2], dtype=torch.bool)
+    objective = HashObjective(x_BHNC, features_BHNM, usable_BN, num_bits=num_bits, top_k=4)
     S_BHNN = num_bits * similarity_targets(x_BHNC, x_BHNC, 4)
     for bit in range(num_earlier):
         code_PN = objective.codes(A_HKM[:, bit])

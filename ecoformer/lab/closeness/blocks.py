@@ -4,7 +4,7 @@ Both layers of a pair get the same input, so an error of one block does not hide
 Shapes: B batch, N tokens, S pixels.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -82,17 +82,19 @@ def quality(
     rows = []
     with eval_mode(msa, replaced):
         calls = layer_calls(msa, {name: original.module for name, (original, _) in pairs.items()}, images)
-        for name, (x_BND, *_) in calls.items():
+        for name, (x_BND, others) in calls.items():
             original, module = pairs[name]
-            target = SoftmaxTarget.of(original.module, original.where, x_BND)
-            found = compare(module, target, x_BND, map_images=map_images, num_keys=num_keys)
-            shared = SoftmaxTarget(target.q_BHNC, target.q_BHNC, target.v_BHNC)
+            mask_BN = others.get("mask_BN")
+            target = SoftmaxTarget.of(original.module, original.where, x_BND, mask_BN)
+            found = compare(module, target, x_BND, mask_BN=mask_BN, map_images=map_images, num_keys=num_keys)
+            shared = replace(target, k_BHNC=target.q_BHNC)
+            same = compare(lambda x, shared=shared: shared.output(), target, x_BND, mask_BN=mask_BN)
             row = BlockCloseness(
                 block=name,
                 num_tokens=x_BND.shape[1],
                 error=found.attention_error,
                 error_uniform=found.uniform_error,
-                error_shared_qk=compare(lambda x, shared=shared: shared.output(), target, x_BND).attention_error,
+                error_shared_qk=same.attention_error,
                 num_keys=strongest_keys(x_BND.shape[1], num_keys),
                 recall=found.recall,
                 recall_chance=found.chance_recall,
@@ -115,16 +117,16 @@ def block_errors(source: nn.Module, model: nn.Module, images: Tensor, *, seed: i
         raise InputError("the model has no layer that was fitted to another: distill one first")
     rows = []
     with eval_mode(source, model):
-        for name, args in layer_calls(model, layers, images).items():
+        for name, (x_BND, others) in layer_calls(model, layers, images).items():
             spec = random_hash(layers[name].spec)
             random = BUILDERS[type(spec)].from_projections(read_projections(source.get_submodule(name), name), spec)
             assert isinstance(random, TaughtAttention)
-            target = random.target(*args)  # which the fit, of no steps, will forget
+            target = random.target(x_BND, **others)  # which the fit, of no steps, will forget
             assert target is not None
-            floors = random.eval().fit_on_call(args, torch.Generator().manual_seed(seed))
+            floors = random.eval().fit_on_call(x_BND, torch.Generator().manual_seed(seed), **others)
             assert floors.uniform_error is not None
-            error = compare(layers[name], target, args[0]).attention_error
+            error = compare(layers[name], target, x_BND, mask_BN=others.get("mask_BN")).attention_error
             rows.append(
-                BlockCloseness(name, args[0].shape[1], error, floors.uniform_error, error_random=floors.random_error)
+                BlockCloseness(name, x_BND.shape[1], error, floors.uniform_error, error_random=floors.random_error)
             )
     return rows

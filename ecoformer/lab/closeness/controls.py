@@ -20,6 +20,7 @@ from ecoformer.fit.teacher import Teacher, affine, store_affine
 from ecoformer.kinds.uniform import UniformSpec
 from ecoformer.model.convert import convert
 from ecoformer.nn.base import attention_kind
+from ecoformer.nn.heads import token_mean
 from ecoformer.nn.specs import AttentionSpec
 from ecoformer.ops.codes.distilled import FittedValues, Standardiser
 
@@ -63,9 +64,9 @@ class ControlSpec(TaughtSpec):
         """A control that is fitted as `spec` is."""
         return cls(mode=mode, **{f.name: getattr(spec, f.name) for f in fields(TaughtSpec) if f.name != "fit_values"})
 
-    def mix(self, v_BHNC: Tensor) -> Tensor:
+    def mix(self, v_BHNC: Tensor, mask_BN: Tensor | None) -> Tensor:
         """Their mean for every token, or the values as they are."""
-        return v_BHNC.mean(dim=2, keepdim=True).expand_as(v_BHNC) if self.mode == "uniform" else v_BHNC
+        return token_mean(v_BHNC, mask_BN).expand_as(v_BHNC) if self.mode == "uniform" else v_BHNC
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,8 @@ class _Values:
     values: FittedValues
     spec: ControlSpec
 
-    def attend(self, x_BND: Tensor) -> Tensor:
-        return self.spec.mix(self.values(x_BND))
+    def attend(self, x_BND: Tensor, v_BHNC: None = None, mask_BN: Tensor | None = None) -> Tensor:
+        return self.spec.mix(self.values(x_BND), mask_BN)
 
     def tensors(self) -> Iterator[Tensor]:
         yield from (self.values.weight_HCD, self.values.bias_HC)
@@ -93,11 +94,12 @@ class _Values:
 class ControlAttention(TaughtAttention):
     """The mean of all values, or each token's own, with values fitted to the attention that it replaces."""
 
+    takes_mask = True
     spec: ControlSpec
 
-    def attend(self, v_BHNC: Tensor) -> Tensor:
+    def attend(self, v_BHNC: Tensor, mask_BN: Tensor | None = None) -> Tensor:
         self.require_fitted()
-        return self.spec.mix(v_BHNC)
+        return self.spec.mix(v_BHNC, mask_BN)
 
     def start(self, x_BND: Tensor, standard: Standardiser, generator: torch.Generator, teacher: Teacher) -> _Values:
         return _Values(FittedValues.of(standard.unfold(affine(self.to_v).like(x_BND)), self.num_heads), self.spec)

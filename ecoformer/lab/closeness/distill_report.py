@@ -110,7 +110,7 @@ def _softmax_weights(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     """Attention weights (B, H, N, N) of the layers that are softmax attention over all tokens, timm's or ours."""
     layers = {layer.name: layer.module for layer in attention_layers(model) if MSASpec().is_met_by(layer.module)}
     calls = layer_calls(model, layers, images)
-    return {name: SoftmaxTarget.of(layers[name], name, args[0]).maps() for name, args in calls.items()}
+    return {name: SoftmaxTarget.of(layers[name], name, x_BND).maps() for name, (x_BND, _) in calls.items()}
 
 
 def _plot_block(rows: dict[str, Tensor], picture_SS: Tensor, row: dict[str, Any], out: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from ecoformer.errors import InputError
 
 KIB, MIB = 2**10, 2**20
-# What a RuntimeError says of memory that could not be had; oneDNN, which makes the kernel first, says no more than this.
+# What a RuntimeError says of memory that could not be had; oneDNN, which makes its kernel first, says no more.
 NO_MEMORY = ("memory", "could not create a primitive")
 STATUS = Path("/proc/self/status")
 

@@ -69,16 +69,24 @@ def binary_codes(x_BHNC: Tensor, hashing: TokenHash) -> Tensor:
 
 
 def binary_attention(
-    code_q_BHNK: Tensor, code_k_BHNK: Tensor, v_BHNC: Tensor, weight_HK: Tensor | None, floor_H: Tensor
+    code_q_BHNK: Tensor,
+    code_k_BHNK: Tensor,
+    v_BHNC: Tensor,
+    weight_HK: Tensor | None,
+    floor_H: Tensor,
+    mask_BN: Tensor | None = None,
 ) -> Tensor:
     """Attention output (B, H, N, C) with weights sum_b weight_b q_ib k_jb + floor, never an N x N matrix.
 
     Codes are at least 0 (or +-1 with a floor of at least sum_b weight_b), `weight_HK` is at least 0 (None: all 1, and
     nothing is multiplied) and `floor_H` above 0, so that a token whose code meets no key takes the mean of all values.
-    A column of ones beside v makes numerator and denominator one product. See `naive.binary_attention_reference` for
+    A column of ones beside v makes numerator and denominator one product: where `mask_BN` is False, a key is left out
+    by zeros in both. See `naive.binary_attention_reference` for
     the quadratic form.
     """
     v_and_one = torch.cat([v_BHNC, torch.ones_like(v_BHNC[..., :1])], dim=-1)
+    if mask_BN is not None:
+        v_and_one = v_and_one * mask_BN[:, None, :, None]
     context_BHKC = torch.matmul(code_k_BHNK.transpose(-2, -1), v_and_one)
     if weight_HK is not None:
         context_BHKC = context_BHKC * weight_HK.unsqueeze(-1)

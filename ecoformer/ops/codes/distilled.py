@@ -116,12 +116,18 @@ class DistilledHash:
         """Of queries, then keys along B, (2B, H, N, K): +1 where a bit is 1, or a power of two at least 1; else -1."""
         return torch.cat([2 * code_BHNK - 1 for code_BHNK in replace(self, form=BITS).codes(x_BND)])
 
-    def attend(self, x_BND: Tensor, v_BHNC: Tensor | None = None, slope: float | None = None) -> Tensor:
+    def attend(
+        self,
+        x_BND: Tensor,
+        v_BHNC: Tensor | None = None,
+        mask_BN: Tensor | None = None,
+        slope: float | None = None,
+    ) -> Tensor:
         """The attention output (B, H, N, C), of soft codes with a slope."""
         if v_BHNC is None:
             assert self.values is not None
             v_BHNC = self.values(x_BND)
-        return binary_attention(*self.codes(x_BND, slope), v_BHNC, self.weight_HK, self.floor_H)
+        return binary_attention(*self.codes(x_BND, slope), v_BHNC, self.weight_HK, self.floor_H, mask_BN)
 
     def tensors(self) -> Iterator[Tensor]:
         yield from (getattr(self, name) for name in self._names)

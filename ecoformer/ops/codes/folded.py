@@ -55,6 +55,7 @@ def distilled_attention(
     floor_H: Tensor,
     slope: float | None = None,
     form: CodeForm = BITS,
+    mask_BN: Tensor | None = None,
 ) -> Tensor:
     """The output (B, N, D) of the layer, output projection included; see `naive.distilled_attention_reference`.
 
@@ -68,12 +69,19 @@ def distilled_attention(
         weight_HK, floor_H: above 0; weights None: all 1, and nothing is multiplied.
         slope: of soft codes, for a fit that anneals; None: codes as they are.
         form: what makes codes of projected tokens.
+        mask_BN: True where a token takes part as a key, at least one a sample; None: all do.
     """
     code_q_BNL, code_k_BNL = token_codes(x_BND, to_codes, form, slope)
-    mean_B1D = x_BND.mean(dim=1, keepdim=True)
+    count: Tensor | int = x_BND.shape[1]
+    if mask_BN is None:
+        mean_B1D = x_BND.mean(dim=1, keepdim=True)
+    else:
+        real_BN1 = mask_BN.unsqueeze(-1).to(x_BND.dtype)
+        code_k_BNL, count = code_k_BNL * real_BN1, real_BN1.sum(dim=1, keepdim=True)
+        mean_B1D = (x_BND * real_BN1).sum(dim=1, keepdim=True) / count
     rows_BLD, mass_BLH = bit_rows(x_BND, mean_B1D, code_k_BNL, value, proj, weight_HK, len(floor_H))
     uniform_B1D = proj(value(mean_B1D))
-    share_BNH = (torch.matmul(code_q_BNL, mass_BLH) + floor_H * x_BND.shape[1]).reciprocal()
+    share_BNH = (torch.matmul(code_q_BNL, mass_BLH) + floor_H * count).reciprocal()
     heads_BNHK = code_q_BNL.unflatten(-1, (len(floor_H), -1))
     share_BNH1 = share_BNH.unsqueeze(-1)
     inplace = not (torch.is_grad_enabled() and share_BNH.requires_grad)

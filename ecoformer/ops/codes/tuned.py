@@ -50,9 +50,10 @@ class BinaryHash:
     def raised_floor_H(self) -> Tensor:
         return self.floor_H + self.weight_HK.sum(dim=-1) if self.signed else self.floor_H
 
-    def attend(self, q_BHNC: Tensor, k_BHNC: Tensor, v_BHNC: Tensor) -> Tensor:
+    def attend(self, q_BHNC: Tensor, k_BHNC: Tensor, v_BHNC: Tensor, mask_BN: Tensor | None = None) -> Tensor:
         """The attention output (B, H, N, C)."""
-        return binary_attention(*self.codes(q_BHNC, k_BHNC), v_BHNC, self.weights_of_bits, self.raised_floor_H)
+        codes = self.codes(q_BHNC, k_BHNC)
+        return binary_attention(*codes, v_BHNC, self.weights_of_bits, self.raised_floor_H, mask_BN)
 
     def tensors(self) -> Iterator[Tensor]:
         """Everything that a fit changes, in a fixed order; every tensor has the heads first."""

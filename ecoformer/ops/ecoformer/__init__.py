@@ -32,7 +32,13 @@ def triton_kernels(enabled: bool) -> Iterator[None]:
 
 
 def kernel_hash_attention(
-    qk_BHNC: Tensor, v_BHNC: Tensor, anchors_HMC: Tensor, A_HKM: Tensor, mean_HM: Tensor, numerator: str
+    qk_BHNC: Tensor,
+    v_BHNC: Tensor,
+    anchors_HMC: Tensor,
+    A_HKM: Tensor,
+    mean_HM: Tensor,
+    numerator: str,
+    mask_BN: Tensor | None = None,
 ) -> Tensor:
     """Attention output (B, H, N, C) of shared queries and keys, normalised here, under EcoFormer's hash functions.
 
@@ -41,21 +47,23 @@ def kernel_hash_attention(
     sign where its argument lies within (-1, 1), and through sigma, as in the published code. A zero token has the
     distance |a| to an anchor a, and gets no gradient.
 
-    On CUDA the Triton kernels do it, except in compiled graphs, where the compiler fuses the torch path.
+    On CUDA the Triton kernels do it, except under a mask, and in compiled graphs, where the compiler fuses the torch
+    path.
 
     Args:
         qk_BHNC, v_BHNC: float32 or float64, or in half precision, which is taken to float32: half precision flips codes
             and cannot count above 2048.
         anchors_HMC, A_HKM, mean_HM: the hash functions, float32, or float64 for float64 tokens; they get no gradient.
         numerator: "own_token" or "kernel".
+        mask_BN: True where a token takes part: as a key, and in sigma. At least one a sample; None: all do.
     """
     state = anchors_HMC, A_HKM, mean_HM
-    if _on_triton(qk_BHNC):
+    if mask_BN is None and _on_triton(qk_BHNC):
         from ecoformer.ops.ecoformer.triton_form import attend, require_agreement  # not on every platform
 
         require_agreement(qk_BHNC.device, eager.attend)
         return attend(qk_BHNC, v_BHNC, *state, numerator)
-    return eager.attend(full_precision(qk_BHNC), full_precision(v_BHNC), *state, numerator)
+    return eager.attend(full_precision(qk_BHNC), full_precision(v_BHNC), *state, numerator, mask_BN)
 
 
 def _on_triton(x: Tensor) -> bool:

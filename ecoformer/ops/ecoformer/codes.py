@@ -30,14 +30,19 @@ def squared_distances(x_BHNC: Tensor, anchors_HMC: Tensor) -> Tensor:
     return (cross_BHNM + x_square_BHN1 + anchor_square_H1M).clamp_min(0)
 
 
-def kernel_features(x_BHNC: Tensor, anchors_HMC: Tensor) -> Tensor:
+def kernel_features(x_BHNC: Tensor, anchors_HMC: Tensor, mask_BN: Tensor | None = None) -> Tensor:
     """exp(-d2 / (2 sigma)) as (B, H, N, M); sigma is the mean of d2 over tokens and anchors, per sample and head.
 
     The gradient flows through sigma, as in the published code. Where every token equals every anchor sigma
-    is zero; the features are then 1.
+    is zero; the features are then 1. `mask_BN` is True where a token takes part in sigma; None: all do.
     """
     distance_BHNM = squared_distances(x_BHNC, anchors_HMC)
-    sigma_BH11 = distance_BHNM.mean(dim=(2, 3), keepdim=True)
+    if mask_BN is None:
+        sigma_BH11 = distance_BHNM.mean(dim=(2, 3), keepdim=True)
+    else:
+        counted = distance_BHNM * mask_BN[:, None, :, None]
+        total = mask_BN.sum(dim=1)[:, None, None, None] * anchors_HMC.shape[1]
+        sigma_BH11 = counted.sum(dim=(2, 3), keepdim=True) / total
     return torch.exp(distance_BHNM * (-0.5 / sigma_BH11.clamp_min(torch.finfo(x_BHNC.dtype).tiny)))
 
 
@@ -70,11 +75,13 @@ def straight_through_sign(y: Tensor) -> Tensor:
     return sign(y)
 
 
-def hash_codes(x_BHNC: Tensor, anchors_HMC: Tensor, A_HKM: Tensor, mean_HM: Tensor) -> Tensor:
+def hash_codes(
+    x_BHNC: Tensor, anchors_HMC: Tensor, A_HKM: Tensor, mean_HM: Tensor, mask_BN: Tensor | None = None
+) -> Tensor:
     """Binary codes (B, H, N, K) in {-1, +1} of normalised tokens: sign((k(x, anchors) - mean) A^T), as in EcoFormer.
 
     The mean of the features is folded into one K-vector per head, so nothing of size N x M is subtracted.
     """
-    features_BHNM = kernel_features(x_BHNC, anchors_HMC)
+    features_BHNM = kernel_features(x_BHNC, anchors_HMC, mask_BN)
     threshold_H1K = torch.matmul(A_HKM, mean_HM.unsqueeze(-1)).transpose(-2, -1)
     return straight_through_sign(torch.matmul(features_BHNM, A_HKM.transpose(-2, -1)) - threshold_H1K)

@@ -13,7 +13,15 @@ from ecoformer.ops.ecoformer.columns_backward import layer_backward
 from ecoformer.ops.ecoformer.columns_forward import ColumnLayer, Linear, State, layer_forward
 
 
-def kernel_hash_layer(x_BND: Tensor, to_qk: Linear, to_v: Linear, proj: Linear, state: State, numerator: str) -> Tensor:
+def kernel_hash_layer(
+    x_BND: Tensor,
+    to_qk: Linear,
+    to_v: Linear,
+    proj: Linear,
+    state: State,
+    numerator: str,
+    mask_BN: Tensor | None = None,
+) -> Tensor:
     """proj(kernel_hash_attention(to_qk(x), to_v(x))) as (B, N, D), for plain tensors on CPU.
 
     See `kernel_hash_attention` for the attention, its gradients and the two numerators. Differentiable once, with
@@ -24,11 +32,12 @@ def kernel_hash_layer(x_BND: Tensor, to_qk: Linear, to_v: Linear, proj: Linear, 
         to_qk, to_v, proj: weight (D, D) and bias (D) or None, in the same dtype.
         state: anchors_HMC, A_HKM and mean_HM of the hash functions, in the same dtype; they get no gradient.
         numerator: "own_token" or "kernel".
+        mask_BN: True where a token takes part: as a key, and in sigma. At least one a sample; None: all do.
     """
     tensors = (x_BND, *to_qk, *to_v, *proj)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        return _Recomputed.apply(*tensors, *state, numerator)
-    return layer_forward(x_BND, ColumnLayer.of((to_qk, to_v, proj), state, numerator))
+        return _Recomputed.apply(*tensors, *state, mask_BN, numerator)
+    return layer_forward(x_BND, ColumnLayer.of((to_qk, to_v, proj), state, numerator), mask_BN)
 
 
 class _Recomputed(torch.autograd.Function):
@@ -36,18 +45,18 @@ class _Recomputed(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x_BND: Tensor, *tensors: Any) -> Tensor:
-        *parts, numerator = tensors
-        ctx.save_for_backward(x_BND, *parts)
+        *parts, mask_BN, numerator = tensors
+        ctx.save_for_backward(x_BND, *parts, mask_BN)
         ctx.numerator = numerator
-        return layer_forward(x_BND, _layer(parts, numerator))
+        return layer_forward(x_BND, _layer(parts, numerator), mask_BN)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        x_BND, *parts = ctx.saved_tensors
-        grads = layer_backward(grad_outputs[0], x_BND, _layer(parts, ctx.numerator))
+        x_BND, *parts, mask_BN = ctx.saved_tensors
+        grads = layer_backward(grad_outputs[0], x_BND, _layer(parts, ctx.numerator), mask_BN)
         wanted = (grad if part is not None else None for grad, part in zip(grads, (x_BND, *parts[:6]), strict=True))
-        return *wanted, None, None, None, None
+        return *wanted, None, None, None, None, None
 
 
 def _layer(parts: list[Any], numerator: str) -> ColumnLayer:

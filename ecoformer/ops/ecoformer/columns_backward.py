@@ -19,11 +19,14 @@ from ecoformer.ops.ecoformer.columns_forward import (
     project,
     read,
     readout,
+    real_tokens,
     sigma_floor,
 )
 
 
-def layer_backward(grad_out_BND: Tensor, x_BND: Tensor, layer: ColumnLayer) -> tuple[Tensor, ...]:
+def layer_backward(
+    grad_out_BND: Tensor, x_BND: Tensor, layer: ColumnLayer, mask_BN: Tensor | None
+) -> tuple[Tensor, ...]:
     """Gradients of x and of weights and biases of to_qk, to_v and proj, in this order."""
     grad_x_BND = torch.empty_like(x_BND, memory_format=torch.contiguous_format)
     grads = [torch.zeros_like(w) for w in (layer.qk_DD, layer.v_HVD, layer.proj_DHV)]
@@ -33,16 +36,16 @@ def layer_backward(grad_out_BND: Tensor, x_BND: Tensor, layer: ColumnLayer) -> t
         x_BDN, rows = pieces_of(x_BND[group], own).transpose(1, 2), pieces_of(grad_out_BND[group], own)
         grad_x = pieces_of(grad_x_BND[group], own)
         samples, tokens, _ = rows.shape
-        hashed = hash_tokens(x_BDN, own, keep=True)
+        hashed = hash_tokens(x_BDN, own, real_tokens(mask_BN, group, x_BDN, own), keep=True)
         v_GVN = project(x_BDN, own.v_HVD, own.v_bias_HV1, own.num_heads)
         pre_code_GLN = hashed.pre_code_GLN.sub_(own.threshold_GL1)
         code_GLN = torch.ge(pre_code_GLN, 0, out=torch.empty_like(pre_code_GLN))
-        readout_GVL = readout(v_GVN, code_GLN, hashed, own)
+        readout_GVL = readout(v_GVN, hashed.of_keys(code_GLN), hashed, own)
         attended_GVN = read(readout_GVL, v_GVN.clone(), code_GLN, own)
         grad_proj += torch.bmm(rows.transpose(1, 2), attended_GVN.view(samples, -1, tokens).transpose(1, 2)).sum(dim=0)
         grad_attended_BEN = torch.bmm(every(own.proj_DHV.t(), samples), rows.transpose(1, 2))
         grad_code_GLN, grad_v_GVN = _attention_backward(
-            grad_attended_BEN.view_as(v_GVN), attended_GVN, v_GVN, code_GLN, readout_GVL, own
+            grad_attended_BEN.view_as(v_GVN), attended_GVN, v_GVN, code_GLN, readout_GVL, hashed, own
         )
         # What passes straight through the sign is the gradient of hardtanh: 0 unless -1 < pre-code < 1. Codes of
         # -1/+1 are twice these.
@@ -68,7 +71,13 @@ def layer_backward(grad_out_BND: Tensor, x_BND: Tensor, layer: ColumnLayer) -> t
 
 
 def _attention_backward(
-    grad_GVN: Tensor, attended_GVN: Tensor, v_GVN: Tensor, code_GLN: Tensor, readout_GVL: Tensor, layer: ColumnLayer
+    grad_GVN: Tensor,
+    attended_GVN: Tensor,
+    v_GVN: Tensor,
+    code_GLN: Tensor,
+    readout_GVL: Tensor,
+    hashed: ColumnHash,
+    layer: ColumnLayer,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the 0/1 codes and of v with its row of ones, from that of the output; overwrites it."""
     offset = code_GLN.shape[1]
@@ -80,14 +89,13 @@ def _attention_backward(
     grad_readout_GVL = layer.over_pieces(torch.bmm(grad_GVN, code_GLN.transpose(1, 2)))
     grad_context_GVL = torch.matmul(grad_readout_GVL, layer.signs_LL)
     grad_code_GLN = torch.bmm(readout_GVL.transpose(1, 2), grad_GVN)
-    grad_code_GLN.baddbmm_(grad_context_GVL.transpose(1, 2), v_GVN)
-    grad_v_GVN = grad_GVN.baddbmm_(grad_context_GVL, code_GLN, beta=offset if layer.own_token else 0)
+    grad_code_GLN.baddbmm_(grad_context_GVL.transpose(1, 2), hashed.of_keys(v_GVN))
+    grad_v_GVN = grad_GVN.baddbmm_(grad_context_GVL, hashed.of_keys(code_GLN), beta=offset if layer.own_token else 0)
     return grad_code_GLN, grad_v_GVN
 
 
 def _hash_backward(grad_logit_GMN: Tensor, hashed: ColumnHash, layer: ColumnLayer) -> Tensor:
     """Gradient (G, C, N) of the projected tokens: through the distances, sigma and the norm."""
-    num_tokens = grad_logit_GMN.shape[-1] * layer.pieces
     rate_G11 = math.log(2) * hashed.rate_G11  # 1 / sigma
     scale_G1N = hashed.inverse_norm_G1N * rate_G11  # 1 / (|x| sigma)
     radial_G1N = (grad_logit_GMN * hashed.product_GRN[:, :-1]).sum(dim=1, keepdim=True)
@@ -98,9 +106,9 @@ def _hash_backward(grad_logit_GMN: Tensor, hashed: ColumnHash, layer: ColumnLaye
     moved_G11 = torch.bmm(scale_G1N, radial_G1N.transpose(1, 2)) - 0.5 * rate_G11 * from_squares_G11
     moved_G11 = layer.over_pieces(moved_G11) * (hashed.sigma_G11 > sigma_floor(hashed.sigma_G11))
     # Sigma takes -2 / N of every product with the mean anchor.
-    grad_mean_G11 = moved_G11 * (2 / num_tokens)
-    radial_G1N += grad_mean_G11 * hashed.product_GRN[:, -1:]
-    grad_product_GRN = torch.cat([grad_logit_GMN, grad_mean_G11.expand(-1, 1, grad_logit_GMN.shape[-1])], dim=1)
+    grad_mean_G1N = hashed.of_keys((moved_G11 * (2 / hashed.count)).expand(-1, 1, grad_logit_GMN.shape[-1]))
+    radial_G1N += grad_mean_G1N * hashed.product_GRN[:, -1:]
+    grad_product_GRN = torch.cat([grad_logit_GMN, grad_mean_G1N], dim=1)
     grad_qk_GCN = torch.bmm(layer.anchors_GRC.transpose(1, 2), grad_product_GRN).mul_(scale_G1N)
     # The norm takes the radial part away.
     return grad_qk_GCN.addcmul_(hashed.qk_GCN, scale_G1N * hashed.inverse_norm_G1N.square() * radial_G1N, value=-1)

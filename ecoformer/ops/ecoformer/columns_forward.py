@@ -106,14 +106,14 @@ def groups(x_BND: Tensor, layer: ColumnLayer) -> Iterator[tuple[slice, ColumnLay
         yield slice(start, start + count), repeated[count]
 
 
-def layer_forward(x_BND: Tensor, layer: ColumnLayer) -> Tensor:
+def layer_forward(x_BND: Tensor, layer: ColumnLayer, mask_BN: Tensor | None) -> Tensor:
     out_BND = torch.empty_like(x_BND, memory_format=torch.contiguous_format)
     for group, own in groups(x_BND, layer):
         x_BDN, out = pieces_of(x_BND[group], own).transpose(1, 2), pieces_of(out_BND[group], own)
-        hashed = hash_tokens(x_BDN, own, keep=False)
+        hashed = hash_tokens(x_BDN, own, real_tokens(mask_BN, group, x_BDN, own), keep=False)
         v_GVN = project(x_BDN, own.v_HVD, own.v_bias_HV1, own.num_heads)
         code_GLN = hashed.pre_code_GLN.ge_(own.threshold_GL1)
-        attended_GVN = read(readout(v_GVN, code_GLN, hashed, own), v_GVN, code_GLN, own)
+        attended_GVN = read(readout(v_GVN, hashed.of_keys(code_GLN), hashed, own), v_GVN, code_GLN, own)
         columns_BND = attended_GVN.view(len(out), -1, out.shape[1]).transpose(1, 2)
         torch.baddbmm(own.proj_bias_D.expand_as(out), columns_BND, every(own.proj_DHV.t(), len(out)), out=out)
     return out_BND
@@ -122,6 +122,14 @@ def layer_forward(x_BND: Tensor, layer: ColumnLayer) -> Tensor:
 def pieces_of(x_BND: Tensor, layer: ColumnLayer) -> Tensor:
     """Every sample as some samples of fewer tokens."""
     return x_BND.reshape(x_BND.shape[0] * layer.pieces, -1, x_BND.shape[-1])
+
+
+def real_tokens(mask_BN: Tensor | None, group: slice, x_BDN: Tensor, layer: ColumnLayer) -> Tensor | None:
+    """1 for the tokens of a group that take part, else 0, for every head and piece: (G, 1, N)."""
+    if mask_BN is None:
+        return None
+    real_B1N = mask_BN[group].reshape(len(x_BDN), 1, -1).to(x_BDN.dtype)
+    return real_B1N.repeat_interleave(layer.num_heads, dim=0)
 
 
 def every(weight: Tensor, samples: int) -> Tensor:
@@ -146,11 +154,19 @@ class ColumnHash:
     rate_G11: Tensor  # log2(e) / sigma
     feature_GMN: Tensor
     pre_code_GLN: Tensor  # the threshold not yet taken away
+    real_G1N: Tensor | None  # 1 for tokens that take part, else 0; None: all do
+    count: Tensor | int  # of them in the sample, (G, 1, 1)
+
+    def of_keys(self, x_GLN: Tensor) -> Tensor:
+        """With zeros for the tokens that take no part."""
+        return x_GLN if self.real_G1N is None else x_GLN * self.real_G1N
 
 
-def hash_tokens(x_BDN: Tensor, layer: ColumnLayer, keep: bool) -> ColumnHash:
+def hash_tokens(x_BDN: Tensor, layer: ColumnLayer, real_G1N: Tensor | None, keep: bool) -> ColumnHash:
     """With `keep` the products outlive the features."""
-    num_tokens = x_BDN.shape[-1] * layer.pieces
+    count: Tensor | int = x_BDN.shape[-1] * layer.pieces
+    if real_G1N is not None:
+        count = layer.over_pieces(real_G1N.sum(dim=-1, keepdim=True))
     qk_GCN = project(x_BDN, layer.qk_DD, layer.qk_bias_D1, layer.num_heads)
     square_G1N = qk_GCN.square().sum(dim=1, keepdim=True)
     zero_G1N = None if bool(square_G1N.amin() > 0) else (square_G1N == 0).to(square_G1N.dtype)
@@ -161,10 +177,11 @@ def hash_tokens(x_BDN: Tensor, layer: ColumnLayer, keep: bool) -> ColumnHash:
         inverse_norm_G1N -= zero_G1N
     product_GRN = torch.bmm(layer.anchors_GRC, qk_GCN)
     # Sigma is the mean of |x|^2 + |a|^2 - 2 x . a over tokens and anchors: the product with the mean anchor will do.
-    moved_G11 = torch.bmm(product_GRN[:, -1:], inverse_norm_G1N.transpose(1, 2)).mul_(-2)
+    counted_G1N = inverse_norm_G1N if real_G1N is None else inverse_norm_G1N * real_G1N
+    moved_G11 = torch.bmm(product_GRN[:, -1:], counted_G1N.transpose(1, 2)).mul_(-2)
     if zero_G1N is not None:
-        moved_G11 -= zero_G1N.sum(dim=-1, keepdim=True)
-    sigma_G11 = layer.mean_squares_G11 + layer.over_pieces(moved_G11) / num_tokens
+        moved_G11 -= (zero_G1N if real_G1N is None else zero_G1N * real_G1N).sum(dim=-1, keepdim=True)
+    sigma_G11 = layer.mean_squares_G11 + layer.over_pieces(moved_G11) / count
     rate_G11 = math.log2(math.e) / sigma_G11.clamp_min(sigma_floor(sigma_G11))
     product_GMN = product_GRN[:, :-1]
     feature_GMN = torch.empty_like(product_GMN) if keep else product_GMN
@@ -173,7 +190,9 @@ def hash_tokens(x_BDN: Tensor, layer: ColumnLayer, keep: bool) -> ColumnHash:
         feature_GMN += zero_G1N * (0.5 * rate_G11)
     feature_GMN.exp2_()  # a quarter of exp's time
     pre_code_GLN = torch.bmm(layer.A_GLM, feature_GMN)
-    return ColumnHash(qk_GCN, inverse_norm_G1N, product_GRN, sigma_G11, rate_G11, feature_GMN, pre_code_GLN)
+    return ColumnHash(
+        qk_GCN, inverse_norm_G1N, product_GRN, sigma_G11, rate_G11, feature_GMN, pre_code_GLN, real_G1N, count
+    )
 
 
 def sigma_floor(sigma: Tensor) -> float:
@@ -181,13 +200,16 @@ def sigma_floor(sigma: Tensor) -> float:
     return 16 * torch.finfo(sigma.dtype).eps
 
 
-def readout(v_GVN: Tensor, code_GLN: Tensor, hashed: ColumnHash, layer: ColumnLayer) -> Tensor:
-    """The matrix (G, V, L) that takes 0/1 codes to numerators and denominators of the attention of -1/+1 codes."""
-    context_GVL = layer.over_pieces(torch.bmm(v_GVN, code_GLN.transpose(1, 2)))
+def readout(v_GVN: Tensor, key_GLN: Tensor, hashed: ColumnHash, layer: ColumnLayer) -> Tensor:
+    """The matrix (G, V, L) that takes 0/1 codes to numerators and denominators of the attention of -1/+1 codes.
+
+    `key_GLN` are the codes of the tokens as keys, 0 for those that take no part.
+    """
+    context_GVL = layer.over_pieces(torch.bmm(v_GVN, key_GLN.transpose(1, 2)))
     readout_GVL = torch.matmul(context_GVL, layer.signs_LL)
     # (K + 1) v comes with v, and with it one K + 1. No comparison holds for NaN, so a code cannot carry it: this does.
-    missing = code_GLN.shape[1] * (v_GVN.shape[-1] * layer.pieces - 1) if layer.own_token else 0
-    readout_GVL[:, -1, -1:] += 0 * hashed.rate_G11[:, 0] + missing
+    missing = key_GLN.shape[1] * (hashed.count - 1) if layer.own_token else 0
+    readout_GVL[:, -1:, -1:] += 0 * hashed.rate_G11 + missing
     return readout_GVL
 
 

@@ -27,22 +27,28 @@ CACHE_BYTES = 2**20  # of queries and keys in a group, per thread; what is compu
 
 
 def attend(
-    qk_BHNC: Tensor, v_BHNC: Tensor, anchors_HMC: Tensor, A_HKM: Tensor, mean_HM: Tensor, numerator: str
+    qk_BHNC: Tensor,
+    v_BHNC: Tensor,
+    anchors_HMC: Tensor,
+    A_HKM: Tensor,
+    mean_HM: Tensor,
+    numerator: str,
+    mask_BN: Tensor | None = None,
 ) -> Tensor:
     """`kernel_hash_attention` of tokens in float32 or float64, on any device."""
     state = anchors_HMC, A_HKM, mean_HM
     # Traced and exported graphs hold plain operations only.
     traced = torch.jit.is_tracing() or torch.compiler.is_exporting()
     if torch.is_grad_enabled() and (qk_BHNC.requires_grad or v_BHNC.requires_grad) and not traced:
-        return _Recomputed.apply(qk_BHNC, v_BHNC, *state, numerator)
-    return _forward(qk_BHNC, v_BHNC, state, numerator)
+        return _Recomputed.apply(qk_BHNC, v_BHNC, *state, mask_BN, numerator)
+    return _forward(qk_BHNC, v_BHNC, state, mask_BN, numerator)
 
 
 def pre_codes(qk_BHNC: Tensor, anchors_HMC: Tensor, A_HKM: Tensor, mean_HM: Tensor) -> Tensor:
     """The values (B, H, N, K) whose signs are the codes in `kernel_hash_attention`, without a gradient."""
     with torch.no_grad():
         qk_HBNC = qk_BHNC.transpose(0, 1)
-        kernel = _kernel(qk_HBNC, (anchors_HMC, A_HKM, mean_HM))
+        kernel = _kernel(qk_HBNC, (anchors_HMC, A_HKM, mean_HM), None)
         return _pre_code(_features(qk_HBNC, kernel), kernel).transpose(0, 1)
 
 
@@ -50,21 +56,22 @@ class _Recomputed(torch.autograd.Function):
     """The core with its backward pass written out, keeping qk and v alone: 2 C numbers a token and head."""
 
     @staticmethod
-    def forward(ctx: Any, qk: Tensor, v: Tensor, anchors: Tensor, A: Tensor, mean: Tensor, numerator: str) -> Tensor:
-        ctx.save_for_backward(qk, v, anchors, A, mean)
+    def forward(ctx: Any, qk: Tensor, v: Tensor, *tensors: Any) -> Tensor:
+        anchors, A, mean, mask, numerator = tensors
+        ctx.save_for_backward(qk, v, anchors, A, mean, mask)
         ctx.numerator = numerator
-        return _forward(qk, v, (anchors, A, mean), numerator)
+        return _forward(qk, v, (anchors, A, mean), mask, numerator)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        qk, v, *state = ctx.saved_tensors
-        return *_backward(grad_outputs[0], qk, v, tuple(state), ctx.numerator), None, None, None, None
+        qk, v, *state, mask = ctx.saved_tensors
+        return *_backward(grad_outputs[0], qk, v, tuple(state), mask, ctx.numerator), None, None, None, None, None
 
 
-def _forward(qk_BHNC: Tensor, v_BHNC: Tensor, state: State, numerator: str) -> Tensor:
+def _forward(qk_BHNC: Tensor, v_BHNC: Tensor, state: State, mask_BN: Tensor | None, numerator: str) -> Tensor:
     qk_HBNC, v_HBNC = qk_BHNC.transpose(0, 1), v_BHNC.transpose(0, 1)
-    kernel = _kernel(qk_HBNC, state)
+    kernel = _kernel(qk_HBNC, state, mask_BN)
     groups = _groups(qk_BHNC)
     if len(groups) == 1:
         return _group_forward(qk_HBNC, v_HBNC, kernel, numerator).transpose(0, 1)
@@ -76,10 +83,10 @@ def _forward(qk_BHNC: Tensor, v_BHNC: Tensor, state: State, numerator: str) -> T
 
 
 def _backward(
-    grad_out_BHNC: Tensor, qk_BHNC: Tensor, v_BHNC: Tensor, state: State, numerator: str
+    grad_out_BHNC: Tensor, qk_BHNC: Tensor, v_BHNC: Tensor, state: State, mask_BN: Tensor | None, numerator: str
 ) -> tuple[Tensor, Tensor]:
     grad_out_HBNC, qk_HBNC, v_HBNC = (x.transpose(0, 1) for x in (grad_out_BHNC, qk_BHNC, v_BHNC))
-    kernel = _kernel(qk_HBNC, state)
+    kernel = _kernel(qk_HBNC, state, mask_BN)
     groups = _groups(qk_BHNC)
     if len(groups) == 1:
         grad_qk_HBNC, grad_v_HBNC = _group_backward(grad_out_HBNC, qk_HBNC, v_HBNC, kernel, numerator)
@@ -107,7 +114,8 @@ class _Kernel:
     """The Gaussian kernel of a batch: exp2(scale_HBN1 * x . a + square_HBN1 + anchor_square_HB1M).
 
     They are log2(e) times 1 / (|x| sigma), -|x|^2 / (2 sigma) of normalised tokens, and -|a|^2 / (2 sigma); exp2 takes
-    a quarter of exp's time on CPU. `sigma_moves` is 1, or 0 where sigma was raised to the floor.
+    a quarter of exp's time on CPU. `sigma_moves` is 1, or 0 where sigma was raised to the floor. `real` is 1 for tokens
+    that take part, else 0, and None where all do; `count` is how many do.
     """
 
     inverse_norm_HBN1: Tensor
@@ -118,6 +126,8 @@ class _Kernel:
     anchors_HMC: Tensor
     A_HKM: Tensor
     threshold_H11K: Tensor
+    real_1BN1: Tensor | None
+    count: Tensor | int  # (1, B, 1, 1)
 
     def of(self, group: slice) -> _Kernel:
         """The kernel of some samples."""
@@ -128,19 +138,27 @@ class _Kernel:
             square_HBN1=self.square_HBN1[:, group],
             anchor_square_HB1M=self.anchor_square_HB1M[:, group],
             sigma_moves_HB11=self.sigma_moves_HB11[:, group],
+            real_1BN1=None if self.real_1BN1 is None else self.real_1BN1[:, group],
+            count=self.count if isinstance(self.count, int) else self.count[:, group],
         )
 
 
-def _kernel(qk_HBNC: Tensor, state: State) -> _Kernel:
+def _kernel(qk_HBNC: Tensor, state: State, mask_BN: Tensor | None) -> _Kernel:
     anchors_HMC, A_HKM, mean_HM = state
     norm_HBN1 = torch.linalg.vector_norm(qk_HBNC, dim=-1, keepdim=True)
     nonzero_HBN1 = (norm_HBN1 > 0).to(norm_HBN1.dtype)  # also |x|^2 of the normalised tokens
     inverse_norm_HBN1 = nonzero_HBN1 / (norm_HBN1 + (1 - nonzero_HBN1))
     anchor_square_H11M = anchors_HMC.square().sum(dim=-1)[:, None, None]
     # Sigma is the mean of |x|^2 + |a|^2 - 2 x . a over tokens and anchors: the means of each will do.
-    mean_unit_HB1C = torch.matmul(inverse_norm_HBN1.transpose(-2, -1), qk_HBNC) / qk_HBNC.shape[-2]
+    counted_HBN1, square_HBN1, real_1BN1 = inverse_norm_HBN1, nonzero_HBN1, None
+    count: Tensor | int = qk_HBNC.shape[-2]
+    if mask_BN is not None:
+        real_1BN1 = mask_BN[None, :, :, None].to(qk_HBNC.dtype)
+        counted_HBN1, square_HBN1 = counted_HBN1 * real_1BN1, square_HBN1 * real_1BN1
+        count = real_1BN1.sum(dim=-2, keepdim=True)
+    mean_unit_HB1C = torch.matmul(counted_HBN1.transpose(-2, -1), qk_HBNC) / count
     mean_anchor_H1C1 = anchors_HMC.mean(dim=-2)[:, None, :, None]
-    mean_squares_HB11 = nonzero_HBN1.mean(dim=-2, keepdim=True) + anchor_square_H11M.mean(dim=-1, keepdim=True)
+    mean_squares_HB11 = square_HBN1.sum(dim=-2, keepdim=True) / count + anchor_square_H11M.mean(dim=-1, keepdim=True)
     sigma_HB11 = mean_squares_HB11 - 2 * torch.matmul(mean_unit_HB1C, mean_anchor_H1C1)
     # Distances carry rounding errors of some eps, also below zero; over a sigma of this size they stay harmless.
     floor = 16 * torch.finfo(qk_HBNC.dtype).eps
@@ -154,6 +172,8 @@ def _kernel(qk_HBNC: Tensor, state: State) -> _Kernel:
         anchors_HMC=anchors_HMC,
         A_HKM=A_HKM,
         threshold_H11K=torch.matmul(A_HKM, mean_HM.unsqueeze(-1)).view(A_HKM.shape[0], 1, 1, -1),
+        real_1BN1=real_1BN1,
+        count=count,
     )
 
 
@@ -175,7 +195,7 @@ def _pre_code(feature_HBNM: Tensor, kernel: _Kernel) -> Tensor:
 
 def _group_forward(qk_HBNC: Tensor, v_HBNC: Tensor, kernel: _Kernel, numerator: str) -> Tensor:
     code_HBNK = sign(_pre_code(_features(qk_HBNC, kernel), kernel))
-    return hash_attention(code_HBNK, code_HBNK, v_HBNC, numerator)
+    return hash_attention(code_HBNK, code_HBNK, v_HBNC, numerator, kernel.real_1BN1)
 
 
 def _group_backward(
@@ -183,7 +203,7 @@ def _group_backward(
 ) -> tuple[Tensor, Tensor]:
     feature_HBNM = _features(qk_HBNC, kernel)
     pre_code_HBNK = _pre_code(feature_HBNM, kernel)
-    grad_code_HBNK, grad_v_HBNC = _attention_backward(grad_out_HBNC, sign(pre_code_HBNK), v_HBNC, numerator)
+    grad_code_HBNK, grad_v_HBNC = _attention_backward(grad_out_HBNC, sign(pre_code_HBNK), v_HBNC, kernel, numerator)
     # What passes straight through the sign is the gradient of hardtanh: 0 unless -1 < pre-code < 1.
     grad_pre_code_HBNK = torch.ops.aten.hardtanh_backward(grad_code_HBNK, pre_code_HBNK, -1.0, 1.0)
     grad_logit_HBNM = _per_head(grad_pre_code_HBNK, kernel.A_HKM).mul_(feature_HBNM)
@@ -191,33 +211,36 @@ def _group_backward(
 
 
 def _attention_backward(
-    grad_out_HBNC: Tensor, code_HBNK: Tensor, v_HBNC: Tensor, numerator: str
+    grad_out_HBNC: Tensor, code_HBNK: Tensor, v_HBNC: Tensor, kernel: _Kernel, numerator: str
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the codes, as queries and keys together, and of v."""
-    num_tokens, num_bits = code_HBNK.shape[-2:]
-    offset = num_bits + 1
+    real, offset = kernel.real_1BN1, code_HBNK.shape[-1] + 1
     v_HBNC = v_HBNC.contiguous()  # it enters two products
     code_HBKN = code_HBNK.transpose(-2, -1)
-    context_HBKC = torch.matmul(code_HBKN, v_HBNC)
-    sum_HB1K = code_HBNK.sum(dim=-2, keepdim=True)
-    denominator_HBN1 = torch.matmul(sum_HB1K, code_HBKN).transpose(-2, -1) + num_tokens * offset
-    raised = v_HBNC if numerator == "own_token" else v_HBNC.sum(dim=-2, keepdim=True)
+    key_HBNK, all_v_HBNC = (x if real is None else x * real for x in (code_HBNK, v_HBNC))
+    context_HBKC = torch.matmul(key_HBNK.transpose(-2, -1), v_HBNC)
+    sum_HB1K = key_HBNK.sum(dim=-2, keepdim=True)
+    denominator_HBN1 = torch.matmul(sum_HB1K, code_HBKN).transpose(-2, -1) + kernel.count * offset
+    raised = v_HBNC if numerator == "own_token" else all_v_HBNC.sum(dim=-2, keepdim=True)
     numerator_HBNC = torch.matmul(code_HBNK, context_HBKC).add_(raised, alpha=offset)
     grad_numerator_HBNC = (grad_out_HBNC / denominator_HBN1).contiguous()
     grad_denominator_HBN1 = numerator_HBNC.mul_(grad_numerator_HBNC).sum(dim=-1, keepdim=True) / -denominator_HBN1
     grad_context_HBKC = torch.matmul(code_HBKN, grad_numerator_HBNC)
     grad_sum_HB1K = torch.matmul(grad_denominator_HBN1.transpose(-2, -1), code_HBNK)
-    grad_code_HBNK = torch.matmul(grad_numerator_HBNC, context_HBKC.transpose(-2, -1))
-    grad_code_HBNK.add_(torch.matmul(v_HBNC, grad_context_HBKC.transpose(-2, -1)))
-    grad_code_HBNK.add_(grad_denominator_HBN1 * sum_HB1K).add_(grad_sum_HB1K)
+    grad_code_HBNK = torch.matmul(all_v_HBNC, grad_context_HBKC.transpose(-2, -1))
+    grad_code_HBNK.add_(grad_sum_HB1K if real is None else grad_sum_HB1K * real)
+    grad_code_HBNK.add_(torch.matmul(grad_numerator_HBNC, context_HBKC.transpose(-2, -1)))
+    grad_code_HBNK.add_(grad_denominator_HBN1 * sum_HB1K)
     if numerator == "kernel":
         grad_numerator_HBNC = grad_numerator_HBNC.sum(dim=-2, keepdim=True)
-    return grad_code_HBNK, torch.matmul(code_HBNK, grad_context_HBKC).add_(grad_numerator_HBNC, alpha=offset)
+        if real is not None:
+            grad_numerator_HBNC = grad_numerator_HBNC * real
+    return grad_code_HBNK, torch.matmul(key_HBNK, grad_context_HBKC).add_(grad_numerator_HBNC, alpha=offset)
 
 
 def _kernel_backward(grad_logit_HBNM: Tensor, qk_HBNC: Tensor, kernel: _Kernel) -> Tensor:
     """Gradient of the projected tokens: through the distances, sigma and the norm. `grad_logit` is to the base e."""
-    num_tokens, num_anchors = grad_logit_HBNM.shape[-2:]
+    num_anchors = grad_logit_HBNM.shape[-1]
     to_base_e = math.log(2)
     rate_HBN1 = to_base_e * kernel.scale_HBN1  # 1 / (|x| sigma)
     grad_product_HBNC = _per_head(grad_logit_HBNM, kernel.anchors_HMC)
@@ -229,8 +252,12 @@ def _kernel_backward(grad_logit_HBNM: Tensor, qk_HBNC: Tensor, kernel: _Kernel) 
     moved_HB11 = from_products_HB11 + to_base_e * from_squares_HB1M.sum(dim=-1, keepdim=True)
     # Sigma takes -2 / (N M) of every product x . a, so all tokens share one more term.
     anchor_sum_H11C = kernel.anchors_HMC.sum(dim=-2)[:, None, None]
-    shared_HB1C = anchor_sum_H11C * (moved_HB11 * kernel.sigma_moves_HB11 * (2 / (num_tokens * num_anchors)))
-    radial_HBN1 += torch.matmul(shared_HB1C, qk_HBNC.transpose(-2, -1)).transpose(-2, -1)
+    shared_HB1C = anchor_sum_H11C * (moved_HB11 * kernel.sigma_moves_HB11 * (2 / (kernel.count * num_anchors)))
+    radial_of_shared_HBN1 = torch.matmul(shared_HB1C, qk_HBNC.transpose(-2, -1)).transpose(-2, -1)
+    if kernel.real_1BN1 is not None:
+        radial_of_shared_HBN1 = radial_of_shared_HBN1 * kernel.real_1BN1
+        shared_HB1C = shared_HB1C * kernel.real_1BN1
+    radial_HBN1 += radial_of_shared_HBN1
     # The norm takes the radial part away.
     grad_product_HBNC.add_(shared_HB1C).sub_(qk_HBNC * (radial_HBN1 * kernel.inverse_norm_HBN1.square()))
     return grad_product_HBNC.mul_(rate_HBN1)

@@ -19,7 +19,15 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 
 
 def check_fit_inputs(
-    x_BHNC: Tensor, anchors_HMC: Tensor, A_HKM: Tensor, *, top_k: int, lr: float, momentum: float, steps: int
+    x_BHNC: Tensor,
+    anchors_HMC: Tensor,
+    A_HKM: Tensor,
+    mask_BN: Tensor | None = None,
+    *,
+    top_k: int,
+    lr: float,
+    momentum: float,
+    steps: int,
 ) -> None:
     """Raise InputError for values a user can set wrong; assert the shapes that only code can get wrong."""
     assert x_BHNC.dim() == 4 and anchors_HMC.dim() == 3 and A_HKM.dim() == 3
@@ -30,6 +38,8 @@ def check_fit_inputs(
             f"hash fit got {x_BHNC.shape[0]} samples, {A_HKM.shape[1]} bits and {A_HKM.shape[2]} anchors: "
             "it needs at least one of each"
         )
+    if mask_BN is not None:
+        num_tokens = int(mask_BN.sum(dim=1).max())
     if not 1 <= top_k <= num_tokens // 2:
         raise InputError(
             f"top_k={top_k} must lie in [1, {num_tokens // 2}], half of the {num_tokens} tokens: "
@@ -47,22 +57,33 @@ class HashObjective:
     """The loss of the next bit, -y^T S y / (N K) averaged over samples and heads, and its gradient.
 
     S = K S0 - sum over earlier bits of y_r y_r^T is never formed: y^T S y = K y^T S0 y - sum (y^T y_r)^2, with
-    S0 sparse (2 * top_k entries per row). S is not symmetric but only its symmetric part counts.
+    S0 sparse (2 * top_k entries per row). S is not symmetric but only its symmetric part counts. Features and targets
+    of tokens that are not usable are 0; `masked`: samples have such tokens beside others.
 
     Features and codes are kept with tokens last: every product is then a (1, n) x (n, N) or (1, N) x (N, n)
     batch over the pairs, the fastest form on CPU.
     """
 
-    def __init__(self, x_BHNC: Tensor, features_BHNM: Tensor, usable_B: Tensor, *, num_bits: int, top_k: int) -> None:
+    def __init__(
+        self,
+        x_BHNC: Tensor,
+        features_BHNM: Tensor,
+        usable_BN: Tensor,
+        *,
+        num_bits: int,
+        top_k: int,
+        masked: bool = False,
+    ) -> None:
         self.num_samples, self.num_heads, self.num_tokens, _ = features_BHNM.shape
         self.pairs = self.num_heads * self.num_samples
         self.features_PMN = features_BHNM.permute(1, 0, 3, 2).contiguous().flatten(0, 1)
         x_PNC = x_BHNC.transpose(0, 1).flatten(0, 1)
-        self.targets = symmetric_targets(x_PNC, x_PNC, top_k, 0.5 * num_bits)
-        self.usable_P1 = usable_B.repeat(self.num_heads).unsqueeze(1).to(features_BHNM.dtype)
+        usable_PN = usable_BN.repeat(self.num_heads, 1)
+        self.targets = symmetric_targets(x_PNC, x_PNC, top_k, 0.5 * num_bits, usable_PN if masked else None)
+        self.usable_PN = usable_PN.to(features_BHNM.dtype)
         self.codes_PKN = features_BHNM.new_zeros(self.pairs, num_bits, self.num_tokens)
         self.num_fitted = 0
-        num_terms = usable_B.sum(dtype=torch.float64) * (self.num_heads * self.num_tokens * num_bits)
+        num_terms = usable_BN.sum(dtype=torch.float64) * (self.num_heads * num_bits)
         self.scale = -1 / num_terms
 
     def project(self, a_HM: Tensor) -> Tensor:
@@ -90,8 +111,8 @@ class HashObjective:
         return loss, gradient_P1M.view(self.num_heads, self.num_samples, -1).sum(dim=1)
 
     def codes(self, a_HM: Tensor) -> Tensor:
-        """Codes (P, N) in {-1, +1}; 0 in samples that were left out."""
-        return sign(self.project(a_HM)) * self.usable_P1
+        """Codes (P, N) in {-1, +1}; 0 for tokens that were left out."""
+        return sign(self.project(a_HM)) * self.usable_PN
 
     def hard(self, code_PN: Tensor) -> Tensor:
         """The loss of codes. Every product is a small integer (or half one), so float64 sums are exact."""

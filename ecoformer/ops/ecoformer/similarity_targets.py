@@ -20,11 +20,13 @@ def distinguishes(top: Tensor, bottom: Tensor) -> Tensor:
     return top.amin(dim=-1) > bottom.amax(dim=-1) + 16 * torch.finfo(top.dtype).eps * size
 
 
-def nearest_and_farthest(query_PNC: Tensor, key_PNC: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+def nearest_and_farthest(
+    query_PNC: Tensor, key_PNC: Tensor, top_k: int, mask_PN: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """The keys with the top_k largest and the top_k smallest dot products with every query, found in chunks.
 
     Returns the token indices (P, N, 2 * top_k), the most similar in the first half, and (P, N) True where they
-    mean something (see `distinguishes`).
+    mean something (see `distinguishes`). Tokens of which `mask_PN` is False are nobody's keys, and have none.
     """
     pairs, num_tokens, _ = query_PNC.shape
     key_PCN = key_PNC.transpose(1, 2)
@@ -34,15 +36,21 @@ def nearest_and_farthest(query_PNC: Tensor, key_PNC: Tensor, top_k: int) -> tupl
     for start in range(0, num_tokens, rows):
         chunk = slice(start, start + rows)
         similarity = torch.bmm(query_PNC[:, chunk], key_PCN)
-        top = similarity.topk(top_k, dim=2, sorted=False)
-        bottom = similarity.topk(top_k, dim=2, largest=False, sorted=False)
+        low = high = similarity
+        if mask_PN is not None:
+            out_P1N = ~mask_PN.unsqueeze(1)
+            high, low = similarity.masked_fill(out_P1N, -torch.inf), similarity.masked_fill(out_P1N, torch.inf)
+        top = high.topk(top_k, dim=2, sorted=False)
+        bottom = low.topk(top_k, dim=2, largest=False, sorted=False)
         index_PNk[:, chunk, :top_k] = top.indices
         index_PNk[:, chunk, top_k:] = bottom.indices
         informative_PN[:, chunk] = distinguishes(top.values, bottom.values)
-    return index_PNk, informative_PN
+    return index_PNk, informative_PN if mask_PN is None else informative_PN & mask_PN
 
 
-def symmetric_targets(query_PNC: Tensor, key_PNC: Tensor, top_k: int, scale: float) -> Tensor:
+def symmetric_targets(
+    query_PNC: Tensor, key_PNC: Tensor, top_k: int, scale: float, mask_PN: Tensor | None = None
+) -> Tensor:
     """scale * (S0 + S0^T) over all P * N tokens as one block-diagonal CSR matrix with 32-bit indices.
 
     S0 holds +1 for the nearest and -1 for the farthest keys of a query, in its row. Pairs are worked off in groups, so
@@ -55,7 +63,8 @@ def symmetric_targets(query_PNC: Tensor, key_PNC: Tensor, top_k: int, scale: flo
     for start in range(0, pairs, group):
         query_GNC, key_GNC = (x_PNC[start : start + group] for x_PNC in (query_PNC, key_PNC))
         size = query_GNC.shape[0] * num_tokens
-        index_GNk, informative_GN = nearest_and_farthest(query_GNC, key_GNC, top_k)
+        mask_GN = None if mask_PN is None else mask_PN[start : start + group]
+        index_GNk, informative_GN = nearest_and_farthest(query_GNC, key_GNC, top_k, mask_GN)
         index_GNk += torch.arange(0, size, num_tokens, device=device)[:, None, None]
         row = torch.arange(size, device=device).repeat_interleave(2 * top_k)
         column = index_GNk.flatten()

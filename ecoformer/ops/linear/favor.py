@@ -4,6 +4,8 @@ Source: Choromanski et al., "Rethinking Attention with Performers", ICLR 2021: L
 (orthogonal blocks). Shapes: B batch, H heads, N tokens, C head channels, F features.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -36,8 +38,12 @@ def key_exponents(k_BHNC: Tensor, projection_FC: Tensor) -> Tensor:
     return torch.matmul(k_BHNC, (projection_FC * scale).T) - half_square_BHN1
 
 
-def favor_features(q_BHNC: Tensor, k_BHNC: Tensor, projection_FC: Tensor) -> tuple[Tensor, Tensor]:
+def favor_features(
+    q_BHNC: Tensor, k_BHNC: Tensor, projection_FC: Tensor, mask_BN: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Features (B, H, N, F) of queries and keys whose inner products are the estimated weights, up to a factor a query.
+
+    Those of keys that take no part, where a mask says so, are 0.
 
     Nothing overflows and no denominator vanishes, whatever the scores. A key's exponent is lowered by the largest one
     of its feature over all keys, a query's raised by as much, and then lowered by the query's own largest: what is left
@@ -46,6 +52,8 @@ def favor_features(q_BHNC: Tensor, k_BHNC: Tensor, projection_FC: Tensor) -> tup
     and no small constant has to bias the estimate. The published code lowers all keys by one number and adds 1e-6.
     """
     exponent_k_BHNF = key_exponents(k_BHNC, projection_FC)
+    if mask_BN is not None:
+        exponent_k_BHNF = exponent_k_BHNF.masked_fill(~mask_BN[:, None, :, None], -math.inf)
     shift_BH1F = exponent_k_BHNF.detach().amax(dim=-2, keepdim=True)
     scale = q_BHNC.shape[-1] ** -0.25
     exponent_q_BHNF = torch.matmul(q_BHNC, (projection_FC * scale).T) + shift_BH1F
@@ -53,9 +61,11 @@ def favor_features(q_BHNC: Tensor, k_BHNC: Tensor, projection_FC: Tensor) -> tup
     return feature_q_BHNF, torch.exp(exponent_k_BHNF - shift_BH1F)
 
 
-def favor_attention(q_BHNC: Tensor, k_BHNC: Tensor, v_BHNC: Tensor, projection_FC: Tensor) -> Tensor:
+def favor_attention(
+    q_BHNC: Tensor, k_BHNC: Tensor, v_BHNC: Tensor, projection_FC: Tensor, mask_BN: Tensor | None = None
+) -> Tensor:
     """Attention output (B, H, N, C), linear in the tokens: approximately softmax(q k^T / sqrt(C)) v.
 
     See `naive.favor_attention_reference` for the quadratic form without stabilisation.
     """
-    return linear_attention(*favor_features(q_BHNC, k_BHNC, projection_FC), v_BHNC)
+    return linear_attention(*favor_features(q_BHNC, k_BHNC, projection_FC, mask_BN), v_BHNC)
