@@ -64,6 +64,9 @@ class DataConfig:
     name: str = key(MISSING, "docs/data.md has the layouts", choices=DATA_NAMES)
     root: str | None = key(None, "folder of the data")
     img_size: int = key(224, "in pixels", limit=at_least(1))
+    seq_len: int | None = key(
+        None, "tokens of a sequence: longer ones are cut, shorter ones padded; null: images", limit=at_least(1)
+    )
     in_memory: bool | None = key(None, "null: in memory where images are small and fit")
     download: bool = key(False, "CIFAR: fetch it if it is not under root")
     num_workers: int = key(2, "processes that decode; 0: in the main process", limit=at_least(0))

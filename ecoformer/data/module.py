@@ -52,6 +52,8 @@ class DataModule:
     eval_transform: EvalTransform
     corrupt: CorruptImages
     notes: list[str]
+    vocab_size: int | None = None  # of sequences, whose ids are 0 (padding) to vocab_size - 1; None for images
+    seq_len: int | None = None  # tokens of every sequence, padding included; None for images
 
     def calibration_images(self, num_images: int, seed: int) -> torch.Tensor:
         """`num_images` training images (B, 3, S, S) under the evaluation transform, e.g. to fit hash functions on.
