@@ -13,7 +13,8 @@ from omegaconf import MISSING
 from ecoformer.config.keys import Limit, above, at_least, between, key
 
 ARCHIVES = ("webdataset", "hfds")
-DATA_NAMES = ["digits", "cifar10", "cifar100", "imagenet", "folder", *ARCHIVES]  # and those of plugins
+SEQUENCES = ("listops", "text_bytes", "pixels")
+DATA_NAMES = ["digits", "cifar10", "cifar100", "imagenet", "folder", *ARCHIVES, *SEQUENCES]  # and those of plugins
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 SCHEDULES = ("cosine", "poly", "tanh", "constant", "none")
 PRECISIONS = ("off", "bf16", "fp16")
@@ -21,6 +22,7 @@ PARALLEL = ("ddp", "fsdp")
 CONVENTIONS = ("paper", "audited")
 
 SHARE = Limit(lambda value: 0 <= value < 1, "at least 0 and below 1")
+PROPER_SHARE = Limit(lambda value: 0 < value < 1, "above 0 and below 1")
 FRACTION = Limit(lambda value: 0 < value <= 1, "above 0 and at most 1")
 RANGE = Limit(lambda pair: len(pair) == 2 and 0 < pair[0] <= pair[1], "a list of two numbers, 0 < low <= high")
 CHANNELS = Limit(lambda values: len(values) == 3, "a list of three numbers, one per RGB channel")
@@ -76,8 +78,10 @@ class DataConfig:
     interpolation: str = key("bicubic", "of resized images", choices=INTERPOLATIONS)
     mean: list[float] | None = key(None, "null: the data set's own, else ImageNet's", limit=CHANNELS)
     std: list[float] | None = key(None, "null: as mean", limit=POSITIVE_CHANNELS)
-    max_train_samples: int | None = key(None, "use the first n, for trials", limit=at_least(1))
-    max_val_samples: int | None = key(None, "use the first n, for trials", limit=at_least(1))
+    max_train_samples: int | None = key(
+        None, "use n, for trials; generated listops: their number, null: 96,000", limit=at_least(1)
+    )
+    max_val_samples: int | None = key(None, "the same of the validation split; null: 2,000", limit=at_least(1))
     dev_samples: int = key(
         0, "cut these off the training split and evaluate on them, not on the test data; 0: no", limit=at_least(0)
     )
@@ -87,13 +91,27 @@ class DataConfig:
     train_split: str | None = key(
         None, "webdataset and hfds, as the keys below; null: train, else validation, val, test"
     )
-    val_split: str | None = key(None, "null: val, validation or test")
+    val_split: str | None = key(
+        None, "null: val, validation or test; of sequences val, else cut off the training split; test: the test data"
+    )
     image_key: str | None = key(None, 'null: .jpg, .jpeg, .png or .webp of a sample; the column "image"')
     label_key: str | None = key(None, 'null: .cls of a sample ("json:FIELD" reads its .json); the column "label"')
     num_classes: int | None = key(
         None, "where no names are given: the classes are called by their numbers", limit=at_least(1)
     )
     class_names: str | None = key(None, "file under root with a class name a line; null: classes.txt, if there")
+    val_share: float = key(
+        0.1, "sequences without a validation split: share of the training split that is cut off", limit=PROPER_SHARE
+    )
+    text_key: str | None = key(None, 'text_bytes: the column of the text; null: "text"')
+    pixels_of: str | None = key(None, "pixels: the images, as data.name")
+    max_depth: int | None = key(
+        None, "generated listops: levels of an expression, digits among them; null: 10", limit=at_least(2)
+    )
+    max_args: int | None = key(None, "generated listops: greatest number of arguments; null: 10", limit=at_least(2))
+    min_tokens: int | None = key(
+        None, "generated listops: of the shortest; the longest has data.seq_len; null: 4", limit=at_least(4)
+    )
 
 
 @dataclass

@@ -1,12 +1,20 @@
 """Settings of the data that cannot work, refused before any image is read."""
 
 from ecoformer.config.keys import check_limits
-from ecoformer.config.schema import ARCHIVES, AugmentConfig, DataConfig, TrainConfig
+from ecoformer.config.schema import ARCHIVES, SEQUENCES, AugmentConfig, DataConfig, TrainConfig
 from ecoformer.errors import InputError
 
-ARCHIVE_KEYS = ("train_split", "val_split", "image_key", "label_key", "num_classes", "class_names")
+KEYS_OF: dict[str, tuple[str, ...]] = {  # sources that a key belongs to; "pixels" take those of their images
+    **dict.fromkeys(("train_split", "image_key", "num_classes", "class_names"), ARCHIVES),
+    "val_split": (*ARCHIVES, *SEQUENCES),
+    "label_key": (*ARCHIVES, "text_bytes"),
+    "text_key": ("text_bytes",),
+    "pixels_of": ("pixels",),
+    **dict.fromkeys(("max_depth", "max_args", "min_tokens"), ("listops",)),
+}
 MEMORY_IMG_SIZE = 64  # in pixels; larger images profit from crops at other scales, which need the files
 MEMORY_LIMIT = 2 * 2**30  # bytes of uint8 pixels, training and validation together
+IMAGE_AUGMENTS = ("hflip", "crop_padding", "random_erase", "mixup", "cutmix")
 FILE_KEYS = ("scale", "ratio", "color_jitter", "auto_augment", "repeats")
 
 
@@ -18,12 +26,15 @@ def check_data(data: DataConfig, train: TrainConfig) -> None:
     """Raise InputError for values that no data set could work with."""
     check_limits(data, "data.")
     check_limits(train, "train.")
-    for key in ARCHIVE_KEYS:
-        if getattr(data, key) is not None and data.name not in ARCHIVES:
+    source = data.pixels_of if data.name == "pixels" else None
+    for key, names in KEYS_OF.items():
+        if getattr(data, key) is not None and data.name not in names and source not in names:
             raise InputError(
-                f"data.{key}={getattr(data, key)} belongs to data={' and data='.join(ARCHIVES)}, not to "
+                f"data.{key}={getattr(data, key)} belongs to data={' and data='.join(names)}, not to "
                 f"data={data.name}: leave it out"
             )
+    if data.name in SEQUENCES:
+        _check_sequences(data)
     if data.name == "digits" and data.root is not None:
         raise InputError(
             f"data.root={data.root}: data=digits come with scikit-learn, no folder is read: leave it out, or name the "
@@ -45,9 +56,39 @@ def check_data(data: DataConfig, train: TrainConfig) -> None:
             )
 
 
-def check_augment(augment: AugmentConfig, *, in_memory: bool) -> None:
-    """Raise InputError for impossible values, and for settings of the path that the data do not take."""
+def _check_sequences(data: DataConfig) -> None:
+    if data.seq_len is None:
+        raise InputError(f"data={data.name} needs data.seq_len: set it to the tokens of a sequence, such as 512")
+    if data.in_memory is False:
+        raise InputError(f"data.in_memory=false: data={data.name} are held in memory: leave it out")
+    of_images = [key for key in ("mean", "std") if getattr(data, key) is not None]
+    if of_images:
+        key = of_images[0]
+        raise InputError(f"data.{key}={getattr(data, key)} is for images, data={data.name} are sequences: leave it out")
+    if data.name == "listops" and data.root is not None:
+        for key in ("max_depth", "max_args", "min_tokens"):
+            if getattr(data, key) is not None:
+                raise InputError(
+                    f"data.{key}={getattr(data, key)} is for generated expressions, data.root={data.root} holds its "
+                    "own: leave out one of them"
+                )
+    if data.name == "pixels" and data.seq_len != data.img_size**2:
+        raise InputError(
+            f"data.seq_len={data.seq_len} must be data.img_size**2={data.img_size**2} for data=pixels: set one of them"
+        )
+
+
+def check_augment(augment: AugmentConfig, *, in_memory: bool, sequences: str | None = None) -> None:
+    """Raise InputError for impossible values, and for settings of the path that the data do not take.
+
+    `sequences`: what the data are called, if they are no images.
+    """
     check_limits(augment, "augment.")
+    if sequences is not None:
+        for key in (*IMAGE_AUGMENTS, *FILE_KEYS):
+            value = getattr(augment, key)
+            if value and not (key == "repeats" and value == 1):
+                raise InputError(f"augment.{key}={value} is for images, {sequences} are sequences: set augment=none")
     if in_memory:
         for key in FILE_KEYS:
             value = getattr(augment, key)
@@ -63,10 +104,12 @@ def check_augment(augment: AugmentConfig, *, in_memory: bool) -> None:
         )
 
 
-def check_batch(batch_size: int, world_size: int, num_train: int) -> None:
+def check_batch(batch_size: int, world_size: int, num_train: int, samples: str = "images") -> None:
     """Raise InputError if not even one batch can be filled (the last, partial one is dropped)."""
     if batch_size * world_size > num_train:
         processes = f" x {world_size} processes" if world_size > 1 else ""
         limit = num_train // world_size
         remedy = f"lower train.batch_size to at most {limit}" if limit else "use fewer processes"
-        raise InputError(f"train.batch_size={batch_size}{processes} is more than {num_train} training images: {remedy}")
+        raise InputError(
+            f"train.batch_size={batch_size}{processes} is more than {num_train} training {samples}: {remedy}"
+        )

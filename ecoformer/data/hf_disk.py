@@ -52,7 +52,34 @@ def read_split(
     wanted = TRAIN_NAMES if training else VAL_NAMES
     image_key, label_key = image_key or IMAGE_KEY, label_key or LABEL_KEY
     dataset, chosen = _open(root, split, wanted, key, image_key)
-    for column, setting in ((image_key, "image_key"), (label_key, "label_key")):
+    targets, names = _labels(root, dataset, (image_key, "image_key"), label_key)
+    if len(targets) == 0:
+        raise InputError(f"data.root={root}: split {chosen} has no rows: set {key} to another one")
+    if (targets < 0).all():
+        raise InputError(
+            f"data.root={root}: split {chosen} has no labels ({label_key} is {targets[0]} in every row): set {key} to "
+            "a split that has"
+        )
+    return RowSource(dataset, image_key, targets, f"{root} [{chosen}]"), names
+
+
+def read_texts(root: Path, split: str, text_key: str, label_key: str) -> Iterator[tuple[str, str]]:
+    """(text, class) of every row of a split that save_to_disk wrote. Raises InputError for a column that is no text."""
+    dataset, _ = _open(root, split, (), "data.val_split", None)
+    targets, names = _labels(root, dataset, (text_key, "text_key"), label_key)
+    if len(targets) == 0:
+        raise InputError(f"data.root={root}: split {split} has no rows: give it some, or remove it")
+    if getattr(dataset.features[text_key], "dtype", None) not in ("string", "large_string"):
+        raise InputError(f"data.root={root}: column {text_key!r} holds no text: set data.text_key")
+    for text, target in zip(dataset[text_key], targets.tolist(), strict=True):
+        if names is not None and not 0 <= target < len(names):
+            raise InputError(f"data.root={root}: split {split} has rows without a label ({target}): remove them")
+        yield text or "", str(target) if names is None else names[target]
+
+
+def _labels(root: Path, dataset: Any, sample: tuple[str, str], label_key: str) -> tuple[np.ndarray, list[str] | None]:
+    """Class numbers int64, and their names where the column knows them; `sample`: the other column and its setting."""
+    for column, setting in (sample, (label_key, "label_key")):
         if column not in dataset.column_names:
             raise InputError(
                 f"data.root={root} has no column {column!r} (there: {', '.join(dataset.column_names)}): "
@@ -65,15 +92,7 @@ def read_split(
             f"data.root={root}: column {label_key!r} holds {feature}, not class numbers: set data.label_key, or "
             "encode the column as ClassLabel"
         )
-    if len(targets) == 0:
-        raise InputError(f"data.root={root}: split {chosen} has no rows: set {key} to another one")
-    if (targets < 0).all():
-        raise InputError(
-            f"data.root={root}: split {chosen} has no labels ({label_key} is {targets[0]} in every row): set {key} to "
-            "a split that has"
-        )
-    source = RowSource(dataset, image_key, targets.astype(np.int64), f"{root} [{chosen}]")
-    return source, getattr(feature, "names", None)
+    return targets.astype(np.int64), getattr(feature, "names", None)
 
 
 def split_names(root: Path) -> list[str]:
@@ -98,7 +117,7 @@ def _library() -> Any:
     return datasets
 
 
-def _open(root: Path, split: str | None, wanted: tuple[str, ...], key: str, image_key: str) -> tuple[Any, str]:
+def _open(root: Path, split: str | None, wanted: tuple[str, ...], key: str, image_key: str | None) -> tuple[Any, str]:
     datasets = _library()
     names = split_names(root)
     chosen = split or next((name for name in wanted if name in names), None)

@@ -1,9 +1,9 @@
-"""What both loaders share: which images make up a batch, and how a uint8 batch becomes a model's input.
+"""What all loaders share: which samples make up a batch, and how a raw batch becomes a model's input.
 
-Shape suffixes: B images, S side in pixels.
+Shapes: B samples, S side of an image in pixels, N tokens of a sequence.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ from ecoformer.data.augment import BatchKey, Mix, crop_and_flip, derive_seed, er
 
 @dataclass(frozen=True)
 class TrainPlan:
-    """Order and random augmentation of a training loader."""
+    """Order of a training loader, and random augmentation of its images."""
 
     seed: int
     hflip: float = 0.0
@@ -24,15 +24,51 @@ class TrainPlan:
     repeats: int = 1
 
 
+Finish = Callable[[torch.Tensor, torch.Tensor, BatchKey | None], tuple[torch.Tensor, torch.Tensor]]
+
+
+class FinishImages:
+    """uint8 images (B, 3, S, S) to float32, normalised, and in training (given a plan) augmented as a whole."""
+
+    def __init__(
+        self,
+        mean: tuple[float, float, float],
+        std: tuple[float, float, float],
+        device: torch.device,
+        plan: TrainPlan | None = None,
+    ) -> None:
+        self.plan = plan
+        self._mean = torch.tensor(mean, device=device).view(3, 1, 1)
+        self._std = torch.tensor(std, device=device).view(3, 1, 1)
+
+    def __call__(
+        self, images: torch.Tensor, targets: torch.Tensor, key: BatchKey | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Targets are (B,) int64, or (B, classes) float32, smoothed already, when the plan mixes images."""
+        plan = self.plan
+        if plan is None or key is None:
+            return normalize(images, self._mean, self._std), targets
+        images = crop_and_flip(images, key, padding=plan.crop_padding, hflip=plan.hflip)
+        images = normalize(images, self._mean, self._std)
+        if plan.random_erase > 0:
+            images = erase(images, key, probability=plan.random_erase)
+        if plan.mix is not None:
+            images, targets = plan.mix(images, targets, key)
+        return images, targets
+
+
+def finish_ids(ids: torch.Tensor, targets: torch.Tensor, key: BatchKey | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids (B, N) of any width of integer to int64."""
+    return ids.long(), targets
+
+
 class BatchLoader:
-    """Batches of (images (B, 3, S, S) float32 normalised on the device, targets).
+    """Batches of (samples as `finish` makes them, targets), on the device.
 
     With a `TrainPlan`, order and augmentation depend on (seed, epoch, number of processes) alone: global batch
-    k is a slice of one permutation, of which process r takes every world_size-th image from the r-th on, and
-    images that do not fill a global batch are dropped. Without one, images come in order, each process takes
+    k is a slice of one permutation, of which process r takes every world_size-th sample from the r-th on, and
+    samples that do not fill a global batch are dropped. Without one, samples come in order, each process takes
     every world_size-th, and nothing is dropped or repeated, so the processes' sums give exact totals.
-
-    Targets are (B,) int64, or (B, classes) float32, smoothed already, when the plan mixes images.
     """
 
     def __init__(
@@ -40,8 +76,7 @@ class BatchLoader:
         targets: np.ndarray,
         *,
         batch_size: int,
-        mean: tuple[float, float, float],
-        std: tuple[float, float, float],
+        finish: Finish,
         device: torch.device,
         plan: TrainPlan | None = None,
         rank: int = 0,
@@ -55,8 +90,7 @@ class BatchLoader:
         self.world_size = world_size
         self.epoch = 0
         self.first_batch = 0
-        self._mean = torch.tensor(mean, device=device).view(3, 1, 1)
-        self._std = torch.tensor(std, device=device).view(3, 1, 1)
+        self._finish = finish
 
     def __len__(self) -> int:
         """Batches of a whole epoch on this process."""
@@ -72,23 +106,23 @@ class BatchLoader:
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         first, self.first_batch = self.first_batch, 0
         epoch = self.epoch
-        for batch, (images, targets) in enumerate(self._raw_batches(epoch, first), start=first):
-            yield self.finish(images, targets, epoch, batch)
+        for batch, (samples, targets) in enumerate(self._raw_batches(epoch, first), start=first):
+            yield self.finish(samples, targets, epoch, batch)
 
     def _raw_batches(self, epoch: int, first: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """uint8 images (B, 3, S, S) and int64 targets (B,), on the CPU or already on the device."""
+        """Samples as they are kept and int64 targets (B,), on the CPU or already on the device."""
         raise NotImplementedError
 
     def _positions(self, epoch: int, first: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Per batch from `first` on: image indices, and their places in the epoch over all processes."""
-        num_images = len(self.targets)
+        """Per batch from `first` on: indices of samples, and their places in the epoch over all processes."""
+        num_samples = len(self.targets)
         if self.plan is None:
-            order = np.arange(num_images)
+            order = np.arange(num_samples)
             own = order[self.rank :: self.world_size]
             chunks = [own[start : start + self.batch_size] for start in range(0, len(own), self.batch_size)]
         else:
-            order = np.random.default_rng(derive_seed(self.plan.seed, "order", epoch)).permutation(num_images)
-            order = np.repeat(order, self.plan.repeats)[:num_images]
+            order = np.random.default_rng(derive_seed(self.plan.seed, "order", epoch)).permutation(num_samples)
+            order = np.repeat(order, self.plan.repeats)[:num_samples]
             size = self.batch_size * self.world_size
             chunks = [
                 np.arange(batch * size + self.rank, (batch + 1) * size, self.world_size) for batch in range(len(self))
@@ -96,33 +130,24 @@ class BatchLoader:
         return [(order[places], places) for places in chunks[first:]]
 
     def finish(
-        self, images: torch.Tensor, targets: torch.Tensor, epoch: int, batch: int
+        self, samples: torch.Tensor, targets: torch.Tensor, epoch: int, batch: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """A raw batch on the device, normalised, and in training augmented as a whole."""
-        images = images.to(self.device, non_blocking=True)
-        targets = targets.to(self.device, non_blocking=True)
+        """A raw batch as the model takes it, on the device."""
         plan = self.plan
-        if plan is None:
-            return normalize(images, self._mean, self._std), targets
-        key = BatchKey(plan.seed, epoch, batch, self.rank, self.world_size)
-        images = crop_and_flip(images, key, padding=plan.crop_padding, hflip=plan.hflip)
-        images = normalize(images, self._mean, self._std)
-        if plan.random_erase > 0:
-            images = erase(images, key, probability=plan.random_erase)
-        if plan.mix is not None:
-            images, targets = plan.mix(images, targets, key)
-        return images, targets
+        key = None if plan is None else BatchKey(plan.seed, epoch, batch, self.rank, self.world_size)
+        samples = samples.to(self.device, non_blocking=True)
+        return self._finish(samples, targets.to(self.device, non_blocking=True), key)
 
 
 class MemoryLoader(BatchLoader):
-    """Batches from one uint8 tensor (N, 3, S, S) that stays on the device."""
+    """Batches from one tensor of samples (uint8 images, or ids of few bytes) that stays on the device."""
 
-    def __init__(self, images_N3SS: torch.Tensor, targets: np.ndarray, **kwargs: object) -> None:
+    def __init__(self, samples: torch.Tensor, targets: np.ndarray, **kwargs: object) -> None:
         super().__init__(targets, **kwargs)  # type: ignore[arg-type]
-        self.images = images_N3SS.to(self.device)
+        self.samples = samples.to(self.device)
         self._targets = torch.from_numpy(targets).to(self.device)
 
     def _raw_batches(self, epoch: int, first: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for indices, _ in self._positions(epoch, first):
             chosen = torch.from_numpy(indices).to(self.device)
-            yield self.images[chosen], self._targets[chosen]
+            yield self.samples[chosen], self._targets[chosen]

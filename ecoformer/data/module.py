@@ -1,6 +1,5 @@
 """From config to loaders: which data, in memory or from files, and what of it cannot work."""
 
-import os
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -8,8 +7,8 @@ import numpy as np
 import torch
 
 from ecoformer.config.schema import AugmentConfig, DataConfig, TrainConfig
-from ecoformer.data import archives  # noqa: F401  registers its sources
-from ecoformer.data.augment import Mix, derive_seed, normalize
+from ecoformer.data import archives, listops, texts  # noqa: F401  they register their sources
+from ecoformer.data.augment import Mix, derive_seed
 from ecoformer.data.checks import (
     MEMORY_IMG_SIZE,
     MEMORY_LIMIT,
@@ -19,21 +18,24 @@ from ecoformer.data.checks import (
     memory_bytes,
 )
 from ecoformer.data.corrupt import CorruptImages
-from ecoformer.data.decode import EvalTransform, decode_images
+from ecoformer.data.decode import EvalTransform
 from ecoformer.data.files import FileLoader, train_transform
 from ecoformer.data.identity import KnownClasses, mapping_note, match_classes, require_classes
-from ecoformer.data.loader import BatchLoader, MemoryLoader, TrainPlan
-from ecoformer.data.sources import SOURCES, LabelledSource, Splits
+from ecoformer.data.loader import BatchLoader, FinishImages, MemoryLoader, TrainPlan, finish_ids
+from ecoformer.data.reading import Reader
+from ecoformer.data.sequences import SequenceSource, id_type
+from ecoformer.data.sources import SOURCES, Source, Splits
 from ecoformer.data.subset import split_off, take
 from ecoformer.errors import InputError
 
 
 @dataclass
 class DataModule:
-    """A data set ready for training. Images are float32 (B, 3, S, S), normalised, on the device.
+    """A data set ready for training; its samples are on the device.
 
-    `train_loader` is None when built with `with_train=False`; `in_memory` says which path the data take;
-    `corrupt` counts the broken images that this process has met; `notes` say what was passed over or mapped.
+    Images are float32 (B, 3, S, S), normalised; sequences are ids (B, N) int64, 0 for padding at their end.
+    `train_loader` is None when built with `with_train=False`; `in_memory` says which path the data take; `reader`
+    counts the broken images that this process has met; `notes` say what was passed over, mapped or cut.
     """
 
     name: str
@@ -48,43 +50,47 @@ class DataModule:
     train_loader: BatchLoader | None
     val_loader: BatchLoader
     device: torch.device
-    train_source: LabelledSource | None
-    eval_transform: EvalTransform
-    corrupt: CorruptImages
+    train_source: Source | None
+    reader: Reader
     notes: list[str]
     vocab_size: int | None = None  # of sequences, whose ids are 0 (padding) to vocab_size - 1; None for images
     seq_len: int | None = None  # tokens of every sequence, padding included; None for images
 
-    def calibration_images(self, num_images: int, seed: int) -> torch.Tensor:
-        """`num_images` training images (B, 3, S, S) under the evaluation transform, e.g. to fit hash functions on.
+    @property
+    def eval_transform(self) -> EvalTransform:
+        return self.reader.transform
 
-        Which images depends on `seed` alone; a larger number extends a smaller one's choice. Raises InputError
-        if the training split has fewer images.
+    @property
+    def samples(self) -> str:
+        """What a message calls them."""
+        return "images" if self.vocab_size is None else "samples"
+
+    def calibration_images(self, num_images: int, seed: int) -> torch.Tensor:
+        """`num_images` training samples as evaluation sees them, e.g. to fit hash functions on.
+
+        Which samples depends on `seed` alone; a larger number extends a smaller one's choice. Raises InputError
+        if the training split has fewer.
         """
         assert self.train_source is not None, "calibration images come from the training split: with_train=True"
         if num_images > self.num_train:
-            raise InputError(
-                f"{num_images} calibration images > {self.num_train} training images of {self.name}: "
-                "lower callbacks.hash_update.num_images"
-            )
+            raise self._too_few(num_images, f"{self.num_train} training")
         order = np.random.default_rng(derive_seed(seed, "calibration")).permutation(len(self.train_source))
         parts: list[torch.Tensor] = []
         missing = num_images
         while missing and len(order):  # broken images are passed over
             chosen, order = order[:missing], order[missing:]
-            part, _ = decode_images(
-                self.train_source, chosen, self.eval_transform, threads=_threads(), corrupt=self.corrupt
-            )
+            part, _ = self.reader(self.train_source, chosen)
             parts.append(part)
             missing -= len(part)
         if missing:
-            raise InputError(
-                f"{num_images} calibration images > {num_images - missing} readable training images of {self.name}: "
-                "lower callbacks.hash_update.num_images"
-            )
-        images = torch.cat(parts)
-        mean, std = (torch.tensor(value, device=self.device).view(3, 1, 1) for value in (self.mean, self.std))
-        return normalize(images.to(self.device), mean, std)
+            raise self._too_few(num_images, f"{num_images - missing} readable training")
+        return self.val_loader.finish(torch.cat(parts), torch.empty(0), epoch=0, batch=0)[0]
+
+    def _too_few(self, number: int, there: str) -> InputError:
+        return InputError(
+            f"{number} calibration {self.samples} > {there} {self.samples} of {self.name}: "
+            "lower callbacks.hash_update.num_images"
+        )
 
 
 def build_data(
@@ -115,9 +121,12 @@ def build_data(
     with_train_split = with_train or data.dev_samples > 0
     num_known = None if known is None else len(known.names)
     splits = SOURCES[data.name](data, world_size=world_size, with_train=with_train_split, num_classes=num_known)
+    sequences = splits.vocab_size is not None
+    if data.seq_len is not None and not sequences:
+        raise InputError(f"data.seq_len={data.seq_len} is for sequences, data={data.name} are images: leave it out")
     if len(splits.class_names) < 2:
         raise InputError(f"{where_of(data)} has one class ({splits.class_names[0]}): a classifier needs at least two")
-    if data.dev_samples > 0:
+    if data.dev_samples > 0 and not sequences:  # of sequences, they are the validation split already
         assert splits.train is not None, "it was asked for"
         left, dev = split_off(splits.train, data.dev_samples)
         splits = replace(splits, train=left, val=dev)
@@ -126,40 +135,46 @@ def build_data(
     if known is not None:
         splits = _counted_as(known, splits, where_of(data), [s for s in (train_source, val) if s is not None])
     sources = [source for source in (None if calibration_only else train_source, val) if source is not None]
-    in_memory = _in_memory(data, sum(len(source) for source in sources))
+    in_memory = _in_memory(data, sum(len(source) for source in sources), splits.vocab_size)
     mean = cast(tuple[float, float, float], tuple(data.mean)) if data.mean is not None else splits.mean
     std = cast(tuple[float, float, float], tuple(data.std)) if data.std is not None else splits.std
+    device = torch.device(device)
     eval_transform = EvalTransform(
         data.img_size, splits.crop_pct if data.crop_pct is None else data.crop_pct, data.interpolation
     )
     corrupt = CorruptImages(data.max_corrupt)
-    common: dict[str, Any] = dict(mean=mean, std=std, device=torch.device(device), rank=rank, world_size=world_size)
+    reader = Reader(eval_transform, corrupt, splits.vocab_size, data.seq_len)
 
-    def make_loader(label: str, source: LabelledSource, plan: TrainPlan | None, batch_size: int) -> BatchLoader:
-        options = dict(common, batch_size=batch_size, plan=plan)
+    def make_loader(label: str, source: Source, plan: TrainPlan | None, batch_size: int) -> BatchLoader:
+        options: dict[str, Any] = dict(
+            batch_size=batch_size,
+            finish=finish_ids if sequences else FinishImages(mean, std, device, plan),
+            device=device,
+            plan=plan,
+            rank=rank,
+            world_size=world_size,
+        )
         if in_memory:
-            # Training keeps the whole of the shorter side; crop_pct is an evaluation setting.
-            transform = eval_transform if plan is None else EvalTransform(data.img_size, 1.0, data.interpolation)
             progress = f"{data.name} {label}" if train.progress and rank == 0 else None
-            images, readable = decode_images(
-                source, range(len(source)), transform, threads=_threads(), progress=progress, corrupt=corrupt
-            )
+            samples, readable = reader(source, range(len(source)), training=plan is not None, progress=progress)
             if len(readable) == 0:
                 raise InputError(f"{data.name}: none of the {len(source)} {label} images can be decoded")
-            return MemoryLoader(images, source.targets[readable], **options)
+            return MemoryLoader(samples, source.targets[readable], **options)
+        assert not isinstance(source, SequenceSource), "they are held in memory"
         file_transform = eval_transform if plan is None else train_transform(data, augment, mean)
         return FileLoader(source, file_transform, num_workers=data.num_workers, corrupt=corrupt, **options)
 
     train_loader, num_train = None, 0 if train_source is None else len(train_source)
     if train_source is not None and not calibration_only:
-        check_augment(augment, in_memory=in_memory)
-        check_batch(train.batch_size, world_size, len(train_source))
+        check_augment(augment, in_memory=in_memory, sequences=f"data={data.name}" if sequences else None)
+        samples = "samples" if sequences else "images"
+        check_batch(train.batch_size, world_size, len(train_source), samples)
         plan = _train_plan(
             augment, train.smoothing, seed=seed, num_classes=len(splits.class_names), in_memory=in_memory
         )
         train_loader = make_loader("train", train_source, plan, train.batch_size)
         num_train = len(train_loader.targets)  # broken ones are left out of memory
-        check_batch(train.batch_size, world_size, num_train)
+        check_batch(train.batch_size, world_size, num_train, samples)
     val_loader = make_loader("val", val, None, train.eval_batch_size or train.batch_size)
     return DataModule(
         name=data.name,
@@ -173,12 +188,22 @@ def build_data(
         in_memory=in_memory,
         train_loader=train_loader,
         val_loader=val_loader,
-        device=torch.device(device),
+        device=device,
         train_source=train_source,
-        eval_transform=eval_transform,
-        corrupt=corrupt,
-        notes=splits.notes,
+        reader=reader,
+        notes=splits.notes + _cut_notes(data, {"training": train_source, "validation": val}),
+        vocab_size=splits.vocab_size,
+        seq_len=data.seq_len,
     )
+
+
+def _cut_notes(data: DataConfig, sources: dict[str, Source | None]) -> list[str]:
+    """What data.seq_len leaves out of sequences."""
+    notes = []
+    for split, source in sources.items():
+        if isinstance(source, SequenceSource) and (cut := int((source.lengths > data.seq_len).sum())):
+            notes.append(f"data.seq_len={data.seq_len} cuts {cut} of {len(source)} {split} samples")
+    return notes
 
 
 def where_of(data: DataConfig) -> str:
@@ -186,7 +211,7 @@ def where_of(data: DataConfig) -> str:
     return f"data={data.name}" if data.root is None else f"data.root={data.root}"
 
 
-def _counted_as(known: KnownClasses, splits: Splits, where: str, sources: list[LabelledSource]) -> Splits:
+def _counted_as(known: KnownClasses, splits: Splits, where: str, sources: list[Source]) -> Splits:
     """The splits, and `sources` in place, with the weights' class numbers; as they are where nothing is certain."""
     found = splits.class_names
     order = require_classes(known, found, where) if known.required else match_classes(known.names, found)
@@ -201,7 +226,16 @@ def _counted_as(known: KnownClasses, splits: Splits, where: str, sources: list[L
     return replace(splits, class_names=names, notes=[*splits.notes, note])
 
 
-def _in_memory(data: DataConfig, num_images: int) -> bool:
+def _in_memory(data: DataConfig, num_images: int, vocab_size: int | None) -> bool:
+    if vocab_size is not None:
+        assert data.seq_len is not None, "checked"
+        needed = num_images * data.seq_len * np.dtype(id_type(vocab_size)).itemsize
+        if needed > MEMORY_LIMIT:
+            raise InputError(
+                f"data.seq_len={data.seq_len} needs {needed / 2**30:.1f} GiB for {num_images} samples, the limit is "
+                f"{MEMORY_LIMIT / 2**30:.0f} GiB: lower it, or data.max_train_samples"
+            )
+        return True
     needed = memory_bytes(num_images, data.img_size)
     if data.in_memory is None:
         return data.img_size <= MEMORY_IMG_SIZE and needed <= MEMORY_LIMIT
@@ -225,7 +259,3 @@ def _train_plan(augment: AugmentConfig, smoothing: float, *, seed: int, num_clas
         mix=mix,
         repeats=max(1, augment.repeats),
     )
-
-
-def _threads() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)

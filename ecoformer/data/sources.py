@@ -1,4 +1,4 @@
-"""Where images come from: scikit-learn's digits, CIFAR in either layout, and image folders."""
+"""Where samples come from: scikit-learn's digits, CIFAR in either layout, and image folders."""
 
 import logging
 import os
@@ -13,6 +13,7 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ecoformer.config.schema import DATA_NAMES, DataConfig
 from ecoformer.data.folders import VAL_NAMES, read_folders
+from ecoformer.data.sequences import SequenceSource
 from ecoformer.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -33,17 +34,25 @@ class LabelledSource(Protocol):
     def name(self, index: int) -> str: ...
 
 
+Source = LabelledSource | SequenceSource
+
+
 @dataclass(frozen=True)
 class Splits:
-    """A data set as it was found. `train` is None where only validation was asked for."""
+    """A data set as it was found. `train` is None where only validation was asked for.
+
+    With a `vocab_size` its samples are sequences, whose ids lie below it; images among them are read as grey pixels.
+    """
 
     class_names: list[str]
-    train: LabelledSource | None
-    val: LabelledSource
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    crop_pct: float  # what to evaluate at when the config leaves it open
+    train: Source | None
+    val: Source
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)  # of images; ids are taken as they are
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    crop_pct: float = 1.0  # what to evaluate at when the config leaves it open
     notes: list[str] = field(default_factory=list)  # what was passed over
+    vocab_size: int | None = None
+    tested: bool = False  # `val` is the test split: settings should not be chosen on it
 
 
 Opener = Callable[..., Splits]

@@ -1,12 +1,16 @@
 """A part of a data set, for trials and smoke runs."""
 
+from collections.abc import Mapping
+
 import numpy as np
 from PIL import Image
 
-from ecoformer.data.sources import LabelledSource
+from ecoformer.config.schema import DataConfig
+from ecoformer.data.sequences import SequenceSource
+from ecoformer.data.sources import LabelledSource, Source
 from ecoformer.errors import InputError
 
-SUBSET_SEED = 0  # a constant: max_train_samples=N means the same images in every run
+SUBSET_SEED = 0  # a constant: max_train_samples=N means the same samples in every run
 
 
 class Subset:
@@ -27,15 +31,15 @@ class Subset:
         return self.source.name(int(self.indices[index]))
 
 
-def take(source: LabelledSource, limit: int | None) -> LabelledSource:
-    """At most `limit` images, the classes as equal in number as they allow; the same ones in every run."""
+def take(source: Source, limit: int | None) -> Source:
+    """At most `limit` samples, the classes as equal in number as they allow; the same ones in every run."""
     if limit is None or limit >= len(source):
         return source
-    return Subset(source, _balanced(source, limit))
+    return part(source, _balanced(source, limit))
 
 
-def split_off(source: LabelledSource, num_dev: int) -> tuple[LabelledSource, LabelledSource]:
-    """(what is left to train on, a development split of `num_dev` images as `take` chooses them).
+def split_off(source: Source, num_dev: int) -> tuple[Source, Source]:
+    """(what is left to train on, a development split of `num_dev` samples as `take` chooses them).
 
     Settings are chosen on the second, so that the test data are looked at once. Raises InputError if nothing is left.
     """
@@ -43,14 +47,37 @@ def split_off(source: LabelledSource, num_dev: int) -> tuple[LabelledSource, Lab
         raise InputError(f"data.dev_samples={num_dev} must be less than the {len(source)} training images: lower it")
     chosen = _balanced(source, num_dev)
     left = np.setdiff1d(np.arange(len(source)), chosen, assume_unique=True)
-    return Subset(source, left), Subset(source, chosen)
+    return part(source, left), part(source, chosen)
 
 
-def _balanced(source: LabelledSource, limit: int) -> np.ndarray:
+def held_out(data: DataConfig, found: Mapping[str, Source], where: str) -> tuple[Source | None, Source]:
+    """(training split, what is evaluated) of sequences: "val" where it is there, else cut off "train".
+
+    data.val_split=test evaluates the test split, and leaves the training split as it is without. Raises InputError if
+    what is asked for is not there.
+    """
+    train, wanted = found.get("train"), data.val_split or "val"
+    if wanted not in ("val", "test"):
+        raise InputError(f"data.val_split={wanted} must be val or test for data={data.name}, or null")
+    if train is not None and (data.dev_samples or "val" not in found):
+        number = data.dev_samples or max(1, round(data.val_share * len(train)))
+        train, dev = split_off(train, number)
+        found = {**found, "val": dev}
+    if wanted not in found:
+        raise InputError(f"{where} has no {wanted} split (there: {', '.join(found) or 'none'}): set data.val_split")
+    return train, found[wanted]
+
+
+def part(source: Source, indices: np.ndarray) -> Source:
+    """Some samples of a source."""
+    return source.part(indices) if isinstance(source, SequenceSource) else Subset(source, indices)
+
+
+def _balanced(source: Source, limit: int) -> np.ndarray:
     order = np.random.default_rng(SUBSET_SEED).permutation(len(source))
     targets = source.targets[order]
     by_class = np.argsort(targets, kind="stable")
     starts = np.searchsorted(targets[by_class], targets[by_class])
     turn = np.empty(len(source), dtype=np.int64)
-    turn[by_class] = np.arange(len(source)) - starts  # 0 for a class's first image, 1 for its second, ...
+    turn[by_class] = np.arange(len(source)) - starts  # 0 for a class's first sample, 1 for its second, ...
     return np.sort(order[np.argsort(turn, kind="stable")[:limit]])

@@ -34,7 +34,7 @@ def test_up_to_the_limit_they_are_passed_over(open_data, image_folder: Path, cap
         assert sorted(labels.unique().tolist()) == [0, 1]
     assert targets(data.val_loader) == [0, 0, 0, 1, 1]
     assert len(data.calibration_images(11, seed=0)) == 11
-    assert data.corrupt.names == {str(path) for path in broken}
+    assert data.reader.corrupt.names == {str(path) for path in broken}
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == 2  # once an image, however often it is met
     for path in broken:

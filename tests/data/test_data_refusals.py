@@ -27,11 +27,12 @@ def refusal(call) -> str:
         (
             {"name": "cifar11"},
             "data.name=cifar11 does not exist; did you mean cifar10? "
-            "Options: digits, cifar10, cifar100, imagenet, folder, webdataset, hfds",
+            "Options: digits, cifar10, cifar100, imagenet, folder, webdataset, hfds, listops, text_bytes, pixels",
         ),
         (
             {"name": "voc"},
-            "data.name=voc does not exist; choose one of digits, cifar10, cifar100, imagenet, folder, webdataset, hfds",
+            "data.name=voc does not exist; choose one of digits, cifar10, cifar100, imagenet, folder, webdataset, "
+            "hfds, listops, text_bytes, pixels",
         ),
         (
             {"name": "folder", "root": "x", "num_classes": 3},

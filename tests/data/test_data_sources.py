@@ -160,7 +160,7 @@ def test_a_development_split_is_cut_off_the_training_images(open_data):
     assert (cut.num_train, cut.num_val) == (whole.num_train - 200, 200)
     per_class = np.bincount(cut.val_loader.targets)
     assert per_class.max() - per_class.min() <= 1
-    left, dev = cut.train_source.indices, cut.val_loader.images
+    left, dev = cut.train_source.indices, cut.val_loader.samples
     assert len(set(left)) == cut.num_train and len(dev) == 200
     with pytest.raises(InputError, match=r"data\.dev_samples=1437 must be less than the 1437 training images"):
         open_data(name="digits", dev_samples=whole.num_train)

@@ -1,0 +1,104 @@
+"""Sequences: samples of unequal length as symbols, which become rows of ids, and images as rows of grey pixels.
+
+Id 0 is padding, symbol s is id s + 1. Shapes: B samples, N tokens of a row, S side of an image in pixels.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from ecoformer.data.decode import EvalTransform, ImageSource, decode_images
+from ecoformer.errors import InputError
+
+BYTES = 256  # symbols of a text, and grey values of a pixel
+CHUNK = 1024
+LUMA = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601), as Pillow and Long Range Arena have it
+
+
+def as_text(symbols: np.ndarray) -> str:
+    """Bytes as the text that they are; what is no UTF-8 is replaced."""
+    return symbols.astype(np.uint8).tobytes().decode(errors="replace")
+
+
+@dataclass
+class SequenceSource:
+    """Samples that are sequences of symbols; all lie in one array, so that a part of them copies none."""
+
+    label: str
+    symbols: np.ndarray
+    starts: np.ndarray  # of each sample, in `symbols`
+    lengths: np.ndarray
+    targets: np.ndarray  # a class number per sample, int64
+    decode: Callable[[np.ndarray], str] = as_text  # symbols of a sample as a reader knows them
+
+    @classmethod
+    def of(
+        cls,
+        label: str,
+        samples: Sequence[bytes | np.ndarray],
+        targets: Sequence[int] | np.ndarray,
+        decode: Callable[[np.ndarray], str] = as_text,
+    ) -> "SequenceSource":
+        """Samples of one symbol and more: bytes, or arrays."""
+        arrays = [np.frombuffer(part, np.uint8) if isinstance(part, bytes) else part for part in samples]
+        lengths = np.array([len(part) for part in arrays], np.int64)
+        symbols = np.concatenate(arrays) if arrays else np.zeros(0, np.uint8)
+        return cls(label, symbols, np.cumsum(lengths) - lengths, lengths, np.asarray(targets, np.int64), decode)
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def part(self, indices: np.ndarray) -> "SequenceSource":
+        """Some of the samples, in this order."""
+        return replace(self, starts=self.starts[indices], lengths=self.lengths[indices], targets=self.targets[indices])
+
+    def name(self, index: int) -> str:
+        return f"{self.label} sample {index}"
+
+    def sample(self, index: int) -> np.ndarray:
+        """The symbols of one sample, all of them."""
+        return self.symbols[self.starts[index] : self.starts[index] + self.lengths[index]]
+
+    def ids(self, indices: Iterable[int], seq_len: int, vocab_size: int) -> torch.Tensor:
+        """Ids (B, N), cut or padded to N = `seq_len`, in the smallest integers that hold them."""
+        indices = list(indices)
+        rows = np.zeros((len(indices), seq_len), id_type(vocab_size))
+        for row, index in zip(rows, indices, strict=True):
+            symbols = self.sample(index)[:seq_len]
+            row[: len(symbols)] = symbols
+            row[: len(symbols)] += 1
+        return torch.from_numpy(rows)
+
+
+def id_type(vocab_size: int) -> type[np.integer[Any]]:
+    """The smallest integers that hold ids below `vocab_size`."""
+    return np.uint8 if vocab_size <= BYTES else np.int16 if vocab_size <= 2**15 else np.int32
+
+
+def grey_ids(
+    source: ImageSource, indices: Sequence[int] | np.ndarray, transform: EvalTransform, **options: Any
+) -> tuple[torch.Tensor, np.ndarray]:
+    """Images as ids (B, S * S) int16, row by row, and which of `indices` could be read: see `decode_images`."""
+    pixels, readable = decode_images(source, indices, transform, **options)
+    weights = torch.tensor(LUMA).view(3, 1, 1)
+    rows = [(chunk * weights).sum(1).round().short().flatten(1) + 1 for chunk in pixels.split(CHUNK)]
+    return torch.cat(rows), readable
+
+
+def class_numbers(labels: dict[str, list[str]], where: str) -> tuple[list[str], dict[str, list[int]]]:
+    """The names of the classes, numbers in their order, and the number of every label; `labels` by split.
+
+    Raises InputError if a split has classes that another lacks.
+    """
+    known = {split: set(names) for split, names in labels.items()}
+    first, *others = known
+    for split in others:
+        if odd := sorted(known[split] ^ known[first]):
+            here, there = (split, first) if odd[0] in known[split] else (first, split)
+            raise InputError(f"{where}: class {odd[0]!r} is in the {here} split and not in {there}: both need the same")
+    names = sorted(known[first], key=lambda name: (int(name), name) if name.isdecimal() else (-1, name))
+    number = {name: index for index, name in enumerate(names)}
+    return names, {split: [number[name] for name in found] for split, found in labels.items()}

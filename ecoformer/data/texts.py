@@ -1,0 +1,161 @@
+"""Texts at byte level: folders of files, tables, and Hugging Face datasets. Byte b is id b + 1."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ecoformer.config.schema import DataConfig
+from ecoformer.data.folders import class_names_of, of_system
+from ecoformer.data.hf_disk import LABEL_KEY, read_texts, split_names
+from ecoformer.data.sequences import BYTES, SequenceSource, class_numbers
+from ecoformer.data.sources import Splits, data_source
+from ecoformer.data.subset import held_out
+from ecoformer.data.tables import SPLITS, TABLES, lines, rows, split_files
+from ecoformer.errors import InputError
+
+TEXT_KEY = "text"
+SPLIT_KEY = "split"  # a column that one table of all splits may have
+UNLABELLED = "unsup"  # reviews of the IMDb release that belong to no class
+
+
+@dataclass
+class Texts:
+    """A split: texts as bytes, the class of each by name, and what a message calls the split."""
+
+    where: str
+    texts: list[bytes] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
+
+    def add(self, text: str | bytes, label: str, name: str) -> None:
+        """Raises InputError for an empty text."""
+        content = text if isinstance(text, bytes) else text.encode(errors="surrogateescape")
+        if not content:
+            raise InputError(f"{name} has no text: a sample needs at least one byte; remove it")
+        self.texts.append(content)
+        self.labels.append(label)
+
+
+@data_source("text_bytes")
+def load_texts(data: DataConfig, **_: Any) -> Splits:
+    """Texts of data.root; docs/data.md has the layouts. Raises InputError for whatever is wrong with it."""
+    if data.root is None:
+        raise InputError("data=text_bytes needs data.root: set it to a folder of texts, a table, or a saved dataset")
+    root = Path(data.root).expanduser()
+    if not root.exists():
+        raise InputError(f"data.root={root} does not exist: set data.root to a folder of texts, a table, or a dataset")
+    found, notes = _read(data, root)
+    names, numbers = class_numbers({split: texts.labels for split, texts in found.items()}, f"data.root={root}")
+    sources = {split: SequenceSource.of(texts.where, texts.texts, numbers[split]) for split, texts in found.items()}
+    train, val = held_out(data, sources, f"data.root={root}")
+    return Splits(names, train, val, notes=notes, vocab_size=BYTES + 1)
+
+
+def _read(data: DataConfig, root: Path) -> tuple[dict[str, Texts], list[str]]:
+    """The splits by name, and notes on what was passed over."""
+    if root.is_file():
+        return _table(data, root), []
+    if tables := split_files(root, *(f"{{}}{ending}" for ending in TABLES)):
+        return {split: _rows(data, path) for split, path in tables.items()}, []
+    if any((root / name).is_file() for name in ("dataset_dict.json", "state.json")):
+        return _dataset(data, root), []
+    if folders := split_files(root, "{}"):
+        return _folders(folders)
+    raise InputError(
+        f"data.root={root} holds no texts: it has no train/CLASS/*.txt, no train.tsv or train.csv (or .xz, .gz, .bz2) "
+        "and nothing that save_to_disk wrote"
+    )
+
+
+def _folders(folders: dict[str, Path]) -> tuple[dict[str, Texts], list[str]]:
+    """SPLIT/CLASS/*.txt, as the IMDb release has them."""
+    found, notes = {}, []
+    for split, folder in folders.items():
+        texts = found[split] = Texts(str(folder))
+        for name in class_names_of(folder):
+            if name == UNLABELLED:
+                notes.append(f"{folder / name}: texts without a class are not read")
+                continue
+            paths = sorted(path for path in (folder / name).glob("*.txt") if not of_system(path.name))
+            if not paths:
+                raise InputError(f"{folder / name} holds no texts (*.txt): add some, or remove the class")
+            for path in paths:
+                try:
+                    texts.add(path.read_bytes(), name, str(path))
+                except OSError as error:
+                    raise InputError(f"{path} cannot be read ({error.strerror}): correct its permissions") from error
+        if not texts.texts:
+            raise InputError(f"{folder} holds no class folders: put the texts under {folder}/CLASS/*.txt")
+    return found, notes
+
+
+def _columns(data: DataConfig) -> tuple[list[str], list[str]]:
+    return [data.text_key or TEXT_KEY, data.label_key or LABEL_KEY], ["data.text_key", "data.label_key"]
+
+
+def _rows(data: DataConfig, path: Path) -> Texts:
+    """One split's table of texts and labels, with a line of names."""
+    texts = Texts(str(path))
+    for line, (text, label) in rows(path, *_columns(data)):
+        texts.add(text, label, f"{path} line {line}")
+    return texts
+
+
+def _table(data: DataConfig, path: Path) -> dict[str, Texts]:
+    """One table of all splits: a column says which; without one all is the training split.
+
+    So does a path in the first of two columns without names: .../SPLIT/CLASS/FILE, text.
+    """
+    _, first = next(lines(path), (0, []))
+    if first and _place(first[0]) is not None:
+        found = _by_path(path)
+    elif SPLIT_KEY in first:
+        columns, settings = _columns(data)
+        found = (
+            (split, label, text, line)
+            for line, (text, label, split) in rows(path, [*columns, SPLIT_KEY], [*settings, ""])
+        )
+    else:
+        return {"train": _rows(data, path)}
+    splits: dict[str, Texts] = {}
+    names = {name: split for split, names in SPLITS.items() for name in names}
+    for split, label, text, line in found:
+        if split not in names:
+            raise InputError(f"{path} line {line} is of the split {split!r}: name it {', '.join(SPLITS)}")
+        if label != UNLABELLED:
+            splits.setdefault(names[split], Texts(f"{path} {names[split]}")).add(text, label, f"{path} line {line}")
+    return {split: splits[split] for split in SPLITS if split in splits}
+
+
+def _place(path: str) -> tuple[str, str] | None:
+    """(split, class) of a path .../SPLIT/CLASS/FILE; None for what is no such path."""
+    parts = PurePosixPath(path).parts
+    return (parts[-3], parts[-2]) if len(parts) >= 3 and any(parts[-3] in names for names in SPLITS.values()) else None
+
+
+def _by_path(path: Path) -> Iterator[tuple[str, str, str, int]]:
+    for line, (name, *rest) in lines(path):
+        place = _place(name)
+        if place is None or not rest:
+            raise InputError(f"{path} line {line} is not PATH TAB TEXT with a path .../train/CLASS/FILE: correct it")
+        yield *place, "\t".join(rest), line  # a text may hold tabs
+
+
+def _dataset(data: DataConfig, root: Path) -> dict[str, Texts]:
+    """What save_to_disk wrote; one table without splits is the training split."""
+    names = split_names(root)
+    there = (
+        {"train": "all"}
+        if names == ["all"]
+        else {
+            split: next(name for name in known if name in names)
+            for split, known in SPLITS.items()
+            if any(name in names for name in known)
+        }
+    )
+    found = {}
+    for split, name in there.items():
+        texts = found[split] = Texts(f"{root} [{name}]")
+        for row, (text, label) in enumerate(read_texts(root, name, *_columns(data)[0])):
+            texts.add(text, label, f"{texts.where}: row {row}")
+    return found
