@@ -1,13 +1,13 @@
 """count(model, input): run a model once on meta tensors and write down what it does."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ecoformer.energy.conventions import CONVENTIONS, AuditedBook, Book, PaperBook
@@ -16,8 +16,7 @@ from ecoformer.energy.ledger import Ledger
 from ecoformer.energy.recorder import ModuleStack, OpRecorder, plain_inference
 from ecoformer.energy.values import ValueTracker
 from ecoformer.errors import InputError
-
-Size = int | tuple[int, ...] | list[int]
+from ecoformer.model.inputs import Input, model_arguments
 
 
 class UncountedOperationError(InputError):
@@ -34,7 +33,7 @@ class UncountedOperationError(InputError):
 
 def count(
     model: nn.Module,
-    input: Size | Tensor | tuple[Any, ...] | Mapping[str, Any],
+    input: Input,
     *,
     convention: str = "audited",
     strict: bool = True,
@@ -49,9 +48,9 @@ def count(
 
     Args:
         model: any module; a compiled model is counted as the module that was compiled.
-        input: an image size S, (H, W), (C, H, W) or (B, C, H, W); or an example: a tensor, a tuple of positional
-            arguments that holds tensors, or a mapping of keyword arguments. Only shapes and dtypes of examples
-            matter on meta tensors.
+        input: an image size S, (H, W), (C, H, W) or (B, C, H, W), or the tokens of a model of sequences; or an
+            example: a tensor, a tuple of positional arguments that holds tensors, or a mapping of keyword arguments.
+            Only shapes and dtypes of examples matter on meta tensors.
         convention: "audited" counts every operation by kind, "paper" follows the published accounting.
         strict: raise at the first operation without a rule; otherwise it is listed in `Ledger.uncounted`.
         in_chans: channels of an image given by size alone.
@@ -83,7 +82,7 @@ def count(
         scope.enter_context(_evaluation_mode(model))
         scope.enter_context(plain_inference())
         substitutes, originals = _substitutes(model, device, dtype)
-        args, kwargs = _arguments(input, in_chans, device, dtype)
+        args, kwargs = model_arguments(model, input, in_chans=in_chans, device=device, dtype=dtype)
         shape = _shape(args, kwargs)
         for x in tree_leaves([args, kwargs]):
             if isinstance(x, Tensor):
@@ -140,44 +139,6 @@ def _substitutes(
         originals[copy] = x
         substitutes[name] = copy
     return substitutes, originals
-
-
-def _arguments(
-    given: Any, in_chans: int, device: torch.device, dtype: torch.dtype
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(given, Mapping):
-        return (), {key: _example(x, device, dtype) for key, x in given.items()}
-    if isinstance(given, Tensor):
-        return (_example(given, device, dtype),), {}
-    if isinstance(given, tuple | list) and not all(_is_whole(x) for x in given):
-        return tuple(_example(x, device, dtype) for x in given), {}
-    shape = _image_shape(given, in_chans)
-    return (torch.zeros(shape, device=device, dtype=dtype),), {}
-
-
-def _is_whole(x: Any) -> bool:
-    return isinstance(x, int) and not isinstance(x, bool)
-
-
-def _image_shape(size: Any, in_chans: int) -> tuple[int, ...]:
-    sizes = [size] if _is_whole(size) else list(size) if isinstance(size, tuple | list) else []
-    if not 1 <= len(sizes) <= 4 or any(n < 1 for n in sizes):
-        raise InputError(
-            f"input={size!r} is no image size: give S, (H, W), (C, H, W) or (B, C, H, W), "
-            "each at least 1, or an example"
-        )
-    sizes = sizes * 2 if len(sizes) == 1 else sizes
-    return tuple([1, in_chans, *sizes] if len(sizes) == 2 else [1, *sizes] if len(sizes) == 3 else sizes)
-
-
-def _example(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    def move(x: Tensor) -> Tensor:
-        target = dtype if x.is_floating_point() else x.dtype
-        if device.type == "meta":
-            return torch.empty_like(x, device=device, dtype=target)
-        return x.detach().to(device=device, dtype=target)
-
-    return tree_map_only(Tensor, move, value)
 
 
 def _shape(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, ...]:

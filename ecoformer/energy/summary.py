@@ -4,10 +4,11 @@ from typing import Any
 
 from torch import nn
 
-from ecoformer.energy.counting import Size, count
+from ecoformer.energy.counting import count
 from ecoformer.energy.ledger import Ledger
 from ecoformer.energy.profile import Profile
 from ecoformer.energy.profile_files import load_profile
+from ecoformer.model.inputs import Input
 
 
 def figures(ledger: Ledger, profile: Profile) -> dict[str, Any]:
@@ -30,17 +31,15 @@ def figures(ledger: Ledger, profile: Profile) -> dict[str, Any]:
     }
 
 
-def summarize(
-    model: nn.Module, img_size: Size, convention: str = "paper", profile: str = "45nm_fp32"
-) -> dict[str, Any]:
-    """Figures of one image: params, muls, adds, energy_pj, area_um2, attention_muls, attention_adds,
+def summarize(model: nn.Module, input: Input, convention: str = "paper", profile: str = "45nm_fp32") -> dict[str, Any]:
+    """Figures of one image or sequence: params, muls, adds, energy_pj, area_um2, attention_muls, attention_adds,
     attention_energy_pj, uncounted, energy_convention, energy_profile.
 
-    Operations without a rule are listed in `uncounted`, not refused. Raises InputError as `count` and
-    `load_profile` do.
+    `input` is that of `count`. Operations without a rule are listed in `uncounted`, not refused. Raises InputError as
+    `count` and `load_profile` do.
     """
     prices = load_profile(profile)
-    ledger = count(model, img_size, convention=convention, strict=False)
+    ledger = count(model, input, convention=convention, strict=False)
     return {**figures(ledger, prices), "energy_convention": convention, "energy_profile": prices.name}
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ecoformer.config.schema import EnergyConfig, FeatureRedrawConfig
 from ecoformer.engine.loggers import Stateful
 from ecoformer.engine.run_state import RunState
+from ecoformer.model.inputs import input_size
 from ecoformer.nn.random_features import redraw_features, redrawn_layers
 
 
@@ -100,7 +101,7 @@ class EnergyLog(Callback):
         before = self.figures
         self.figures = summarize(
             trainer.skeleton,
-            trainer.data.img_size,
+            input_size(trainer.skeleton, trainer.data.img_size),
             convention=self.config.convention,
             profile=self.config.profile,
         )

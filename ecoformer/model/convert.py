@@ -6,6 +6,7 @@ from torch import nn
 
 from ecoformer.errors import InputError
 from ecoformer.kinds import BUILDERS
+from ecoformer.model.inputs import Input, Size
 from ecoformer.model.layers import FilterFn, LayerInfo, attention_layers, token_counts
 from ecoformer.nn.base import ReplacementAttention
 from ecoformer.nn.msa import MSASpec
@@ -57,7 +58,9 @@ def convert(
     model: nn.Module,
     spec: AttentionSpec,
     filter_fn: FilterFn | None = None,
-    img_size: int | tuple[int, int] | None = None,
+    img_size: Size | None = None,
+    *,
+    example_input: Input | None = None,
 ) -> ConversionReport:
     """Replace attention layers of `model` in place and return what was done. Converting twice changes nothing.
 
@@ -67,10 +70,12 @@ def convert(
     building an optimizer, wrapping the model (DistributedDataParallel) and compiling it.
 
     Args:
-        model: a timm PVTv2, Twins or ViT/DeiT, or one that was converted before.
+        model: a timm PVTv2, Twins or ViT/DeiT, `lra_encoder`, or one that was converted before.
         spec: what to build, e.g. `EcoFormerSpec(num_bits=8)`.
         filter_fn: (module, name) -> bool chooses the layers instead; the others stay as they are.
-        img_size: checks the spec against the token count of every layer at this image size.
+        example_input: checks the spec against the token count of every layer for it: a tensor, a tuple of arguments
+            or a mapping of keyword arguments, of which shapes and dtypes matter alone.
+        img_size: the short form, a size alone: of images in pixels, of a model of sequences in tokens.
     Raises:
         InputError: nothing to convert, a layer that cannot be carried over, or settings that do not fit the
             token count. The model is then unchanged.
@@ -84,7 +89,8 @@ def convert(
     planned = _plan(layers, spec, filter_fn)
     if not planned:
         raise InputError(f"the layer filter matches none of {len(layers)} attention layers: {layers[0].name}, ...")
-    tokens = token_counts(model, img_size) if img_size is not None else {}
+    given = img_size if example_input is None else example_input
+    tokens = {} if given is None else token_counts(model, given)
     report = ConversionReport()
     built: list[tuple[LayerInfo, ReplacementAttention]] = []
     for layer, wanted in planned:

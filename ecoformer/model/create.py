@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ecoformer.config.keys import one_of
 from ecoformer.errors import InputError
+from ecoformer.model.inputs import takes_sequences
 from ecoformer.model.patch_stride import set_patch_stride
 
 
@@ -30,7 +31,8 @@ def create(
     Args:
         name: as timm knows it, our entry points and "hf-hub:" and "local-dir:" names included.
         key: what messages call the name.
-        img_size: pixels; handed to timm where a model is made for one size. None: the model's own.
+        img_size: pixels, or tokens of a model of sequences (its `seq_len`); handed to timm where a model is made for
+            one size. None: the model's own.
         patch_stride: of the first patch embedding, see `set_patch_stride`.
         pretrained: with timm's weights, from its cache or the hub; messages call it `pretrained_key`.
         device: "meta" builds without values, and without drawing them. None: torch's default.
@@ -40,7 +42,9 @@ def create(
     """
     if ":" not in name and not timm.is_model(name):
         raise InputError(one_of(key, name, _families(name)))
-    if img_size is not None and has_fixed_size(name):
+    if img_size is not None and takes_sequences(name):
+        options.setdefault("seq_len", img_size)
+    elif img_size is not None and has_fixed_size(name):
         options.setdefault("img_size", img_size)
     hub_log = logging.getLogger("huggingface_hub")  # it reports every retry of a failed download
     level = hub_log.level

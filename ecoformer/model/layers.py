@@ -10,8 +10,10 @@ from timm.models.pvt_v2 import PyramidVisionTransformerStage
 from timm.models.twins import Twins
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from ecoformer.errors import InputError
+from ecoformer.model.inputs import Input, model_arguments, own_size
 from ecoformer.nn.base import ReplacementAttention
 from ecoformer.nn.projections import READERS
 
@@ -61,30 +63,31 @@ def _stages(model: nn.Module) -> Iterator[set[nn.Module]]:
                 yield set(blocks.modules())
 
 
-def token_counts(model: nn.Module, img_size: int | tuple[int, int]) -> dict[str, int]:
-    """Tokens that enter each attention layer at an image size, found by a forward pass on the meta device.
+def token_counts(model: nn.Module, input: Input) -> dict[str, int]:
+    """Tokens that enter each attention layer for an input, found by a forward pass on the meta device.
 
-    Nothing is computed or allocated, and the model is left as it was. Raises InputError if it refuses the size.
+    Nothing is computed or allocated, and the model is left as it was. Raises InputError if it refuses the input.
     Attention itself is passed over, so it may be made for another size.
+
+    Args:
+        input: a size or an example, as in `ecoformer.energy.count`.
     """
     counts: dict[str, int] = {}
     with _counting(attention_layers(model), counts):
-        require_image_size(model, img_size)
+        require_input(model, input)
     return counts
 
 
-def called_modules(model: nn.Module, img_size: Any = None) -> set[str] | None:
+def called_modules(model: nn.Module, input: Input | None = None) -> set[str] | None:
     """Names of the modules that a forward pass calls, found on the meta device. Owners of others read their weights.
 
     Args:
-        img_size: pixels, or (height, width); None: the size that timm made the model for.
+        input: a size or an example; None: the size that the model is made for.
     Returns:
-        None where no pass can be tried: no size is known, or the model takes something else than images.
+        None where no pass can be tried: no size is known, or the model takes something else.
     """
-    defaults = getattr(model, "pretrained_cfg", None) or {}
-    size: Any = img_size or getattr(getattr(model, "patch_embed", None), "img_size", None)
-    size = size or (defaults.get("input_size") or ())[-2:]
-    if not size:
+    input = own_size(model) if input is None else input
+    if input is None:
         return None
     called: set[str] = set()
 
@@ -93,8 +96,8 @@ def called_modules(model: nn.Module, img_size: Any = None) -> set[str] | None:
 
     hooks = [module.register_forward_pre_hook(note(name)) for name, module in model.named_modules()]
     try:
-        require_image_size(model, size)
-    except (InputError, StopIteration, TypeError):  # no convolution, other arguments
+        require_input(model, input)
+    except InputError:
         return None
     finally:
         for hook in hooks:
@@ -102,19 +105,23 @@ def called_modules(model: nn.Module, img_size: Any = None) -> set[str] | None:
     return called
 
 
-def require_image_size(model: nn.Module, img_size: int | tuple[int, int]) -> None:
-    """Raise InputError if a forward pass on the meta device, attention as it is, refuses images of this size."""
-    height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+def require_input(model: nn.Module, input: Input) -> None:
+    """Raise InputError if a forward pass on the meta device, attention as it is, refuses a size or an example."""
     state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     meta_state = {name: torch.empty_like(value, device="meta") for name, value in state.items()}
-    stem = next(p for p in model.parameters() if p.ndim == 4)
-    images = torch.empty(1, stem.shape[1], height, width, device="meta", dtype=stem.dtype)
+    stem = next((p for p in model.parameters() if p.ndim == 4), None)
+    images = {} if stem is None else {"in_chans": stem.shape[1], "dtype": stem.dtype}
+    args, kwargs = model_arguments(model, input, **images)  # type: ignore[arg-type]
     try:
         with torch.no_grad():
-            torch.func.functional_call(model, meta_state, (images,))
-    except (AssertionError, RuntimeError) as error:
+            torch.func.functional_call(model, meta_state, args, kwargs)
+    except InputError:
+        raise
+    except (AssertionError, RuntimeError, TypeError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise InputError(f"{type(model).__name__} does not accept {height}x{width} images: {reason}") from error
+        shape = next((x.shape for x in tree_leaves([args, kwargs]) if isinstance(x, Tensor)), ())
+        what = f"{shape[-2]}x{shape[-1]} images" if len(shape) == 4 else f"an input of shape {tuple(shape)}"
+        raise InputError(f"{type(model).__name__} does not accept {what}: {reason}") from error
 
 
 @contextmanager

@@ -27,7 +27,8 @@ from ecoformer.engine.run_files import read_intact
 from ecoformer.engine.trainer import Trainer
 from ecoformer.engine.wandb_logger import WandbLogger
 from ecoformer.errors import InputError, one_line
-from ecoformer.model.layers import require_image_size
+from ecoformer.model.inputs import input_size
+from ecoformer.model.layers import require_input
 from ecoformer.run.directory import RunDir
 from ecoformer.run.start import BuiltModel, SavedRun, build_model, checkpoint_in, is_own, model_of_run, read_run
 
@@ -86,7 +87,8 @@ def build_run(config: Config, folder: RunDir, device: torch.device, data: DataMo
     known = None if data is not None else known_classes(config, folder)
     data = data or _data(config, config.train, device, known=known)
     seed_everything(config.seed)  # new weights are the same on every rank
-    built = build_model(config, data.num_classes, resume=folder.resume)
+    sequences = sequences_of(data, config.train)
+    built = build_model(config, data.num_classes, sequences=sequences, resume=folder.resume)
     built.notes += data.notes
     if known is not None and (note := difference_note(known, data.class_names, where_of(config.data))):
         built.notes.append(note)
@@ -116,7 +118,7 @@ def build_run(config: Config, folder: RunDir, device: torch.device, data: DataMo
         seed=config.seed,
         callbacks=callbacks,
         loggers=loggers,
-        config={"settings": asdict(config), "class_names": list(data.class_names)},
+        config={"settings": asdict(config), "class_names": list(data.class_names), "sequences": sequences},
         teacher=logit_teacher(config, list(data.class_names)),
     )
     if folder.resume is not None:
@@ -127,6 +129,17 @@ def build_run(config: Config, folder: RunDir, device: torch.device, data: DataMo
 def _data(config: Config, train: TrainConfig, device: torch.device, **options: Any) -> DataModule:
     options |= {"rank": distributed.rank(), "world_size": distributed.world_size()}
     return build_data(config.data, config.augment, train, seed=config.seed, device=device, **options)
+
+
+def sequences_of(data: DataModule, train: TrainConfig) -> dict[str, int]:
+    """What a model of sequences must know of them: `vocab_size` and `seq_len`; nothing of images."""
+    if data.vocab_size is None or data.seq_len is None:
+        return {}
+    if train.channels_last:
+        raise InputError(
+            f"train.channels_last=true is a layout of images, data.name={data.name} are sequences: unset it"
+        )
+    return {"vocab_size": data.vocab_size, "seq_len": data.seq_len}
 
 
 def data_config_note(model: nn.Module, data: DataModule) -> list[str]:
@@ -232,7 +245,7 @@ def build_evaluation(config: EvalConfig, device: torch.device) -> Evaluation:
     data_config = replace(saved.data, **_given(config.data))
     data = _data(replace(saved, data=data_config), train, device, with_train=False, known=known)
     model = model_of_run(run)
-    require_image_size(model, data.img_size)
+    require_input(model, input_size(model, data.img_size))
     model.to(device)
     # From here on `saved` describes the evaluation.
     saved.data, saved.energy = data_config, replace(saved.energy, **_given(config.energy))

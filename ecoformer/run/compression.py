@@ -5,8 +5,8 @@ from typing import Any
 from torch import nn
 
 from ecoformer.energy.conventions import CONVENTIONS
-from ecoformer.energy.counting import Size
 from ecoformer.energy.summary import summarize
+from ecoformer.model.inputs import Size
 from ecoformer.model.layers import FilterFn
 from ecoformer.model.low_rank import CompressionReport, LowRankSpec, factorize
 

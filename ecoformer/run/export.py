@@ -20,7 +20,7 @@ from ecoformer.errors import InputError
 from ecoformer.files import atomic_write
 from ecoformer.kinds import fit_hashes
 from ecoformer.model.create import create
-from ecoformer.model.layers import require_image_size
+from ecoformer.model.layers import require_input
 from ecoformer.nn.ternary import TernaryLinear
 from ecoformer.run.start import model_of_run, read_run
 
@@ -53,7 +53,7 @@ def load(args: argparse.Namespace) -> tuple[nn.Module, int]:
     else:
         raise InputError(f"{args.source} is neither a file nor a timm model name: see timm.list_models()")
     img_size = args.img_size or own_size
-    require_image_size(model, img_size)
+    require_input(model, img_size)
     if not Path(args.source).exists() and fit_hashes(model, images(args.seed, 1, img_size), args.seed):
         print(f"note: {args.source} is not trained: its hash functions are fitted to a random image", file=sys.stderr)
     for module in model.eval().requires_grad_(False).modules():

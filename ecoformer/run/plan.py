@@ -14,6 +14,7 @@ from ecoformer.engine.hash_update import fit_steps, schedule_line
 from ecoformer.engine.optim import scaled_lr
 from ecoformer.files import write_json
 from ecoformer.fit.hashes import hash_layers
+from ecoformer.model.inputs import input_size
 from ecoformer.model.layers import attention_layers, token_counts
 from ecoformer.model.low_rank import low_rank_layers
 from ecoformer.run import summary
@@ -189,7 +190,7 @@ def _hash_fits(run: Run, figures: dict[str, Any]) -> str:
 
 
 def _tokens(run: Run) -> str:
-    counts = token_counts(run.trainer.skeleton, run.data.img_size)
+    counts = token_counts(run.trainer.skeleton, input_size(run.trainer.skeleton, run.data.img_size))
     stages: dict[int, list[str]] = {}
     for layer in attention_layers(run.trainer.skeleton):
         stages.setdefault(layer.stage, []).append(f"{counts[layer.name]}")

@@ -3,8 +3,10 @@
 They are new, timm's, those of one of our runs, or those of a file that others published.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from torch import nn
@@ -17,6 +19,7 @@ from ecoformer.model.checkpoint import FORMAT, evaluated_weights, load_checkpoin
 from ecoformer.model.chosen import compress_filter, layer_filter
 from ecoformer.model.convert import convert
 from ecoformer.model.create import create, has_fixed_size
+from ecoformer.model.inputs import input_size, takes_sequences
 from ecoformer.model.low_rank import CompressionReport, expand, low_rank_layers, ranks_in, take_ranks
 from ecoformer.model.patch_stride import set_patch_stride
 from ecoformer.model.resize import fit_sizes
@@ -48,12 +51,13 @@ class BuiltModel:
 
 @dataclass
 class SavedRun:
-    """What a checkpoint says about its run: config, classes, weights."""
+    """What a checkpoint says about its run: config, classes, weights; `vocab_size` and `seq_len` of sequences."""
 
     path: Path
     content: dict[str, Any]
     config: Config
     class_names: list[str]
+    sequences: dict[str, int] = field(default_factory=dict)
 
 
 def read_run(path: Path | str) -> SavedRun:
@@ -72,16 +76,21 @@ def read_run(path: Path | str) -> SavedRun:
     except InputError as error:
         raise InputError(f"checkpoint {path} was written by another version of this program: {error}") from error
     config.attention = without_removed(config.attention.get("name", "stock"), config.attention)
-    return SavedRun(path, content, config, saved["class_names"])
+    return SavedRun(path, content, config, saved["class_names"], saved.get("sequences", {}))
 
 
 def build_model(
-    config: Config, num_classes: int, *, with_weights: bool = True, resume: Path | None = None
+    config: Config,
+    num_classes: int,
+    *,
+    sequences: Mapping[str, int] = MappingProxyType({}),
+    with_weights: bool = True,
+    resume: Path | None = None,
 ) -> BuiltModel:
     """The configured model.
 
-    `resume`: the checkpoint of a resumed run, which its trainer loads later. `with_weights=False`: for counting only;
-    a compressed model is then on meta tensors.
+    `sequences`: `vocab_size` and `seq_len` of the data; empty for images. `resume`: the checkpoint of a resumed run,
+    which its trainer loads later. `with_weights=False`: for counting only; a compressed model is then on meta tensors.
 
     Raises InputError: unknown model or argument, weights that cannot be had, attention or compression that does not
     fit.
@@ -90,15 +99,15 @@ def build_model(
     if with_weights and config.init.checkpoint is not None:
         path = checkpoint_in(Path(config.init.checkpoint).expanduser())
         if is_own(path):
-            return _from_run(config, read_run(path), num_classes)
+            return _from_run(config, read_run(path), num_classes, sequences)
         weights = read_foreign(path, config.init.use_ema)
-        built = _from_run(config, foreign_run(weights, config), num_classes)
+        built = _from_run(config, foreign_run(weights, config), num_classes, sequences)
         found = [f"{path}: {weights.layout} weights; {weights.report.summary()}", *weights.notes]
         built.notes = found + built.notes
         built.from_timm = weights.layout.startswith("timm")
         return built
     pretrained = config.init.pretrained and with_weights
-    model = _create(config, num_classes, pretrained)
+    model = _create(config, num_classes, pretrained, sequences)
     built = BuiltModel(model, "timm's pretrained weights" if pretrained else "new", from_timm=pretrained)
     _convert(built, config)
     if config.compress.name == "none":
@@ -116,7 +125,7 @@ def model_of_run(run: SavedRun, *, drop_path_rate: float = 0.0) -> nn.Module:
     """The model of a checkpoint, as its run evaluated it (averaged weights where it kept them)."""
     config = run.config
     config.model.drop_path_rate = drop_path_rate
-    model = _create(config, len(run.class_names), pretrained=False)
+    model = _create(config, len(run.class_names), pretrained=False, sequences=run.sequences)
     _convert(BuiltModel(model, ""), config)
     weights = evaluated_weights(run.content)
     if config.compress.name != "none":
@@ -193,13 +202,19 @@ def _img_size(weights: ForeignWeights, config: Config) -> int:
     return vit_img_size(weights.tensors) if "pos_embed" in weights.tensors else config.data.img_size
 
 
-def _from_run(config: Config, run: SavedRun, num_classes: int) -> BuiltModel:
+def _from_run(config: Config, run: SavedRun, num_classes: int, sequences: Mapping[str, int]) -> BuiltModel:
     saved, wanted = run.config, config
     where = f"init.checkpoint={run.path}"
     for key in ("name", "kwargs"):
         held, asked = getattr(saved.model, key), getattr(wanted.model, key)
         if held != asked:
             raise InputError(f"{where} was trained with model.{key}={held}, now it is {asked}: make them the same")
+    if run.sequences != sequences:
+        then, now = (", ".join(f"{key}={n}" for key, n in side.items()) for side in (run.sequences, sequences))
+        raise InputError(
+            f"{where} was trained on {then or 'images'}, the data have {now or 'images'}: set data.name and "
+            "data.seq_len to those of that run"
+        )
     if len(run.class_names) != num_classes and not wanted.init.reset_head:
         raise InputError(
             f"{where} has {len(run.class_names)} classes, the data have {num_classes}: "
@@ -245,15 +260,28 @@ def _resize(built: BuiltModel, saved: Config, wanted: Config, where: str) -> Non
     built.notes.append(f"position embedding resized for {size} px images, the weights were trained on {before} px")
 
 
-def _create(config: Config, num_classes: int, pretrained: bool) -> nn.Module:
+def _create(
+    config: Config, num_classes: int, pretrained: bool, sequences: Mapping[str, int] = MappingProxyType({})
+) -> nn.Module:
     model = config.model
+    if takes_sequences(model.name) != bool(sequences):
+        takes, are, remedy = ("sequences of ids", "images", "data=listops, text_bytes or pixels")
+        if sequences:
+            takes, are, remedy = are, takes, "model=lra_encoder"
+        raise InputError(f"model.name={model.name} takes {takes}, data.name={config.data.name} are {are}: use {remedy}")
+    for key, value in sequences.items():
+        if model.kwargs.get(key, value) != value:
+            raise InputError(
+                f"model.kwargs.{key}={model.kwargs[key]}: data.name={config.data.name} has {value}: leave it out"
+            )
     channels = model.kwargs.get("in_chans", IN_CHANNELS)
     if channels != IN_CHANNELS:
         raise InputError(
             f"model.kwargs.in_chans={channels}: images have {IN_CHANNELS} channels here, grey ones are repeated over "
             "them: leave it out"
         )
-    options: dict[str, Any] = {"img_size": config.data.img_size, **model.kwargs}  # theirs goes before the data's
+    # Theirs goes before the data's image size.
+    options: dict[str, Any] = {"img_size": None if sequences else config.data.img_size, **model.kwargs, **sequences}
     if model.drop_path_rate > 0:
         options["drop_path_rate"] = model.drop_path_rate
     return create(
@@ -269,7 +297,8 @@ def _convert(built: BuiltModel, config: Config) -> None:
     spec = attention_spec(config.attention)
     if spec is None:
         return
-    report = convert(built.model, spec, layer_filter(built.model, config.attention), config.data.img_size)
+    size = input_size(built.model, config.data.img_size)
+    report = convert(built.model, spec, layer_filter(built.model, config.attention), size)
     built.notes += report.notes
 
 
@@ -278,5 +307,5 @@ def _compress(built: BuiltModel, config: Config) -> None:
     if spec is None:
         return
     chosen = compress_filter(built.model, config.compress)
-    size, profile = config.data.img_size, config.energy.profile
+    size, profile = input_size(built.model, config.data.img_size), config.energy.profile
     built.compression = factorize_and_count(built.model, spec, chosen, img_size=size, profile=profile)

@@ -17,6 +17,7 @@ from ecoformer.engine import distributed
 from ecoformer.engine.run_files import COMPRESSION, COMPRESSION_TABLE, HASH_FITS
 from ecoformer.files import write_json, write_text
 from ecoformer.fit.hashes import has_hashes
+from ecoformer.model.inputs import input_size
 from ecoformer.model.low_rank import CompressionReport
 from ecoformer.report.tables import compression_markdown
 
@@ -45,8 +46,9 @@ def whole_summary(config: Config, model: nn.Module, figures: dict[str, Any]) -> 
 
 
 def run_energy(config: Config, model: nn.Module) -> dict[str, Any]:
-    """`summarize` of a run's model, at its image size, convention and prices."""
-    return summarize(model, config.data.img_size, convention=config.energy.convention, profile=config.energy.profile)
+    """`summarize` of a run's model, at its image size or all its tokens, convention and prices."""
+    size, energy = input_size(model, config.data.img_size), config.energy
+    return summarize(model, size, convention=energy.convention, profile=energy.profile)
 
 
 def versions() -> dict[str, str]:

@@ -20,7 +20,7 @@ from ecoformer.kinds import SPECS, make_spec
 from ecoformer.lab.speed.throughput import PRECISIONS, Pass, forward_pass, training_step
 from ecoformer.model.convert import convert
 from ecoformer.model.create import create, has_fixed_size
-from ecoformer.model.layers import attention_layers, require_image_size
+from ecoformer.model.layers import attention_layers, require_input
 from ecoformer.nn.specs import AttentionSpec, split_setting
 from ecoformer.ops.ecoformer import triton_kernels
 
@@ -113,7 +113,7 @@ class SpeedCase:
             if "fit_steps" in {field.name for field in fields(spec)}:
                 spec = replace(spec, fit_steps=1)  # type: ignore[call-arg]  # how well codes fit changes no speed
             convert(model, spec, img_size=self.img_size)
-        require_image_size(model, self.img_size)
+        require_input(model, self.img_size)
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         model.to(self.device, memory_format=layout)  # type: ignore[call-overload]
         # Codes of a fit at 224 px serve larger images too, and cost less to find.

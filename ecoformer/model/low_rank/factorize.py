@@ -30,8 +30,8 @@ def factorize(
         model: any module; converted attention counts like any other layer.
         spec: how the rank of a layer is chosen.
         filter_fn: (module, name) -> bool chooses the layers; by default all but the classifier.
-        img_size: of the pass that shows which layers are called; None: the size that timm made the model for. Where
-            no pass can be tried, all are taken for called.
+        img_size: of the pass that shows which layers are called, or an example input, as in `ecoformer.energy.count`;
+            None: the size that the model is made for. Where no pass can be tried, all are taken for called.
     Raises:
         InputError: a model that is compressed already, nothing to compress, a weight with NaN or infinity. The model
             is then unchanged.

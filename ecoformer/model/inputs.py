@@ -1,0 +1,119 @@
+"""What goes into a model: an example of it, made from a size, for whatever runs a model without data.
+
+A model of images takes (B, C, H, W). A model of sequences says so by an attribute `vocab_size` and takes ids (B, N),
+int64, 0 = padding; `seq_len` is the most tokens that it takes.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from ecoformer.errors import InputError
+
+Size = int | tuple[int, ...] | list[int]
+# A size, a tensor, a tuple of positional arguments that holds tensors, or a mapping of keyword arguments.
+Input = Size | Tensor | tuple[Any, ...] | Mapping[str, Any]
+
+
+def takes_sequences(model: nn.Module | str) -> bool:
+    """Whether a model, or timm's model of a name, takes sequences of ids, not images."""
+    if isinstance(model, nn.Module):
+        return isinstance(getattr(model, "vocab_size", None), int)
+    known = timm.get_pretrained_cfg(model) if ":" not in model else None
+    return known is not None and len(known.input_size) == 1
+
+
+def own_size(model: nn.Module) -> Size | None:
+    """The size that a model is made for: `seq_len` of sequences, (height, width) of images; None: it does not say."""
+    img_size: Any = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    img_size = img_size or ((getattr(model, "pretrained_cfg", None) or {}).get("input_size") or ())[-2:]
+    return input_size(model, img_size) or None
+
+
+def input_size(model: nn.Module, img_size: Size) -> Size:
+    """The size of what a model is run on: `img_size` of images, all its `seq_len` tokens of a model of sequences."""
+    return int(model.seq_len) if takes_sequences(model) else img_size  # type: ignore[arg-type]
+
+
+def example_input(
+    model: nn.Module,
+    size: Size,
+    batch_size: int = 1,
+    *,
+    in_chans: int = 3,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """A random batch of the kind that `model` takes; on the meta device without values.
+
+    Args:
+        size: of images S, (H, W), (C, H, W) or (B, C, H, W); of sequences the number of tokens, none of them padding.
+        in_chans: channels of images where `size` does not say.
+        seed: of the values, which do not depend on the device.
+        dtype: of images.
+    Raises:
+        InputError: a size of another form.
+    """
+    generator, meta = torch.Generator().manual_seed(seed), torch.device(device).type == "meta"
+    if takes_sequences(model):
+        if not isinstance(size, int) or size < 1:
+            raise InputError(f"input={size!r} is no number of tokens: give at least 1, or an example")
+        vocab_size: Any = model.vocab_size
+        if meta:
+            return torch.empty(batch_size, size, dtype=torch.int64, device=device)
+        return torch.randint(1, vocab_size, (batch_size, size), generator=generator).to(device)
+    shape = _image_shape(size, batch_size, in_chans)
+    if meta:
+        return torch.empty(shape, dtype=dtype, device=device)
+    return torch.randn(shape, generator=generator).to(device, dtype)
+
+
+def model_arguments(
+    model: nn.Module,
+    given: Input,
+    *,
+    in_chans: int = 3,
+    device: str | torch.device = "meta",
+    dtype: torch.dtype | None = None,
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments and keyword arguments of the forward pass for a size or an example, on a device.
+
+    Only shapes and dtypes of examples matter on the meta device; `dtype` is that of their floating-point tensors.
+    """
+    if isinstance(given, Mapping):
+        return (), {key: _moved(x, device, dtype) for key, x in given.items()}
+    if isinstance(given, Tensor):
+        return (_moved(given, device, dtype),), {}
+    if isinstance(given, tuple | list) and not all(_is_whole(x) for x in given):
+        return tuple(_moved(x, device, dtype) for x in given), {}
+    return (example_input(model, given, in_chans=in_chans, device=device, dtype=dtype),), {}
+
+
+def _moved(value: Any, device: str | torch.device, dtype: torch.dtype | None) -> Any:
+    def move(x: Tensor) -> Tensor:
+        target = dtype if dtype is not None and x.is_floating_point() else x.dtype
+        if torch.device(device).type == "meta":
+            return torch.empty_like(x, device=device, dtype=target)
+        return x.detach().to(device=device, dtype=target)
+
+    return tree_map_only(Tensor, move, value)
+
+
+def _is_whole(x: Any) -> bool:
+    return isinstance(x, int) and not isinstance(x, bool)
+
+
+def _image_shape(size: Any, batch_size: int, in_chans: int) -> tuple[int, ...]:
+    sizes = [size] if _is_whole(size) else list(size) if isinstance(size, tuple | list) else []
+    if not 1 <= len(sizes) <= 4 or any(n < 1 for n in sizes):
+        raise InputError(
+            f"input={size!r} is no image size: give S, (H, W), (C, H, W) or (B, C, H, W), "
+            "each at least 1, or an example"
+        )
+    sizes = sizes * 2 if len(sizes) == 1 else sizes
+    return (*(batch_size, in_chans)[: 4 - len(sizes)], *sizes)
