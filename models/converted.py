@@ -13,6 +13,7 @@ from torch import nn
 from ecoformer.kinds import make_spec
 from ecoformer.model.convert import convert
 from ecoformer.model.create import create
+from ecoformer.model.inputs import input_size
 from ecoformer.model.low_rank import take_ranks
 
 ARCHITECTURE = "converted_backbone"
@@ -54,7 +55,8 @@ def converted_backbone(
     options = dict(attention or {"name": "stock"})
     spec = make_spec(options.pop("name"), options)
     if spec is not None:
-        convert(model, spec, None if layers is None else lambda module, name: name in layers, img_size)
+        chosen = None if layers is None else lambda module, name: name in layers
+        convert(model, spec, chosen, input_size(model, img_size))
     take_ranks(model, ranks or {})
     model.pretrained_cfg = model.default_cfg = cfg.to_dict()
     if pretrained:

@@ -24,7 +24,9 @@ def parser() -> argparse.ArgumentParser:
     p = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--model", default="pvt_v2_b0", help="a timm model name")
     p.add_argument("--attention", type=settings, default=["stock", "msa", "ecoformer"], help="variants")
-    p.add_argument("--img-size", type=positives, default=[224], help="one size, or several to see the growth")
+    p.add_argument(
+        "--img-size", "--seq-len", type=positives, default=[224], help="pixels or tokens; several to see the growth"
+    )
     p.add_argument("--batch-size", type=positive, default=32)
     p.add_argument("--mode", choices=("eval", "train"), default="eval")
     p.add_argument("--threads", type=positive, help="CPU threads; default: torch's choice")

@@ -10,6 +10,7 @@ from torch import nn
 from ecoformer.energy.meters import Meter, MeterUnavailable, meter_for
 from ecoformer.errors import InputError
 from ecoformer.fit.hashes import fit_hashes, has_hashes
+from ecoformer.model.inputs import Size, example_input
 
 UNAVAILABLE = "unavailable"
 
@@ -75,17 +76,17 @@ def measure_joules(
 
 def measure_model(
     model: nn.Module,
-    img_size: int,
+    img_size: Size,
     device: str | torch.device = "cpu",
     *,
     batch_size: int = 32,
     seconds: float = 5.0,
     idle_seconds: float = 3.0,
 ) -> Measurement:
-    """Joules per image of a forward pass on random images, on the device's counter.
+    """Joules per image (or sequence) of a forward pass on random ones, on the device's counter.
 
-    The model moves to `device` and its unfitted hash functions are fitted on random images; its weights do not
-    matter to the energy of dense arithmetic, so random ones serve.
+    The model moves to `device` and its unfitted hash functions are fitted on two of them; its weights do not matter to
+    the energy of dense arithmetic, so random ones serve. `img_size`: a size as `ecoformer.energy.count` takes it.
     """
     try:
         device = torch.device(device)
@@ -95,7 +96,7 @@ def measure_model(
         meter = meter_for(device)
     except MeterUnavailable as error:
         return Measurement(None, reason=str(error))
-    images = torch.randn(batch_size, 3, img_size, img_size, generator=torch.Generator().manual_seed(0)).to(device)
+    images = example_input(model, img_size, batch_size, device=device)
     model = model.to(device).eval()
     if has_hashes(model):
         fit_hashes(model, images[:2], seed=0)

@@ -5,7 +5,7 @@ int64, 0 = padding; `seq_len` is the most tokens that it takes.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import timm
 import torch
@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_map_only
 from ecoformer.errors import InputError
 
 Size = int | tuple[int, ...] | list[int]
+SizeT = TypeVar("SizeT")
 # A size, a tensor, a tuple of positional arguments that holds tensors, or a mapping of keyword arguments.
 Input = Size | Tensor | tuple[Any, ...] | Mapping[str, Any]
 
@@ -34,7 +35,7 @@ def own_size(model: nn.Module) -> Size | None:
     return input_size(model, img_size) or None
 
 
-def input_size(model: nn.Module, img_size: Size) -> Size:
+def input_size(model: nn.Module, img_size: SizeT) -> SizeT | int:
     """The size of what a model is run on: `img_size` of images, all its `seq_len` tokens of a model of sequences."""
     return int(model.seq_len) if takes_sequences(model) else img_size  # type: ignore[arg-type]
 

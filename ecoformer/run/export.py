@@ -20,11 +20,12 @@ from ecoformer.errors import InputError
 from ecoformer.files import atomic_write
 from ecoformer.kinds import fit_hashes
 from ecoformer.model.create import create
+from ecoformer.model.inputs import example_input, input_size, takes_sequences
 from ecoformer.model.layers import require_input
 from ecoformer.nn.ternary import TernaryLinear
 from ecoformer.run.start import model_of_run, read_run
 
-STEP = 32  # pixels between the sizes of --dynamic-size, the reduction of the last stage
+STEP = 32  # pixels between the image sizes of --dynamic-size, the reduction of the last stage
 Run = Callable[[Tensor], Tensor]
 
 
@@ -32,50 +33,50 @@ def run(args: argparse.Namespace) -> int:
     missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if importlib.util.find_spec(name) is None]
     if args.format == "onnx" and missing:
         raise InputError(f"--format onnx needs {', '.join(missing)}: pip install 'ecoformer[export]'")
-    model, img_size = load(args)
-    return export(model, img_size, args)
+    return export(*load(args), args)
 
 
 def load(args: argparse.Namespace) -> tuple[nn.Module, int]:
-    """The model in eval mode and its image size."""
+    """The model in eval mode and its image size, or the tokens of its sequences."""
     if Path(args.source).exists():
         if args.pretrained:
             raise InputError("--pretrained goes with a model name: a checkpoint has its own weights")
         run = read_run(args.source)
-        model, own_size = model_of_run(run), run.config.data.img_size
+        model = model_of_run(run)
+        size: Any = input_size(model, run.config.data.img_size)
     elif timm.is_model(args.source):
         torch.manual_seed(args.seed)
         model = create(
             args.source, key="SOURCE", img_size=args.img_size, pretrained=args.pretrained, pretrained_key="--pretrained"
         )
         defaults: Any = model.pretrained_cfg
-        own_size = defaults.get("input_size", (3, 224, 224))[-1]
+        size = input_size(model, defaults.get("input_size", (3, 224, 224))[-1])
     else:
         raise InputError(f"{args.source} is neither a file nor a timm model name: see timm.list_models()")
-    img_size = args.img_size or own_size
-    require_input(model, img_size)
-    if not Path(args.source).exists() and fit_hashes(model, images(args.seed, 1, img_size), args.seed):
-        print(f"note: {args.source} is not trained: its hash functions are fitted to a random image", file=sys.stderr)
+    size = args.img_size or size
+    require_input(model, size)
+    if not Path(args.source).exists() and fit_hashes(model, example_input(model, size, seed=args.seed), args.seed):
+        kind = "sequence" if takes_sequences(model) else "image"
+        print(f"note: {args.source} is not trained: its hash functions are fitted to a random {kind}", file=sys.stderr)
     for module in model.eval().requires_grad_(False).modules():
         if isinstance(module, TernaryLinear):
             module.harden()
-    return model, img_size
+    return model, size
 
 
-def images(seed: int, count: int, img_size: int) -> Tensor:
-    return torch.randn(count, 3, img_size, img_size, generator=torch.Generator().manual_seed(seed))
-
-
-def export(model: nn.Module, img_size: int, args: argparse.Namespace) -> int:
-    checked = [images(args.seed + 1, batch_size, img_size) for batch_size in (1, 3)]
+def export(model: nn.Module, size: int, args: argparse.Namespace) -> int:
+    checked = [example_input(model, size, batch_size, seed=args.seed + 1) for batch_size in (1, 3)]
+    if takes_sequences(model):
+        checked[1][1:, -(-size // 2) :] = 0  # padding
     if args.dynamic_size:
-        checked.append(images(args.seed + 1, 1, img_size + STEP))
+        other = -(-size // 2) if takes_sequences(model) else size + STEP
+        checked.append(example_input(model, other, seed=args.seed + 1))
     with torch.no_grad(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")  # about deprecations inside the exporters
         program = (
-            _program_of_any_size(model, img_size, args.seed, checked)
+            _program_of_any_size(model, size, args.seed, checked)
             if args.dynamic_size
-            else _program(model, images(args.seed, 2, img_size), {})
+            else _program(model, example_input(model, size, 2, seed=args.seed), {})
         )
         content = io.BytesIO()
         if args.format == "onnx":
@@ -102,10 +103,14 @@ def _program(model: nn.Module, example: Tensor, sizes: dict[int, Any]) -> Export
     return torch.export.export(model, (example,), dynamic_shapes=(free,), strict=False)
 
 
-def _program_of_any_size(model: nn.Module, img_size: int, seed: int, checked: list[Tensor]) -> ExportedProgram:
-    """The program with height and width free. Raises InputError if the model or a branch in it is for some sizes."""
-    sizes = {2: STEP * Dim("height_by_32", min=1), 3: STEP * Dim("width_by_32", min=1)}
-    example = images(seed, 2, max(img_size, 2 * STEP))  # the tracer takes a size of one step for a constant
+def _program_of_any_size(model: nn.Module, size: int, seed: int, checked: list[Tensor]) -> ExportedProgram:
+    """The program with height and width, or tokens, free. Raises InputError if it is not one for all sizes."""
+    if takes_sequences(model):
+        sizes: dict[int, Any] = {1: Dim("tokens", min=1, max=size)}
+    else:
+        sizes = {2: STEP * Dim("height_by_32", min=1), 3: STEP * Dim("width_by_32", min=1)}
+        size = max(size, 2 * STEP)  # the tracer takes a size of one step for a constant
+    example = example_input(model, size, 2, seed=seed)
     try:
         program = _program(model, example, sizes)
         for batch in checked:

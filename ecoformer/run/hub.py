@@ -13,6 +13,7 @@ from ecoformer.data.sources import CIFAR
 from ecoformer.errors import InputError
 from ecoformer.files import atomic_write, write_json, write_text
 from ecoformer.kinds import BUILDERS
+from ecoformer.model.inputs import Size, example_input, input_size
 from ecoformer.model.layers import attention_layers
 from ecoformer.model.low_rank import low_rank_layers
 from ecoformer.models.converted import ARCHITECTURE
@@ -39,19 +40,16 @@ def export_folder(run: SavedRun, folder: Path, name: str) -> float:
         file.write(safetensors.torch.save(tensors, metadata={"format": "pt"}))
     write_json(folder / CONFIG, config)
     write_text(folder / CARD, model_card(run, name, figures))
-    return _difference(model, folder, run.config.data.img_size)
+    return _difference(model, folder, input_size(model, run.config.data.img_size))
 
 
 def timm_config(run: SavedRun, model: nn.Module) -> dict[str, Any]:
     """The config.json that `timm.create_model("local-dir:...")` reads."""
     config = run.config
-    size = config.data.img_size
-    stock = timm.get_pretrained_cfg(config.model.name)
-    mean, std = _statistics(run)
     args: dict[str, Any] = {
         "backbone": config.model.name,
         "attention": {key: value for key, value in config.attention.items() if key != "layers"},
-        "img_size": size,
+        **(run.sequences or {"img_size": config.data.img_size}),
         **config.model.kwargs,
     }
     if config.model.patch_stride is not None:
@@ -68,18 +66,29 @@ def timm_config(run: SavedRun, model: nn.Module) -> dict[str, Any]:
         "num_features": model.num_features,
         "label_names": list(run.class_names),
         "model_args": args,
-        "pretrained_cfg": {
-            "input_size": [3, size, size],
-            "fixed_input_size": bool(stock is not None and stock.fixed_input_size),
-            "interpolation": config.data.interpolation,
-            "crop_pct": config.data.crop_pct or (1.0 if config.data.name in ("digits", *CIFAR) else 0.875),
-            "mean": list(mean),
-            "std": list(std),
-            "num_classes": len(run.class_names),
-            "first_conv": stock.first_conv if stock is not None else None,
-            "classifier": stock.classifier if stock is not None else "head",
-            "license": "apache-2.0",
-        },
+        "pretrained_cfg": _pretrained_cfg(run),
+    }
+
+
+def _pretrained_cfg(run: SavedRun) -> dict[str, Any]:
+    data, stock = run.config.data, timm.get_pretrained_cfg(run.config.model.name)
+    cfg = {
+        "num_classes": len(run.class_names),
+        "first_conv": stock.first_conv if stock is not None else None,
+        "classifier": stock.classifier if stock is not None else "head",
+        "license": "apache-2.0",
+    }
+    if run.sequences:
+        return {"input_size": [run.sequences["seq_len"]], **cfg}
+    mean, std = _statistics(run)
+    return {
+        "input_size": [3, data.img_size, data.img_size],
+        "fixed_input_size": bool(stock is not None and stock.fixed_input_size),
+        "interpolation": data.interpolation,
+        "crop_pct": data.crop_pct or (1.0 if data.name in ("digits", *CIFAR) else 0.875),
+        "mean": list(mean),
+        "std": list(std),
+        **cfg,
     }
 
 
@@ -111,19 +120,22 @@ def model_card(run: SavedRun, name: str, figures: dict[str, Any]) -> str:
     config = run.config
     kind = config.attention["name"]
     options = ", ".join(f"{key} {value}" for key, value in config.attention.items() if key != "name")
+    one, task, seen = "an image", "image-classification", f"images of {config.data.name}, {config.data.img_size} px"
+    if run.sequences:
+        tokens = run.sequences["seq_len"]
+        one, task, seen = "a sequence", "text-classification", f"sequences of {config.data.name}, {tokens} tokens"
     accuracy = (
-        f"{figures['top1']:.2f} % top-1 on the validation images of {config.data.name}, {config.data.img_size} px, "
-        f"after {figures['epochs']} epochs"
+        f"{figures['top1']:.2f} % top-1 on the validation {seen}, after {figures['epochs']} epochs"
         if figures["top1"] is not None
         else "not recorded in the checkpoint"
     )
     joules = figures["energy_pj"] * 1e-9
     return f"""---
 library_name: timm
-pipeline_tag: image-classification
+pipeline_tag: {task}
 license: apache-2.0
 tags:
-- image-classification
+- {task}
 - timm
 - ecoformer
 ---
@@ -133,7 +145,7 @@ tags:
 
 - Accuracy: {accuracy}.
 - Parameters: {figures["parameters"]:,}.
-- Modelled energy: {joules:.4g} mJ an image ({config.energy.convention} convention, {config.energy.profile}),
+- Modelled energy: {joules:.4g} mJ {one} ({config.energy.convention} convention, {config.energy.profile}),
   counted, not measured.
 - Classes: {len(run.class_names)}, named in `{CONFIG}`.
 
@@ -150,10 +162,10 @@ NeurIPS 2022.
 
 
 @torch.no_grad()
-def _difference(model: nn.Module, folder: Path, img_size: int) -> float:
+def _difference(model: nn.Module, folder: Path, size: Size) -> float:
     again = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    images = torch.randn(2, 3, img_size, img_size, generator=torch.Generator().manual_seed(0))
-    return float((again(images) - model(images)).abs().max())
+    inputs = example_input(model, size, 2)
+    return float((again(inputs) - model(inputs)).abs().max())
 
 
 def push_folder(folder: Path, repo: str, *, private: bool) -> str:

@@ -86,7 +86,7 @@ def benchmark(args: argparse.Namespace, img_size: int) -> list[dict[str, Any]]:
             found["joules_per_image"] = joules(case)
     if args.profile:
         for case in cases:
-            print(f"{case.attention}, {img_size} px\n{profile(steps[case.attention], args.profile)}", file=sys.stderr)
+            print(f"{case.attention}, {case.size}\n{profile(steps[case.attention], args.profile)}", file=sys.stderr)
     return rows
 
 
@@ -138,7 +138,7 @@ def peak_apart(args: argparse.Namespace, case: SpeedCase) -> float:
 
 def peak_mib(case: SpeedCase) -> float:
     refusal = (
-        f"{case.attention} at {case.img_size} px needs more memory than there is with batch size {case.batch_size}: "
+        f"{case.attention} at {case.size} needs more memory than there is with batch size {case.batch_size}: "
         "lower --batch-size or leave it out"
     )
     with within_memory(refusal):

@@ -6,6 +6,7 @@ Shapes: B batch, N tokens, D model channels.
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -20,6 +21,7 @@ from ecoformer.kinds import SPECS, make_spec
 from ecoformer.lab.speed.throughput import PRECISIONS, Pass, forward_pass, training_step
 from ecoformer.model.convert import convert
 from ecoformer.model.create import create, has_fixed_size
+from ecoformer.model.inputs import example_input, takes_sequences
 from ecoformer.model.layers import attention_layers, require_input
 from ecoformer.nn.specs import AttentionSpec, split_setting
 from ecoformer.ops.ecoformer import triton_kernels
@@ -88,7 +90,10 @@ def cuda_graph(run: Pass) -> Pass:
 
 @dataclass(frozen=True)
 class SpeedCase:
-    """What is timed. `layer` 0 is the whole model, n its n-th attention layer alone, on what the model feeds it."""
+    """What is timed. `layer` 0 is the whole model, n its n-th attention layer alone, on what the model feeds it.
+
+    `img_size`: pixels, or tokens of a model of sequences.
+    """
 
     model: str
     attention: str = "stock"
@@ -101,10 +106,15 @@ class SpeedCase:
     layer: int = 0
     seed: int = 0
 
-    def build(self) -> nn.Module:
-        """The model on its device: random weights of the seed, hash functions fitted to a random image.
+    @property
+    def size(self) -> str:
+        """The size in words."""
+        return f"{self.img_size} {'tokens' if takes_sequences(self.model) else 'px'}"
 
-        Raises InputError for unknown names, and for image sizes that the model or its attention cannot take.
+    def build(self) -> nn.Module:
+        """The model on its device: random weights of the seed, hash functions fitted to a random input.
+
+        Raises InputError for unknown names, and for sizes that the model or its attention cannot take.
         """
         spec = Variant.parse(self.attention).spec
         torch.manual_seed(self.seed)
@@ -114,11 +124,13 @@ class SpeedCase:
                 spec = replace(spec, fit_steps=1)  # type: ignore[call-arg]  # how well codes fit changes no speed
             convert(model, spec, img_size=self.img_size)
         require_input(model, self.img_size)
+        if self.channels_last and takes_sequences(model):
+            raise InputError(f"--channels-last is a layout of images, {self.model} takes sequences: leave it out")
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         model.to(self.device, memory_format=layout)  # type: ignore[call-overload]
         # Codes of a fit at 224 px serve larger images too, and cost less to find.
         size = self.img_size if has_fixed_size(self.model) else min(self.img_size, 224)
-        fit_hashes(model, self._images(1, size), self.seed)
+        fit_hashes(model, self._inputs(model, 1, size), self.seed)
         return model
 
     def step(self) -> Pass:
@@ -131,25 +143,26 @@ class SpeedCase:
         if "graph" in variant.suffixes and self.mode == "train":
             raise InputError(f"{self.attention}: a training step is not recorded as a graph: use --mode eval")
         model = self.build()
-        images = self._images(self.batch_size, self.img_size)
+        inputs = self._inputs(model, self.batch_size, self.img_size)
         if self.layer:
-            return variant.context(self._layer_step(variant, model, images))
+            return variant.context(self._layer_step(variant, model, inputs))
         if self.mode == "train":
             classes: int = model.num_classes  # type: ignore[assignment]
-            return variant.context(training_step(variant.wrap(model), images, classes, self.precision))
+            return variant.context(training_step(variant.wrap(model), inputs, classes, self.precision))
         model.eval()
-        return variant.context(forward_pass(variant.wrap(model), images, self.precision))
+        return variant.context(forward_pass(variant.wrap(model), inputs, self.precision))
 
-    def _layer_step(self, variant: Variant, model: nn.Module, images: Tensor) -> Pass:
+    def _layer_step(self, variant: Variant, model: nn.Module, inputs: Tensor) -> Pass:
         layers = attention_layers(model)
         if self.layer > len(layers):
             raise InputError(f"layer {self.layer}: {self.model} has attention layers 1 to {len(layers)}")
-        layer, inputs = layers[self.layer - 1].module, []
-        hook = layer.register_forward_pre_hook(lambda module, args: inputs.append(args))
-        forward_pass(model.eval(), images, self.precision)()
+        layer, calls = layers[self.layer - 1].module, []
+        hook = layer.register_forward_pre_hook(lambda module, *call: calls.append(call), with_kwargs=True)
+        forward_pass(model.eval(), inputs, self.precision)()
         hook.remove()
-        x_BND, rest = inputs[0][0].clone(), inputs[0][1:]
-        run: Callable[..., Tensor] = variant.wrap(layer)
+        (x_BND, *rest), named = calls[0]
+        x_BND = x_BND.clone()
+        run: Callable[..., Tensor] = partial(variant.wrap(layer), **named)
         if self.mode == "eval":
             return forward_pass(lambda x: run(x, *rest), x_BND, self.precision)
         layer.train()
@@ -163,7 +176,6 @@ class SpeedCase:
 
         return forward_backward
 
-    def _images(self, count: int, img_size: int) -> Tensor:
-        generator = torch.Generator().manual_seed(self.seed)
-        images = torch.randn(count, 3, img_size, img_size, generator=generator).to(self.device)
-        return images.contiguous(memory_format=torch.channels_last) if self.channels_last else images
+    def _inputs(self, model: nn.Module, count: int, size: int) -> Tensor:
+        inputs = example_input(model, size, count, seed=self.seed, device=self.device)
+        return inputs.contiguous(memory_format=torch.channels_last) if self.channels_last else inputs
