@@ -139,12 +139,23 @@ class OptimConfig:
     lr_base_batch: int = key(
         0, "0: lr as it stands; else lr is multiplied by global_batch / lr_base_batch", limit=at_least(0)
     )
+    lr_base_scale: str = key("linear", "sqrt: by the square root of that", choices=("linear", "sqrt"))
     weight_decay: float = key(0.05, "not of biases and norms", limit=at_least(0))
+    layer_decay: float | None = key(
+        None, "learning rate of a layer as a share of the one above it, from the head down; null: 1", limit=FRACTION
+    )
     momentum: float = key(0.9, "where the optimiser has one", limit=SHARE)
     betas: list[float] | None = key(
         None, "null: the optimiser's own", limit=Limit(lambda pair: len(pair) == 2, "a list of two numbers")
     )
+    eps: float | None = key(None, "null: the optimiser's own", limit=above(0))
     clip_grad: float | None = key(None, "greatest norm of the gradient; null: no clipping", limit=above(0))
+    clip_mode: str = key(
+        "norm",
+        "what clip_grad limits: the norm of all, each value, or each unit's norm beside its weights' (agc)",
+        choices=("norm", "value", "agc"),
+    )
+    kwargs: dict[str, Any] = key({}, "+optim.kwargs.NAME=VALUE: further arguments of timm.optim.create_optimizer_v2")
 
 
 @dataclass

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ecoformer.engine import distributed
+from ecoformer.engine.optim import learning_rate
 from ecoformer.engine.run_state import RunState
 from ecoformer.errors import InputError
 
@@ -47,7 +48,7 @@ def leave_out(state: RunState, limit: int, remedies: str, loss: float, gradient_
     seen = [loss if name == "loss" else norm for loss, norm in figures]
     values = {rank: value for rank, value in enumerate(seen) if not math.isfinite(value)}
     ranks = f"rank{'s' if len(values) > 1 else ''} {', '.join(map(str, values))}"
-    lr = state.optimizer.param_groups[0]["lr"]
+    lr = learning_rate(state.optimizer)
     fault = (
         f"{name} is {next(iter(values.values()))} at step {state.step} of epoch {state.epoch + 1} on {ranks}, "
         f"learning rate {lr:.3g}"

@@ -1,13 +1,16 @@
 """Optimiser, learning rate schedule, loss and precision, from the configs, through timm."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.models import model_parameters
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
+from timm.utils import dispatch_clip_grad
 from torch import Tensor, nn
 
 from ecoformer.config.schema import OptimConfig, ScheduleConfig
@@ -17,9 +20,11 @@ AMP_DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def scaled_lr(config: OptimConfig, global_batch: int) -> float:
-    """The learning rate for `global_batch` images per optimiser step: linear scaling, as published."""
+    """The learning rate for `global_batch` images per optimiser step: linear scaling, as published, or its root."""
     if config.lr_base_batch <= 0:
         return config.lr
+    if config.lr_base_scale == "sqrt":
+        return config.lr * math.sqrt(global_batch / config.lr_base_batch)
     return config.lr * global_batch / config.lr_base_batch
 
 
@@ -30,7 +35,8 @@ def build_optimizer(model: nn.Module, config: OptimConfig, global_batch: int) ->
         InputError: an optimiser that timm does not know, that refuses an option, or whose steps need more than the
             gradients.
     """
-    options: dict[str, Any] = {} if config.betas is None else {"betas": tuple(config.betas)}
+    named = {"betas": config.betas and tuple(config.betas), "eps": config.eps, "layer_decay": config.layer_decay}
+    options = {**config.kwargs, **{key: value for key, value in named.items() if value is not None}}
 
     def build(parameters: Any) -> torch.optim.Optimizer:
         return create_optimizer_v2(
@@ -47,9 +53,27 @@ def build_optimizer(model: nn.Module, config: OptimConfig, global_batch: int) ->
     except Exception as error:  # timm asserts that a library or a GPU is there; under python -O that fails otherwise
         raise InputError(f"optim.name={config.name} cannot be built: {one_line(error)}") from error
     _try_out(config.name, build)
-    if config.betas is not None and "betas" not in optimizer.defaults:  # timm drops what an optimiser does not take
-        raise InputError(f"optim.betas={config.betas} is not an option of optim.name={config.name}: set it to null")
+    for key in ("betas", "eps"):  # timm drops them where the optimiser takes none
+        if (value := getattr(config, key)) is not None and key not in optimizer.defaults:
+            raise InputError(f"optim.{key}={value} is not an option of optim.name={config.name}: set it to null")
     return optimizer
+
+
+def learning_rate(optimizer: torch.optim.Optimizer) -> float:
+    """The rate now: that of all parameters, or with `optim.layer_decay` of the topmost, which has the largest."""
+    return max(group["lr"] for group in optimizer.param_groups)
+
+
+def clip_gradients(model: nn.Module, config: OptimConfig) -> Tensor:
+    """Clip the gradients as the config says, and return the norm of all of them before it."""
+    parameters = list(model.parameters())
+    if config.clip_grad is not None and config.clip_mode == "norm":
+        return nn.utils.clip_grad_norm_(parameters, config.clip_grad)
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if config.clip_grad is not None:
+        clipped = model_parameters(model, exclude_head=config.clip_mode == "agc")  # as timm and Brock et al. do
+        dispatch_clip_grad(clipped, config.clip_grad, mode=config.clip_mode)
+    return norm
 
 
 def _try_out(name: str, build: Callable[[Any], torch.optim.Optimizer]) -> None:

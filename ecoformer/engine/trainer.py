@@ -22,7 +22,7 @@ from ecoformer.engine.divergence import Diverged
 from ecoformer.engine.evaluation import NotFinite, evaluate
 from ecoformer.engine.loggers import CsvLogger, JsonlLogger, Logger
 from ecoformer.engine.logit_teacher import LogitTeacher
-from ecoformer.engine.optim import build_optimizer, build_schedule
+from ecoformer.engine.optim import build_optimizer, build_schedule, learning_rate
 from ecoformer.engine.progress import ProgressDisplay, epoch_line, evaluation_line
 from ecoformer.engine.rng import seed_everything
 from ecoformer.engine.run_state import RunState
@@ -108,7 +108,7 @@ class Trainer:
             keep_top_k=self.checkpoint.keep_top_k,
         )
         self.signals = StopSignals()
-        self.train_step = TrainingStep(self.state, train, self.network, ddp, optim.clip_grad, teacher, self.signals)
+        self.train_step = TrainingStep(self.state, train, self.network, ddp, optim, teacher, self.signals)
         self._rng_states: list[dict[str, Any]] | None = None  # of the checkpoint that was restored
 
     @property
@@ -226,7 +226,7 @@ class Trainer:
                 with meter.paused():
                     for callback in self.callbacks:
                         callback.on_step_start(self, self.step)
-                position.lr = self.state.optimizer.param_groups[0]["lr"]
+                position.lr = learning_rate(self.state.optimizer)
                 result = self.train_step(batches)
                 position.steps += 1
                 if result.left_out is None:
@@ -289,7 +289,7 @@ class Trainer:
                     on_batch=on_batch,
                 )
         except NotFinite as fault:
-            lr = self.state.optimizer.param_groups[0]["lr"]
+            lr = learning_rate(self.state.optimizer)
             raise Diverged(
                 f"evaluation of epoch {self.state.epoch + 1}: {fault}, learning rate {lr:.3g}: "
                 f"{self.train_step.remedies()}; {self.state.what_is_saved()}"

@@ -4,16 +4,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from ecoformer.config.schema import TrainConfig
+from ecoformer.config.schema import OptimConfig, TrainConfig
 from ecoformer.engine import distributed, parallel
 from ecoformer.engine.autocast import autocast
 from ecoformer.engine.batches import Batch, top1_hits
 from ecoformer.engine.divergence import ForwardState, leave_out
 from ecoformer.engine.logit_teacher import LogitTeacher
-from ecoformer.engine.optim import amp_dtype, build_loss
+from ecoformer.engine.optim import amp_dtype, build_loss, clip_gradients
 from ecoformer.engine.run_state import RunState
 from ecoformer.engine.signals import StopSignals
 from ecoformer.errors import InputError
@@ -44,7 +44,7 @@ class TrainingStep:
 
     Args:
         network: what the batches go through: the state's model, wrapped in `ddp`, compiled.
-        clip_grad: largest norm of the gradients; None leaves them as they are.
+        optim: how gradients are clipped.
     """
 
     def __init__(
@@ -53,12 +53,12 @@ class TrainingStep:
         train: TrainConfig,
         network: Callable[[Tensor], Tensor],
         ddp: DistributedDataParallel | None,
-        clip_grad: float | None,
+        optim: OptimConfig,
         teacher: LogitTeacher | None,
         signals: StopSignals,
     ) -> None:
         self.state, self.network, self.ddp = state, network, ddp
-        self.clip_grad, self.teacher, self.signals = clip_grad, teacher, signals
+        self.optim, self.teacher, self.signals = optim, teacher, signals
         self.limit = train.max_skipped_batches
         self.memory_format = torch.channels_last if train.channels_last else torch.contiguous_format
         self.amp_dtype = amp_dtype(train.amp, state.device)
@@ -85,7 +85,8 @@ class TrainingStep:
                 scaler.scale(loss).backward()
             totals += torch.stack([loss.detach(), top1_hits(logits.detach(), targets)])
         scaler.unscale_(state.optimizer)
-        group_loss, hits, norm, bad_loss, bad_norm, stop = self._agreed(totals, self._clip()).tolist()
+        norm = parallel.whole(clip_gradients(state.model, self.optim))
+        group_loss, hits, norm, bad_loss, bad_norm, stop = self._agreed(totals, norm).tolist()
 
         # An overflow that fp16's loss scale explains is the scaler's to skip and to lower the scale for.
         overflow = bad_norm and not bad_loss and scaler.is_enabled() and scaler.get_scale() > 1
@@ -107,7 +108,7 @@ class TrainingStep:
     def remedies(self) -> str:
         """What a user can change against losses that are no numbers."""
         remedies = ["lower optim.lr"]
-        remedies += ["set optim.clip_grad"] if self.clip_grad is None else []
+        remedies += ["set optim.clip_grad"] if self.optim.clip_grad is None else []
         remedies += ["set train.amp=off"] if self.amp_dtype is not None else []
         return " or ".join(remedies)
 
@@ -130,13 +131,6 @@ class TrainingStep:
         if self.teacher is not None and taught is not None:
             loss = self.teacher.mix(loss, logits, taught)
         return logits, loss
-
-    def _clip(self) -> Tensor:
-        """Clip the gradients if the run does, and return their norm before it."""
-        parameters = list(self.state.model.parameters())
-        if self.clip_grad is not None:
-            return parallel.whole(nn.utils.clip_grad_norm_(parameters, self.clip_grad))
-        return parallel.whole(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
 
     def _agreed(self, totals: Tensor, norm: Tensor) -> Tensor:
         """Loss, hits and gradient norm of this rank; then what holds on any rank: bad loss, bad norm, stop signal.

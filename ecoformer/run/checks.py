@@ -3,7 +3,8 @@
 import os
 from typing import Any
 
-from ecoformer.config.schema import CompressConfig, Config
+from ecoformer.config.keys import keys_of
+from ecoformer.config.schema import CompressConfig, Config, OptimConfig
 from ecoformer.errors import InputError
 from ecoformer.kinds import SPECS, make_spec
 from ecoformer.model.low_rank import LowRankSpec
@@ -18,6 +19,7 @@ def check_config(config: Config) -> list[str]:
     """
     _check_hash_update(config)
     _check_augment(config)
+    _check_optim(config)
     attention_spec(config.attention)
     low_rank_spec(config.compress)
     for kind in sorted(SPECS, key=len, reverse=True):  # one name may end in another
@@ -83,6 +85,23 @@ def _check_hash_update(config: Config) -> None:
             f"{at}.at_epochs={update.at_epochs} asks for a fit at epoch {late[0]}, {at}.freeze_epoch="
             f"{update.freeze_epoch} ends them before: drop the epoch or raise freeze_epoch"
         )
+
+
+def _check_optim(config: Config) -> None:
+    optim = config.optim
+    for key, value in optim.kwargs.items():
+        if key in keys_of(OptimConfig):
+            raise InputError(f"optim.kwargs.{key}={value}: write optim.{key}={value}, which is a key of its own")
+    if optim.lr_base_scale != "linear" and not optim.lr_base_batch:
+        raise InputError(
+            f"optim.lr_base_scale={optim.lr_base_scale} scales from optim.lr_base_batch images a step: set that too"
+        )
+    if optim.clip_mode != "norm" and optim.clip_grad is None:
+        raise InputError(f"optim.clip_mode={optim.clip_mode} clips nothing without a limit: set optim.clip_grad too")
+    if optim.clip_mode != "norm" and config.train.parallel == "fsdp":
+        raise InputError(f"optim.clip_mode={optim.clip_mode} needs whole gradients, train.parallel=fsdp: use ddp")
+    if optim.layer_decay is not None and config.schedule.name == "none":  # timm's schedules apply it
+        raise InputError("optim.layer_decay has no effect under schedule.name=none: use schedule=constant")
 
 
 def _check_augment(config: Config) -> None:

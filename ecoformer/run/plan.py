@@ -110,7 +110,9 @@ def launch_plan(run: Run, figures: dict[str, Any]) -> Rows:
     """The plan in words, from `plan_figures`."""
     config, trainer = run.config, run.trainer
     batch, train = figures["global_batch"], config.train
-    scaling = f" ({config.optim.lr:g} x {batch} / {config.optim.lr_base_batch})" if config.optim.lr_base_batch else ""
+    root = "sqrt " if config.optim.lr_base_scale == "sqrt" else ""
+    base = config.optim.lr_base_batch
+    scaling = f" ({config.optim.lr:g} x {root}{batch} / {base})" if base else ""
     images = figures["images"]
     rows = [
         ("model", f"{figures['model']}, {config.attention['name']} attention{_options(config)}"),
