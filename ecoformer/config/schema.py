@@ -16,8 +16,9 @@ ARCHIVES = ("webdataset", "hfds")
 SEQUENCES = ("listops", "text_bytes", "pixels")
 DATA_NAMES = ["digits", "cifar10", "cifar100", "imagenet", "folder", *ARCHIVES, *SEQUENCES]  # and those of plugins
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
-SCHEDULES = ("cosine", "poly", "tanh", "constant", "none")
+SCHEDULES = ("cosine", "step", "multistep", "plateau", "poly", "tanh", "wsd", "rsqrt", "constant", "none")
 PRECISIONS = ("off", "bf16", "fp16")
+EVAL_METRICS = ("top1", "top5", "loss")
 PARALLEL = ("ddp", "fsdp")
 CONVENTIONS = ("paper", "audited")
 
@@ -160,12 +161,30 @@ class OptimConfig:
 
 @dataclass
 class ScheduleConfig:
-    name: str = key("cosine", "of the learning rate, followed per step", choices=SCHEDULES)
+    name: str = key("cosine", "of the learning rate, followed per step (plateau: per epoch)", choices=SCHEDULES)
     warmup_epochs: int = key(
         0, "at least one epoch follows the warm-up: a shorter run warms up for train.epochs - 1", limit=at_least(0)
     )
     warmup_lr: float = key(1e-6, "where the warm-up starts", limit=at_least(0))
     min_lr: float = key(1e-6, "where the schedule ends", limit=at_least(0))
+    cooldown_epochs: int = key(0, "of train.epochs, the last ones at min_lr", limit=at_least(0))
+    decay_epochs: float | None = key(
+        None, "step: between decays (null: 90); wsd, rsqrt: of the decay, below 1 a share (null: 0.2)", limit=above(0)
+    )
+    decay_milestones: list[int] | None = key(
+        None,
+        "multistep: epochs at whose start it decays (null: 90, 180, 270)",
+        limit=Limit(lambda epochs: epochs and min(epochs) > 0 and sorted(epochs) == epochs, "rising epochs above 0"),
+    )
+    decay_rate: float | None = key(
+        None, "step, multistep, plateau: factor of a decay; poly: its power, 1 is linear; null: 0.1", limit=above(0)
+    )
+    patience_epochs: int | None = key(
+        None, "plateau: epochs without a better train.eval_metric before a decay; null: 10", limit=at_least(0)
+    )
+    kwargs: dict[str, Any] = key(
+        {}, "+schedule.kwargs.NAME=VALUE: further arguments of timm.scheduler.create_scheduler_v2"
+    )
 
 
 @dataclass
@@ -185,6 +204,7 @@ class TrainConfig:
     ema_decay: float = key(0.0, "0: off", limit=SHARE)
     channels_last: bool = key(False, "memory format of the model")
     compile: bool = key(False, "torch.compile")
+    eval_metric: str = key("top1", "which figure of the evaluation chooses best.pt", choices=EVAL_METRICS)
     log_every: int = key(50, "steps between lines in metrics.jsonl", limit=at_least(1))
     max_steps: int | None = key(None, "per epoch; for smoke runs", limit=at_least(1))
     freeze: list[str] = key([], "name patterns of parameters that are not trained")

@@ -1,6 +1,7 @@
 """Optimiser, learning rate schedule, loss and precision, from the configs, through timm."""
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.models import model_parameters
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
+from timm.scheduler.plateau_lr import PlateauLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import dispatch_clip_grad
 from torch import Tensor, nn
@@ -91,20 +93,43 @@ def _try_out(name: str, build: Callable[[Any], torch.optim.Optimizer]) -> None:
 
 
 def build_schedule(
-    optimizer: torch.optim.Optimizer, config: ScheduleConfig, *, epochs: int, steps_per_epoch: int
+    optimizer: torch.optim.Optimizer,
+    config: ScheduleConfig,
+    *,
+    epochs: int,
+    steps_per_epoch: int,
+    eval_metric: str = "top1",
 ) -> Scheduler | None:
-    """A schedule of the optimiser step: the rate is a pure function of the step count, so it has no state to save."""
-    scheduler, _ = create_scheduler_v2(
-        optimizer,
-        sched=config.name,
-        num_epochs=max(1, epochs),  # a run without training needs no rate, timm's schedule an epoch
-        warmup_epochs=config.warmup_epochs,
-        warmup_lr=config.warmup_lr,
-        min_lr=config.min_lr,
-        step_on_epochs=False,
-        updates_per_epoch=steps_per_epoch,
-    )
+    """timm's schedule of that name, a pure function of the optimiser step; but plateau follows `eval_metric`.
+
+    Raises:
+        InputError: an option that timm refuses.
+    """
+    named = ("decay_epochs", "decay_milestones", "decay_rate", "patience_epochs")
+    options = {key: getattr(config, key) for key in named if getattr(config, key) is not None} | config.kwargs
+    try:
+        with warnings.catch_warnings():  # plateau's, that timm does not save all of its state: `plateau_of` does
+            warnings.simplefilter("ignore", FutureWarning)
+            scheduler, _ = create_scheduler_v2(
+                optimizer,
+                sched=config.name,
+                num_epochs=max(1, epochs - config.cooldown_epochs),  # one also for a run without training
+                warmup_epochs=config.warmup_epochs,
+                warmup_lr=config.warmup_lr,
+                min_lr=config.min_lr,
+                plateau_mode="min" if eval_metric == "loss" else "max",
+                step_on_epochs=config.name == "plateau",
+                updates_per_epoch=steps_per_epoch,
+                **options,
+            )
+    except (TypeError, ValueError) as error:
+        raise InputError(f"schedule.name={config.name} cannot be built: {one_line(error)}") from error
     return scheduler
+
+
+def plateau_of(scheduler: Scheduler | None) -> torch.optim.lr_scheduler.ReduceLROnPlateau | None:
+    """What of a schedule depends on the run so far, and belongs into a checkpoint; None for all but plateau."""
+    return scheduler.lr_scheduler if isinstance(scheduler, PlateauLRScheduler) else None
 
 
 def build_loss(smoothing: float) -> Callable[[Tensor, Tensor], Tensor]:

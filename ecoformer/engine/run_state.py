@@ -19,6 +19,7 @@ from torch import nn
 from ecoformer.engine import distributed, parallel
 from ecoformer.engine.batches import Position
 from ecoformer.engine.loggers import Logger, Stateful
+from ecoformer.engine.optim import plateau_of
 from ecoformer.engine.rng import rng_state, set_rng_state
 from ecoformer.engine.run_files import BEST, LAST, METRICS, PREVIOUS, TOP, make_room, read_intact, top_name
 from ecoformer.engine.same_run import require_same_run
@@ -36,10 +37,11 @@ class RunState:
         settings: what a resumed run must share with the one that wrote the checkpoint.
         config: stored in the checkpoints as it is; its `class_names` must be the same in a resumed run, too.
         keep_top_k: how many of the best epochs are kept in top/.
+        eval_metric: of the evaluation, which says what is better: top1, top5 or loss.
         epoch, step: the epoch in hand; optimiser steps done.
         position: in the epoch in hand; None between epochs.
         best, latest: the "epoch" record of the best and of the latest epoch.
-        top: epoch and val_top1 of the epochs in top/, best first.
+        top: epoch and metric of the epochs in top/, best first.
         saved: epochs, and steps of the next, that last.pt holds.
         last_is_good: whether run_dir/last.pt was read or written by this process.
         elapsed_s: in earlier processes of this run.
@@ -59,6 +61,7 @@ class RunState:
     epochs: int
     steps_per_epoch: int
     keep_top_k: int = 0
+    eval_metric: str = "top1"
 
     epoch: int = 0
     step: int = 0
@@ -76,6 +79,21 @@ class RunState:
     def evaluated(self) -> nn.Module:
         """The model that is evaluated and kept in best.pt: the average of the weights where the run has one."""
         return self.model if self.ema is None else self.ema.module
+
+    @property
+    def metric(self) -> str:
+        """The key of `eval_metric` in records."""
+        return f"val_{self.eval_metric}"
+
+    def is_better(self, record: dict[str, Any], than: dict[str, Any] | None) -> bool:
+        """Whether an epoch is better than another one; the first is."""
+        if than is None:
+            return True
+        return self._rank(record) < self._rank(than)
+
+    def _rank(self, record: dict[str, Any]) -> float:
+        """Smaller is better."""
+        return record[self.metric] if self.eval_metric == "loss" else -record[self.metric]
 
     def duration_s(self) -> float:
         """Seconds spent on this run, in this process and in those it was resumed from."""
@@ -141,6 +159,7 @@ class RunState:
         training = {
             "optimizer": state["optimizer"],
             "scaler": self.scaler.state_dict(),
+            "plateau": None if (plateau := plateau_of(self.scheduler)) is None else plateau.state_dict(),
             "settings": self.settings,
             "rng": captured["rng"],
             "position": captured["position"],
@@ -164,8 +183,8 @@ class RunState:
     def _keep_if_top(self, weights: dict[str, Any]) -> None:
         """Write the epoch's weights if they are among the best; an equal earlier epoch goes before a later one."""
         assert self.latest is not None, "an epoch ends with its record"
-        latest = {key: self.latest[key] for key in ("epoch", "val_top1")}
-        self.top = sorted([*self.top, latest], key=lambda kept: -kept["val_top1"])[: self.keep_top_k]
+        latest = {key: self.latest[key] for key in ("epoch", self.metric)}
+        self.top = sorted([*self.top, latest], key=self._rank)[: self.keep_top_k]
         if latest in self.top:
             save_checkpoint(self.run_dir / TOP / top_name(latest), weights)
 
@@ -203,6 +222,8 @@ class RunState:
             load_weights(self.ema.module, checkpoint["ema"], path)
         parallel.load_optimizer(self.optimizer, training["optimizer"])
         self.scaler.load_state_dict(training["scaler"])
+        if (plateau := plateau_of(self.scheduler)) is not None:
+            plateau.load_state_dict(training["plateau"])
         for kind, parts in (("callbacks", self.callbacks), ("loggers", self.loggers)):
             for part in parts:
                 if part.name in training[kind]:  # one that was added since has no state yet

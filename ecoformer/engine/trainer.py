@@ -37,7 +37,7 @@ class Trainer:
     Args:
         model: moved to `device`; its hash functions, if any, are fitted by a callback.
         run_dir: gets metrics.jsonl, metrics.csv, last.pt (to resume), previous.pt (the one before), best.pt (weights
-            of the best top-1) and top/ (those of the best epochs, `checkpoint.keep_top_k` of them).
+            of the best `train.eval_metric`) and top/ (those of the best epochs, `checkpoint.keep_top_k` of them).
         seed: of everything that is drawn while training; each rank adds its number.
         loggers: beside the two metrics files, which are always written.
         config: the run's settings as plain containers, stored in the checkpoints.
@@ -87,7 +87,13 @@ class Trainer:
             model=model,
             ema=ema,
             optimizer=optimizer,
-            scheduler=build_schedule(optimizer, schedule, epochs=train.epochs, steps_per_epoch=self.steps_per_epoch),
+            scheduler=build_schedule(
+                optimizer,
+                schedule,
+                epochs=train.epochs,
+                steps_per_epoch=self.steps_per_epoch,
+                eval_metric=train.eval_metric,
+            ),
             scaler=torch.amp.GradScaler(device.type, enabled=train.amp == "fp16"),
             callbacks=self.callbacks,
             loggers=[JsonlLogger(), CsvLogger(), *loggers],
@@ -99,6 +105,7 @@ class Trainer:
                 "train.ema_decay": train.ema_decay,
                 "train.smoothing": train.smoothing,
                 "train.amp": train.amp,
+                "train.eval_metric": train.eval_metric,
                 **{f"optim.{key}": value for key, value in asdict(optim).items()},
                 **{f"schedule.{key}": value for key, value in asdict(schedule).items()},
             },
@@ -106,6 +113,7 @@ class Trainer:
             epochs=train.epochs,
             steps_per_epoch=self.steps_per_epoch,
             keep_top_k=self.checkpoint.keep_top_k,
+            eval_metric=train.eval_metric,
         )
         self.signals = StopSignals()
         self.train_step = TrainingStep(self.state, train, self.network, ddp, optim, teacher, self.signals)
@@ -202,9 +210,10 @@ class Trainer:
         metrics["seconds"] = state.position.seconds()
         state.position = None
         state.latest = self.log("epoch", **metrics)
-        is_best = state.best is None or state.latest["val_top1"] > state.best["val_top1"]
-        if is_best:
+        if is_best := state.is_better(state.latest, state.best):
             state.best = state.latest
+        if state.scheduler is not None:
+            state.scheduler.step(epoch + 1, state.latest[state.metric])  # moves plateau alone
         self.print(epoch_line(state.latest, self.train.epochs, is_best))
         state.save(is_best=is_best)
 

@@ -4,11 +4,19 @@ import os
 from typing import Any
 
 from ecoformer.config.keys import keys_of
-from ecoformer.config.schema import CompressConfig, Config, OptimConfig
+from ecoformer.config.schema import CompressConfig, Config, OptimConfig, ScheduleConfig
 from ecoformer.errors import InputError
 from ecoformer.kinds import SPECS, make_spec
 from ecoformer.model.low_rank import LowRankSpec
 from ecoformer.nn.specs import AttentionSpec
+
+SCHEDULE_KEYS = {  # which schedules take what
+    "cooldown_epochs": ("cosine", "tanh", "poly", "wsd", "rsqrt"),
+    "decay_epochs": ("step", "wsd", "rsqrt"),
+    "decay_milestones": ("multistep",),
+    "decay_rate": ("step", "multistep", "plateau", "poly"),
+    "patience_epochs": ("plateau",),
+}
 
 
 def check_config(config: Config) -> list[str]:
@@ -20,6 +28,7 @@ def check_config(config: Config) -> list[str]:
     _check_hash_update(config)
     _check_augment(config)
     _check_optim(config)
+    _check_schedule(config)
     attention_spec(config.attention)
     low_rank_spec(config.compress)
     for kind in sorted(SPECS, key=len, reverse=True):  # one name may end in another
@@ -102,6 +111,26 @@ def _check_optim(config: Config) -> None:
         raise InputError(f"optim.clip_mode={optim.clip_mode} needs whole gradients, train.parallel=fsdp: use ddp")
     if optim.layer_decay is not None and config.schedule.name == "none":  # timm's schedules apply it
         raise InputError("optim.layer_decay has no effect under schedule.name=none: use schedule=constant")
+
+
+def _check_schedule(config: Config) -> None:
+    schedule = config.schedule
+    for key, names in SCHEDULE_KEYS.items():
+        if getattr(schedule, key) not in (None, 0) and schedule.name not in names:
+            raise InputError(
+                f"schedule.{key}={getattr(schedule, key)} has no effect under schedule.name={schedule.name}, only "
+                f"under {', '.join(names)}: leave it out"
+            )
+    for key, value in schedule.kwargs.items():
+        if key in keys_of(ScheduleConfig):
+            raise InputError(f"schedule.kwargs.{key}={value}: write schedule.{key}={value}, which is a key of its own")
+        if key.startswith("cycle_") or key == "warmup_prefix":
+            raise InputError(f"schedule.kwargs.{key}={value}: a run has one cycle of train.epochs here: leave it out")
+    if config.train.epochs and schedule.cooldown_epochs >= config.train.epochs:
+        raise InputError(
+            f"schedule.cooldown_epochs={schedule.cooldown_epochs} leaves nothing of train.epochs={config.train.epochs}"
+            ": lower it, or raise train.epochs, which it is part of"
+        )
 
 
 def _check_augment(config: Config) -> None:

@@ -159,7 +159,7 @@ def test_schedule_is_a_pure_function_of_the_step() -> None:
         (OptimConfig(name="sgd", betas=[0.9, 0.99]), ScheduleConfig(), "is not an option of optim.name=sgd"),
         (OptimConfig(name="adahessian"), ScheduleConfig(), "optim.name=adahessian cannot take a step with gradients"),
         (OptimConfig(name="fusedadam"), ScheduleConfig(), "optim.name=fusedadam cannot be built"),
-        (OptimConfig(), ScheduleConfig(name="plateau"), "schedule.name=plateau does not exist; choose one of cosine"),
+        (OptimConfig(), ScheduleConfig(name="cyclic"), "schedule.name=cyclic does not exist; choose one of cosine"),
     ],
 )
 def test_bad_names_are_refused(tmp_path: Path, optim: OptimConfig, schedule: ScheduleConfig, message: str) -> None:
