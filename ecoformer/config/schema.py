@@ -120,16 +120,21 @@ class AugmentConfig:
     """Augmentation. Keys marked "file loader" work on single images and are refused for data held in memory."""
 
     hflip: float = key(0.5, "probability of a horizontal flip", limit=between(0, 1))
+    vflip: float = key(0.0, "probability of a vertical flip", limit=between(0, 1))
     crop_padding: int = key(0, "in memory: pad by this many pixels, then crop at random", limit=at_least(0))
     scale: list[float] | None = key(None, "file loader: random resized crop, area range", limit=RANGE)
     ratio: list[float] | None = key(None, "file loader: its aspect ratios", limit=RANGE)
     color_jitter: float = key(0.0, "file loader", limit=at_least(0))
-    auto_augment: str | None = key(None, "file loader: timm policy string")
+    color_jitter_prob: float | None = key(None, "file loader: share of images with it; null: all", limit=between(0, 1))
+    grayscale_prob: float = key(0.0, "file loader: share of images turned grey", limit=between(0, 1))
+    gaussian_blur_prob: float = key(0.0, "file loader: share of images blurred", limit=between(0, 1))
+    auto_augment: str | None = key(None, "file loader: timm policy string: rand-..., augmix-..., 3a, original, v0")
     random_erase: float = key(0.0, "probability", limit=between(0, 1))
     mixup: float = key(0.0, "alpha; 0: off", limit=at_least(0))
     cutmix: float = key(0.0, "alpha; 0: off", limit=at_least(0))
     mix_prob: float = key(1.0, "share of batches that are mixed", limit=between(0, 1))
     mix_switch_prob: float = key(0.5, "of these, share with cutmix where both are on", limit=between(0, 1))
+    mixup_off_epoch: int = key(0, "from this epoch on batches are not mixed; 0: always", limit=at_least(0))
     repeats: int = key(0, "repeated augmentation (file loader); 0 or 1: off", limit=at_least(0))
 
 
@@ -201,6 +206,18 @@ class TrainConfig:
         "ddp", "of several processes: each holds all weights (ddp), or a share of them (fsdp: FSDP2)", choices=PARALLEL
     )
     smoothing: float = key(0.0, "of labels", limit=SHARE)
+    bce_loss: bool = key(False, "binary cross entropy of each class, instead of one cross entropy of all")
+    bce_sum: bool = key(False, "sum it over the classes, instead of their mean")
+    bce_target_thresh: float | None = key(
+        None, "targets above become 1, all others 0; null: as mixed and smoothed", limit=between(0, 1)
+    )
+    bce_pos_weight: float | None = key(None, "of the right class in it; null: 1", limit=above(0))
+    aug_splits: int = key(
+        0,
+        "file loader: each image n times in a batch, the first without augment.auto_augment; 0: once",
+        limit=Limit(lambda value: value == 0 or value > 1, "0, or at least 2"),
+    )
+    jsd_loss: bool = key(False, "AugMix: also the Jensen-Shannon divergence between the splits' outputs")
     ema_decay: float = key(0.0, "0: off", limit=SHARE)
     channels_last: bool = key(False, "memory format of the model")
     compile: bool = key(False, "torch.compile")

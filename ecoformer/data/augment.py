@@ -44,9 +44,11 @@ class BatchKey:
         return numbers[self.rank :: self.world_size]
 
 
-def crop_and_flip(images_B3SS: torch.Tensor, key: BatchKey, *, padding: int, hflip: float) -> torch.Tensor:
-    """Pad with black, crop S x S at random and mirror with probability `hflip`; any dtype, one gather."""
-    if padding == 0 and hflip == 0:
+def crop_and_flip(
+    images_B3SS: torch.Tensor, key: BatchKey, *, padding: int, hflip: float, vflip: float = 0.0
+) -> torch.Tensor:
+    """Pad with black, crop S x S at random, mirror with probability `hflip`, turn over with `vflip`; one gather."""
+    if padding == hflip == vflip == 0:
         return images_B3SS
     batch, channels, _, side = images_B3SS.shape
     draws = torch.from_numpy(key.uniform("crop", batch, 3))
@@ -54,6 +56,9 @@ def crop_and_flip(images_B3SS: torch.Tensor, key: BatchKey, *, padding: int, hfl
     steps = torch.arange(side)
     columns_BS = torch.where(draws[:, 2:] < hflip, side - 1 - steps, steps) + offsets[:, 1:]
     rows_BS = steps + offsets[:, :1]
+    if vflip > 0:
+        turned = torch.from_numpy(key.uniform("vflip", batch, 1)) < vflip
+        rows_BS = torch.where(turned, side - 1 - steps, steps) + offsets[:, :1]
     width = side + 2 * padding
     places = (rows_BS[:, :, None] * width + columns_BS[:, None, :]).view(batch, 1, -1).to(images_B3SS.device)
     padded = F.pad(images_B3SS, [padding] * 4).flatten(2)
@@ -98,7 +103,8 @@ class Mix:
     """Mixup (Zhang et al., 2018) and CutMix (Yun et al., 2019) with one lambda per batch, as timm's batch mode.
 
     Image i is mixed with image B - 1 - i. With `probability` a batch is mixed at all; where both are on, it is
-    CutMix with `switch_probability`. Targets carry the label smoothing, so the loss must not smooth them again.
+    CutMix with `switch_probability`. Targets carry the label smoothing, so the loss must not smooth them again. From
+    `off_epoch` on no batch is mixed (0: always).
     """
 
     mixup: float
@@ -107,6 +113,7 @@ class Mix:
     switch_probability: float
     num_classes: int
     smoothing: float = 0.0
+    off_epoch: int = 0
 
     def __call__(
         self, images_B3SS: torch.Tensor, targets_B: torch.Tensor, key: BatchKey
@@ -114,7 +121,7 @@ class Mix:
         """In-place mixed images, and targets (B, classes) float32 that sum to one."""
         rng = np.random.default_rng(key.own_seed("mix"))
         targets = F.one_hot(targets_B, self.num_classes) * (1 - self.smoothing) + self.smoothing / self.num_classes
-        if rng.random() >= self.probability:
+        if rng.random() >= self.probability or 0 < self.off_epoch <= key.epoch:
             return images_B3SS, targets
         cut = self.cutmix > 0 and (self.mixup == 0 or rng.random() < self.switch_probability)
         alpha = self.cutmix if cut else self.mixup

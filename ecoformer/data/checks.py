@@ -14,8 +14,11 @@ KEYS_OF: dict[str, tuple[str, ...]] = {  # sources that a key belongs to; "pixel
 }
 MEMORY_IMG_SIZE = 64  # in pixels; larger images profit from crops at other scales, which need the files
 MEMORY_LIMIT = 2 * 2**30  # bytes of uint8 pixels, training and validation together
-IMAGE_AUGMENTS = ("hflip", "crop_padding", "random_erase", "mixup", "cutmix")
-FILE_KEYS = ("scale", "ratio", "color_jitter", "auto_augment", "repeats")
+IMAGE_AUGMENTS = ("hflip", "vflip", "crop_padding", "random_erase", "mixup", "cutmix")
+FILE_KEYS = (
+    *("scale", "ratio", "color_jitter", "color_jitter_prob", "grayscale_prob", "gaussian_blur_prob", "auto_augment"),
+    "repeats",
+)
 
 
 def memory_bytes(num_images: int, img_size: int) -> int:
@@ -78,23 +81,23 @@ def _check_sequences(data: DataConfig) -> None:
         )
 
 
-def check_augment(augment: AugmentConfig, *, in_memory: bool, sequences: str | None = None) -> None:
+def check_augment(augment: AugmentConfig, *, in_memory: bool, splits: int = 0, sequences: str | None = None) -> None:
     """Raise InputError for impossible values, and for settings of the path that the data do not take.
 
     `sequences`: what the data are called, if they are no images.
     """
     check_limits(augment, "augment.")
     if sequences is not None:
-        for key in (*IMAGE_AUGMENTS, *FILE_KEYS):
-            value = getattr(augment, key)
-            if value and not (key == "repeats" and value == 1):
-                raise InputError(f"augment.{key}={value} is for images, {sequences} are sequences: set augment=none")
+        of_images = {f"augment.{key}": getattr(augment, key) for key in (*IMAGE_AUGMENTS, *FILE_KEYS)}
+        for key, value in (of_images | {"train.aug_splits": splits}).items():
+            if value and not (key == "augment.repeats" and value == 1):
+                raise InputError(f"{key}={value} is for images, {sequences} are sequences: set augment=none")
     if in_memory:
-        for key in FILE_KEYS:
-            value = getattr(augment, key)
-            if value and not (key == "repeats" and value == 1):
+        values = {f"augment.{key}": getattr(augment, key) for key in FILE_KEYS} | {"train.aug_splits": splits}
+        for key, value in values.items():
+            if value and not (key == "augment.repeats" and value == 1):
                 raise InputError(
-                    f"augment.{key}={value} works on image files, but the data are held in memory: "
+                    f"{key}={value} works on image files, but the data are held in memory: "
                     f"unset it, or set data.in_memory=false"
                 )
     elif augment.crop_padding > 0:

@@ -79,9 +79,20 @@ def as_image(pixels_3SS: torch.Tensor) -> Image.Image:
     return Image.merge("RGB", [Image.fromarray(channel) for channel in pixels_3SS.numpy()])
 
 
-def train_transform(data: DataConfig, augment: AugmentConfig, mean: Sequence[float]) -> Transform:
+class SplitTransform:
+    """The image as it is cropped, then under the policy, anew each time: uint8 (splits, 3, S, S), as for AugMix."""
+
+    def __init__(self, crop: Compose, plain: Compose, policy: Compose, splits: int) -> None:
+        self.crop, self.ways = crop, [plain, *[policy] * (splits - 1)]
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        cropped = self.crop(image)
+        return torch.stack([way(cropped) for way in self.ways])
+
+
+def train_transform(data: DataConfig, augment: AugmentConfig, mean: Sequence[float], splits: int = 0) -> Transform:
     """timm's training transform from a PIL image to a uint8 tensor; erasing and mixing follow per batch."""
-    if augment.color_jitter > 0 and augment.auto_augment:
+    if augment.color_jitter > 0 and augment.auto_augment and "3a" not in augment.auto_augment:
         log.warning(
             "augment.color_jitter=%s has no effect: timm turns it off beside augment.auto_augment=%s",
             augment.color_jitter,
@@ -95,7 +106,11 @@ def train_transform(data: DataConfig, augment: AugmentConfig, mean: Sequence[flo
             scale=_pair(augment.scale),
             ratio=_pair(augment.ratio),
             hflip=augment.hflip,
+            vflip=augment.vflip,
             color_jitter=augment.color_jitter or None,  # type: ignore[arg-type]  # None: no such step
+            color_jitter_prob=augment.color_jitter_prob,
+            grayscale_prob=augment.grayscale_prob,
+            gaussian_blur_prob=augment.gaussian_blur_prob,
             auto_augment=augment.auto_augment,
             interpolation=data.interpolation,
             mean=tuple(mean),
@@ -108,10 +123,12 @@ def train_transform(data: DataConfig, augment: AugmentConfig, mean: Sequence[flo
             "use a timm policy such as rand-m9-mstd0.5-inc1"
         ) from fault
     (crop, *flip), policy, to_tensor = (part.transforms for part in parts)
-    if data.interpolation not in TORCH_RESIZES:
-        return Compose([crop, *flip, *policy, *to_tensor])
-    crop = RandomCrop(crop.size, crop.scale, crop.ratio, data.interpolation)
-    return Compose([crop, *flip, *([as_image, *policy, *to_tensor] if policy else [])])
+    if data.interpolation in TORCH_RESIZES:
+        crop = RandomCrop(crop.size, crop.scale, crop.ratio, data.interpolation)
+        policy, to_tensor = ([as_image, *policy], to_tensor) if policy else ([], [])
+    if splits:
+        return SplitTransform(Compose([crop, *flip]), Compose(to_tensor), Compose([*policy, *to_tensor]), splits)
+    return Compose([crop, *flip, *policy, *to_tensor])
 
 
 def _pair(bounds: list[float] | None) -> tuple[float, float] | None:
@@ -163,6 +180,8 @@ def collate(samples: list[Sample]) -> tuple[torch.Tensor | None, torch.Tensor, l
     images = [sample.image for sample in samples if sample.image is not None]
     targets = torch.tensor([sample.target for sample in samples if sample.image is not None], dtype=torch.int64)
     faults = [fault for sample in samples for fault in sample.faults]
+    if images and images[0].dim() == 4:  # splits, one after the other
+        return torch.stack(images, 1).flatten(0, 1), targets.repeat(len(images[0])), faults
     return default_collate(images).contiguous() if images else None, targets, faults
 
 

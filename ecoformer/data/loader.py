@@ -18,6 +18,7 @@ class TrainPlan:
 
     seed: int
     hflip: float = 0.0
+    vflip: float = 0.0
     crop_padding: int = 0
     random_erase: float = 0.0
     mix: Mix | None = None
@@ -48,7 +49,7 @@ class FinishImages:
         plan = self.plan
         if plan is None or key is None:
             return normalize(images, self._mean, self._std), targets
-        images = crop_and_flip(images, key, padding=plan.crop_padding, hflip=plan.hflip)
+        images = crop_and_flip(images, key, padding=plan.crop_padding, hflip=plan.hflip, vflip=plan.vflip)
         images = normalize(images, self._mean, self._std)
         if plan.random_erase > 0:
             images = erase(images, key, probability=plan.random_erase)

@@ -161,14 +161,14 @@ def build_data(
                 raise InputError(f"{data.name}: none of the {len(source)} {label} images can be decoded")
             return MemoryLoader(samples, source.targets[readable], **options)
         assert not isinstance(source, SequenceSource), "they are held in memory"
-        file_transform = eval_transform if plan is None else train_transform(data, augment, mean)
+        file_transform = eval_transform if plan is None else train_transform(data, augment, mean, train.aug_splits)
         return FileLoader(source, file_transform, num_workers=data.num_workers, corrupt=corrupt, **options)
 
     train_loader, num_train = None, 0 if train_source is None else len(train_source)
     if train_source is not None and not calibration_only:
-        check_augment(augment, in_memory=in_memory, sequences=f"data={data.name}" if sequences else None)
-        samples = "samples" if sequences else "images"
-        check_batch(train.batch_size, world_size, len(train_source), samples)
+        of = f"data={data.name}" if sequences else None
+        check_augment(augment, in_memory=in_memory, splits=train.aug_splits, sequences=of)
+        check_batch(train.batch_size, world_size, len(train_source), "samples" if sequences else "images")
         plan = _train_plan(
             augment, train.smoothing, seed=seed, num_classes=len(splits.class_names), in_memory=in_memory
         )
@@ -250,10 +250,19 @@ def _in_memory(data: DataConfig, num_images: int, vocab_size: int | None) -> boo
 def _train_plan(augment: AugmentConfig, smoothing: float, *, seed: int, num_classes: int, in_memory: bool) -> TrainPlan:
     mix = None
     if augment.mixup > 0 or augment.cutmix > 0:
-        mix = Mix(augment.mixup, augment.cutmix, augment.mix_prob, augment.mix_switch_prob, num_classes, smoothing)
+        mix = Mix(
+            augment.mixup,
+            augment.cutmix,
+            augment.mix_prob,
+            augment.mix_switch_prob,
+            num_classes,
+            smoothing,
+            augment.mixup_off_epoch,
+        )
     return TrainPlan(
         seed=seed,
         hflip=augment.hflip if in_memory else 0.0,  # files are flipped before RandAugment, by timm's transform
+        vflip=augment.vflip if in_memory else 0.0,
         crop_padding=augment.crop_padding,
         random_erase=augment.random_erase,
         mix=mix,

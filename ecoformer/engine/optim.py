@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
+from timm.loss import BinaryCrossEntropy, JsdCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.models import model_parameters
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
@@ -15,7 +15,7 @@ from timm.scheduler.scheduler import Scheduler
 from timm.utils import dispatch_clip_grad
 from torch import Tensor, nn
 
-from ecoformer.config.schema import OptimConfig, ScheduleConfig
+from ecoformer.config.schema import OptimConfig, ScheduleConfig, TrainConfig
 from ecoformer.errors import InputError, one_line
 
 AMP_DTYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -132,13 +132,24 @@ def plateau_of(scheduler: Scheduler | None) -> torch.optim.lr_scheduler.ReduceLR
     return scheduler.lr_scheduler if isinstance(scheduler, PlateauLRScheduler) else None
 
 
-def build_loss(smoothing: float) -> Callable[[Tensor, Tensor], Tensor]:
-    """Mean cross entropy of (B, classes) logits against (B,) labels, smoothed, or (B, classes) soft targets.
+def build_loss(train: TrainConfig) -> Callable[[Tensor, Tensor], Tensor]:
+    """The mean loss of (B, classes) logits against (B,) labels, smoothed, or (B, classes) soft targets, in float32.
 
-    Soft targets (mixup, cutmix) carry their smoothing already.
+    Soft targets (mixup, cutmix) carry their smoothing already. A loss over splits takes them one after the other.
     """
-    soft = SoftTargetCrossEntropy()
-    hard = LabelSmoothingCrossEntropy(smoothing) if smoothing > 0 else nn.CrossEntropyLoss()
+    soft: nn.Module = SoftTargetCrossEntropy()
+    hard: Callable[[Tensor, Tensor], Tensor] = nn.CrossEntropyLoss()
+    if train.jsd_loss:
+        hard = JsdCrossEntropy(num_splits=train.aug_splits, smoothing=train.smoothing)
+    elif train.bce_loss:
+        hard = soft = BinaryCrossEntropy(
+            smoothing=train.smoothing,
+            target_threshold=train.bce_target_thresh,
+            sum_classes=train.bce_sum,
+            pos_weight=train.bce_pos_weight,
+        )
+    elif train.smoothing > 0:
+        hard = LabelSmoothingCrossEntropy(train.smoothing)
 
     def loss(logits: Tensor, targets: Tensor) -> Tensor:
         return (soft if targets.is_floating_point() else hard)(logits.float(), targets)

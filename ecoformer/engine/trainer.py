@@ -30,6 +30,11 @@ from ecoformer.engine.signals import StopSignals
 from ecoformer.engine.training_step import TrainingStep
 from ecoformer.errors import Interrupted
 
+SAME_RUN = (  # of TrainConfig: what a resumed run must share with the one before
+    *("ema_decay", "smoothing", "bce_loss", "bce_sum", "bce_target_thresh", "bce_pos_weight", "aug_splits", "jsd_loss"),
+    *("amp", "eval_metric"),
+)
+
 
 class Trainer:
     """Trains a model, evaluates it every epoch, and keeps a run directory that can be resumed at any moment.
@@ -102,10 +107,7 @@ class Trainer:
                 "num_train": data.num_train,
                 "steps_per_epoch": self.steps_per_epoch,
                 "global_batch": self.global_batch,
-                "train.ema_decay": train.ema_decay,
-                "train.smoothing": train.smoothing,
-                "train.amp": train.amp,
-                "train.eval_metric": train.eval_metric,
+                **{f"train.{key}": getattr(train, key) for key in SAME_RUN},
                 **{f"optim.{key}": value for key, value in asdict(optim).items()},
                 **{f"schedule.{key}": value for key, value in asdict(schedule).items()},
             },

@@ -27,6 +27,7 @@ def check_config(config: Config) -> list[str]:
     """
     _check_hash_update(config)
     _check_augment(config)
+    _check_loss(config)
     _check_optim(config)
     _check_schedule(config)
     attention_spec(config.attention)
@@ -134,9 +135,28 @@ def _check_schedule(config: Config) -> None:
 
 
 def _check_augment(config: Config) -> None:
-    augment = config.augment
-    if (augment.mixup > 0 or augment.cutmix > 0) and config.train.batch_size % 2:
+    augment, train = config.augment, config.train
+    mixed = augment.mixup > 0 or augment.cutmix > 0
+    if mixed and train.batch_size % 2:
         raise InputError(
             f"augment.mixup and augment.cutmix mix pairs, train.batch_size={config.train.batch_size} is odd: "
             "use an even batch size, or set both to 0"
         )
+    if augment.mixup_off_epoch and not mixed:
+        raise InputError("augment.mixup_off_epoch ends a mixing that is off: set augment.mixup or augment.cutmix")
+    if augment.color_jitter_prob is not None and augment.color_jitter == 0:
+        raise InputError("augment.color_jitter_prob is the share of a jitter that is off: set augment.color_jitter")
+    if train.aug_splits and (mixed or augment.auto_augment is None):
+        raise InputError(
+            f"train.aug_splits={train.aug_splits} puts each image beside itself under augment.auto_augment: set that, "
+            "as augmix-m5-w4-d2, with augment.mixup=0 and augment.cutmix=0"
+        )
+
+
+def _check_loss(config: Config) -> None:
+    train = config.train
+    if train.jsd_loss and (not train.aug_splits or train.bce_loss):
+        raise InputError("train.jsd_loss compares splits under one cross entropy: set train.aug_splits=3, no bce_loss")
+    for key in ("bce_sum", "bce_target_thresh", "bce_pos_weight"):
+        if getattr(train, key) and not train.bce_loss:
+            raise InputError(f"train.{key}={getattr(train, key)} has no effect without train.bce_loss=true: set it too")

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from fakes import NUM_CLASSES, FakeData, FakeModel, make_model, make_trainer
 
-from ecoformer.config.schema import HashUpdateConfig, OptimConfig, ScheduleConfig
+from ecoformer.config.schema import HashUpdateConfig, OptimConfig, ScheduleConfig, TrainConfig
 from ecoformer.engine.batches import grouped, num_groups
 from ecoformer.engine.divergence import Diverged
 from ecoformer.engine.optim import amp_dtype, build_loss, build_optimizer, build_schedule, scaled_lr
@@ -120,10 +120,12 @@ def test_losses() -> None:
     logits, labels = torch.randn(4, 5), torch.tensor([0, 4, 2, 2])
     one_hot = F.one_hot(labels, 5).float()
     expected = F.cross_entropy(logits, labels)
-    torch.testing.assert_close(build_loss(0.0)(logits, labels), expected)
-    torch.testing.assert_close(build_loss(0.3)(logits, one_hot), expected)  # soft targets are taken as they are
+    torch.testing.assert_close(build_loss(TrainConfig())(logits, labels), expected)
+    torch.testing.assert_close(
+        build_loss(TrainConfig(smoothing=0.3))(logits, one_hot), expected
+    )  # soft targets are taken as they are
     smoothed = F.cross_entropy(logits, labels, label_smoothing=0.3)
-    torch.testing.assert_close(build_loss(0.3)(logits, labels), smoothed)
+    torch.testing.assert_close(build_loss(TrainConfig(smoothing=0.3))(logits, labels), smoothed)
 
 
 def test_learning_rate_scaling() -> None:
