@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
+from timm.layers import convert_sync_batchnorm
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -44,6 +45,19 @@ def data_parallel(model: nn.Module, device: torch.device) -> DistributedDataPara
     """The model wrapped for DDP. Buffers follow rank 0 before each forward pass, so hash functions cannot drift."""
     devices = [device] if device.type == "cuda" else None
     return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=True)
+
+
+def synchronised(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model with batch norm over the images of all processes, of the same state dict, changed in place.
+
+    Raises:
+        InputError: one process alone, or no GPUs, which torch's synchronisation needs.
+    """
+    if distributed.world_size() == 1:
+        raise InputError("train.sync_bn=true is for several processes: start them with torchrun, or leave it out")
+    if device.type != "cuda":
+        raise InputError(f"train.sync_bn=true needs GPUs, the device is {device}: leave it out")
+    return convert_sync_batchnorm(model)
 
 
 def shard(model: nn.Module, device: torch.device) -> None:

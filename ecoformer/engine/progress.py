@@ -71,19 +71,20 @@ class ProgressDisplay:
 
 def epoch_line(record: dict[str, Any], epochs: int, is_best: bool) -> str:
     """An "epoch" record in one line for the user."""
+    val = "" if record["val_loss"] is None else f"{_val_figures(record)}  "
     return (
-        f"epoch {record['epoch'] + 1}/{epochs}  loss {record['train_loss']:.3f}  val loss {record['val_loss']:.3f}  "
-        f"top-1 {record['val_top1']:.2f} %  top-5 {record['val_top5']:.2f} %  "
+        f"epoch {record['epoch'] + 1}/{epochs}  loss {record['train_loss']:.3f}  {val}"
         f"{record['train_images_per_second']:.0f} images/s  {record['seconds']:.1f} s" + ("  (best)" if is_best else "")
     )
 
 
 def evaluation_line(record: dict[str, Any]) -> str:
     """An "evaluation" record, of a run without training, in one line."""
-    return (
-        f"no training  val loss {record['val_loss']:.3f}  top-1 {record['val_top1']:.2f} %  "
-        f"top-5 {record['val_top5']:.2f} %"
-    )
+    return f"no training  {_val_figures(record)}"
+
+
+def _val_figures(record: dict[str, Any]) -> str:
+    return f"val loss {record['val_loss']:.3f}  top-1 {record['val_top1']:.2f} %  top-5 {record['val_top5']:.2f} %"
 
 
 def paced(say: Callable[[str], None], title: str) -> Callable[[int, int], None]:

@@ -110,7 +110,8 @@ class RunState:
     def figures(self) -> dict[str, Any]:
         """The run's figures so far; see `Trainer.fit`. Epochs are 0 and rates of training absent without training."""
         best, latest = self.best, self.latest
-        assert best is not None and latest is not None, "a run evaluates at least once"
+        if best is None or latest is None:  # stopped before its first evaluation
+            return {}
         rates: dict[str, Any] = {
             key: latest[key] for key in ("images_per_second", "train_images_per_second") if key in latest
         }
@@ -154,7 +155,7 @@ class RunState:
         weights = {"kind": "weights", **common, "model": state["ema"] or state["model"]}
         if is_best:
             save_checkpoint(self.run_dir / BEST, weights)
-        if captured["position"] is None:
+        if captured["position"] is None and self.latest is not None and self.latest[self.metric] is not None:
             self._keep_if_top(weights)
         training = {
             "optimizer": state["optimizer"],
@@ -182,7 +183,7 @@ class RunState:
 
     def _keep_if_top(self, weights: dict[str, Any]) -> None:
         """Write the epoch's weights if they are among the best; an equal earlier epoch goes before a later one."""
-        assert self.latest is not None, "an epoch ends with its record"
+        assert self.latest is not None
         latest = {key: self.latest[key] for key in ("epoch", self.metric)}
         self.top = sorted([*self.top, latest], key=self._rank)[: self.keep_top_k]
         if latest in self.top:

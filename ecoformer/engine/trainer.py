@@ -31,9 +31,22 @@ from ecoformer.engine.training_step import TrainingStep
 from ecoformer.errors import Interrupted
 
 SAME_RUN = (  # of TrainConfig: what a resumed run must share with the one before
-    *("ema_decay", "smoothing", "bce_loss", "bce_sum", "bce_target_thresh", "bce_pos_weight", "aug_splits", "jsd_loss"),
+    *(
+        "ema_decay",
+        "ema_warmup",
+        "sync_bn",
+        "smoothing",
+        "bce_loss",
+        "bce_sum",
+        "bce_target_thresh",
+        "bce_pos_weight",
+        "aug_splits",
+        "jsd_loss",
+    ),
     *("amp", "eval_metric"),
 )
+
+EVALUATED = ("val_loss", "val_top1", "val_top5", "images_per_second")  # null in epochs without an evaluation
 
 
 class Trainer:
@@ -75,9 +88,13 @@ class Trainer:
         memory_format = torch.channels_last if train.channels_last else torch.contiguous_format
         model = model.to(device).to(memory_format=memory_format)
         sharded = parallel.is_sharded(train, model)
+        if train.sync_bn:
+            model = parallel.synchronised(model, device)
         self.skeleton = parallel.skeleton(model) if sharded else model
         ddp = parallel.data_parallel(model, device) if distributed.world_size() > 1 and not sharded else None
-        ema = ModelEmaV3(model, train.ema_decay, exclude_buffers=True) if train.ema_decay > 0 else None
+        ema = None
+        if train.ema_decay > 0:
+            ema = ModelEmaV3(model, train.ema_decay, use_warmup=train.ema_warmup, exclude_buffers=True)
         if sharded:
             for copied in [model] if ema is None else [model, ema.module]:
                 parallel.shard(copied, device)
@@ -133,7 +150,7 @@ class Trainer:
     def notes(self) -> list[str]:
         """What a user should know before the run: an average of the weights that will hardly leave its start."""
         decay, steps = self.train.ema_decay, self.steps_per_epoch * self.train.epochs
-        if not 0 < decay < 1 or steps == 0 or (left := decay**steps) < 0.05:
+        if not 0 < decay < 1 or self.train.ema_warmup or steps == 0 or (left := decay**steps) < 0.05:
             return []
         return [
             f"train.ema_decay={decay:g} is slow for {steps} steps: the averaged model, which is evaluated and kept in "
@@ -183,6 +200,8 @@ class Trainer:
                 if self._rng_states is not None and (note := state.restore_rng(self._rng_states)):
                     self.print(note)
                 for epoch in range(start, stop):
+                    if self._ends_early(epoch):
+                        break
                     self._run_epoch(epoch)
                 if self.train.epochs == 0 and state.latest is None:
                     self._evaluate_untrained()
@@ -206,18 +225,32 @@ class Trainer:
             for callback in self.callbacks:
                 callback.on_epoch_start(self, epoch)
             state.position = position
-        metrics = self._train_epoch(epoch, state.position) | self._validate()
+        metrics = self._train_epoch(epoch, state.position)
+        evaluated = (epoch + 1) % self.train.val_interval == 0 or epoch + 1 == self.train.epochs
+        metrics |= self._validate() if evaluated else dict.fromkeys(EVALUATED)
         for callback in self.callbacks:
             callback.on_epoch_end(self, epoch, metrics)
         metrics["seconds"] = state.position.seconds()
         state.position = None
         state.latest = self.log("epoch", **metrics)
-        if is_best := state.is_better(state.latest, state.best):
+        if is_best := evaluated and state.is_better(state.latest, state.best):
             state.best = state.latest
-        if state.scheduler is not None:
+        if evaluated and state.scheduler is not None:
             state.scheduler.step(epoch + 1, state.latest[state.metric])  # moves plateau alone
         self.print(epoch_line(state.latest, self.train.epochs, is_best))
         state.save(is_best=is_best)
+
+    def _ends_early(self, done: int) -> bool:
+        """Whether `train.early_stop` ends the run after `done` epochs: a function of what the checkpoint holds."""
+        best, latest, patience = self.state.best, self.state.latest, self.train.early_stop
+        if patience is None:
+            return False
+        over = best is not None and done - best["epoch"] > patience
+        over = over and latest is not None and latest[self.state.metric] is not None  # the last epoch has figures
+        if distributed.broadcast_object(over):  # rank 0's, which alone knows whether best.pt is there
+            self.print(f"no better {self.train.eval_metric} in {patience} epochs: the run ends (train.early_stop)")
+            return True
+        return False
 
     def _evaluate_untrained(self) -> None:
         """What a first epoch begins with, then the evaluation: a conversion and its hash fits, without training."""
@@ -305,9 +338,5 @@ class Trainer:
                 f"evaluation of epoch {self.state.epoch + 1}: {fault}, learning rate {lr:.3g}: "
                 f"{self.train_step.remedies()}; {self.state.what_is_saved()}"
             ) from fault
-        return {
-            "val_loss": result.loss,
-            "val_top1": result.top1,
-            "val_top5": result.top5,
-            "images_per_second": result.images_per_second,
-        }
+        figures = (result.loss, result.top1, result.top5, result.images_per_second)
+        return dict(zip(EVALUATED, figures, strict=True))

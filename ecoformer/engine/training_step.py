@@ -102,7 +102,7 @@ class TrainingStep:
         if state.scheduler is not None:
             state.scheduler.step_update(state.step)
         if left_out is None and state.ema is not None:
-            state.ema.update(state.model)
+            state.ema.update(state.model, state.step if state.ema.use_warmup else None)
         return StepResult(group_loss, hits, num_images, left_out, int(stop))
 
     def remedies(self) -> str:

@@ -1,5 +1,6 @@
 """Training curves of several runs, from their metrics.csv."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -21,7 +22,8 @@ def plot_training_curves(runs: Mapping[str, Path], out: Path, start: Mapping[str
         first = (start or {}).get(label, 0) + 1
         done = [first + int(row["epoch"]) for row in epochs]
         for axis, key in ((accuracy, "val_top1"), (loss, "train_loss")):
-            axis.plot(done, [row[key] for row in epochs], markersize=3, label=label, **style(label, number))
+            points = [(x, row[key]) for x, row in zip(done, epochs, strict=True) if not math.isnan(row[key])]
+            axis.plot([x for x, _ in points], [y for _, y in points], markersize=3, label=label, **style(label, number))
     accuracy.set(xlabel="epochs", ylabel="validation top-1 (%)")
     loss.set(xlabel="epochs", ylabel="training loss")
     for axis in (accuracy, loss):

@@ -27,7 +27,7 @@ def check_config(config: Config) -> list[str]:
     """
     _check_hash_update(config)
     _check_augment(config)
-    _check_loss(config)
+    _check_train(config)
     _check_optim(config)
     _check_schedule(config)
     attention_spec(config.attention)
@@ -153,8 +153,10 @@ def _check_augment(config: Config) -> None:
         )
 
 
-def _check_loss(config: Config) -> None:
+def _check_train(config: Config) -> None:
     train = config.train
+    if train.ema_warmup and train.ema_decay == 0:
+        raise InputError("train.ema_warmup=true warms up an average that is off: set train.ema_decay")
     if train.jsd_loss and (not train.aug_splits or train.bce_loss):
         raise InputError("train.jsd_loss compares splits under one cross entropy: set train.aug_splits=3, no bce_loss")
     for key in ("bce_sum", "bce_target_thresh", "bce_pos_weight"):

@@ -88,7 +88,7 @@ def _measured(run: Run, probe: Probe, num_fits: int) -> dict[str, Any]:
     val_batches = len(run.data.val_loader)
     seconds = {
         "training": epochs * trainer.steps_per_epoch * probe.step_seconds,
-        "validation": epochs * val_batches * probe.val_batch_seconds,
+        "validation": -(-epochs // train.val_interval) * val_batches * probe.val_batch_seconds,
         "hash_fits": num_fits * (probe.fit_seconds or 0.0),
     }
     return {
