@@ -41,7 +41,7 @@ COMMAND_LINES = [
     ("experiment=digits_msa optim.lr=0", ["optim.lr=0.0 must be above 0"]),
     ("experiment=digits_msa optim.name=adamv", ["optim.name=adamv"]),
     ("experiment=digits_msa schedule=cosin", ["schedule=cosin does not exist", "did you mean cosine?"]),
-    ("experiment=digits_msa schedule.name=plateau", ["schedule.name=plateau does not exist"]),
+    ("experiment=digits_msa schedule.name=cyclic", ["schedule.name=cyclic does not exist"]),
     ("experiment=digits_msa data=digts", ["data=digts does not exist", "did you mean digits?"]),
     ("experiment=digits_msa data=folder", ["data.root"]),
     ("experiment=digits_msa data=folder data.root=/no/such/folder", ["data.root=/no/such/folder is not a folder"]),
