@@ -174,7 +174,7 @@ def build_data(
         )
         train_loader = make_loader("train", train_source, plan, train.batch_size)
         num_train = len(train_loader.targets)  # broken ones are left out of memory
-        check_batch(train.batch_size, world_size, num_train, samples)
+        check_batch(train.batch_size, world_size, num_train, "samples" if sequences else "images")
     val_loader = make_loader("val", val, None, train.eval_batch_size or train.batch_size)
     return DataModule(
         name=data.name,
