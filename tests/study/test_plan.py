@@ -8,7 +8,7 @@ import pytest
 from study_helpers import STUDY
 
 from ecoformer.errors import InputError
-from ecoformer.lab.study.plan import StudyConfig, jobs, load_study
+from ecoformer.lab.study.plan import RowConfig, StudyConfig, jobs, load_study
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -44,9 +44,24 @@ def test_a_stage1_seed_is_one_run_more_from_a_stage1_run_of_that_seed(study: Stu
     assert all(job.needs in {None, "net/stage1-msa"} for job in planned if job is not row)
 
 
+def test_a_row_from_scratch_is_a_run_of_stage1(study: StudyConfig) -> None:
+    net = study.backbones["net"]
+    net.stage1["ecoformer"] = ["train.epochs=2"]
+    net.rows += [RowConfig("msa", source="scratch", seeds=[0, 1]), RowConfig("ecoformer", source="scratch", seeds=[3])]
+    planned = jobs(study, Path("out"))
+    scratch = [job for job in planned if job.row is not None and job.needs is None]
+    assert [job.id for job in scratch] == ["net/stage1-msa", "net/stage1-msa-seed1", "net/stage1-ecoformer-seed3"]
+    assert [job.row.label for job in scratch] == ["msa, from scratch"] * 2 + ["ecoformer, from scratch"]
+    assert [job.stage1_seed for job in scratch] == [0, 1, 3]
+    assert len({job.folder for job in planned}) == len(planned) == 9
+    assert next(job for job in planned if job.id == "net/msa/seed0").needs == "net/stage1-msa"
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
+        ("attention: uniform}", "attention: uniform, source: scratch}", "trained by stage1, which has msa"),
+        ("msa, seeds: [0, 1]}", "msa, source: scratch, finetune: false}", "give it nothing but seeds"),
         ("title: a net", "titel: a net", "titel"),
         (
             "attention: uniform}",

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ecoformer.lab.study.plan import StudyConfig, jobs
+from ecoformer.lab.study.plan import RowConfig, StudyConfig, jobs
 from ecoformer.lab.study.rows import collect, over_seeds, over_stage1_seeds
 from ecoformer.lab.study.runner import commit, is_finished, run_jobs
 from ecoformer.lab.study.study_report import report
@@ -73,12 +73,32 @@ def test_rows_carry_both_epochs_seed_command_and_published_figures(
     assert merged["ecoformer, kernel, no training"]["vs_msa"] is None, "no MSA row went without training"
 
 
+def test_rows_from_scratch_stand_beside_converted_ones(study: StudyConfig, trainer: list[str], tmp_path: Path) -> None:
+    study.backbones["net"].rows.append(RowConfig("msa", source="scratch", seeds=[0, 1]))
+    planned = jobs(study, tmp_path / "out")
+    run_jobs(planned, trainer, "python", lambda line: None)
+    steps = [{"model": "pvt_v2_b0", "attention": "msa", "milliseconds": 8.5, "peak_mib": 30.0}]
+    (tmp_path / "out" / "steps.json").write_text(json.dumps(steps))
+    report(study, planned, tmp_path / "out")
+    rows = json.loads((tmp_path / "out" / "table.json").read_text())
+    assert [(row["init"], row["training_seed"], row["epochs_stage2"]) for row in rows[:3]] == [
+        ("scratch", 0, 0),
+        ("scratch", 1, 0),
+        ("converted", 0, 1),
+    ]
+    assert [rows[0][key] for key in ("task", "accuracy", "step_ms", "peak_mib")] == ["net", 50.0, 8.5, 30.0]
+    assert rows[-1]["attention"] == "ecoformer" and rows[-1]["step_ms"] is None
+    merged = {row["label"]: row for row in over_seeds(rows)}
+    assert merged["msa, from scratch"]["vs_msa"] == 0.0 and merged["ecoformer, kernel"]["vs_msa"] == 0.0
+
+
 def row(label: str, stage1_seed: int, seed: int, top1: float) -> dict[str, Any]:
     return {
         "backbone": "net",
         "attention": label,
         "label": label,
         "name": "",
+        "init": "converted",
         "stage1_seed": stage1_seed,
         "seed": seed,
         "epochs_stage2": 1,

@@ -11,6 +11,7 @@
         rows:
           - {attention: msa, seeds: [0, 1, 2], stage1_seeds: [1, 2]}    # 3 runs from seed 0, 1 each from 1 and 2
           - {attention: ecoformer, name: kernel, overrides: [attention.numerator=kernel], finetune: false}
+          - {attention: msa, source: scratch, seeds: [0, 1]}            # runs of stage 1 that are rows themselves
 
 Every run is one train.py command with a folder of its own, so each can also be started by hand.
 """
@@ -27,13 +28,16 @@ from yaml import YAMLError
 
 from ecoformer.errors import InputError
 
+SCRATCH = "scratch"
+
 
 @dataclass
 class RowConfig:
     """One row of the table, or one for each seed.
 
-    `name` tells apart rows of the same attention; `source` is the stage-1 run that it starts from; `finetune: false`
-    converts, fits and evaluates without any training; `published` holds printed figures (top1, energy_pj).
+    `name` tells apart rows of the same attention; `source` is the stage-1 run that it starts from, "scratch" none: the
+    row is a run of stage 1 itself; `finetune: false` converts, fits and evaluates without any training; `published`
+    holds printed figures (top1, energy_pj).
 
     `seeds` are of stage 2, all from the stage-1 run of seed 0. Each of `stage1_seeds` is one run more, from a stage-1
     run of that seed, itself with the same seed: the spread of fine-tuning and that of training are told apart.
@@ -51,8 +55,8 @@ class RowConfig:
     @property
     def label(self) -> str:
         """The attention as tables and plots name it."""
-        parts = [self.attention, self.name, "" if self.finetune else "no training"]
-        return ", ".join(part for part in parts if part)
+        how = "from scratch" if self.source == SCRATCH else "" if self.finetune else "no training"
+        return ", ".join(part for part in (self.attention, self.name, how) if part)
 
     @property
     def folder(self) -> str:
@@ -83,7 +87,7 @@ class Job:
 
     id: str
     backbone: str
-    row: RowConfig | None  # None: a stage-1 run
+    row: RowConfig | None  # None: a stage-1 run that is no row
     seed: int
     arguments: tuple[str, ...]  # of train.py, output_dir included
     folder: Path
@@ -109,7 +113,9 @@ def load_study(path: Path) -> StudyConfig:
     assert isinstance(study, StudyConfig)
     for name, backbone in study.backbones.items():
         for row in backbone.rows:
-            if row.source not in backbone.stage1:
+            if row.source == SCRATCH:
+                _check_scratch(row, backbone, f"study {path}: backbones.{name}: {row.label}")
+            elif row.source not in backbone.stage1:
                 raise InputError(
                     f"study {path}: backbones.{name}: {row.label} starts from {row.source}, which stage1 does not "
                     f"train (it has {', '.join(backbone.stage1) or 'nothing'}): add it there, or set source"
@@ -124,6 +130,13 @@ def load_study(path: Path) -> StudyConfig:
             if folders.count(folder) > 1:
                 raise InputError(f"study {path}: backbones.{name} has two rows {folder!r}: give one of them a name")
     return study
+
+
+def _check_scratch(row: RowConfig, backbone: BackboneConfig, where: str) -> None:
+    if row.attention not in backbone.stage1:
+        raise InputError(f"{where} is trained by stage1, which has {', '.join(backbone.stage1)}: add it there")
+    if row.name or row.overrides or row.stage1_seeds or not row.finetune:
+        raise InputError(f"{where} is a run of stage1, whose settings stand there: give it nothing but seeds")
 
 
 def jobs(study: StudyConfig, out: Path, common: Sequence[str] = ()) -> list[Job]:
@@ -148,13 +161,17 @@ def _backbone_jobs(study: StudyConfig, name: str, out: Path, common: tuple[str, 
         arguments = (*given, f"output_dir={folder}", "resume=auto")
         return Job(id, name, row, seed, arguments, folder, needs, stage1_seed)
 
+    scratch = {row.attention: row for row in backbone.rows if row.source == SCRATCH}
     for attention, overrides in backbone.stage1.items():
-        more = {seed for row in backbone.rows if row.source == attention for seed in row.stage1_seeds}
-        for seed in (0, *sorted(more)):
+        own = scratch.get(attention)
+        started = [row for row in backbone.rows if row.source == attention]
+        seeds = {0} if started or own is None else set()
+        seeds |= {seed for row in started for seed in row.stage1_seeds} | set(() if own is None else own.seeds)
+        for seed in sorted(seeds):
             yield job(
-                stage1_id(attention, seed), None, seed, [f"attention={attention}", *overrides], None, stage1_seed=seed
+                stage1_id(attention, seed), own, seed, [f"attention={attention}", *overrides], None, stage1_seed=seed
             )
-    for row in backbone.rows:
+    for row in (row for row in backbone.rows if row.source != SCRATCH):
         recipe = [*backbone.stage2, *([] if row.finetune else ["train.epochs=0"])]
         overrides = [f"attention={row.attention}", *recipe, *row.overrides]
         runs = [(f"seed{seed}", seed, 0) for seed in row.seeds]

@@ -16,8 +16,8 @@ BESIDE = ("msa", "stock", "uniform")
 def collect(study: StudyConfig, jobs: Sequence[Job]) -> list[Row]:
     """One row for each finished run that is a row of the table, JSON-ready.
 
-    Keys: dataset, backbone, model, attention, settings, name, label, init ("converted": from the weights of
-    `source`), source, seed, stage1_seed, training_seed (of the model that the row is made of: stage1_seed),
+    Keys: dataset, backbone, model, attention, settings, name, label, init ("scratch", or "converted" from the weights
+    of `source`), source, seed, stage1_seed, training_seed (of the model that the row is made of: stage1_seed),
     epochs_stage1, epochs_stage2 (0: converted without training), steps_stage2 (optimiser steps: train.max_steps may
     cut an epoch short), top1 (of the last epoch), best_top1, params, energy_pj, attention_energy_pj,
     energy_convention, images_per_second (of the run's own evaluation, until `study.speed` measures all in turns),
@@ -28,8 +28,8 @@ def collect(study: StudyConfig, jobs: Sequence[Job]) -> list[Row]:
     for job in jobs:
         if job.row is None or not (job.folder / SUMMARY).is_file():
             continue
-        assert job.needs is not None
-        summary, first = read_summary(job.folder), read_summary(by_id[job.needs].folder)
+        summary = read_summary(job.folder)
+        first = summary if job.needs is None else read_summary(by_id[job.needs].folder)
         record = read_json(job.folder / JOB)
         steps = [epoch["step"] for epoch in read_records(job.folder, "epoch")]
         rows.append(
@@ -41,14 +41,14 @@ def collect(study: StudyConfig, jobs: Sequence[Job]) -> list[Row]:
                 "settings": summary["attention_options"],
                 "name": job.row.name,
                 "label": job.row.label,
-                "init": "converted",
+                "init": "scratch" if job.needs is None else "converted",
                 "source": job.row.source,
                 "seed": job.seed,
                 "stage1_seed": job.stage1_seed,
                 "training_seed": job.stage1_seed,
                 "epochs_stage1": first["epochs"],
-                "epochs_stage2": summary["epochs"],
-                "steps_stage2": steps[-1] if steps else 0,
+                "epochs_stage2": 0 if job.needs is None else summary["epochs"],
+                "steps_stage2": steps[-1] if steps and job.needs is not None else 0,
                 "top1": summary["last_top1"],
                 "best_top1": summary["top1"],
                 **{key: summary[key] for key in ("params", "energy_pj", "attention_energy_pj", "energy_convention")},
@@ -127,6 +127,6 @@ def baseline(row: Mapping[str, Any], rows: Sequence[Row], attention: str) -> Row
         other
         for other in rows
         if (other["backbone"], other["attention"]) == (row["backbone"], attention)
-        and all(other[key] == row[key] for key in ("epochs_stage2", "steps_stage2"))
+        and all(other[key] == row[key] for key in ("init", "epochs_stage2", "steps_stage2"))
     ]
     return min(same, key=lambda other: len(other["name"]), default=None)

@@ -43,3 +43,21 @@ def with_speed(rows: Sequence[dict[str, Any]], measured: dict[str, dict[str, Any
         else row
         for row in rows
     ]
+
+
+def with_steps(rows: Sequence[dict[str, Any]], measured: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows as a table of tasks: task, accuracy, step_ms and peak_mib beside the rest.
+
+    `measured` are rows of `ecoformer benchmark --mode train`, of which those of a row's model and attention, at default
+    settings, give the last two; None: not measured.
+    """
+    found = {(step["model"], step["attention"]): step for step in measured}
+    return [
+        row
+        | {"task": row["backbone"], "accuracy": row["top1"]}
+        | {
+            name: None if row["name"] else found.get((row["model"], row["attention"]), {}).get(key)
+            for name, key in (("step_ms", "milliseconds"), ("peak_mib", "peak_mib"))
+        }
+        for row in rows
+    ]

@@ -1,5 +1,6 @@
 """The report of a study, from whatever runs are finished: table.json, .md, .csv, .tex, the plots, and stage1_seeds.*
-where rows start from models trained with several seeds."""
+where rows start from models trained with several seeds. steps.json, if it is there, is what `ecoformer benchmark --mode
+train --out` wrote, and gives rows the time and memory of a training step."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from ecoformer.files.table import write_table
 from ecoformer.lab.study.plan import Job, StudyConfig
 from ecoformer.lab.study.plots import plot_front, plot_hash_quality
 from ecoformer.lab.study.rows import Row, collect, over_seeds, over_stage1_seeds
-from ecoformer.lab.study.speed import with_speed
+from ecoformer.lab.study.speed import with_speed, with_steps
 from ecoformer.lab.study.tables import NOTES, STAGE1_SEED_NOTES, stage1_seed_table, study_table
 from ecoformer.report.curves import plot_training_curves
 from ecoformer.report.runs import read_records, read_summary
@@ -22,7 +23,9 @@ def report(study: StudyConfig, jobs: Sequence[Job], out: Path) -> str:
     rows = collect(study, jobs)
     if not rows:
         raise InputError(f"{out} holds no finished row of {study.title}: run it without --report")
-    speed = out / "speed.json"
+    speed, steps = out / "speed.json", out / "steps.json"
+    if steps.exists():
+        rows = with_steps(rows, read_json(steps))
     first = min(row["stage1_seed"] for row in rows)
     of_one_model = [row for row in rows if row["stage1_seed"] == first]
     merged = over_seeds(with_speed(of_one_model, read_json(speed) if speed.exists() else {}))
