@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     from ecoformer.energy import load_profile
     from ecoformer.files import json_text
     from ecoformer.files.table import render
-    from ecoformer.lab.closeness.distill import measure, spec_of
+    from ecoformer.lab.closeness.distill import measure_distilled, spec_of
     from ecoformer.lab.closeness.distill_report import block_table, code_text, plot_errors, plot_maps, summary_lines
     from ecoformer.lab.closeness.source import load_source
 
@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
         img_size=args.img_size,
         max_val=args.max_val,
     )
-    model, figures = measure(
+    model, figures = measure_distilled(
         source,
         spec,
         num_images=args.num_images,

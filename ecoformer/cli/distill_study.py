@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     from ecoformer.energy import load_profile
     from ecoformer.files import read_json, write_text
     from ecoformer.files.table import render
-    from ecoformer.lab.closeness.distill import measure, spec_of
+    from ecoformer.lab.closeness.distill import measure_distilled, spec_of
     from ecoformer.lab.closeness.distill_report import plot_errors, plot_front, plot_study, study_table
     from ecoformer.lab.closeness.source import load_source
 
@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
             same = [row for row in known if row["num_val"] == source.data.num_val]
             spec = spec_of(setting["attention"], **setting["spec"])
             before = source.outcome(source.model) if before is None else before
-            model, figures = measure(
+            model, figures = measure_distilled(
                 source,
                 spec,
                 num_images=setting["num_images"],

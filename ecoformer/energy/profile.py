@@ -32,7 +32,7 @@ class Precision:
 
 
 @dataclass(frozen=True)
-class Rule:
+class PriceRule:
     """Modules whose names match `modules` (shell pattern), and optionally some kinds, use another precision."""
 
     modules: str
@@ -48,7 +48,7 @@ class Profile:
     summary: str
     default: str
     precisions: dict[str, Precision]
-    rules: tuple[Rule, ...] = ()
+    rules: tuple[PriceRule, ...] = ()
     sources: dict[str, str] = field(default_factory=dict)
 
     @property

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from ecoformer.energy.kinds import KINDS, MEMORY
-from ecoformer.energy.profile import Precision, Price, Profile, Rule
+from ecoformer.energy.profile import Precision, Price, PriceRule, Profile
 from ecoformer.errors import InputError
 
 PROFILE_FOLDER = Path(__file__).parent / "profiles"
@@ -223,7 +223,7 @@ class _Reader:
                 raise self.fault(f"{where}.{given[0]} {key!r} is not among {given[0]}s")
         return " ".join(self.origins[key][0] for key in keys), assumed
 
-    def rule(self, data: Any, where: str, precisions: dict[str, Precision]) -> Rule:
+    def rule(self, data: Any, where: str, precisions: dict[str, Precision]) -> PriceRule:
         part = self.mapping(data, where, {"modules", "precision", "kinds"})
         pattern = self.text(part.get("modules"), f"{where}.modules")
         precision = self.text(part.get("precision"), f"{where}.precision")
@@ -232,4 +232,4 @@ class _Reader:
         kinds = part.get("kinds", list(KINDS))
         if not isinstance(kinds, list) or not kinds or any(kind not in KINDS for kind in kinds):
             raise self.fault(f"{where}.kinds must list some of {', '.join(KINDS)}, got {kinds!r}")
-        return Rule(pattern, precision, tuple(kinds))
+        return PriceRule(pattern, precision, tuple(kinds))

@@ -148,7 +148,7 @@ def fit_jointly(
     accepted = after[0][0] < before[0][0]  # NaN is never smaller
     if accepted:
         for name, (x_BND, others) in layer_calls(model, layers, images[:size]).items():
-            layers[name].measure(x_BND, others.get("mask_BN"))
+            layers[name].note_shares(x_BND, others.get("mask_BN"))
     else:
         after = before
         with torch.no_grad():

@@ -90,7 +90,7 @@ class TaughtAttention(FittedState, ReplacementAttention, FittableAttention):
         """Fold what was fitted on standardised tokens into the layer's own parameters, in place."""
         raise TypeError(f"{type(self).__name__} does not say how its fit is stored")
 
-    def measure(self, x_BND: Tensor, mask_BN: Tensor | None = None) -> None:
+    def note_shares(self, x_BND: Tensor, mask_BN: Tensor | None = None) -> None:
         """Measure anew, on these inputs, what the layer knows about its own fit: nothing, for most kinds."""
 
     def jointly_fitted(self) -> list[nn.Parameter]:

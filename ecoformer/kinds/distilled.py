@@ -241,7 +241,7 @@ class DistilledAttention(TaughtAttention):
             self._measure_ones(fitted.codes(x_BND))
 
     @torch.no_grad()
-    def measure(self, x_BND: Tensor, mask_BN: Tensor | None = None) -> None:
+    def note_shares(self, x_BND: Tensor, mask_BN: Tensor | None = None) -> None:
         """The share of ones in bits of these inputs."""
         if self.spec.codes == "bits":
             self._measure_ones(tuple(real_tokens(code, mask_BN) for code in self._codes_and_weights(x_BND)[:2]))

@@ -5,6 +5,7 @@ from typing import Any
 
 from ecoformer.config.keys import keys_of
 from ecoformer.config.schema import CompressConfig, Config, OptimConfig, ScheduleConfig
+from ecoformer.energy.profile_files import load_profile
 from ecoformer.errors import InputError
 from ecoformer.kinds import SPECS, make_spec
 from ecoformer.model.low_rank import LowRankSpec
@@ -32,6 +33,7 @@ def check_config(config: Config) -> list[str]:
     _check_schedule(config)
     attention_spec(config.attention)
     low_rank_spec(config.compress)
+    load_profile(config.energy.profile)
     for kind in sorted(SPECS, key=len, reverse=True):  # one name may end in another
         if config.model.name.endswith(f"_{kind}"):
             stem = config.model.name.removesuffix(f"_{kind}")

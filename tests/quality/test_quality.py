@@ -18,7 +18,7 @@ from ecoformer.energy import load_profile
 from ecoformer.files.table import markdown
 from ecoformer.kinds import DistilledHashSpec, EcoFormerTunedSpec, MSASpec, MultiHeadSelfAttention
 from ecoformer.kinds.uniform import UniformAttention
-from ecoformer.lab.closeness import measure, parse_setting, quality, uniform_copy
+from ecoformer.lab.closeness import measure_setting, parse_setting, quality, uniform_copy
 from ecoformer.lab.closeness.controls import random_hash
 from ecoformer.lab.closeness.quality_report import plot_energy, plot_errors, quality_table
 from ecoformer.lab.closeness.source import pick_images
@@ -171,7 +171,7 @@ def test_a_measured_row_is_complete_and_repeats(images, tmp_path):
     msa = msa_model()
     setting = parse_setting("ecoformer_tuned:num_bits=6,num_anchors=4,fit_steps=15")
     options = {"calibration": images, "held_out": images[:4], "seed": 2, "profile": load_profile("45nm_fp32")}
-    row, again = (measure(msa, setting, accuracy=lambda model: 12.5, **options) for _ in range(2))
+    row, again = (measure_setting(msa, setting, accuracy=lambda model: 12.5, **options) for _ in range(2))
     assert [block["error"] for block in row["blocks"]] == [block["error"] for block in again["blocks"]]
     assert row["top1"] == 12.5 and row["energy"]["audited"]["uncounted"] == []
     assert row["blocks"][0]["fit"]["attention_error"] > 0

@@ -3,7 +3,7 @@
 from ecoformer.lab.closeness.blocks import BlockCloseness, block_errors, quality
 from ecoformer.lab.closeness.controls import ControlSpec, uniform_copy
 from ecoformer.lab.closeness.distill import Distilled, distill
-from ecoformer.lab.closeness.sweep import Setting, measure, parse_setting
+from ecoformer.lab.closeness.sweep import Setting, measure_setting, parse_setting
 
 __all__ = [
     "BlockCloseness",
@@ -12,7 +12,7 @@ __all__ = [
     "Setting",
     "block_errors",
     "distill",
-    "measure",
+    "measure_setting",
     "parse_setting",
     "quality",
     "uniform_copy",

@@ -75,7 +75,7 @@ def spec_of(text: str, **options: Any) -> DistilledSpec | DistilledHashSpec:
     return replace(spec, **{key: value for key, value in options.items() if value is not None})
 
 
-def measure(
+def measure_distilled(
     source: Source,
     spec: DistilledSpec | DistilledHashSpec,
     *,

@@ -61,7 +61,7 @@ def attention_energy(model: nn.Module, names: Iterable[str], img_size: int, prof
     return found
 
 
-def measure(
+def measure_setting(
     msa: nn.Module,
     setting: Setting,
     *,
@@ -141,7 +141,7 @@ def sweep(
     for seed in seeds:
         calibration = data.calibration_images(fit_images, seed=seed)
         for setting in settings:
-            row = measure(
+            row = measure_setting(
                 msa,
                 setting,
                 calibration=calibration,
