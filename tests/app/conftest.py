@@ -62,6 +62,15 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes of short texts, in one table."""
+    path = tmp_path_factory.mktemp("texts") / "texts.tsv"
+    rows = [f"{'good' if i % 2 else 'bad'}\t{'so ' * (i % 7 + 9)}{'fine' if i % 2 else 'dull'}" for i in range(60)]
+    path.write_text("\n".join(["label\ttext", *rows]) + "\n")
+    return path
+
+
+@pytest.fixture(scope="session")
 def cifar(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
     """cifar(10) or cifar(100): 32 px images in that many class folders."""
     roots = {

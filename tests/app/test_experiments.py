@@ -12,6 +12,7 @@ from app_helpers import CONFIGS, EXPERIMENTS, QUICK, TINY_HASH, TINY_PVT, TINY_T
 from ecoformer.engine.optim import scaled_lr
 from ecoformer.run.checks import check_config
 
+SEQUENCES = {"listops": "listops", "text": "text_bytes", "image": "pixels"}
 PUBLISHED_MODELS = [*(f"pvt_v2_b{size}" for size in range(5)), "twins_svt_small"]
 SUMMARY_KEYS = {
     *("model", "attention", "dataset", "img_size", "epochs", "top1", "top5", "params", "muls", "adds", "energy_pj"),
@@ -26,6 +27,8 @@ def test_no_experiment_is_missing() -> None:
     expected = [f"{stem}_{kind}" for stem in small for kind in ("stock", "msa", "ecoformer")]
     expected += [f"imagenet_{model}_{kind}" for model in PUBLISHED_MODELS for kind in ("msa", "ecoformer")]
     expected += [f"{data}_pvt_v2_b0_distilled_hash" for data in ("cifar10", "imagenet")]
+    expected += [f"lra_{task}_{kind}" for task in ("listops", "text", "image") for kind in ("msa", "ecoformer")]
+    expected += [f"{task}_small_{kind}" for task in ("listops", "text") for kind in ("msa", "ecoformer", "uniform")]
     assert sorted(expected) == EXPERIMENTS
 
 
@@ -37,6 +40,10 @@ def test_header_and_composition(name: str) -> None:
     config = compose_config(f"experiment={name}")
     assert check_config(config) == []
     assert config.name == name
+    if config.model.name == "lra_encoder":
+        task, kind = name.removeprefix("lra_").replace("_small", "").split("_")
+        assert (SEQUENCES[task], kind) == (config.data.name, config.attention["name"])
+        return
     assert name == f"{name.split('_')[0]}_{config.model.name}_{config.attention['name']}".replace(
         "digits_pvt_v2_b0", "digits"
     )
@@ -71,22 +78,47 @@ def test_official_recipe(model: str, kind: str) -> None:
         )
 
 
+@pytest.mark.parametrize(
+    ("task", "steps", "warmup"), [("listops", 5000, 1000), ("text", 20000, 8000), ("image", 35000, 175)]
+)
+def test_long_range_arena_recipe(task: str, steps: int, warmup: int) -> None:
+    softmax, hashed = (compose_config(f"experiment=lra_{task}_{kind}") for kind in ("msa", "ecoformer"))
+    for config in (softmax, hashed):
+        assert config.train.max_steps is not None
+        assert config.train.epochs * config.train.max_steps == steps
+        assert config.schedule.warmup_epochs * config.train.max_steps == warmup
+        assert (config.schedule.name, config.schedule.decay_rate, config.schedule.min_lr) == ("poly", 1.0, 0.0)
+        assert (config.optim.name, config.optim.lr, config.optim.weight_decay) == ("adamw", 1e-4, 0.0)
+        assert config.train.batch_size == (256 if task == "image" else 32)
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_two_steps(
     name: str,
     train: Callable[..., dict[str, Any]],
     folders: Path,
+    texts: Path,
     cifar: Callable[[int], Path],
     tmp_path: Path,
 ) -> None:
-    overrides = [f"experiment={name}", "init.pretrained=false", TINY_TWINS if "twins" in name else TINY_PVT, *QUICK]
-    if name.startswith("imagenet"):
+    sequences = compose_config(f"experiment={name}").model.name == "lra_encoder"
+    overrides = [f"experiment={name}", "init.pretrained=false", *QUICK]
+    if not sequences:
+        overrides.append(TINY_TWINS if "twins" in name else TINY_PVT)
+    if sequences:  # of 64 tokens
+        overrides += ["data.seq_len=64"]
+    if sequences and "text" in name:
+        overrides += [f"data.root={texts}"]
+    elif name.startswith("lra_image"):
+        overrides += [f"data.root={cifar(10)}", "data.img_size=8"]
+    elif name.startswith("imagenet"):
         # 64 px: 256, 64, 16 and 4 tokens in the four stages.
         overrides += [f"data.root={folders}", "data.img_size=64", "data.num_workers=0"]
     elif name.startswith("cifar"):
         overrides += [f"data.root={cifar(100 if 'cifar100' in name else 10)}"]
     else:
         overrides += ["data.max_train_samples=32", "data.max_val_samples=16"]
+        overrides += ["data.min_tokens=25"] if sequences else []
     if name.endswith("distilled_hash"):
         overrides += TINY_HASH
     if name.endswith("ecoformer"):
