@@ -7,7 +7,6 @@ int64, 0 = padding; `seq_len` is the most tokens that it takes.
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-import timm
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
@@ -24,6 +23,8 @@ def takes_sequences(model: nn.Module | str) -> bool:
     """Whether a model, or timm's model of a name, takes sequences of ids, not images."""
     if isinstance(model, nn.Module):
         return isinstance(getattr(model, "vocab_size", None), int)
+    import timm  # not for those who only count: it loads whatever it can log to
+
     known = timm.get_pretrained_cfg(model) if ":" not in model else None
     return known is not None and len(known.input_size) == 1
 
