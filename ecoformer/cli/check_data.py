@@ -2,10 +2,13 @@
 
     python scripts/check_data.py ROOT
     python scripts/check_data.py ROOT --val-only --format json
+    python scripts/check_data.py ROOT --layout text_bytes --seq-len 1024
+    python scripts/check_data.py --layout listops --seq-len 256 --max-depth 5
 
 ROOT holds image folders (train/CLASS, val/CLASS), WebDataset shards (train*.tar, val*.tar, classes.txt) or a Hugging
-Face dataset on disk; which of them is seen from its files. Every image is decoded. Exits with 0 if nothing is wrong,
-1 if there are faults, 2 if ROOT is missing or no data set.
+Face dataset on disk; which of them is seen from its files. Every image is decoded. Sequences are asked for by --layout
+and shown with their lengths; listops without ROOT are generated. Exits with 0 if nothing is wrong, 1 if there are
+faults, 2 if ROOT is missing or no data set.
 """
 
 import argparse
@@ -17,18 +20,24 @@ from ecoformer.cli.arguments import Parser, script
 from ecoformer.errors import InputError
 from ecoformer.files import json_text
 
+SHAPE = ("max_depth", "max_args", "min_tokens")
 SHOWN_FAULTS = 100  # in the table; JSON has all of them
 
 
 def parser() -> argparse.ArgumentParser:
     p = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("root", metavar="ROOT")
-    p.add_argument("--layout", choices=("auto", "folder", "webdataset", "hfds"), default="auto")
+    p.add_argument("root", metavar="ROOT", nargs="?")
+    layouts = ("auto", "folder", "webdataset", "hfds", "listops", "text_bytes")
+    p.add_argument("--layout", choices=layouts, default="auto")
     p.add_argument("--val-only", action="store_true", help="a data set for evaluation: no training split is needed")
     p.add_argument("--train-split", metavar="SPLIT", help="pattern of shards or name of a split, as data.train_split")
     p.add_argument("--val-split", metavar="SPLIT", help="the same, as data.val_split")
     p.add_argument("--image-key", metavar="KEY", help="as data.image_key")
     p.add_argument("--label-key", metavar="KEY", help="as data.label_key")
+    p.add_argument("--text-key", metavar="KEY", help="as data.text_key")
+    p.add_argument("--seq-len", type=int, metavar="N", help="as data.seq_len: say how many samples it cuts")
+    for key in SHAPE:
+        p.add_argument(f"--{key.replace('_', '-')}", type=int, metavar="N", help=f"as data.{key}, of generated listops")
     p.add_argument("--num-classes", type=int, metavar="N", help="as data.num_classes")
     p.add_argument("--class-names", metavar="FILE", help="as data.class_names")
     p.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="processes that decode images")
@@ -47,8 +56,12 @@ def run(args: argparse.Namespace) -> int:
         value = getattr(args, key)
         if value is not None and value < 1:
             raise InputError(f"--{key.replace('_', '-')} {value} must be at least 1")
+    if args.root is None and (args.layout != "listops" or args.seq_len is None):
+        raise InputError(
+            "ROOT is missing: give the folder of the data, or --layout listops --seq-len N for generated ones"
+        )
     keys = ("root", "train_split", "val_split", "image_key", "label_key", "num_classes", "class_names")
-    data = DataConfig(name=args.layout, **{key: getattr(args, key) for key in keys})
+    data = DataConfig(name=args.layout, **{key: getattr(args, key) for key in (*keys, "text_key", "seq_len", *SHAPE)})
     console = Console(stderr=True)
     columns = (TextColumn("decoding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:

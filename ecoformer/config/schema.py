@@ -105,7 +105,7 @@ class DataConfig:
         0.1, "sequences without a validation split: share of the training split that is cut off", limit=PROPER_SHARE
     )
     text_key: str | None = key(None, 'text_bytes: the column of the text; null: "text"')
-    pixels_of: str | None = key(None, "pixels: the images, as data.name")
+    pixels_of: str | None = key(None, "pixels: the images, named as in data.name")
     max_depth: int | None = key(
         None, "generated listops: levels of an expression, digits among them; null: 10", limit=at_least(2)
     )

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from ecoformer.config.schema import DataConfig
+from ecoformer.config.schema import SEQUENCES, DataConfig
 from ecoformer.data.corrupt import CorruptImage
 from ecoformer.data.decode import EvalTransform, is_constant, read_image
 from ecoformer.data.faults import Audit, DataFault
 from ecoformer.data.folders import VAL_NAMES
-from ecoformer.data.layouts import look_at_folders, look_at_rows, look_at_shards
+from ecoformer.data.layouts import look_at_folders, look_at_rows, look_at_sequences, look_at_shards
 from ecoformer.data.sources import LabelledSource
 from ecoformer.errors import InputError
 
@@ -32,6 +32,10 @@ def audit(data: DataConfig, *, with_train: bool = True, workers: int = 1, progre
     Raises:
         InputError: the root is missing, or it is no data set of a known layout.
     """
+    if data.name in SEQUENCES:
+        found = Audit(data.root or "generated", data.name)
+        look_at_sequences(data, found)
+        return found
     root = Path(data.root or "").expanduser()
     if not root.is_dir():
         raise InputError(f"{root} is not a folder: give the folder that holds train/ and val/, shards, or a dataset")

@@ -43,7 +43,7 @@ def check_data(data: DataConfig, train: TrainConfig) -> None:
             f"data.root={data.root}: data=digits come with scikit-learn, no folder is read: leave it out, or name the "
             "data set that lies there, as data=folder"
         )
-    if data.download and data.name in ARCHIVES:
+    if data.download and data.name in (*ARCHIVES, "listops", "text_bytes"):
         raise InputError(f"data.download=true works for cifar10 and cifar100, not for {data.name}: unset it")
     if data.download and data.name in ("imagenet", "folder"):
         raise InputError(

@@ -1,4 +1,4 @@
-"""What a look through a data set finds: images per split and class, and faults."""
+"""What a look through a data set finds: samples per split and class, and faults."""
 
 from dataclasses import dataclass, field
 
@@ -29,12 +29,24 @@ class SplitCount:
 
 
 @dataclass
+class SequenceCount:
+    """Sequences of a split, per class; their lengths (min, median, max), the share that seq_len cuts, and the first."""
+
+    name: str
+    samples: int
+    per_class: dict[str, int]
+    lengths: dict[str, int]
+    cut: float | None
+    example: str
+
+
+@dataclass
 class Audit:
     """What was found under a root."""
 
     root: str
-    layout: str  # folder, webdataset or hfds
-    splits: list[SplitCount] = field(default_factory=list)
+    layout: str  # folder, webdataset, hfds, listops or text_bytes
+    splits: list[SplitCount | SequenceCount] = field(default_factory=list)
     faults: list[DataFault] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # what is passed over, and no fault
 
@@ -46,15 +58,21 @@ def count(split: str, targets: np.ndarray, names: list[str]) -> SplitCount:
     return SplitCount(split, len(targets), dict(zip(names, counts, strict=True)))
 
 
-def summary(split: SplitCount) -> str:
-    """One line: images, classes, and the smallest and largest class."""
+def summary(split: SplitCount | SequenceCount) -> str:
+    """Samples, classes, and the smallest and largest class; of sequences also their lengths, and the first one."""
+    number, noun = (split.images, "images") if isinstance(split, SplitCount) else (split.samples, "samples")
     counts = sorted(split.per_class.items(), key=lambda item: item[1])
     if not counts:
-        return f"{split.name}: {split.images} images, no classes"
+        return f"{split.name}: {number} {noun}, no classes"
     few, many = counts[0], counts[-1]
     empty = [name for name, count in counts if count == 0]
     note = f"; empty: {shorten(empty)}" if empty else ""
-    return (
-        f"{split.name}: {split.images} images in {len(counts)} classes, {few[1]} ({few[0]}) to {many[1]} ({many[0]}) "
+    line = (
+        f"{split.name}: {number} {noun} in {len(counts)} classes, {few[1]} ({few[0]}) to {many[1]} ({many[0]}) "
         f"a class{note}"
     )
+    if isinstance(split, SplitCount):
+        return line
+    cut = "" if split.cut is None else f", {split.cut:.1%} cut"
+    lengths = "{min} to {max} tokens, median {median}".format(**split.lengths)
+    return f"{line}; {lengths}{cut}\n  {split.example}"

@@ -1,18 +1,24 @@
-"""The three layouts of a data set, looked through without decoding: each returns the sources whose images to decode."""
+"""The layouts of a data set, looked through without decoding: those of images return the sources to decode."""
 
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
+
+from ecoformer.config.keys import check_limits
 from ecoformer.config.schema import DataConfig
 from ecoformer.data.archives import class_names, label_faults
-from ecoformer.data.faults import Audit, DataFault, count
+from ecoformer.data.faults import Audit, DataFault, SequenceCount, count
 from ecoformer.data.folders import VAL_NAMES, FolderSource, class_names_of, scan_folder, too_few_classes
 from ecoformer.data.hf_disk import read_split, split_names
+from ecoformer.data.sequences import SequenceSource
 from ecoformer.data.shards import IMAGE_KEYS, LABEL_KEY, TRAIN_NAMES, ShardSource, find_shards, index_shards
-from ecoformer.data.sources import LabelledSource
+from ecoformer.data.sources import SOURCES, LabelledSource
 from ecoformer.errors import InputError
+
+EXAMPLE = 100  # symbols that are shown of a sequence
 
 
 def look_at_folders(data: DataConfig, root: Path, found: Audit, with_train: bool) -> list[LabelledSource]:
@@ -105,6 +111,30 @@ def look_at_rows(data: DataConfig, root: Path, found: Audit, with_train: bool) -
         sources.append((split or name, source))
     _check_labels(data, root, found, sources, known)
     return [source for _, source in sources]
+
+
+def look_at_sequences(data: DataConfig, found: Audit) -> None:
+    """Training and validation split of listops or text_bytes, and how many samples are in both.
+
+    Raises InputError for the first thing that is wrong.
+    """
+    check_limits(data, "data.")
+    splits = SOURCES[data.name](data, world_size=1, with_train=True, num_classes=None)
+    seen: set[bytes] = set()
+    for name, source in (("train", splits.train), (data.val_split or "val", splits.val)):
+        if not isinstance(source, SequenceSource):
+            continue  # there is no training split
+        lengths = {key: int(of(source.lengths)) for key, of in (("min", min), ("median", np.median), ("max", max))}
+        cut = None if data.seq_len is None else float((source.lengths > data.seq_len).mean())
+        per_class = count(name, source.targets, splits.class_names).per_class
+        target, text = int(source.targets[0]), " ".join(source.decode(source.sample(0)[:EXAMPLE]).split())
+        example = f"{splits.class_names[target]}: {text}"
+        found.splits.append(SequenceCount(name, len(source), per_class, lengths, cut, example))
+        samples = [source.sample(index).tobytes() for index in range(len(source))]
+        if twice := sum(sample in seen for sample in samples):
+            found.notes.append(f"{twice} of {len(source)} {name} samples are in the train split too")
+        seen.update(samples)
+    found.notes += splits.notes
 
 
 def _check_labels(

@@ -161,7 +161,16 @@ def load_cifar(data: DataConfig, *, world_size: int, with_train: bool, **_: Any)
                 f"data.root={root} has {len(found.class_names)} classes, {name} has {facts.num_classes}: "
                 "check data.root, or use data=folder"
             )
-        return Splits(found.class_names, found.train, found.val, facts.mean, facts.std, crop_pct=1.0, notes=found.notes)
+        return Splits(
+            found.class_names,
+            found.train,
+            found.val,
+            facts.mean,
+            facts.std,
+            crop_pct=1.0,
+            notes=found.notes,
+            tested=True,
+        )
     if not unpacked and not download:
         state = "does not exist" if not path.exists() else f"holds neither {facts.archive}/ nor train/ and test/"
         raise InputError(f"data.root={root} {state}: correct data.root, or set data.download=true")
@@ -171,7 +180,7 @@ def load_cifar(data: DataConfig, *, world_size: int, with_train: bool, **_: Any)
             "download with a single process first"
         )
     train, val, class_names = _read_torchvision(facts, path, download=not unpacked, with_train=with_train)
-    return Splits(class_names, train, val, facts.mean, facts.std, crop_pct=1.0)
+    return Splits(class_names, train, val, facts.mean, facts.std, crop_pct=1.0, tested=True)
 
 
 def _read_torchvision(
@@ -220,4 +229,5 @@ def load_folder(data: DataConfig, *, with_train: bool, **_: Any) -> Splits:
         IMAGENET_DEFAULT_STD,
         crop_pct=0.875,
         notes=found.notes,
+        tested=Path(found.val.root).name == "test",
     )

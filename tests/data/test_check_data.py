@@ -147,3 +147,46 @@ def test_hugging_face_dataset(check, tmp_path: Path):
     assert found["splits"][0]["per_class"] == {"ant": 1, "bee": 1}
     split.select([0, 1]).save_to_disk(str(tmp_path / "one"))
     assert check(tmp_path / "one")[0] == 0
+
+
+def test_sequences(check, tmp_path: Path):
+    rows = [
+        ("label", "text"),
+        *((str(number % 2), f"text number {number}") for number in range(20)),
+        ("0", "longer " * 9),
+    ]
+    for split, lines in (("train", rows), ("val", [rows[0], rows[1], rows[2], ("1", "alone")])):
+        (tmp_path / f"{split}.tsv").write_text("\n".join("\t".join(row) for row in lines) + "\n")
+    code, found = check(tmp_path, "--layout=text_bytes", "--seq-len=14")
+    assert (code, found["layout"], found["faults"]) == (0, "text_bytes", [])
+    assert found["splits"][0] == {
+        "name": "train",
+        "samples": 21,
+        "per_class": {"0": 11, "1": 10},
+        "lengths": {"min": 13, "median": 14, "max": 63},
+        "cut": 1 / 21,
+        "example": "0: text number 0",
+    }
+    code, text = check(tmp_path, "--layout=text_bytes", "--format=table")
+    assert text.splitlines()[1:] == [
+        "train: 21 samples in 2 classes, 10 (1) to 11 (0) a class; 13 to 63 tokens, median 14",
+        "  0: text number 0",
+        "val: 3 samples in 2 classes, 1 (0) to 2 (1) a class; 5 to 13 tokens, median 13",
+        "  0: text number 0",
+        "2 of 3 val samples are in the train split too",
+        "nothing is wrong",
+    ]
+    assert check(tmp_path, "--layout=text_bytes", "--text-key=body")[0] == 2
+    assert check(tmp_path, "--layout=text_bytes", "--seq-len=0") == (2, "data.seq_len=0 must be at least 1, or null")
+
+
+def test_generated_sequences(capsys: pytest.CaptureFixture[str]):
+    from ecoformer.cli import check_data
+
+    assert check_data.main(["--layout", "listops", "--seq-len", "12", "--max-depth", "3"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("generated: listops\ntrain: 96000 samples in 10 classes, ") and "; 4 to 12 tokens, " in out
+    assert check_data.main([]) == 2
+    assert capsys.readouterr().err.startswith(
+        "error: ROOT is missing: give the folder of the data, or --layout listops"
+    )
