@@ -15,6 +15,7 @@ import numpy as np
 
 from ecoformer.config.schema import DataConfig
 from ecoformer.data.augment import derive_seed
+from ecoformer.data.id_files import load_ids
 from ecoformer.data.sequences import SequenceSource
 from ecoformer.data.sources import Splits, data_source
 from ecoformer.data.subset import held_out
@@ -34,11 +35,13 @@ ROUNDS = 50  # without a new expression, after which there are taken to be no mo
 
 @data_source("listops")
 def load_listops(data: DataConfig, *, with_train: bool, **_: Any) -> Splits:
-    """Expressions and their values: generated, or of data.root, basic_{train,val,test}.tsv."""
+    """Expressions and their values: generated, or of data.root: files of ids, or basic_{train,val,test}.tsv."""
     if data.root is None:
         train, val = held_out(data, generated(data, with_train=with_train), "data=listops")
         return Splits(list("0123456789"), train, val, vocab_size=len(VOCABULARY) + 1)
     root = Path(data.root).expanduser()
+    if (imported := load_ids(data, root, len(VOCABULARY) + 1, list("0123456789"))) is not None:
+        return imported
     files = split_files(root, "basic_{}.tsv")
     if not files:
         raise InputError(

@@ -8,6 +8,7 @@ from typing import Any
 from ecoformer.config.schema import DataConfig
 from ecoformer.data.folders import class_names_of, of_system
 from ecoformer.data.hf_disk import LABEL_KEY, read_texts, split_names
+from ecoformer.data.id_files import load_ids
 from ecoformer.data.sequences import BYTES, SequenceSource, class_numbers
 from ecoformer.data.sources import Splits, data_source
 from ecoformer.data.subset import held_out
@@ -44,6 +45,8 @@ def load_texts(data: DataConfig, **_: Any) -> Splits:
     root = Path(data.root).expanduser()
     if not root.exists():
         raise InputError(f"data.root={root} does not exist: set data.root to a folder of texts, a table, or a dataset")
+    if (imported := load_ids(data, root, BYTES + 1)) is not None:
+        return imported
     found, notes = _read(data, root)
     names, numbers = class_numbers({split: texts.labels for split, texts in found.items()}, f"data.root={root}")
     sources = {split: SequenceSource.of(texts.where, texts.texts, numbers[split]) for split, texts in found.items()}
