@@ -4,9 +4,9 @@
     ecoformer import-sequences lra-text.dev.pickle --out DIR/val.npz
     ecoformer train ... data=text_bytes data.root=DIR
 
-FILE is a list of samples, each a dictionary with ids (input_ids_0, padded with 0) and a label, or a dictionary of both
-as arrays. Nothing but NumPy arrays, lists and dictionaries is unpickled. data=listops reads such files too, with the
-ids that they have. Exits with 0, or with 2 for a file that holds anything else.
+FILE is a list of samples, each a dictionary with ids (input_ids_0, padded with 0) and a label. Nothing but NumPy
+arrays, lists and dictionaries is unpickled. data=listops reads such files too, with the ids that they have. Exits with
+0, or with 2 for a file that holds anything else.
 """
 
 import argparse

@@ -19,8 +19,7 @@ from ecoformer.data.tables import split_files
 from ecoformer.errors import InputError, one_line
 from ecoformer.files import atomic_write
 
-ID_KEYS = ("input_ids_0", "input_ids", "inputs", "ids")
-LABEL_KEYS = ("label", "labels", "target", "targets")
+KEYS = ("input_ids_0", "label")  # of a sample in the pickles
 LARGEST_ID = 2**15 - 2
 
 
@@ -96,21 +95,16 @@ def import_pickle(path: Path, out: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _columns(found: Any, path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Ids and labels of a list of samples, or of a dictionary of both."""
-    first = found[0] if isinstance(found, list) and found else found
-    if not isinstance(first, dict):
-        raise InputError(f"{path} holds a {type(first).__name__}: give a list of samples, each with ids and a label")
-    keys = [next((key for key in names if key in first), None) for names in (ID_KEYS, LABEL_KEYS)]
-    if None in keys or "input_ids_1" in first:
-        raise InputError(
-            f"{path} has samples of {', '.join(map(str, first))}: one of {', '.join(ID_KEYS)} and one of "
-            f"{', '.join(LABEL_KEYS)} is needed, and no pairs"
-        )
+    """Ids and labels of a list of samples."""
     try:
-        columns = [found[key] if first is found else [sample[key] for sample in found] for key in keys]
-        ids, labels = (np.asarray(column) for column in columns)
+        keys = set().union(*found)
+        ids, labels = (np.asarray([sample[key] for sample in found]) for key in KEYS)
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} has samples that differ in their keys or lengths: pad all to one length") from error
+        raise InputError(
+            f"{path} must hold a list of samples with {' and '.join(KEYS)}, padded to one length ({one_line(error)})"
+        ) from error
+    if "input_ids_1" in keys:
+        raise InputError(f"{path} has pairs of sequences (input_ids_1): give a task of single ones")
     return ids, labels
 
 

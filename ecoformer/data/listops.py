@@ -29,7 +29,7 @@ OPERATOR_SHARE = 0.25
 MAX_DEPTH, MAX_ARGS = 10, 10  # of Long Range Arena, as the numbers of samples
 NUM_SAMPLES = {"train": 96_000, "val": 2_000, "test": 2_000}
 LISTOPS_SEED = 0  # a constant, so that every run of every seed has the same samples
-TREES = 4096  # that grow at a time
+TREES = 1024  # that grow at a time
 ROUNDS = 50  # without a new expression, after which there are taken to be no more
 
 

@@ -1,12 +1,14 @@
 """Any image source as sequences of grey pixels, row by row: Long Range Arena's image task. Grey value p is id p + 1."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from ecoformer.config.keys import one_of
 from ecoformer.config.schema import ARCHIVES, SEQUENCES, DataConfig
+from ecoformer.data.folders import FolderSource
 from ecoformer.data.sequences import BYTES
-from ecoformer.data.sources import SOURCES, Splits, data_source
+from ecoformer.data.sources import CIFAR, SOURCES, Splits, data_source
 from ecoformer.data.subset import held_out
 from ecoformer.errors import InputError
 
@@ -24,7 +26,8 @@ def load_pixels(data: DataConfig, **options: Any) -> Splits:
         raise InputError(f"data.pixels_of={of} needs data.val_split, or data.dev_samples: say what to validate on")
     images = SOURCES[of](replace(data, name=of), **options)
     assert images.train is not None, "it was asked for"
-    found = {"train": images.train, "test" if images.tested else "val": images.val}
+    of_test = of in CIFAR or (isinstance(images.val, FolderSource) and Path(images.val.root).name == "test")
+    found = {"train": images.train, "test" if of_test else "val": images.val}
     named = of in ARCHIVES  # there data.val_split is the name of what was read
     train, val = held_out(replace(data, val_split=None) if named else data, found, f"data.pixels_of={of}")
     return Splits(images.class_names, train, val, notes=images.notes, vocab_size=BYTES + 1)

@@ -52,7 +52,6 @@ class Splits:
     crop_pct: float = 1.0  # what to evaluate at when the config leaves it open
     notes: list[str] = field(default_factory=list)  # what was passed over
     vocab_size: int | None = None
-    tested: bool = False  # `val` is the test split: settings should not be chosen on it
 
 
 Opener = Callable[..., Splits]
@@ -161,16 +160,7 @@ def load_cifar(data: DataConfig, *, world_size: int, with_train: bool, **_: Any)
                 f"data.root={root} has {len(found.class_names)} classes, {name} has {facts.num_classes}: "
                 "check data.root, or use data=folder"
             )
-        return Splits(
-            found.class_names,
-            found.train,
-            found.val,
-            facts.mean,
-            facts.std,
-            crop_pct=1.0,
-            notes=found.notes,
-            tested=True,
-        )
+        return Splits(found.class_names, found.train, found.val, facts.mean, facts.std, crop_pct=1.0, notes=found.notes)
     if not unpacked and not download:
         state = "does not exist" if not path.exists() else f"holds neither {facts.archive}/ nor train/ and test/"
         raise InputError(f"data.root={root} {state}: correct data.root, or set data.download=true")
@@ -180,7 +170,7 @@ def load_cifar(data: DataConfig, *, world_size: int, with_train: bool, **_: Any)
             "download with a single process first"
         )
     train, val, class_names = _read_torchvision(facts, path, download=not unpacked, with_train=with_train)
-    return Splits(class_names, train, val, facts.mean, facts.std, crop_pct=1.0, tested=True)
+    return Splits(class_names, train, val, facts.mean, facts.std, crop_pct=1.0)
 
 
 def _read_torchvision(
@@ -229,5 +219,4 @@ def load_folder(data: DataConfig, *, with_train: bool, **_: Any) -> Splits:
         IMAGENET_DEFAULT_STD,
         crop_pct=0.875,
         notes=found.notes,
-        tested=Path(found.val.root).name == "test",
     )

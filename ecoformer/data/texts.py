@@ -1,6 +1,5 @@
 """Texts at byte level: folders of files, tables, and Hugging Face datasets. Byte b is id b + 1."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,7 +15,6 @@ from ecoformer.data.tables import SPLITS, TABLES, lines, rows, split_files
 from ecoformer.errors import InputError
 
 TEXT_KEY = "text"
-SPLIT_KEY = "split"  # a column that one table of all splits may have
 UNLABELLED = "unsup"  # reviews of the IMDb release that belong to no class
 
 
@@ -105,43 +103,25 @@ def _rows(data: DataConfig, path: Path) -> Texts:
 
 
 def _table(data: DataConfig, path: Path) -> dict[str, Texts]:
-    """One table of all splits: a column says which; without one all is the training split.
-
-    So does a path in the first of two columns without names: .../SPLIT/CLASS/FILE, text.
-    """
-    _, first = next(lines(path), (0, []))
-    if first and _place(first[0]) is not None:
-        found = _by_path(path)
-    elif SPLIT_KEY in first:
-        columns, settings = _columns(data)
-        found = (
-            (split, label, text, line)
-            for line, (text, label, split) in rows(path, [*columns, SPLIT_KEY], [*settings, ""])
-        )
-    else:
+    """One table: of the training split, or without names of columns, of paths .../SPLIT/CLASS/FILE and texts."""
+    _, first = next(lines(path), (0, [""]))
+    if _place(first[0]) is None:
         return {"train": _rows(data, path)}
-    splits: dict[str, Texts] = {}
-    names = {name: split for split, names in SPLITS.items() for name in names}
-    for split, label, text, line in found:
-        if split not in names:
-            raise InputError(f"{path} line {line} is of the split {split!r}: name it {', '.join(SPLITS)}")
-        if label != UNLABELLED:
-            splits.setdefault(names[split], Texts(f"{path} {names[split]}")).add(text, label, f"{path} line {line}")
-    return {split: splits[split] for split in SPLITS if split in splits}
-
-
-def _place(path: str) -> tuple[str, str] | None:
-    """(split, class) of a path .../SPLIT/CLASS/FILE; None for what is no such path."""
-    parts = PurePosixPath(path).parts
-    return (parts[-3], parts[-2]) if len(parts) >= 3 and any(parts[-3] in names for names in SPLITS.values()) else None
-
-
-def _by_path(path: Path) -> Iterator[tuple[str, str, str, int]]:
+    splits = {split: Texts(f"{path} [{split}]") for split in SPLITS}
     for line, (name, *rest) in lines(path):
         place = _place(name)
         if place is None or not rest:
             raise InputError(f"{path} line {line} is not PATH TAB TEXT with a path .../train/CLASS/FILE: correct it")
-        yield *place, "\t".join(rest), line  # a text may hold tabs
+        if place[1] != UNLABELLED:
+            splits[place[0]].add("\t".join(rest), place[1], f"{path} line {line}")  # a text may hold tabs
+    return {split: texts for split, texts in splits.items() if texts.texts}
+
+
+def _place(path: str) -> tuple[str, str] | None:
+    """(split, class) of a path .../SPLIT/CLASS/FILE; None for what is no such path."""
+    folder, label = ("", "", *PurePosixPath(path).parts)[-3:-1]
+    split = next((split for split, names in SPLITS.items() if folder in names), None)
+    return None if split is None else (split, label)
 
 
 def _dataset(data: DataConfig, root: Path) -> dict[str, Texts]:

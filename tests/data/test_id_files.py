@@ -41,16 +41,9 @@ def convert(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4, 5])
-@pytest.mark.parametrize("arrays", [False, True])
-def test_training_reads_what_was_pickled(open_data, convert, protocol: int, arrays: bool):
+def test_training_reads_what_was_pickled(open_data, convert, protocol: int):
     rows = samples()
-    content: Any = rows
-    if arrays:
-        content = {
-            "inputs": np.stack([row["input_ids_0"] for row in rows]),
-            "targets": [int(row["label"]) for row in rows],
-        }
-    code, printed, path = convert(content, protocol)
+    code, printed, path = convert(rows, protocol)
     assert code == 0 and printed.startswith(f"{path}: 8 samples of up to 11 tokens, ids to 15, labels 0 to 1")
     for name, vocab_size, classes in (("listops", 16, 10), ("text_bytes", 257, 2)):
         keys = {
@@ -74,6 +67,10 @@ def test_a_larger_vocabulary_than_ours(open_data, convert):
     assert 300 < data.vocab_size <= 400
 
 
+def rows(*ids: list[Any]) -> list[dict[str, Any]]:
+    return [{"input_ids_0": row, "label": 0} for row in ids]
+
+
 class Runs:
     def __reduce__(self):
         return os.mkdir, ("made",)
@@ -85,24 +82,26 @@ class Runs:
         ([Runs()], "split.pickle names posix.mkdir: NumPy arrays, lists and dictionaries alone are read"),
         (torch.nn.Linear, "split.pickle names torch.nn.modules.linear.Linear: NumPy arrays, lists and"),
         (b"none", "split.pickle cannot be unpickled ("),
-        ([], "split.pickle holds a list: give a list of samples, each with ids and a label"),
+        ([], "ids are float64 of shape (0,): give whole numbers in 2 dimensions"),
+        ([{"words": [1], "label": 0}], "split.pickle must hold a list of samples with input_ids_0 and label, padded"),
         (
-            [{"words": [1], "label": 0}],
-            "split.pickle has samples of words, label: one of input_ids_0, input_ids, inputs",
+            {"input_ids_0": [1], "label": 0},
+            "split.pickle must hold a list of samples with input_ids_0 and label, padded",
         ),
-        ([{"input_ids_0": [1], "input_ids_1": [1], "label": 0}], "targets is needed, and no pairs"),
+        (7, "split.pickle must hold a list of samples with input_ids_0 and label, padded to one length ("),
         (
-            [{"ids": [1, 2], "label": 0}, {"ids": [1], "label": 0}],
-            "differ in their keys or lengths: pad all to one length",
+            rows([1, 2], [1]),
+            "split.pickle must hold a list of samples with input_ids_0 and label, padded to one length (setting",
         ),
-        ([{"ids": [1.5], "label": 0}], "ids are float64 of shape (1, 1): give whole numbers in 2 dimensions"),
-        ([{"ids": [1, 0, 2], "label": 0}], "sample 0 is empty or has a 0 inside: 0 is padding, at the end"),
-        ([{"ids": [1], "label": 0}, {"ids": [0], "label": 0}], "sample 1 is empty or has a 0 inside"),
         (
-            [{"ids": [-1], "label": 0}],
-            "holds 1 samples with ids -1 to -1, and 1 labels from 0: as many are needed, ids",
+            [{"input_ids_0": [1], "input_ids_1": [1], "label": 0}],
+            "has pairs of sequences (input_ids_1): give a task of",
         ),
-        ({"ids": np.array([{}], dtype=object), "labels": [0]}, "ids are object of shape (1,): give whole numbers in 2"),
+        (rows([1.5]), "ids are float64 of shape (1, 1): give whole numbers in 2 dimensions"),
+        (rows([1, 0, 2]), "sample 0 is empty or has a 0 inside: 0 is padding, at the end"),
+        (rows([1], [0]), "sample 1 is empty or has a 0 inside"),
+        (rows([-1]), "holds 1 samples with ids -1 to -1, and 1 labels from 0: as many are needed, ids"),
+        (rows([{}]), "ids are object of shape (1, 1): give whole numbers in 2"),
     ],
 )
 def test_refusals(convert, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: Any, message: str):
@@ -118,7 +117,7 @@ def test_damaged_files_and_labels_beyond_the_classes(open_data, convert, tmp_pat
             open_data(name=name, root=tmp_path / "ids", seq_len=12)
         return str(caught.value)
 
-    assert convert([{"ids": [1], "label": 12}] * 4)[0] == 0
+    assert convert([{"input_ids_0": [1], "label": 12}] * 4)[0] == 0
     assert refusal() == f"data.root={tmp_path}/ids has a label 12, the classes are 0 to 9: correct it"
     path = tmp_path / "ids" / "train.npz"
     path.write_bytes(path.read_bytes()[:50])

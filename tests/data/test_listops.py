@@ -14,6 +14,7 @@ from ecoformer.data.listops import VOCABULARY, decoded, generated
 from ecoformer.errors import InputError
 
 OPERATIONS = {"[MIN": min, "[MAX": max, "[MED": lambda xs: int(median(xs)), "[SM": lambda xs: sum(xs) % 10}
+FIRST = "[MED 9 5 8 [SM 4 9 3 [MIN 8 8 0 0 4 ] 2 7 7 [MED 1 8 ] ] 0 ]"  # training sample of up to 64 tokens
 SMALL = {"max_train_samples": 300, "max_val_samples": 50}
 
 
@@ -60,6 +61,8 @@ def test_expressions_keep_to_the_grammar_and_have_their_value(depth: int, args: 
 def test_samples_do_not_depend_on_how_many_there_are_and_no_answer_rules():
     small, large = (generated(listops(max_val_samples=20, max_train_samples=count))["train"] for count in (500, 3000))
     assert small.symbols.tolist() == large.symbols[: len(small.symbols)].tolist()
+    # Tables of results stand on these samples.
+    assert (decoded(small.sample(0)), small.targets[0]) == (FIRST, 6)
     share = np.bincount(large.targets, minlength=10) / len(large)
     assert share.max() < 0.2 and share.min() > 0.05
     operators = np.bincount(large.symbols, minlength=15)[10:14]

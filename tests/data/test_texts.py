@@ -57,14 +57,6 @@ def by_path(root: Path) -> Path:
     return path
 
 
-def by_column(root: Path) -> Path:
-    path = root.with_suffix(".csv")
-    with path.open("w", newline="", encoding="utf-8") as file:
-        rows = [(text, label, split) for split in ("train", "test") for label, text in samples(split)]
-        csv.writer(file).writerows([("text", "label", "split"), *rows])
-    return path
-
-
 def saved(root: Path) -> Path:
     datasets = pytest.importorskip("datasets")
     datasets.disable_progress_bars()
@@ -78,7 +70,7 @@ def saved(root: Path) -> Path:
     return root
 
 
-@pytest.mark.parametrize("layout", [folder, tables, by_path, by_column, saved])
+@pytest.mark.parametrize("layout", [folder, tables, by_path, saved])
 def test_every_layout_gives_the_same_samples(open_data, tmp_path: Path, layout):
     root = layout(tmp_path / "texts")
     keys: dict[str, Any] = {"name": "text_bytes", "seq_len": 40, "augment": PLAIN, "val_share": 0.25}
@@ -198,8 +190,6 @@ def test_refusals(open_data, tmp_path: Path):
     path = tmp_path / "one.tsv"
     path.write_text("corpus/train/pos/1.txt\tgood\nnot a path\tbad\n")
     assert refusal(path) == (f"{path} line 2 is not PATH TAB TEXT with a path .../train/CLASS/FILE: correct it")
-    path.write_text("text\tlabel\tsplit\na\t1\tholdout\n")
-    assert refusal(path) == f"{path} line 2 is of the split 'holdout': name it train, val, test"
     path.write_text("text\tlabel\na\t1\nb\t2\nc\t1\nd\t2\n")
     assert refusal(path, val_split="test") == (
         f"data.root={path} has no test split (there: train, val): set data.val_split"
