@@ -6,7 +6,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from ecoformer.config.schema import AugmentConfig, DataConfig, TrainConfig
+from ecoformer.config.schema import SEQUENCES, AugmentConfig, DataConfig, TrainConfig
 from ecoformer.data import archives, listops, pixels, texts  # noqa: F401  they register their sources
 from ecoformer.data.augment import Mix, derive_seed
 from ecoformer.data.checks import (
@@ -118,6 +118,8 @@ def build_data(
         InputError: whatever the user can mend: a missing or unsuitable data set, a setting that does not fit it.
     """
     check_data(data, train)
+    if data.name in SEQUENCES and with_train and not calibration_only:  # before they are generated or read
+        check_augment(augment, in_memory=True, sequences=f"data={data.name}")
     with_train_split = with_train or data.dev_samples > 0
     num_known = None if known is None else len(known.names)
     splits = SOURCES[data.name](data, world_size=world_size, with_train=with_train_split, num_classes=num_known)

@@ -47,6 +47,8 @@ def open_data() -> Callable[..., DataModule]:
         calls = {key: keys.pop(key) for key in ("rank", "world_size", "with_train", "device") if key in keys}
         data = {"name": "folder", "img_size": 8, "crop_pct": 1.0, "num_workers": 0, **keys}
         data["root"] = str(data["root"]) if "root" in data else None
+        if augment is None and "seq_len" in data:
+            augment = {"hflip": 0.0}  # the default is for images
         return build_data(
             DataConfig(**data),
             AugmentConfig(**(augment or {})),

@@ -49,7 +49,6 @@ def test_training_reads_what_was_pickled(open_data, convert, protocol: int):
         keys = {
             "name": name,
             "root": path.parent,
-            "augment": {"hflip": 0.0},
             "train": {"batch_size": 1},
             "val_share": 0.25,
         }
@@ -63,7 +62,7 @@ def test_training_reads_what_was_pickled(open_data, convert, protocol: int):
 
 def test_a_larger_vocabulary_than_ours(open_data, convert):
     path = convert(samples(largest=400))[2]
-    data = open_data(name="listops", root=path.parent, seq_len=12, augment={"hflip": 0.0})
+    data = open_data(name="listops", root=path.parent, seq_len=12)
     assert 300 < data.vocab_size <= 400
 
 

@@ -70,7 +70,7 @@ def test_samples_do_not_depend_on_how_many_there_are_and_no_answer_rules():
 
 
 def test_batches(open_data):
-    data = open_data(name="listops", seq_len=40, augment={"hflip": 0.0}, **SMALL)
+    data = open_data(name="listops", seq_len=40, **SMALL)
     assert (data.vocab_size, data.seq_len, data.num_classes, data.num_train, data.num_val) == (16, 40, 10, 300, 50)
     for ids, targets in data.val_loader:
         for row, target in zip(ids, targets, strict=True):
@@ -92,7 +92,7 @@ def test_the_published_files(open_data, tmp_path: Path):
     root = tmp_path / "lra"
     for split, rows in (("train", [ROW] * 6 + ["( ( ( [MAX 1 ) 2 ) ] )\t2"]), ("val", [ROW] * 3), ("test", [ROW] * 2)):
         write(root / f"basic_{split}.tsv", *rows)
-    data = open_data(name="listops", root=root, seq_len=12, augment={"hflip": 0.0})
+    data = open_data(name="listops", root=root, seq_len=12)
     assert (data.num_train, data.num_val, data.vocab_size) == (7, 3, 16)
     ids, targets = next(iter(data.val_loader))
     assert [VOCABULARY[token - 1] for token in ids[0].tolist() if token] == [
@@ -106,9 +106,9 @@ def test_the_published_files(open_data, tmp_path: Path):
         "]",
     ]
     assert targets.tolist() == [4, 4, 4]
-    assert open_data(name="listops", root=root, seq_len=12, val_split="test", augment={"hflip": 0.0}).num_val == 2
+    assert open_data(name="listops", root=root, seq_len=12, val_split="test").num_val == 2
     (root / "basic_val.tsv").unlink()
-    cut = open_data(name="listops", root=root, seq_len=5, val_share=0.3, augment={"hflip": 0.0})
+    cut = open_data(name="listops", root=root, seq_len=5, val_share=0.3)
     assert (cut.num_train, cut.num_val) == (5, 2)
     assert cut.notes[0].startswith("data.seq_len=5 cuts ") and cut.notes[0].endswith(" of 5 training samples")
 
@@ -165,7 +165,7 @@ def test_lines_that_are_no_sample(open_data, tmp_path: Path, row: str, message: 
             "augment.mixup=0.2 is for images, data=listops are sequences: set augment=none",
         ),
         (
-            {"train": {"batch_size": 400}, "augment": {"hflip": 0.0}},
+            {"train": {"batch_size": 400}},
             "train.batch_size=400 is more than 300 training samples: lower train.batch_size to at most 300",
         ),
     ],

@@ -21,7 +21,6 @@ def open_pixels(open_data):
             "name": "pixels",
             "img_size": 8,
             "seq_len": 64,
-            "augment": {"hflip": 0.0},
             "train": {"batch_size": 2},
             **keys,
         }

@@ -13,8 +13,6 @@ import torch
 
 from ecoformer.errors import InputError
 
-PLAIN = {"hflip": 0.0}
-
 
 def samples(split: str) -> list[tuple[str, str]]:
     """(class, text): quotes, tabs' neighbours, letters of several bytes."""
@@ -73,7 +71,7 @@ def saved(root: Path) -> Path:
 @pytest.mark.parametrize("layout", [folder, tables, by_path, saved])
 def test_every_layout_gives_the_same_samples(open_data, tmp_path: Path, layout):
     root = layout(tmp_path / "texts")
-    keys: dict[str, Any] = {"name": "text_bytes", "seq_len": 40, "augment": PLAIN, "val_share": 0.25}
+    keys: dict[str, Any] = {"name": "text_bytes", "seq_len": 40, "val_share": 0.25}
     data = open_data(root=root, **keys)
     assert (data.vocab_size, data.seq_len, data.class_names) == (257, 40, ["neg", "pos"])
     assert (data.num_train, data.num_val, data.in_memory) == (18, 6, True)
@@ -91,7 +89,7 @@ def test_every_layout_gives_the_same_samples(open_data, tmp_path: Path, layout):
 
 
 def test_the_development_split_is_the_same_in_every_run_and_balanced(open_data, tmp_path: Path):
-    keys: dict[str, Any] = {"name": "text_bytes", "seq_len": 64, "augment": PLAIN, "root": folder(tmp_path / "texts")}
+    keys: dict[str, Any] = {"name": "text_bytes", "seq_len": 64, "root": folder(tmp_path / "texts")}
 
     def rows(**more: Any) -> list[list[int]]:
         data = open_data(**keys, **more)
@@ -108,7 +106,7 @@ def test_the_development_split_is_the_same_in_every_run_and_balanced(open_data, 
 
 
 def test_order_processes_resume_and_calibration_are_those_of_images(open_data, tmp_path: Path):
-    keys: dict[str, Any] = {"name": "text_bytes", "seq_len": 32, "augment": PLAIN, "root": folder(tmp_path / "texts")}
+    keys: dict[str, Any] = {"name": "text_bytes", "seq_len": 32, "root": folder(tmp_path / "texts")}
 
     def epoch(number: int, first: int = 0, **more: Any) -> list[torch.Tensor]:
         loader = open_data(**keys, **more).train_loader
@@ -132,7 +130,7 @@ def test_bytes_that_are_no_text_keep_their_value(open_data, tmp_path: Path):
         separator = b"\t" if name.endswith("tsv") else b","
         rows = [b"text", b"label"], *([bytes([255, 0x80, number]), b"1" * (number % 2 + 1)] for number in range(40, 44))
         (tmp_path / name).write_bytes(b"".join(separator.join(row) + b"\n" for row in rows))
-    data = open_data(name="text_bytes", root=tmp_path, seq_len=4, augment=PLAIN)
+    data = open_data(name="text_bytes", root=tmp_path, seq_len=4)
     assert data.class_names == ["1", "11"]
     ids, _ = next(iter(data.val_loader))
     assert sorted(ids.tolist()) == [[256, 129, number + 1, 0] for number in (40, 41, 42, 43)]
