@@ -6,6 +6,7 @@ digit, or one of four operators with 2 to `max_args` expressions; below the root
 operators, 15 the closing bracket.
 """
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ MAX_DEPTH, MAX_ARGS = 10, 10  # of Long Range Arena, as the numbers of samples
 NUM_SAMPLES = {"train": 96_000, "val": 2_000, "test": 2_000}
 LISTOPS_SEED = 0  # a constant, so that every run of every seed has the same samples
 TREES = 1024  # that grow at a time
-ROUNDS = 50  # without a new expression, after which there are taken to be no more
+PATIENCE = 50  # batches of trees; beyond, each must bring a new expression on average
 
 
 @data_source("listops")
@@ -104,19 +105,18 @@ def generated(data: DataConfig, *, with_train: bool = True) -> dict[str, Sequenc
         rng = np.random.default_rng(derive_seed(LISTOPS_SEED, "listops", split))
         samples: list[bytes] = []
         targets: list[int] = []
-        idle = 0
-        while len(samples) < number:
-            before = len(seen)
+        for batch in itertools.count(1):
             for sample, target in expressions(rng, depth, args, low, high):
                 if sample not in seen and len(samples) < number:
                     seen.add(sample)
                     samples.append(sample)
                     targets.append(target)
-            idle = 0 if len(seen) > before else idle + 1
-            if idle == ROUNDS:
+            if len(samples) == number:
+                break
+            if len(samples) + PATIENCE < batch:
                 raise InputError(
-                    f"{shape} and {low} to {high} tokens give {len(seen)} different expressions, too few for a {split} "
-                    f"split of {number}: allow more, or set data.max_train_samples and data.max_val_samples"
+                    f"{shape} and {low} to {high} tokens: {batch * TREES} draws give {len(samples)} new expressions for "
+                    f"a {split} split of {number}: allow more, or lower data.max_train_samples and max_val_samples"
                 )
         found[split] = SequenceSource.of(f"listops {split}", samples, targets, decoded)
     return found

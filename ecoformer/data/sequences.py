@@ -36,17 +36,12 @@ class SequenceSource:
 
     @classmethod
     def of(
-        cls,
-        label: str,
-        samples: Sequence[bytes | np.ndarray],
-        targets: Sequence[int] | np.ndarray,
-        decode: Callable[[np.ndarray], str] = as_text,
+        cls, label: str, samples: list[bytes], targets: list[int], decode: Callable[[np.ndarray], str] = as_text
     ) -> "SequenceSource":
-        """Samples of one symbol and more: bytes, or arrays."""
-        arrays = [np.frombuffer(part, np.uint8) if isinstance(part, bytes) else part for part in samples]
-        lengths = np.array([len(part) for part in arrays], np.int64)
-        symbols = np.concatenate(arrays) if arrays else np.zeros(0, np.uint8)
-        return cls(label, symbols, np.cumsum(lengths) - lengths, lengths, np.asarray(targets, np.int64), decode)
+        """Samples of at least one symbol, each of which is a byte."""
+        lengths = np.array([len(sample) for sample in samples], np.int64)
+        symbols = np.frombuffer(b"".join(samples), np.uint8)
+        return cls(label, symbols, np.cumsum(lengths) - lengths, lengths, np.array(targets, np.int64), decode)
 
     def __len__(self) -> int:
         return len(self.targets)

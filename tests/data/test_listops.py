@@ -148,8 +148,13 @@ def test_lines_that_are_no_sample(open_data, tmp_path: Path, row: str, message: 
         ),
         (
             {"max_depth": 2, "max_args": 2, "seq_len": 4, "max_train_samples": 400},
-            "data.max_depth=2, data.max_args=2 and 4 to 4 tokens give 400 different expressions, too few for a train "
-            "split of 400: allow more, or set data.max_train_samples and data.max_val_samples",
+            "data.max_depth=2, data.max_args=2 and 4 to 4 tokens: 359424 draws give 300 new expressions for a train "
+            "split of 400: allow more, or lower data.max_train_samples and max_val_samples",
+        ),
+        (
+            {"max_depth": 3, "max_args": 10, "seq_len": 122, "min_tokens": 115},
+            "data.max_depth=3, data.max_args=10 and 115 to 122 tokens: 52224 draws give 0 new expressions for a val "
+            "split of 50: allow more, or lower data.max_train_samples and max_val_samples",
         ),
         ({"max_depth": 1}, "data.max_depth=1 must be at least 2, or null"),
         ({"val_split": "dev"}, "data.val_split=dev must be val or test for data=listops, or null"),
