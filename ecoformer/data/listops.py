@@ -115,8 +115,8 @@ def generated(data: DataConfig, *, with_train: bool = True) -> dict[str, Sequenc
                 break
             if len(samples) + PATIENCE < batch:
                 raise InputError(
-                    f"{shape} and {low} to {high} tokens: {batch * TREES} draws give {len(samples)} new expressions for "
-                    f"a {split} split of {number}: allow more, or lower data.max_train_samples and max_val_samples"
+                    f"{shape} and {low} to {high} tokens: {batch * TREES} draws give {len(samples)} new expressions "
+                    f"for a {split} split of {number}: allow more, or lower data.max_train_samples and max_val_samples"
                 )
         found[split] = SequenceSource.of(f"listops {split}", samples, targets, decoded)
     return found

@@ -69,8 +69,8 @@ class SequenceSource:
 
 
 def id_type(vocab_size: int) -> type[np.integer[Any]]:
-    """The smallest integers that hold ids below `vocab_size`."""
-    return np.uint8 if vocab_size <= BYTES else np.int16 if vocab_size <= 2**15 else np.int32
+    """The smallest integers that hold ids below `vocab_size`, which is at most 2**15."""
+    return np.uint8 if vocab_size <= BYTES else np.int16
 
 
 def grey_ids(

@@ -4,6 +4,7 @@ import bz2
 import csv
 import gzip
 import lzma
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
@@ -36,14 +37,14 @@ def lines(path: Path) -> Iterator[tuple[int, list[str]]]:
     try:
         quoted = ".csv" in path.suffixes
         newline = "" if quoted else "\n"  # a text of a .tsv may hold a carriage return
-        with opener(path, "rt", encoding="utf-8", errors="surrogateescape", newline=newline) as file:
+        with opener(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline=newline) as file:
             if quoted:
                 csv.field_size_limit(LONGEST_FIELD)
                 reader = csv.reader(file, strict=True)
                 yield from ((reader.line_num, row) for row in reader)
             else:
                 yield from ((number, line.rstrip("\r\n").split("\t")) for number, line in enumerate(file, start=1))
-    except (OSError, EOFError, lzma.LZMAError, csv.Error) as error:
+    except (OSError, EOFError, lzma.LZMAError, zlib.error, csv.Error) as error:
         raise InputError(f"{path} cannot be read ({error}): give a whole table, .tsv or .csv") from error
 
 

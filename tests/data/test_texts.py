@@ -42,7 +42,7 @@ def tables(root: Path) -> Path:
             [("text", "stars", "label"), *((text, 3, label) for label, text in samples("train"))]
         )
     lines = ["label\ttext", *(f"{label}\t{text.rstrip()}" for label, text in samples("test"))]
-    (root / "test.tsv").write_text("\n".join(lines) + "\n", newline="\n")
+    (root / "test.tsv").write_text("\ufeff" + "\n".join(lines) + "\n", newline="\n")
     return root
 
 
@@ -184,6 +184,11 @@ def test_refusals(open_data, tmp_path: Path):
     assert refusal(root) == f"{root}/test/odd/a.txt has no text: a sample needs at least one byte; remove it"
     path = by_path(tmp_path / "whole")
     path.write_bytes(path.read_bytes()[:-40])
+    assert refusal(path).startswith(f"{path} cannot be read (")
+    path = tmp_path / "flipped.csv.gz"
+    whole = bytearray(gzip.compress(b"text,label\na,1\nb,2\n"))
+    whole[12] ^= 255
+    path.write_bytes(whole)
     assert refusal(path).startswith(f"{path} cannot be read (")
     path = tmp_path / "one.tsv"
     path.write_text("corpus/train/pos/1.txt\tgood\nnot a path\tbad\n")
