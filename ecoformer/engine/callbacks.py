@@ -27,6 +27,9 @@ class TrainingData(Protocol):
     train_loader: Any
     val_loader: Any
 
+    @property
+    def samples(self) -> str: ...  # what messages call them
+
     def calibration_images(self, num_images: int, seed: int) -> Tensor: ...
 
 

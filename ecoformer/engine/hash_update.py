@@ -38,7 +38,7 @@ def fit_steps(config: HashUpdateConfig, steps_per_epoch: int, epochs: int) -> li
     return [step for step in range(max(1, steps_per_epoch * epochs)) if due(config, step, steps_per_epoch)]
 
 
-def schedule_line(config: HashUpdateConfig, steps_per_epoch: int, epochs: int) -> str:
+def schedule_line(config: HashUpdateConfig, steps_per_epoch: int, epochs: int, samples: str = "images") -> str:
     """When a run fits, for the launch plan; epochs and steps count from 1 there."""
     steps = fit_steps(config, steps_per_epoch, epochs)
     if not steps:
@@ -48,7 +48,7 @@ def schedule_line(config: HashUpdateConfig, steps_per_epoch: int, epochs: int) -
     else:
         unit, numbers = "step", [step + 1 for step in steps]
     listed = ", ".join(map(str, numbers[:5])) + (f", ... ({len(numbers)} times)" if len(numbers) > 5 else "")
-    return f"before {unit} {listed}, on {config.num_images} images"
+    return f"before {unit} {listed}, on {config.num_images} {samples}"
 
 
 def fit_seed(seed: int, step: int) -> int:
@@ -126,7 +126,7 @@ class HashUpdate(Callback):
             for report in reports:
                 trainer.log("hash_fit", **asdict(report))
             if reports:
-                trainer.print(_table(when, self.config.num_images, reports))
+                trainer.print(_table(f"{when}: {self.config.num_images} {trainer.data.samples}", reports))
             for together in joint:
                 trainer.log("joint_fit", **asdict(together))
                 trainer.print(joint_line(together))
@@ -148,7 +148,7 @@ def _when(step: int, steps_per_epoch: int) -> str:
     return f"step {step_of_epoch + 1} of epoch {epoch + 1}" if step_of_epoch else f"epoch {epoch + 1}"
 
 
-def _table(when: str, num_images: int, reports: list[HashFitReport]) -> str:
+def _table(when: str, reports: list[HashFitReport]) -> str:
     figures, form = {"error": "attention_error", "random": "random_error", "uniform": "uniform_error"}, "{:.3f}"
     if all(report.attention_error is None for report in reports):
         figures, form = {"loss": "objective_before", "fitted": "objective_after"}, "{:.4g}"
@@ -161,5 +161,5 @@ def _table(when: str, num_images: int, reports: list[HashFitReport]) -> str:
         Column("corr.", attrgetter("bit_correlation"), "{:.2f}"),
         Column("s", attrgetter("seconds"), "{:.1f}"),
     ]
-    title = f"hash fit before {when}: {num_images} images, {sum(r.seconds for r in reports):.1f} s"
+    title = f"hash fit before {when}, {sum(r.seconds for r in reports):.1f} s"
     return render(Table(columns, reports), "table", title)

@@ -12,17 +12,20 @@ PLAIN_INTERVAL_S = 10.0
 
 
 class ProgressDisplay:
-    """Shows epoch, steps, loss, accuracy, images/s and the time left in the whole run.
+    """Shows epoch, steps, loss, accuracy, speed and the time left in the whole run.
 
     Args:
         enabled: False prints nothing at all (other ranks, `train.progress=false`).
         total_steps, epochs: of the whole run, also if it starts in the middle.
+        samples: what is counted a second.
     """
 
-    def __init__(self, enabled: bool, total_steps: int, epochs: int, console: Console | None = None) -> None:
+    def __init__(
+        self, enabled: bool, total_steps: int, epochs: int, console: Console | None = None, samples: str = "images"
+    ) -> None:
         self.enabled = enabled
         self.console = console or Console(quiet=not enabled)
-        self.total_steps, self.epochs = total_steps, epochs
+        self.total_steps, self.epochs, self.samples = total_steps, epochs, samples
         self.last_line = time.perf_counter()
         self.clock = RemainingTime()
         self.bar: Progress | None = None
@@ -56,7 +59,8 @@ class ProgressDisplay:
         self.step_in_epoch += 1
         self.clock.step_done(time.perf_counter())
         left = self.clock.seconds(self.total_steps - step, (self.total_steps - step) // self.steps_in_epoch)
-        figures = f"loss {loss:.3f}  top-1 {top1:.1f} %  {images_per_second:.0f} images/s  {_duration(left)} left"
+        speed = f"{images_per_second:.0f} {self.samples}/s"
+        figures = f"loss {loss:.3f}  top-1 {top1:.1f} %  {speed}  {_duration(left)} left"
         if self.bar is not None:
             self.bar.update(self.task, advance=1, figures=figures)
         elif time.perf_counter() - self.last_line >= PLAIN_INTERVAL_S:
@@ -69,12 +73,13 @@ class ProgressDisplay:
             self.console.print(line, highlight=False, soft_wrap=True)
 
 
-def epoch_line(record: dict[str, Any], epochs: int, is_best: bool) -> str:
-    """An "epoch" record in one line for the user."""
+def epoch_line(record: dict[str, Any], epochs: int, is_best: bool, samples: str) -> str:
+    """An "epoch" record in one line for the user; `samples`: what they are called."""
     val = "" if record["val_loss"] is None else f"{_val_figures(record)}  "
     return (
         f"epoch {record['epoch'] + 1}/{epochs}  loss {record['train_loss']:.3f}  {val}"
-        f"{record['train_images_per_second']:.0f} images/s  {record['seconds']:.1f} s" + ("  (best)" if is_best else "")
+        f"{record['train_images_per_second']:.0f} {samples}/s  {record['seconds']:.1f} s"
+        + ("  (best)" if is_best else "")
     )
 
 

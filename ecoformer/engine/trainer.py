@@ -191,6 +191,7 @@ class Trainer:
             self.train.progress and distributed.is_main(),
             total_steps=stop * self.steps_per_epoch,
             epochs=self.train.epochs,
+            samples=self.data.samples,
         )
         try:
             with self.signals:
@@ -237,7 +238,7 @@ class Trainer:
             state.best = state.latest
         if evaluated and state.scheduler is not None:
             state.scheduler.step(epoch + 1, state.latest[state.metric])  # moves plateau alone
-        self.print(epoch_line(state.latest, self.train.epochs, is_best))
+        self.print(epoch_line(state.latest, self.train.epochs, is_best, self.data.samples))
         state.save(is_best=is_best)
 
     def _ends_early(self, done: int) -> bool:

@@ -113,18 +113,18 @@ def launch_plan(run: Run, figures: dict[str, Any]) -> Rows:
     root = "sqrt " if config.optim.lr_base_scale == "sqrt" else ""
     base = config.optim.lr_base_batch
     scaling = f" ({config.optim.lr:g} x {root}{batch} / {base})" if base else ""
-    images = figures["images"]
+    images, one = figures["images"], "an image" if run.data.vocab_size is None else "a sample"
     rows = [
         ("model", f"{figures['model']}, {config.attention['name']} attention{_options(config)}"),
         ("weights from", figures["weights_from"]),
         *_compression(run),
         (
             "data",
-            f"{figures['dataset']}, {images['train']} train / {images['val']} val images, "
+            f"{figures['dataset']}, {images['train']} train / {images['val']} val {run.data.samples}, "
             f"{figures['num_classes']} classes",
         ),
-        ("per class", _per_class(figures["images_per_class"])),
-        ("images", f"{run.data.img_size} px, {'in memory' if run.data.in_memory else 'decoded from files'}"),
+        ("per class", _per_class(figures["images_per_class"], run.data.samples)),
+        (run.data.samples, f"{_size(run)}, {'in memory' if run.data.in_memory else 'decoded from files'}"),
         ("tokens", _tokens(run)),
         (
             "global batch",
@@ -138,7 +138,7 @@ def launch_plan(run: Run, figures: dict[str, Any]) -> Rows:
         ("steps", f"{figures['steps_per_epoch']} x {train.epochs} epochs = {figures['steps']}"),
         ("hash fits", _hash_fits(run, figures)),
         ("parameters", f"{figures['params']:,}"),
-        ("energy", f"{figures['energy_pj']:.4g} pJ an image, {figures['energy_convention']} convention, "
+        ("energy", f"{figures['energy_pj']:.4g} pJ {one}, {figures['energy_convention']} convention, "
                    f"{figures['energy_profile']}"),
         ("device", f"{trainer.device}, {figures['threads']} CPU threads, amp {train.amp}"),
         ("output_dir", figures["output_dir"]),
@@ -160,7 +160,7 @@ def _cost_rows(run: Run, figures: dict[str, Any]) -> Rows:
         (
             "probe",
             f"step 1 {probe['first_step_seconds']:.2f} s, step 2 {probe['step_seconds']:.2f} s, of which "
-            f"{probe['data_seconds']:.2f} s waiting for data ({rate:.1f} images/s); validation batch "
+            f"{probe['data_seconds']:.2f} s waiting for data ({rate:.1f} {run.data.samples}/s); validation batch "
             f"{probe['val_batch_seconds']:.2f} s",
         ),
         (
@@ -171,21 +171,27 @@ def _cost_rows(run: Run, figures: dict[str, Any]) -> Rows:
     ]
 
 
-def _per_class(counts: dict[str, dict[str, int]]) -> str:
+def _size(run: Run) -> str:
+    data = run.data
+    return f"{data.img_size} px" if data.vocab_size is None else f"{data.seq_len} tokens, {data.vocab_size} ids"
+
+
+def _per_class(counts: dict[str, dict[str, int]], samples: str) -> str:
     if not counts:
         return "not known before the images are read"
     parts = [
         f"{split} {min(numbers)} / {statistics.median(numbers):g} / {max(numbers)}"
         for split, numbers in ((split, list(found.values())) for split, found in counts.items())
     ]
-    return f"{', '.join(parts)} images (min / median / max)"
+    return f"{', '.join(parts)} {samples} (min / median / max)"
 
 
 def _hash_fits(run: Run, figures: dict[str, Any]) -> str:
     fits = figures["hash_fits"]
     if not fits["layers"]:
         return "none: no hash functions"
-    when = schedule_line(run.config.callbacks.hash_update, run.trainer.steps_per_epoch, run.config.train.epochs)
+    update, epochs = run.config.callbacks.hash_update, run.config.train.epochs
+    when = schedule_line(update, run.trainer.steps_per_epoch, epochs, run.data.samples)
     seconds = figures.get("probe", {}).get("fit_seconds")
     cost = "" if seconds is None else f"; {duration(seconds)} each, {duration(seconds * fits['number'])} in all"
     return f"{fits['layers']} layers, {when}{cost}"

@@ -37,6 +37,7 @@ def whole_summary(config: Config, model: nn.Module, figures: dict[str, Any]) -> 
         "compress": {key: value for key, value in asdict(config.compress).items() if value is not None},
         "dataset": config.data.name,
         "img_size": config.data.img_size,
+        "seq_len": config.data.seq_len,
         "patch_stride": config.model.patch_stride,
         **figures,
         "init": config.init.checkpoint or ("pretrained" if config.init.pretrained else "new"),
@@ -84,6 +85,7 @@ def show_plan(rows: Rows, notes: list[str]) -> None:
 
 def show_figures(title: str, figures: dict[str, Any]) -> None:
     """Print the table that a run ends with; rank 0 alone does."""
+    one, samples = ("an image", "images") if figures["seq_len"] is None else ("a sample", "samples")
     convention = f"{figures['energy_convention']} convention, {figures['energy_profile']}"
     rows = [
         ("top-1", f"{figures['top1']:.2f} %"),
@@ -92,12 +94,12 @@ def show_figures(title: str, figures: dict[str, Any]) -> None:
         ("parameters", f"{figures['params']:,}"),
         ("multiplications", f"{figures['muls']:,}"),
         ("additions", f"{figures['adds']:,}"),
-        ("energy an image", f"{figures['energy_pj']:.4g} pJ, {convention}"),
+        (f"energy {one}", f"{figures['energy_pj']:.4g} pJ, {convention}"),
         ("in attention", in_attention(figures["attention_energy_pj"], 1, "pJ")),
-        ("evaluation", f"{figures['images_per_second']:.0f} images/s"),
+        ("evaluation", f"{figures['images_per_second']:.0f} {samples}/s"),
     ]
     if "train_images_per_second" in figures:
-        rows.append(("training", f"{figures['train_images_per_second']:.0f} images/s"))
+        rows.append(("training", f"{figures['train_images_per_second']:.0f} {samples}/s"))
         rows.append(("time", f"{figures['duration_s']:.1f} s"))
     if figures.get("uncounted"):
         rows.append(("not counted", ", ".join(map(str, figures["uncounted"]))))

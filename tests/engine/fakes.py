@@ -106,6 +106,7 @@ class FakeLoader:
 
 class FakeData:
     img_size = IMG_SIZE
+    samples = "images"
 
     def __init__(
         self,
