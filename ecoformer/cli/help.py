@@ -25,7 +25,8 @@ Train a timm vision model with stock, softmax (MSA), EcoFormer or other attentio
 Evaluate a checkpoint: top-1, top-5, loss, images/s, energy.
 
   ecoformer eval checkpoint=RUN/best.pt
-  ecoformer eval checkpoint=RUN/best.pt data.root=DIR out=figures.json""",
+  ecoformer eval checkpoint=RUN/best.pt data.root=DIR out=figures.json
+  ecoformer eval model=NAME pretrained=true data.root=DIR    timm's weights, without a run""",
 }
 NO_GROUPS = ("hydra", "study")  # Hydra's own, and the tables of `ecoformer study`
 FLAGS = """\

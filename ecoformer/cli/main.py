@@ -7,7 +7,7 @@ from collections.abc import Sequence
 # Command: the module in this package that holds its `main`, and what it does.
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("train", "train a model: experiment=NAME [key=value ...]"),
-    "eval": ("eval", "evaluate a checkpoint: checkpoint=RUN/best.pt [key=value ...]"),
+    "eval": ("eval", "evaluate a checkpoint: checkpoint=RUN/best.pt, or timm's weights: model=NAME pretrained=true"),
     "energy": ("energy", "operations and energy of models with stock, softmax and other attention"),
     "benchmark": ("benchmark", "images/s and peak memory of variants that take turns"),
     "benchmark-hash": ("benchmark_hash", "time and memory of a hash fit"),

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue, OmegaConfBaseException
 
 from ecoformer.config.keys import check_limits, flat, keys_of
-from ecoformer.config.schema import ARCHIVES, SCHEMAS
+from ecoformer.config.schema import ARCHIVES, SCHEMAS, EvalConfig
 from ecoformer.errors import InputError
 from ecoformer.nn.plugins import load_installed, load_modules
 
@@ -53,6 +53,8 @@ def require_present(config: Any) -> None:
 
     Their readers would say so too, after the seconds that torch takes to load.
     """
+    if isinstance(config, EvalConfig):
+        _require_one_model(config)
     given = flat(asdict(config))
     names = [given.get(key) for key in ("checkpoint", "init.checkpoint", "distill.checkpoint")]
     if given.get("resume", "off").endswith(".pt"):
@@ -63,6 +65,18 @@ def require_present(config: Any) -> None:
     root, of_folders = given["data.root"], given["data.name"] in (None, "imagenet", "folder", *ARCHIVES)
     if root is not None and of_folders and not Path(root).expanduser().is_dir():
         raise InputError(f"data.root={root} is not a folder: set data.root to the folder of the data")
+
+
+def _require_one_model(config: EvalConfig) -> None:
+    name = config.model.name
+    if name is None and config.checkpoint is None:
+        raise InputError("checkpoint must be given: add checkpoint=RUN/best.pt, or model=NAME pretrained=true")
+    if name is not None and config.checkpoint is not None:
+        raise InputError(f"checkpoint={config.checkpoint} and model={name} are two models: give one of them")
+    if config.pretrained != (name is not None):
+        raise InputError("model=NAME and pretrained=true go together, for a timm model with timm's weights")
+    if name is not None and config.attention:
+        raise InputError(f"attention={config.attention.get('name')} is a checkpoint's, model={name} has its own")
 
 
 def known_keys(schema: type) -> list[str]:

@@ -239,9 +239,10 @@ class TrainConfig:
 
 @dataclass
 class DistillConfig:
-    """Learning from the logits of another run's model, beside the labels: its best.pt, with the same classes."""
+    """Learning from another model's logits, beside the labels: a run's best.pt, with the same classes, or timm's."""
 
-    checkpoint: str | None = key(None, "null: labels alone")
+    checkpoint: str | None = key(None, "null: labels alone, or a model of timm's")
+    model: str | None = key(None, "a timm model with timm's weights, of ImageNet's classes or the data's")
     weight: float = key(0.5, "of the teacher's term; that of the labels is 1 - weight", limit=FRACTION)
     temperature: float = key(1.0, "of both sides of the term", limit=above(0))
 
@@ -378,12 +379,21 @@ class Config:
 
 
 @dataclass
+class EvalModelConfig:
+    """A model to evaluate without a run."""
+
+    name: str | None = key(None, "a timm model, instead of a checkpoint; `model=NAME` is the same")
+
+
+@dataclass
 class EvalDataConfig:
-    """What evaluation may change about the checkpoint's data; None: as in training."""
+    """What evaluation may change about the checkpoint's data, or timm's; None: as in training, or as timm evaluates."""
 
     name: str | None = key(None, "another layout of the same classes: folder, webdataset, hfds", choices=DATA_NAMES)
     root: str | None = key(None, "null, here and below: as in training")
     img_size: int | None = key(None, limit=at_least(1))
+    crop_pct: float | None = key(None, limit=FRACTION)
+    interpolation: str | None = key(None, choices=INTERPOLATIONS)
     num_workers: int | None = key(None, limit=at_least(0))
     max_val_samples: int | None = key(None, limit=at_least(1))
     max_corrupt: int | None = key(None, limit=at_least(0))
@@ -402,7 +412,9 @@ class EvalEnergyConfig:
 class EvalConfig:
     """What eval.py runs; everything else comes from the checkpoint's own config."""
 
-    checkpoint: str = key(MISSING, "a run's best.pt or last.pt")
+    checkpoint: str | None = key(None, "a run's best.pt or last.pt")
+    model: EvalModelConfig = field(default_factory=EvalModelConfig)
+    pretrained: bool = key(False, "with model=NAME: timm's weights")
     attention: dict[str, Any] = key({}, "attention=KIND refuses a checkpoint of another kind")
     batch_size: int | None = key(None, "null: as in training", limit=at_least(1))
     amp: str | None = key(None, "null: as in training", choices=PRECISIONS)
@@ -413,6 +425,7 @@ class EvalConfig:
     threads: int | None = key(None, "CPU threads; null: torch's choice", limit=at_least(1))
     progress: bool = key(True, "show a progress display")
     out: str | None = key(None, "also write the figures to this JSON file")
+    details: str | None = key(None, "folder for predictions.csv, per_class.csv and confusion.csv")
 
 
 SCHEMAS: dict[str, type] = {"train": Config, "eval": EvalConfig}

@@ -51,6 +51,7 @@ class DataModule:
     val_loader: BatchLoader
     device: torch.device
     train_source: Source | None
+    val_source: Source
     reader: Reader
     notes: list[str]
     vocab_size: int | None = None  # of sequences, whose ids are 0 (padding) to vocab_size - 1; None for images
@@ -192,6 +193,7 @@ def build_data(
         val_loader=val_loader,
         device=device,
         train_source=train_source,
+        val_source=val,
         reader=reader,
         notes=splits.notes + _cut_notes(data, {"training": train_source, "validation": val}),
         vocab_size=splits.vocab_size,

@@ -44,12 +44,14 @@ def evaluate(
     *,
     channels_last: bool = False,
     on_batch: Callable[[], None] | None = None,
+    on_logits: Callable[[Tensor, Tensor], None] | None = None,
 ) -> EvalResult:
     """Evaluate `model` in eval mode; its mode is restored.
 
     Args:
         loader: batches (images (B, 3, S, S) on `device`, labels (B,)); each rank its own share, no image twice.
         amp: off, bf16 or fp16.
+        on_logits: gets every batch's logits (B, classes) and labels (B,), in the loader's order.
         on_batch: called after every batch; an exception from it ends the evaluation.
     Raises:
         NotFinite: logits are NaN or infinite, on any rank; says where that begins.
@@ -70,7 +72,10 @@ def evaluate(
     model.eval()
     try:
         for images, labels in loader:
-            totals += _batch_totals(forward(images), labels)
+            logits = forward(images)
+            totals += _batch_totals(logits, labels)
+            if on_logits is not None:
+                on_logits(logits, labels)
             num_images += len(labels)
             clock.batch_done(len(labels))
             if on_batch is not None:

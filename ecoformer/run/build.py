@@ -13,7 +13,15 @@ import torch
 from hydra.utils import instantiate
 from torch import nn
 
-from ecoformer.config.schema import Config, EvalConfig, TrainConfig
+from ecoformer.config.schema import (
+    Config,
+    DataConfig,
+    EnergyConfig,
+    EvalConfig,
+    InitConfig,
+    ModelConfig,
+    TrainConfig,
+)
 from ecoformer.data import DataModule, build_data
 from ecoformer.data.identity import KnownClasses, ReorderedOutputs, difference_note, require_classes
 from ecoformer.data.module import where_of
@@ -27,10 +35,12 @@ from ecoformer.engine.run_files import read_intact
 from ecoformer.engine.trainer import Trainer
 from ecoformer.engine.wandb_logger import WandbLogger
 from ecoformer.errors import InputError, one_line
+from ecoformer.model.create import create, has_fixed_size
 from ecoformer.model.inputs import input_size
 from ecoformer.model.layers import require_input
 from ecoformer.run.directory import RunDir
 from ecoformer.run.start import BuiltModel, SavedRun, build_model, checkpoint_in, is_own, model_of_run, read_run
+from ecoformer.run.timm_weights import on_classes, timm_teacher
 
 T = TypeVar("T")
 
@@ -48,13 +58,21 @@ class Run:
 
 @dataclass
 class Evaluation:
-    """All the objects of an evaluation."""
+    """All the objects of an evaluation.
 
-    run: SavedRun
+    Attributes:
+        config: describes the evaluation, its `train` what trained the model.
+        model: to be counted; `on_data` is the same, with the data's classes as outputs.
+        origin: where the model comes from, for the figures.
+    """
+
+    config: Config
     data: DataModule
     model: nn.Module
+    on_data: nn.Module
     device: torch.device
     amp: str
+    origin: dict[str, Any]
 
 
 @contextmanager
@@ -119,7 +137,7 @@ def build_run(config: Config, folder: RunDir, device: torch.device, data: DataMo
         callbacks=callbacks,
         loggers=loggers,
         config={"settings": asdict(config), "class_names": list(data.class_names), "sequences": sequences},
-        teacher=logit_teacher(config, list(data.class_names)),
+        teacher=logit_teacher(config, data),
     )
     if folder.resume is not None:
         trainer.restore(folder.resume)  # refuses another run's before anything is written
@@ -214,15 +232,15 @@ def freeze(model: nn.Module, patterns: list[str]) -> None:
         raise InputError(f"train.freeze={patterns} leaves nothing to train: use train.epochs=0 or freeze less")
 
 
-def logit_teacher(config: Config, class_names: list[str]) -> LogitTeacher | None:
-    """The model of `distill.checkpoint`; None without. Raises InputError if it was trained on other classes."""
-    distill = config.distill
+def logit_teacher(config: Config, data: DataModule) -> LogitTeacher | None:
+    """The model of `distill`; None without. Raises InputError if it was trained on other classes."""
+    distill, where = config.distill, where_of(config.data)
+    if distill.model is not None:
+        return LogitTeacher(timm_teacher(distill.model, data, where), distill.weight, distill.temperature)
     if distill.checkpoint is None:
         return None
     run = read_run(distill.checkpoint)
-    order = require_classes(
-        KnownClasses(run.class_names, f"distill.checkpoint={run.path}"), class_names, where_of(config.data)
-    )
+    order = require_classes(KnownClasses(run.class_names, f"distill.checkpoint={run.path}"), data.class_names, where)
     model = model_of_run(run)
     if order != sorted(order):
         model = ReorderedOutputs(model, order)
@@ -230,10 +248,13 @@ def logit_teacher(config: Config, class_names: list[str]) -> LogitTeacher | None
 
 
 def build_evaluation(config: EvalConfig, device: torch.device) -> Evaluation:
-    """Model and validation data of a checkpoint.
+    """Model and validation data of a checkpoint, or of a timm model.
 
     Raises InputError: no checkpoint, a damaged one, one of another attention kind than asked for, other classes.
     """
+    if config.model.name is not None:
+        return _timm_evaluation(config, config.model.name, device)
+    assert config.checkpoint is not None, "require_present() comes first"
     run = read_run(config.checkpoint)
     saved = run.config
     _require_attention(config, run)
@@ -249,7 +270,37 @@ def build_evaluation(config: EvalConfig, device: torch.device) -> Evaluation:
     model.to(device)
     # From here on `saved` describes the evaluation.
     saved.data, saved.energy = data_config, replace(saved.energy, **_given(config.energy))
-    return Evaluation(run, data, model, device, amp)
+    origin = {"checkpoint": str(run.path), "epochs": run.content["epoch"]}
+    return Evaluation(saved, data, model, model, device, amp, origin)
+
+
+def _timm_evaluation(config: EvalConfig, name: str, device: torch.device) -> Evaluation:
+    """A timm model with timm's weights, on images as timm's validate.py shows them, unless `config.data` says else."""
+    size = config.data.img_size
+    model = create(name, key="model", img_size=size, pretrained=True, pretrained_key="pretrained=true")
+    theirs = timm.data.resolve_model_data_config(model, use_test_size=not has_fixed_size(name))
+    defaults = DataConfig(
+        name="folder",
+        img_size=theirs["input_size"][-1],
+        crop_pct=theirs["crop_pct"],
+        interpolation=theirs["interpolation"],
+        mean=list(theirs["mean"]),
+        std=list(theirs["std"]),
+    )
+    described = Config(
+        name=name,
+        model=ModelConfig(name=name),
+        data=replace(defaults, **_given(config.data)),
+        init=InitConfig(pretrained=True),
+        energy=replace(EnergyConfig(), **_given(config.energy)),
+    )
+    train = replace(described.train, progress=config.progress, eval_batch_size=config.batch_size)
+    data = _data(described, train, device, with_train=False)
+    if theirs["crop_mode"] not in (None, "center"):
+        data.notes.append(f"timm evaluates {name} with crop_mode={theirs['crop_mode']}, here it is a central crop")
+    require_input(model, data.img_size)
+    on_data = on_classes(model, name, data.class_names, where_of(described.data))
+    return Evaluation(described, data, model, on_data.to(device), device, config.amp or "off", {})
 
 
 def _given(options: Any) -> dict[str, Any]:

@@ -38,6 +38,8 @@ def check_config(config: Config) -> list[str]:
         if config.model.name.endswith(f"_{kind}"):
             stem = config.model.name.removesuffix(f"_{kind}")
             raise InputError(f"model.name={config.model.name} fixes the attention: use model={stem} attention={kind}")
+    if config.distill.checkpoint is not None and config.distill.model is not None:
+        raise InputError("distill.checkpoint and distill.model are two teachers: set one of them")
     if config.resume != "off" and config.overwrite:
         raise InputError("resume and overwrite=true contradict each other: set one of them")
     if config.dry_run_out is not None and not config.dry_run:

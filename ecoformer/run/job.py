@@ -6,7 +6,9 @@ from pathlib import Path
 from ecoformer.config.schema import Config, EvalConfig
 from ecoformer.engine import distributed
 from ecoformer.engine.evaluation import evaluate
+from ecoformer.engine.predictions import Predictions
 from ecoformer.engine.run_files import SUMMARY
+from ecoformer.errors import InputError
 from ecoformer.files import write_json
 from ecoformer.run import summary
 from ecoformer.run.build import build_evaluation, build_run, session, settle
@@ -41,16 +43,27 @@ def train(config: Config) -> float | None:
 
 
 def evaluate_checkpoint(config: EvalConfig) -> float:
-    """Top-1, top-5, loss, images/s and energy of one checkpoint, printed and, with `out`, written as JSON."""
+    """Top-1, top-5, loss, images/s and energy of one checkpoint or timm model, printed and, with `out`, as JSON."""
     with session(config.device, threads=config.threads) as device:
         evaluation = build_evaluation(config, device)
-        run = evaluation.run
-        result = evaluate(evaluation.model, evaluation.data.val_loader, device, evaluation.amp)
-        origin = {"checkpoint": str(run.path), "epochs": run.content["epoch"]}
-        figures = summary.whole_summary(run.config, evaluation.model, {**asdict(result), **origin})
+        data, described = evaluation.data, evaluation.config
+        if config.details is not None and described.data.max_corrupt:
+            raise InputError(f"details={config.details} names every image: set data.max_corrupt=0")
+        predictions = None if config.details is None else Predictions()
+        result = evaluate(
+            evaluation.on_data,
+            data.val_loader,
+            device,
+            evaluation.amp,
+            on_logits=None if predictions is None else predictions.add,
+        )
+        if predictions is not None and config.details is not None:
+            predictions.write(Path(config.details).expanduser(), data.class_names, data.val_source.name)
+        figures = summary.whole_summary(described, evaluation.model, {**asdict(result), **evaluation.origin})
         if config.out is not None and distributed.is_main():
             write_json(Path(config.out).expanduser(), figures)
-        for note in evaluation.data.notes if distributed.is_main() else ():
+        for note in data.notes if distributed.is_main() else ():
             print(note)
-        summary.show_figures(f"{run.config.name}: {run.path}", figures)
+        title = evaluation.origin.get("checkpoint", f"timm's weights, {described.data.img_size} px")
+        summary.show_figures(f"{described.name}: {title}", figures)
         return result.top1

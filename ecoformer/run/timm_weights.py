@@ -1,0 +1,69 @@
+"""Any timm model with timm's weights, on data of ours: which of its outputs are the data's classes, how it sees images.
+
+Shapes: B batch, K classes of the data, S pixels.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_model_data_config
+from torch import Tensor, nn
+
+from ecoformer.data import DataModule
+from ecoformer.data.identity import KnownClasses, ReorderedOutputs, match_classes, require_classes
+from ecoformer.model.create import create
+
+
+class Renormalised(nn.Module):
+    """A model on images that were normalised for another one: (B, 3, S, S) -> (B, K)."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, model: nn.Module, seen: tuple[Any, Any], wanted: tuple[Any, Any]) -> None:
+        super().__init__()
+        self.model = model
+        (mean, std), (own_mean, own_std) = (torch.tensor([*pair]).view(2, 3, 1, 1) for pair in (seen, wanted))
+        self.register_buffer("scale", std / own_std)
+        self.register_buffer("shift", (mean - own_mean) / own_std)
+
+    def forward(self, images_B3SS: Tensor) -> Tensor:
+        return self.model(images_B3SS * self.scale + self.shift)
+
+
+def class_names(model: Any) -> list[str]:
+    """What the outputs of a timm model stand for: its own labels, ImageNet's synsets by their number, else numbers."""
+    own = model.pretrained_cfg.get("label_names")
+    if own is not None:
+        return list(own)
+    subset = infer_imagenet_subset(model)
+    return [str(index) for index in range(model.num_classes)] if subset is None else ImageNetInfo(subset).label_names()
+
+
+def on_classes(model: Any, name: str, found: Sequence[str], where: str) -> nn.Module:
+    """The model with an output for each class of the data: all of them, in their order, or those that the data have.
+
+    Raises:
+        InputError: the data have classes that the model does not know.
+    """
+    known = KnownClasses(class_names(model), f"timm's {name}")
+    order = match_classes(known.names, found)
+    if order is None and set(found) <= set(known.names):  # a part of ImageNet
+        order = [known.names.index(each) for each in found]
+    if order is None:
+        order = require_classes(known, found, where)
+    return model if order == list(range(len(known.names))) else ReorderedOutputs(model, order)
+
+
+def timm_teacher(name: str, data: DataModule, where: str) -> nn.Module:
+    """A timm model as the teacher of a run on `data`: (B, 3, S, S), normalised as the run does, to logits (B, K).
+
+    Raises:
+        InputError: an unknown name, weights that cannot be had, classes that it does not know.
+    """
+    key = "distill.model"
+    model = create(name, key=key, img_size=data.img_size, pretrained=True, pretrained_key=f"{key}={name}")
+    theirs = resolve_model_data_config(model)
+    chosen = on_classes(model, name, data.class_names, where)
+    return Renormalised(chosen, (data.mean, data.std), (theirs["mean"], theirs["std"]))
