@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("export", "a checkpoint to ONNX or torch.export"),
     "import": ("import_weights", "published weights to a checkpoint, every key accounted for"),
     "import-sequences": ("import_sequences", "others' pickled sequences to a file that training reads"),
+    "average": ("average", "the mean of several checkpoints' weights, as a checkpoint"),
     "hub": ("hub", "a checkpoint to safetensors and a model card that timm loads"),
     "demo": ("demo", "train, convert, fit and compare on bundled digits"),
     "kinds": ("kinds", "runs that differ in their attention alone, side by side"),

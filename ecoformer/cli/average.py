@@ -1,0 +1,24 @@
+"""Average the weights of several checkpoints, as timm's avg_checkpoints.py does.
+
+    ecoformer average RUN/top/*.pt --out averaged.pt
+    ecoformer eval checkpoint=averaged.pt
+
+Takes best.pt, last.pt and top/epoch-N.pt of one run (checkpoint.keep_top_k=N keeps those), or of several with the same
+model, attention and classes; of runs with train.ema_decay their averaged weights. Hash functions are not averaged: they
+must be the same in all. The result is a checkpoint like best.pt, without figures: it was not evaluated.
+"""
+
+import argparse
+from pathlib import Path
+
+from ecoformer.cli.arguments import Parser, script
+
+
+def parser() -> argparse.ArgumentParser:
+    p = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("checkpoints", type=Path, nargs="+", metavar="CHECKPOINT")
+    p.add_argument("--out", type=Path, required=True, metavar="FILE.pt")
+    return p
+
+
+main = script("ecoformer.run.average", parser)

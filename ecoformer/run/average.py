@@ -1,0 +1,78 @@
+"""The mean of several checkpoints' weights as one checkpoint, as timm's avg_checkpoints.py makes it."""
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ecoformer.errors import InputError
+from ecoformer.model.checkpoint import evaluated_weights, load_weights, save_checkpoint
+from ecoformer.run.start import SavedRun, model_of_run, read_run
+
+SAME = ("model", "attention", "compress")  # settings that say what the weights are
+
+
+def run(args: argparse.Namespace) -> int:
+    """Read, average, write, say what was done."""
+    if len(args.checkpoints) < 2:
+        raise InputError("one checkpoint has no average: give at least two")
+    runs = [read_run(path) for path in args.checkpoints]
+    weights = average(runs)
+    last = runs[-1].content
+    content = {key: last[key] for key in ("config", "epoch", "step")}
+    save_checkpoint(args.out, {"kind": "weights", **content, "metrics": None, "model": weights})
+    print(
+        f"{args.out}: the average of {len(runs)} checkpoints; ecoformer eval checkpoint={args.out} says what it is worth"
+    )
+    return 0
+
+
+def average(runs: Sequence[SavedRun]) -> dict[str, Tensor]:
+    """Parameters and batch norm's running figures averaged in float64, of averaged weights where a run kept them.
+
+    What else a model holds, hash functions above all, is no quantity that could be averaged: it must be the same in
+    all, and is taken from the last.
+
+    Raises:
+        InputError: the checkpoints are of different models or classes, or hold different hash functions.
+    """
+    last = runs[-1]
+    for other in runs:
+        for key in SAME:
+            _require_same(other, last, key, getattr(other.config, key), getattr(last.config, key))
+        _require_same(other, last, "classes", other.class_names, last.class_names)
+    model = model_of_run(last)
+    norms = {f"{name}." for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
+    meaned = dict(model.named_parameters()).keys() | {
+        name for name, value in model.named_buffers() if value.is_floating_point() and _owner(name) in norms
+    }
+    free = {name for name, _ in model.named_buffers() if _owner(name) in norms}  # batch norm's counts
+    states = [evaluated_weights(each.content) for each in runs]
+    for each, state in zip(runs, states, strict=True):
+        load_weights(model, state, each.path)  # refuses other shapes
+    found: dict[str, Any] = {}
+    for name, value in states[-1].items():
+        values = [state[name] for state in states]
+        if name in meaned:
+            value = torch.stack([each.double() for each in values]).mean(0).to(value.dtype)
+        elif name not in free:
+            for each, own in zip(runs, values, strict=True):
+                if not torch.equal(own, value):
+                    raise InputError(
+                        f"{each.path} and {last.path} hold different {name}: hash functions and what else was fitted "
+                        "cannot be averaged; give checkpoints of one fit, as the epochs of one run"
+                    )
+        found[name] = value
+    return found
+
+
+def _owner(name: str) -> str:
+    return name.rpartition(".")[0] + "."
+
+
+def _require_same(one: SavedRun, two: SavedRun, what: str, own: Any, other: Any) -> None:
+    if own != other:
+        raise InputError(f"{one.path} and {two.path} are not of the same {what}: average checkpoints of one run")

@@ -1,0 +1,123 @@
+"""Averages of checkpoints: what is averaged, what must be the same, what is refused."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ecoformer import fit_hashes
+from ecoformer.cli.average import main
+from ecoformer.config.schema import Config, DataConfig, ModelConfig
+from ecoformer.model.checkpoint import load_checkpoint, save_checkpoint
+from ecoformer.run.start import build_model, model_of_run, read_run
+
+PVT = {"embed_dims": [8, 16, 40, 64], "depths": [1, 1, 1, 1]}
+HASH = {"name": "ecoformer", "num_bits": 4, "num_anchors": 4, "top_k": 2}
+Settings = dict[str, Any]
+
+
+def checkpoint(path: Path, seed: int, *, fit: int = 0, ema: bool = False, **changes: Any) -> Path:
+    """A checkpoint of a tiny hashed PVT: weights of `seed`, hash functions of `fit`."""
+    settings: Settings = {"attention": HASH, "name": "pvt_v2_b0", "classes": 3, **changes}
+    config = Config(
+        model=ModelConfig(settings["name"], patch_stride=2, kwargs=PVT),
+        attention=settings["attention"],
+        data=DataConfig(name="digits", img_size=32),
+    )
+    torch.manual_seed(0)  # the same start for the fits
+    net = build_model(config, settings["classes"]).model
+    fit_hashes(net, torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(fit)), seed=fit)
+    torch.manual_seed(seed)
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter)
+    weights = {key: value.clone() for key, value in net.state_dict().items()}
+    content = {
+        "kind": "weights",
+        "config": {"settings": asdict(config), "class_names": [f"class{i}" for i in range(settings["classes"])]},
+        "epoch": seed,
+        "step": 10 * seed,
+        "metrics": {"val_top1": 50.0},
+        "model": weights,
+    }
+    if ema:
+        torch.nn.init.zeros_(net.head.weight)
+        content |= {"kind": "run", "ema": dict(net.state_dict()), "training": {}}
+    save_checkpoint(path, content)
+    return path
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    capsys.readouterr()
+    assert main([str(argument) for argument in arguments]) == 2
+    errors = capsys.readouterr().err
+    assert errors.count("\n") == 1
+    return errors
+
+
+def test_parameters_are_averaged_and_hash_functions_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = [checkpoint(tmp_path / f"{seed}.pt", seed) for seed in (1, 2, 3)]
+    assert main([*map(str, paths), f"--out={tmp_path / 'mean.pt'}"]) == 0
+    assert "the average of 3 checkpoints" in capsys.readouterr().out
+    states = [load_checkpoint(path)["model"] for path in paths]
+    found = load_checkpoint(tmp_path / "mean.pt")
+    assert (found["kind"], found["epoch"], found["step"], found["metrics"]) == ("weights", 3, 30, None)
+    names = {name for name, _ in model_of_run(read_run(paths[0])).named_parameters()}
+    assert 0 < len(names) < len(states[0])
+    for key, value in found["model"].items():
+        assert value.dtype == states[0][key].dtype
+        if key in names:
+            torch.testing.assert_close(value, torch.stack([state[key] for state in states]).mean(0))
+        else:
+            assert torch.equal(value, states[2][key])
+    model_of_run(read_run(tmp_path / "mean.pt")).eval()(torch.randn(1, 3, 32, 32))
+
+
+def test_averaged_weights_of_a_run_are_taken(tmp_path: Path) -> None:
+    one = checkpoint(tmp_path / "1.pt", 1, ema=True)
+    two = checkpoint(tmp_path / "2.pt", 2)
+    assert main([str(one), str(two), f"--out={tmp_path / 'mean.pt'}"]) == 0
+    mean = load_checkpoint(tmp_path / "mean.pt")["model"]["head.weight"]
+    torch.testing.assert_close(mean, load_checkpoint(two)["model"]["head.weight"] / 2)
+
+
+def test_batch_norm_is_averaged_and_its_count_taken_from_the_last(tmp_path: Path) -> None:
+    def with_norm(seed: int) -> Path:
+        config = Config(model=ModelConfig("resnet10t"), data=DataConfig(name="digits", img_size=32))
+        torch.manual_seed(seed)
+        net = build_model(config, 3).model
+        net.train()(torch.randn(4, 3, 32, 32))
+        if seed == 2:
+            net(torch.randn(4, 3, 32, 32))
+        content = {"epoch": 1, "step": 1, "metrics": None, "model": dict(net.state_dict())}
+        settings = {"settings": asdict(config), "class_names": ["a", "b", "c"]}
+        save_checkpoint(tmp_path / f"{seed}.pt", {"kind": "weights", "config": settings, **content})
+        return tmp_path / f"{seed}.pt"
+
+    paths = [with_norm(1), with_norm(2)]
+    assert main([*map(str, paths), f"--out={tmp_path / 'mean.pt'}"]) == 0
+    one, two, mean = (load_checkpoint(path)["model"] for path in (*paths, tmp_path / "mean.pt"))
+    key = next(key for key in one if key.endswith("running_var"))
+    torch.testing.assert_close(mean[key], (one[key] + two[key]) / 2)
+    assert mean[key.replace("running_var", "num_batches_tracked")] == 2
+
+
+def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, out = checkpoint(tmp_path / "1.pt", 1), f"--out={tmp_path / 'mean.pt'}"
+    others = {
+        "hold different stages.0.blocks.0.attn": checkpoint(tmp_path / "fit.pt", 2, fit=1),
+        "not of the same attention": checkpoint(tmp_path / "msa.pt", 2, attention={"name": "msa"}),
+        "not of the same classes": checkpoint(tmp_path / "four.pt", 2, classes=4),
+        "not of the same model": checkpoint(tmp_path / "li.pt", 2, name="pvt_v2_b2_li", attention={"name": "msa"}),
+    }
+    for message, other in others.items():
+        assert message in refused(capsys, one, other, out)
+    assert "hash functions and what else was fitted cannot be averaged" in refused(
+        capsys, one, tmp_path / "fit.pt", out
+    )
+    assert "give at least two" in refused(capsys, one, out)
+    assert "does not exist" in refused(capsys, one, tmp_path / "no.pt", out)
+    assert not (tmp_path / "mean.pt").exists()
