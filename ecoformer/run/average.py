@@ -24,9 +24,7 @@ def run(args: argparse.Namespace) -> int:
     last = runs[-1].content
     content = {key: last[key] for key in ("config", "epoch", "step")}
     save_checkpoint(args.out, {"kind": "weights", **content, "metrics": None, "model": weights})
-    print(
-        f"{args.out}: the average of {len(runs)} checkpoints; ecoformer eval checkpoint={args.out} says what it is worth"
-    )
+    print(f"{args.out}: the average of {len(runs)} checkpoints, not evaluated: ecoformer eval checkpoint={args.out}")
     return 0
 
 

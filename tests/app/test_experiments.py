@@ -25,7 +25,7 @@ RUN_FILES = ("config.yaml", "metrics.jsonl", "metrics.csv", "last.pt", "best.pt"
 def test_no_experiment_is_missing() -> None:
     small = ("digits", "cifar10_pvt_v2_b0", "cifar100_pvt_v2_b0")
     expected = [f"{stem}_{kind}" for stem in small for kind in ("stock", "msa", "ecoformer")]
-    expected += [f"imagenet_{model}_{kind}" for model in PUBLISHED_MODELS for kind in ("msa", "ecoformer")]
+    expected += [f"imagenet_{model}_{kind}" for model in PUBLISHED_MODELS for kind in ("stock", "msa", "ecoformer")]
     expected += [f"{data}_pvt_v2_b0_distilled_hash" for data in ("cifar10", "imagenet")]
     expected += [f"lra_{task}_{kind}" for task in ("listops", "text", "image") for kind in ("msa", "ecoformer")]
     expected += [f"{task}_small_{kind}" for task in ("listops", "text") for kind in ("msa", "ecoformer", "uniform")]
@@ -50,7 +50,7 @@ def test_header_and_composition(name: str) -> None:
     assert config.data.name == name.split("_")[0]
 
 
-@pytest.mark.parametrize("kind", ["msa", "ecoformer"])
+@pytest.mark.parametrize("kind", ["stock", "msa", "ecoformer"])
 @pytest.mark.parametrize("model", PUBLISHED_MODELS)
 def test_official_recipe(model: str, kind: str) -> None:
     twins, second = model.startswith("twins"), kind == "ecoformer"
