@@ -50,7 +50,7 @@ EVALUATED = ("val_loss", "val_top1", "val_top5", "images_per_second")  # null in
 
 
 class Trainer:
-    """Trains a model, evaluates it every epoch, and keeps a run directory that can be resumed at any moment.
+    """Trains a model, evaluates it after its epochs, and keeps a run directory that can be resumed at any moment.
 
     Args:
         model: moved to `device`; its hash functions, if any, are fitted by a callback.
@@ -236,8 +236,8 @@ class Trainer:
         state.latest = self.log("epoch", **metrics)
         if is_best := evaluated and state.is_better(state.latest, state.best):
             state.best = state.latest
-        if evaluated and state.scheduler is not None:
-            state.scheduler.step(epoch + 1, state.latest[state.metric])  # moves plateau alone
+        if state.scheduler is not None:  # moves plateau alone
+            state.scheduler.step(epoch + 1, state.latest[state.metric])
         self.print(epoch_line(state.latest, self.train.epochs, is_best, self.data.samples))
         state.save(is_best=is_best)
 

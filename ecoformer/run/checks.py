@@ -131,10 +131,10 @@ def _check_schedule(config: Config) -> None:
             raise InputError(f"schedule.kwargs.{key}={value}: write schedule.{key}={value}, which is a key of its own")
         if key.startswith("cycle_") or key == "warmup_prefix":
             raise InputError(f"schedule.kwargs.{key}={value}: a run has one cycle of train.epochs here: leave it out")
-    if config.train.epochs and schedule.cooldown_epochs >= config.train.epochs:
+    if schedule.cooldown_epochs and schedule.warmup_epochs + schedule.cooldown_epochs >= config.train.epochs > 0:
         raise InputError(
-            f"schedule.cooldown_epochs={schedule.cooldown_epochs} leaves nothing of train.epochs={config.train.epochs}"
-            ": lower it, or raise train.epochs, which it is part of"
+            f"schedule.warmup_epochs={schedule.warmup_epochs} and schedule.cooldown_epochs={schedule.cooldown_epochs} "
+            f"leave nothing of train.epochs={config.train.epochs}, which they are part of: lower them"
         )
 
 

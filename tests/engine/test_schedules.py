@@ -101,6 +101,12 @@ def test_plateau_decays_when_the_metric_stops_to_improve(tmp_path: Path) -> None
     assert plateau is not None and plateau.best == 60.0
 
 
+def test_plateau_warms_up_in_epochs_that_are_not_evaluated_too(tmp_path: Path) -> None:
+    schedule = ScheduleConfig(name="plateau", warmup_epochs=2, warmup_lr=0.0)
+    make_trainer(tmp_path, epochs=4, val_interval=4, schedule=schedule).fit()
+    assert [record["lr"] for record in epochs_of(tmp_path)] == [0.0, 5e-3, 1e-2, 1e-2]
+
+
 @pytest.mark.parametrize(("metric", "best"), [("top1", 1), ("top5", 2), ("loss", 0)])
 def test_the_metric_chooses_the_best_epoch(tmp_path: Path, metric: str, best: int) -> None:
     trainer = make_trainer(tmp_path, epochs=3, eval_metric=metric, checkpoint={"keep_top_k": 1})
@@ -118,7 +124,7 @@ def test_the_metric_chooses_the_best_epoch(tmp_path: Path, metric: str, best: in
         ({"name": "step", "cooldown_epochs": 1}, "only under cosine, tanh, poly"),
         ({"kwargs": {"cycle_limit": 2}}, "a run has one cycle"),
         ({"kwargs": {"min_lr": 2}}, "write schedule.min_lr=2"),
-        ({"cooldown_epochs": 4}, "leaves nothing of train.epochs=4"),
+        ({"cooldown_epochs": 2, "warmup_epochs": 2}, "leave nothing of train.epochs=4"),
     ],
 )
 def test_meaningless_settings_are_refused(schedule: dict[str, Any], message: str) -> None:
