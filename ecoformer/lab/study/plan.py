@@ -60,7 +60,8 @@ class RowConfig:
 
     @property
     def folder(self) -> str:
-        parts = [self.attention, self.name, "" if self.finetune else "converted"]
+        how = SCRATCH if self.source == SCRATCH else "" if self.finetune else "converted"
+        parts = [self.attention, self.name, how]
         # Hydra reads a comma in output_dir as a sweep.
         return "-".join(re.sub(r"[^\w.]+", "_", part) for part in parts if part)
 

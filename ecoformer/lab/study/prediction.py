@@ -10,7 +10,8 @@ from omegaconf.errors import OmegaConfBaseException
 from ecoformer.config.faults import describe
 from ecoformer.config.loading import CONFIGS, load_config
 from ecoformer.config.overrides import as_typed
-from ecoformer.config.schema import Config, register_schemas
+from ecoformer.config.schema import SEQUENCES, Config, register_schemas
+from ecoformer.data.sequences import BYTES
 from ecoformer.errors import InputError
 from ecoformer.run.checks import check_config
 from ecoformer.run.start import build_model
@@ -34,5 +35,8 @@ def compose_run(arguments: Sequence[str]) -> Config:
 
 def predict_energy(config: Config) -> dict[str, Any]:
     """The ledger's figures of the run's model, as in its summary.json later on. Raises InputError as train.py does."""
-    built = build_model(config, CLASSES.get(config.data.name, OTHERS), with_weights=False)
+    data, sequences = config.data, {}
+    if data.name in SEQUENCES:  # however many ids there are: an embedding is read, not multiplied
+        sequences = {"vocab_size": BYTES + 1, "seq_len": data.seq_len or data.img_size**2}
+    built = build_model(config, CLASSES.get(data.name, OTHERS), with_weights=False, sequences=sequences)
     return run_energy(config, built.model)
