@@ -32,6 +32,7 @@ from ecoformer.ops.codes.folded import Affine, distilled_attention, token_codes
 from ecoformer.ops.codes.forms import BITS, CodeForm, Shifts
 from ecoformer.ops.codes.ternary import TernaryAffine
 
+LEVELS = 16
 MOST_LEVELS = 48  # 2^23 squared, 8,192 tokens and as many features together stay far below 2^127
 
 
@@ -42,7 +43,7 @@ class DistilledSpec(TaughtSpec):
     Args:
         codes: "shift" makes a code of powers of two, "bits" of 0 and 1.
         num_features: code length K per head.
-        levels: exponents of a power of two, around zero: 16 are -8 to 7. Bits have two levels whatever this says.
+        levels: exponents of a power of two, around zero: 16 are -8 to 7. Not of bits.
         projection: "ternary" takes the products out of the projection to codes: its weights are -1, 0 or +1 times one
             scale a feature.
         relaxation: what stands for the step of bits while they are fitted. "sigmoid" sharpens a sigmoid until it is all
@@ -54,7 +55,7 @@ class DistilledSpec(TaughtSpec):
 
     codes: Literal["shift", "bits"] = "shift"
     num_features: int = 16
-    levels: int = 16
+    levels: int = LEVELS
     projection: Literal["real", "ternary"] = "real"
     fit_lr: float = 0.01
     relaxation: Literal["sigmoid", "straight_through"] = "sigmoid"
@@ -66,6 +67,8 @@ class DistilledSpec(TaughtSpec):
         one_of("relaxation", self.relaxation, ("sigmoid", "straight_through"))
         self.require_whole(1, "num_features")
         self.require_whole(2, "levels")
+        if self.codes == "bits" and self.levels != LEVELS:
+            raise InputError(f"attention.levels={self.levels} is of codes=shift, bits have two: leave it out")
         if self.levels > MOST_LEVELS:
             raise InputError(
                 f"attention.levels={self.levels} must be at most {MOST_LEVELS}: larger powers of two overflow in sums"

@@ -113,6 +113,7 @@ def test_settings_that_a_shift_cannot_have():
     for options, message in (
         ({"levels": 1}, "levels=1 must be a whole number of at least 2"),
         ({"levels": 64}, "levels=64 must be at most 48"),
+        ({"codes": "bits", "levels": 8}, "levels=8 is of codes=shift, bits have two"),
         ({"codes": "tables"}, "codes='tables' must be shift or bits"),
         ({"projection": "binary"}, "projection='binary' must be real or ternary"),
     ):
