@@ -125,6 +125,21 @@ def test_order_processes_resume_and_calibration_are_those_of_images(open_data, t
         open_data(**keys).calibration_images(99, seed=7)
 
 
+def test_limits_of_memory_and_samples(open_data, tmp_path: Path):
+    keys: dict[str, Any] = {"name": "text_bytes", "root": folder(tmp_path / "texts"), "train": {"smoothing": 0.1}}
+    data = open_data(seq_len=9, max_train_samples=6, max_val_samples=1, **keys)
+    assert (data.num_train, data.num_val, sorted(data.train_loader.targets)) == (6, 1, [0, 0, 0, 1, 1, 1])
+    assert data.notes[1:] == [
+        "data.seq_len=9 cuts 6 of 6 training samples",
+        "data.seq_len=9 cuts 1 of 1 validation samples",
+    ]
+    with pytest.raises(InputError) as caught:
+        open_data(seq_len=2**27, **keys)
+    assert str(caught.value) == (
+        "data.seq_len=134217728 needs 6.0 GiB for 24 samples, the limit is 2 GiB: lower it, or data.max_train_samples"
+    )
+
+
 def test_bytes_that_are_no_text_keep_their_value(open_data, tmp_path: Path):
     for name in ("train.tsv", "val.csv"):
         separator = b"\t" if name.endswith("tsv") else b","
