@@ -59,9 +59,14 @@ def check_data(data: DataConfig, train: TrainConfig) -> None:
             )
 
 
-def _check_sequences(data: DataConfig) -> None:
+def require_seq_len(data: DataConfig) -> None:
+    """Raise InputError where sequences are not said to be of any length."""
     if data.seq_len is None:
         raise InputError(f"data={data.name} needs data.seq_len: set it to the tokens of a sequence, such as 512")
+
+
+def _check_sequences(data: DataConfig) -> None:
+    require_seq_len(data)
     if data.in_memory is False:
         raise InputError(f"data.in_memory=false: data={data.name} are held in memory: leave it out")
     of_images = [key for key in ("mean", "std") if getattr(data, key) is not None]

@@ -16,6 +16,7 @@ from ecoformer.data.checks import (
     check_batch,
     check_data,
     memory_bytes,
+    require_seq_len,
 )
 from ecoformer.data.corrupt import CorruptImages
 from ecoformer.data.decode import EvalTransform
@@ -125,11 +126,15 @@ def build_data(
     num_known = None if known is None else len(known.names)
     splits = SOURCES[data.name](data, world_size=world_size, with_train=with_train_split, num_classes=num_known)
     sequences = splits.vocab_size is not None
-    if data.seq_len is not None and not sequences:
+    if sequences:
+        require_seq_len(data)
+    elif data.seq_len is not None:
         raise InputError(f"data.seq_len={data.seq_len} is for sequences, data={data.name} are images: leave it out")
     if len(splits.class_names) < 2:
         raise InputError(f"{where_of(data)} has one class ({splits.class_names[0]}): a classifier needs at least two")
-    if data.dev_samples > 0 and not sequences:  # of sequences, they are the validation split already
+    if with_train and splits.train is None:
+        raise InputError(f"{where_of(data)} has no training split: add one")
+    if data.dev_samples > 0 and data.name not in SEQUENCES:  # of these, they are the validation split already
         assert splits.train is not None, "it was asked for"
         left, dev = split_off(splits.train, data.dev_samples)
         splits = replace(splits, train=left, val=dev)

@@ -9,8 +9,10 @@ from statistics import median
 import numpy as np
 import pytest
 
-from ecoformer.config.schema import DataConfig
+from ecoformer.config.schema import DATA_NAMES, DataConfig
 from ecoformer.data.listops import VOCABULARY, decoded, generated
+from ecoformer.data.sequences import SequenceSource
+from ecoformer.data.sources import SOURCES, Splits, data_source
 from ecoformer.errors import InputError
 
 OPERATIONS = {"[MIN": min, "[MAX": max, "[MED": lambda xs: int(median(xs)), "[SM": lambda xs: sum(xs) % 10}
@@ -179,3 +181,20 @@ def test_refusals(open_data, keys: dict, message: str):
     with pytest.raises(InputError) as caught:
         open_data(name="listops", **{"seq_len": 64, **SMALL, **keys})
     assert str(caught.value) == message
+
+
+def counted(data: DataConfig, **_: object) -> Splits:
+    source = SequenceSource.of("counted", [bytes([number]) for number in range(8)], [0, 1] * 4)
+    return Splits(["even", "odd"], source, source, vocab_size=9)
+
+
+def test_sequences_of_a_plugin(open_data):
+    data_source("counted")(counted)
+    try:
+        data = open_data(name="counted", seq_len=2, dev_samples=2)
+        assert (data.num_train, data.num_val, data.vocab_size) == (6, 2, 9)
+        with pytest.raises(InputError, match=r"^data=counted needs data\.seq_len: set it to the tokens of a sequence"):
+            open_data(name="counted")
+    finally:
+        DATA_NAMES.remove("counted")
+        del SOURCES["counted"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import lzma
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +213,14 @@ def test_refusals(open_data, tmp_path: Path):
     assert refusal(path, val_split="test") == (
         f"data.root={path} has no test split (there: train, val): set data.val_split"
     )
+
+
+def test_a_test_split_alone_can_be_evaluated_and_not_trained_on(open_data, tmp_path: Path):
+    keys: dict[str, Any] = {"name": "text_bytes", "seq_len": 8, "root": folder(tmp_path / "texts"), "val_split": "test"}
+    shutil.rmtree(tmp_path / "texts" / "train")
+    assert open_data(**keys, with_train=False).num_val == 24
+    with pytest.raises(InputError, match=r"^data\.root=.*texts has no training split: add one$"):
+        open_data(**keys)
 
 
 def test_columns_of_a_saved_dataset_that_do_not_fit(open_data, tmp_path: Path):
