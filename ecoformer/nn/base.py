@@ -161,11 +161,11 @@ class ReplacementAttention(nn.Module):
                 f"{type(self).__name__} takes no attn_mask: its tokens cannot be left out; pass none, or keep the "
                 "stock attention"
             )
-        if attn_mask.dtype != torch.bool or attn_mask.shape != (len(x_BND), 1, 1, x_BND.shape[1]):
+        if attn_mask.dtype != torch.bool or attn_mask.shape != (x_BND.shape[0], 1, 1, x_BND.shape[1]):
             raise InputError(
                 f"attn_mask is {str(attn_mask.dtype).removeprefix('torch.')} {tuple(attn_mask.shape)}: "
                 f"{type(self).__name__} takes which keys take part alone, bool "
-                f"{(len(x_BND), 1, 1, x_BND.shape[1])}; keep the stock attention for other masks"
+                f"{(x_BND.shape[0], 1, 1, x_BND.shape[1])}; keep the stock attention for other masks"
             )
         return self.proj_drop(self.projected_output(x_BND, feat_size, mask_BN=attn_mask[:, 0, 0]))
 
