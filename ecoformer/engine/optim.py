@@ -132,8 +132,8 @@ def plateau_of(scheduler: Scheduler | None) -> torch.optim.lr_scheduler.ReduceLR
     return scheduler.lr_scheduler if isinstance(scheduler, PlateauLRScheduler) else None
 
 
-def build_loss(train: TrainConfig) -> Callable[[Tensor, Tensor], Tensor]:
-    """The mean loss of (B, classes) logits against (B,) labels, smoothed, or (B, classes) soft targets, in float32.
+def build_loss(train: TrainConfig, device: torch.device | None = None) -> Callable[[Tensor, Tensor], Tensor]:
+    """The mean loss, on `device`, of (B, classes) logits: against (B,) labels, smoothed, or (B, classes) soft targets.
 
     Soft targets (mixup, cutmix) carry their smoothing already. A loss over splits takes them one after the other.
     """
@@ -147,7 +147,7 @@ def build_loss(train: TrainConfig) -> Callable[[Tensor, Tensor], Tensor]:
             target_threshold=train.bce_target_thresh,
             sum_classes=train.bce_sum,
             pos_weight=train.bce_pos_weight,
-        )
+        ).to(device)
     elif train.smoothing > 0:
         hard = LabelSmoothingCrossEntropy(train.smoothing)
 

@@ -87,9 +87,7 @@ class RunState:
 
     def is_better(self, record: dict[str, Any], than: dict[str, Any] | None) -> bool:
         """Whether an epoch is better than another one; the first is."""
-        if than is None:
-            return True
-        return self._rank(record) < self._rank(than)
+        return than is None or self._rank(record) < self._rank(than)
 
     def _rank(self, record: dict[str, Any]) -> float:
         """Smaller is better."""

@@ -31,21 +31,9 @@ from ecoformer.engine.training_step import TrainingStep
 from ecoformer.errors import Interrupted
 
 SAME_RUN = (  # of TrainConfig: what a resumed run must share with the one before
-    *(
-        "ema_decay",
-        "ema_warmup",
-        "sync_bn",
-        "smoothing",
-        "bce_loss",
-        "bce_sum",
-        "bce_target_thresh",
-        "bce_pos_weight",
-        "aug_splits",
-        "jsd_loss",
-    ),
-    *("amp", "eval_metric"),
+    *("amp", "ema_decay", "ema_warmup", "sync_bn", "smoothing", "aug_splits", "jsd_loss", "eval_metric"),
+    *("bce_loss", "bce_sum", "bce_target_thresh", "bce_pos_weight"),
 )
-
 EVALUATED = ("val_loss", "val_top1", "val_top5", "images_per_second")  # null in epochs without an evaluation
 
 

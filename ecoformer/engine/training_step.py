@@ -62,7 +62,7 @@ class TrainingStep:
         self.limit = train.max_skipped_batches
         self.memory_format = torch.channels_last if train.channels_last else torch.contiguous_format
         self.amp_dtype = amp_dtype(train.amp, state.device)
-        self.criterion = build_loss(train)
+        self.criterion = build_loss(train, state.device)
         self.forward_state = ForwardState(state.model, enabled=self.limit > 0)
         if teacher is not None:
             teacher.to(state.device, self.memory_format)
