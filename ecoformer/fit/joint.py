@@ -6,7 +6,7 @@ counts in the end is what the whole model says. Shapes: B images, K classes, S p
 
 import copy
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +19,7 @@ from ecoformer.fit.adam import adam_on_batches
 from ecoformer.fit.compare import layer_calls, output_closeness
 from ecoformer.fit.taught import TaughtAttention
 from ecoformer.nn.base import called_with
+from ecoformer.nn.bert import BertSeat
 from ecoformer.nn.heads import real_tokens
 
 OnStep = Callable[[int, int], None]
@@ -116,7 +117,7 @@ def fit_jointly(
     kept = [parameter.detach().clone() for parameter in parameters]
     targets = [_all_log_probabilities(original, x, size) for x in sets]
     before = [_closeness(model, x, target_BK, size) for x, target_BK in zip(sets, targets, strict=True)]
-    blocks = list(dict.fromkeys(name.rpartition(".")[0] for name in layers))
+    blocks = {name: _block_around(model, name) for name in layers}
 
     def loss(done: float, chosen: Tensor) -> Tensor:
         for layer in layers.values():
@@ -125,7 +126,7 @@ def fit_jointly(
             original(images[chosen])
         found_BK = _log_probabilities(model(images[chosen]))
         apart = F.kl_div(found_BK, targets[0][chosen], reduction="batchmean", log_target=True)
-        return apart + sum(_relative_square(real_tokens(*outs[name]), real_tokens(*wanted[name])) for name in blocks)
+        return apart + sum(_relative_square(real_tokens(*outs[name]), real_tokens(*wanted[name])) for name in outs)
 
     with (
         _only_these_train(model, parameters),
@@ -187,18 +188,29 @@ def _only_these_train(model: nn.Module, parameters: list[nn.Parameter]) -> Itera
             parameter.grad = gradient
 
 
+def _block_around(model: nn.Module, name: str) -> str:
+    """The module whose output says what the layer was good for: what holds it, or what holds its seat in a BERT."""
+    parent = name.rpartition(".")[0]
+    return parent.rpartition(".")[0] if isinstance(model.get_submodule(parent), BertSeat) else parent
+
+
 @contextmanager
-def _outputs(model: nn.Module, names: Iterable[str]) -> Iterator[dict[str, tuple[Tensor, Tensor | None]]]:
-    """What the blocks of these names gave last, and the mask of tokens that they got, while it lasts."""
+def _outputs(model: nn.Module, blocks: Mapping[str, str]) -> Iterator[dict[str, tuple[Tensor, Tensor | None]]]:
+    """While it lasts, what the blocks around the layers of these names gave last, and the mask that the layers got."""
     found: dict[str, tuple[Tensor, Tensor | None]] = {}
+    masks: dict[str, Tensor | None] = {}
 
-    def note(name: str) -> Any:
-        def hook(module: nn.Module, args: Any, kwargs: Any, out: Tensor) -> None:
-            found[name] = out, called_with(args, kwargs)[1].get("mask_BN")
+    def note_mask(block: str) -> Any:
+        return lambda module, args, kwargs: masks.update({block: called_with(args, kwargs)[1].get("mask_BN")})
 
-        return hook
+    def note(block: str) -> Any:
+        return lambda module, args, out: found.update({block: (out, masks[block])})
 
-    hooks = [model.get_submodule(name).register_forward_hook(note(name), with_kwargs=True) for name in names]
+    hooks = [
+        model.get_submodule(name).register_forward_pre_hook(note_mask(block), with_kwargs=True)
+        for name, block in blocks.items()
+    ]
+    hooks += [model.get_submodule(block).register_forward_hook(note(block)) for block in set(blocks.values())]
     try:
         yield found
     finally:

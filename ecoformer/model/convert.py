@@ -9,8 +9,9 @@ from ecoformer.kinds import BUILDERS
 from ecoformer.model.inputs import Input, Size
 from ecoformer.model.layers import FilterFn, LayerInfo, attention_layers, token_counts
 from ecoformer.nn.base import ReplacementAttention
+from ecoformer.nn.bert import unreadable
 from ecoformer.nn.msa import MSASpec
-from ecoformer.nn.projections import read_projections
+from ecoformer.nn.projections import Seat, read_projections
 from ecoformer.nn.specs import AttentionSpec
 
 # By name: the modules of some take a second to load.
@@ -70,7 +71,8 @@ def convert(
     building an optimizer, wrapping the model (DistributedDataParallel) and compiling it.
 
     Args:
-        model: a timm PVTv2, Twins or ViT/DeiT, `lra_encoder`, or one that was converted before.
+        model: a timm PVTv2, Twins or ViT/DeiT, `lra_encoder`, a BERT of transformers (docs/bert.md), or one that was
+            converted before.
         spec: what to build, e.g. `EcoFormerSpec(num_bits=8)`.
         filter_fn: (module, name) -> bool chooses the layers instead; the others stay as they are.
         example_input: checks the spec against the token count of every layer for it: a tensor, a tuple of arguments
@@ -84,7 +86,8 @@ def convert(
     layers = attention_layers(model)
     if not layers:
         raise InputError(
-            f"{type(model).__name__} has no attention that can be converted: choose a timm PVTv2, Twins or ViT"
+            f"{type(model).__name__} has no attention that can be converted: {unreadable(model)}choose a timm PVTv2, "
+            "Twins or ViT, or a BERT"
         )
     planned = _plan(layers, spec, filter_fn)
     if not planned:
@@ -92,7 +95,7 @@ def convert(
     given = img_size if example_input is None else example_input
     tokens = {} if given is None else token_counts(model, given)
     report = ConversionReport()
-    built: list[tuple[LayerInfo, ReplacementAttention]] = []
+    built: list[tuple[str, ReplacementAttention, Seat | None]] = []
     for layer, wanted in planned:
         num_tokens = tokens.get(layer.name)
         fitting = wanted if num_tokens is None else wanted.fit_to_tokens(num_tokens, layer.where)
@@ -107,7 +110,7 @@ def convert(
         module.train(layer.module.training)
         if not any(parameter.requires_grad for parameter in layer.module.parameters()):
             module.requires_grad_(False)  # what is new as well
-        built.append((layer, module))
+        built.append((layer.name, module, source.seat))
         copied, dropped = source.carried(module.carries)
         change = LayerChange(
             name=layer.name,
@@ -121,8 +124,8 @@ def convert(
             new=module.new_parts,
         )
         report.replaced.append(change)
-    for layer, module in built:
-        model.set_submodule(layer.name, module)
+    for name, module, seat in built:
+        model.set_submodule(name, seat(module) if seat else module)
     return report
 
 

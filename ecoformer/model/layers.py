@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from ecoformer.errors import InputError
 from ecoformer.model.inputs import Input, model_arguments, own_size
 from ecoformer.nn.base import ReplacementAttention
+from ecoformer.nn.bert import is_kin, read_kin, with_key_masks
 from ecoformer.nn.projections import READERS
 
 FilterFn = Callable[[nn.Module, str], bool]  # of a module and its name
@@ -44,6 +45,7 @@ def attention_layers(model: nn.Module) -> list[LayerInfo]:
 
     Stages are those of PVTv2 and Twins; any other model, a plain ViT say, is one stage.
     """
+    read_kin(model)
     stages = list(_stages(model))
     num_prefix = next((m.num_prefix_tokens for m in model.modules() if isinstance(m, VisionTransformer)), 0)
     layers = []
@@ -73,7 +75,7 @@ def token_counts(model: nn.Module, input: Input) -> dict[str, int]:
         input: a size or an example, as in `ecoformer.energy.count`.
     """
     counts: dict[str, int] = {}
-    with _counting(attention_layers(model), counts):
+    with _counting(attention_layers(model), counts), with_key_masks(model):
         require_input(model, input)
     return counts
 
@@ -128,17 +130,17 @@ def require_input(model: nn.Module, input: Input) -> None:
 def _counting(layers: list[LayerInfo], counts: dict[str, int]) -> Iterator[None]:
     """While it lasts, the layers return their input and note how many tokens it has."""
 
-    def note(name: str) -> Callable[..., Tensor]:
-        def forward(x_BND: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            counts[name] = x_BND.shape[1]
-            return x_BND
+    def note(layer: LayerInfo) -> Callable[..., Any]:
+        def forward(x_BND: Tensor, *args: Any, **kwargs: Any) -> Any:
+            counts[layer.name] = x_BND.shape[1]
+            return (x_BND, None) if is_kin(layer.module) else x_BND
 
         return forward
 
     own = [(layer.module, vars(layer.module).get("forward")) for layer in layers]
     try:
         for layer in layers:
-            layer.module.forward = note(layer.name)
+            layer.module.forward = note(layer)
         yield
     finally:
         for module, forward in own:

@@ -10,6 +10,7 @@ from torch import nn
 from ecoformer.errors import InputError
 
 ROLES = ("query", "key", "value", "proj")
+Seat = Callable[[nn.Module], nn.Module]
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Projections:
     `where` names the layer in messages; `key` is None where queries and keys share one projection, held as `query`;
     `parts` names the submodule of the source behind each of query, key, value and proj, `dropped` its submodules that
     have no place here; `num_prefix` tokens (class, registers) stand before those of the image. `layer` is the layer
-    itself, where there is one.
+    itself, where there is one. `seat` makes of the new layer what stands in the old one's place; None: the new layer.
     """
 
     where: str
@@ -34,6 +35,7 @@ class Projections:
     dropped: tuple[str, ...] = ()
     layer: nn.Module | None = None
     num_prefix: int = 0
+    seat: Seat | None = None
 
     def own_keys(self, purpose: str) -> nn.Linear:
         """The key projection. Raises InputError if queries and keys share one; `purpose`: "to build MSA from"."""

@@ -1,0 +1,72 @@
+"""Hugging Face encoders: as a model of sequences (`Ids`), and read back after a conversion (`from_pretrained`).
+
+Shapes: B samples, N tokens, D model channels, K classes.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, load_model
+from torch import Tensor, nn
+
+from ecoformer.errors import InputError
+from ecoformer.model.convert import convert
+from ecoformer.model.layers import FilterFn
+from ecoformer.model.low_rank import ranks_in, take_ranks
+from ecoformer.nn.bert import make_key_masks
+from ecoformer.nn.heads import token_mean
+from ecoformer.nn.specs import make_spec
+
+
+class Ids(nn.Module):
+    """A Hugging Face encoder called with ids alone, as fits, the ledger, token counts and the benchmark call a model.
+
+    (B, N) ids, padded by `config.pad_token_id`, to logits (B, K) where the model has a head, else to the mean of the
+    last hidden states of the real tokens, (B, D). Masks are those of `make_key_masks`.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model, config = model, model.config
+        self.vocab_size, self.padding = config.vocab_size, config.pad_token_id
+        self.seq_len = config.max_position_embeddings
+        make_key_masks(config)
+
+    def forward(self, ids_BN: Tensor) -> Tensor:
+        mask_BN = ids_BN != self.padding
+        out = self.model(input_ids=ids_BN, attention_mask=mask_BN)
+        return out.logits if "logits" in out else token_mean(out.last_hidden_state, mask_BN)[:, 0]
+
+
+def from_pretrained(folder: str | Path) -> Any:
+    """A converted or low-rank model of transformers as its `save_pretrained` wrote it, in evaluation mode.
+
+    The class and the attention of every layer are those that config.json names, ranks those of the weights. The
+    from_pretrained of transformers does not know such layers and refuses a converted model, for the size of a weight.
+
+    Raises:
+        InputError: no such folder or files, or weights that are not those of the model that config.json describes.
+    """
+    import transformers
+
+    weights = Path(folder) / "model.safetensors"
+    if not weights.is_file():
+        raise InputError(f"{weights} does not exist: name the folder that save_pretrained wrote, in one shard")
+    config = transformers.AutoConfig.from_pretrained(folder)
+    model = getattr(transformers, (config.architectures or ["none"])[0])(config)
+    settings = dict(getattr(config, "ecoformer", {}))
+    for index, options in settings.items():
+        spec = make_spec(options["name"], {key: value for key, value in options.items() if key != "name"})
+        assert spec is not None, "stock layers are not written down"
+        convert(model, spec, _in_layer(index))
+    take_ranks(model, ranks_in(load_file(weights)))
+    try:
+        load_model(model, weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{weights} does not fit its config.json: {reason}; save the model again") from error
+    return model.eval()
+
+
+def _in_layer(index: str) -> FilterFn:
+    return lambda module, name: f".layer.{index}.attention" in f".{name}"

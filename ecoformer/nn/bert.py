@@ -1,0 +1,155 @@
+"""Hugging Face's BERT and its kin as sources of conversion. transformers is imported where a model of it came, only.
+
+A layer of ours projects its output itself (some kinds fold what they learn into that projection), and BERT's projection
+stands in BertSelfOutput beside dropout, residual and LayerNorm. The seam is therefore BertAttention, the pair of
+BertSelfAttention and BertSelfOutput: queries, keys and values are read from the one, the projection from the other, and
+the rest of BertSelfOutput stays as it is.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ecoformer.nn.base import ReplacementAttention
+from ecoformer.nn.msa import MSASpec, MultiHeadSelfAttention
+from ecoformer.nn.projections import READERS, Projections, refusal
+
+# Classes of transformers.models with BertAttention's parts and BertAttention's forward.
+KIN = ("BertAttention", "RobertaAttention", "XLMRobertaAttention", "CamembertAttention", "ElectraAttention")
+KEY_MASKS = "ecoformer"  # the attention implementation whose masks are ours
+
+
+def is_kin(module: nn.Module) -> bool:
+    """Whether a module is BERT's attention, or that of its kin: it returns its output and attention weights or None."""
+    return type(module).__name__ in KIN and type(module).__module__.startswith("transformers.")
+
+
+def read_kin(model: nn.Module) -> None:
+    """Teach the conversion those classes of BERT's kin that are in a model."""
+    READERS.update({type(module): _read for module in model.modules() if is_kin(module)})
+
+
+def _read(pair: Any, where: str) -> Projections:
+    if pair.is_cross_attention:
+        raise refusal(where, "cross attention, whose keys are those of another sequence,", "choose an encoder")
+    attention, config = pair.self, pair.self.config
+    if attention.is_decoder or attention.is_causal:
+        raise refusal(where, "is_decoder=True (causal attention)", "load the model with is_decoder=False")
+    positions = getattr(config, "position_embedding_type", None) or "absolute"
+    if positions != "absolute":
+        raise refusal(where, f"position_embedding_type={positions!r}", "choose a model with absolute positions")
+    if attention.dropout.p > 0:
+        remedy = "load the model with attention_probs_dropout_prob=0 (an argument of from_pretrained)"
+        raise refusal(where, f"attention_probs_dropout_prob={attention.dropout.p}", remedy)
+    source = Projections(
+        where=where,
+        dim=attention.query.in_features,
+        num_heads=attention.num_attention_heads,
+        query=attention.query,
+        key=attention.key,
+        value=attention.value,
+        proj=pair.output.dense,
+        proj_drop=0.0,  # BertSelfOutput keeps its own
+        parts={"query": "self.query", "key": "self.key", "value": "self.value", "proj": "output.dense"},
+        seat=lambda attn: BertSeat(pair, attn),
+    )
+    return replace(source, layer=MultiHeadSelfAttention.from_projections(source, MSASpec()))
+
+
+class BertSeat(nn.Module):
+    """In BertAttention's place: `attn`, a layer of ours, and BERT's own dropout, residual and LayerNorm after it.
+
+    The model's config is told what stands in each of its layers, as `config.ecoformer`, and makes masks of keys.
+    """
+
+    attn: ReplacementAttention
+
+    def __init__(self, pair: Any, attn: nn.Module) -> None:
+        super().__init__()
+        self.config, self.layer_idx, self.training = pair.self.config, pair.self.layer_idx, pair.training
+        self.output = pair.output
+        self.output.dense = ProjectedBefore(attn)
+        self.attn = attn  # type: ignore[assignment]
+        make_key_masks(self.config)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "attn":
+            known = getattr(self.config, "ecoformer", {})
+            self.config.ecoformer = {**known, str(self.layer_idx): {"name": value.spec.name, **asdict(value.spec)}}
+
+    def forward(
+        self, hidden_states: Tensor, attention_mask: Tensor | None = None, **unused: Any
+    ) -> tuple[Tensor, None]:
+        """BertAttention's: (B, N, D) to (B, N, D), and no attention weights. The mask is bool (B, 1, 1, N)."""
+        return self.output(self.attn(hidden_states, attn_mask=attention_mask), hidden_states), None
+
+
+class ProjectedBefore(nn.Module):
+    """Where BertSelfOutput projected: it passes x on.
+
+    A loader that knows the stock layers alone would draw new attention weights and merely warn. The weight under the
+    old name, of another shape, makes it refuse.
+    """
+
+    weight: Tensor
+
+    def __init__(self, attn: nn.Module) -> None:
+        super().__init__()
+        device = next((parameter.device for parameter in attn.parameters()), None)
+        self.register_buffer("weight", torch.zeros(1, device=device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+def make_key_masks(config: Any) -> None:
+    """Let a model of this config make masks that say which keys take part, bool (B, 1, 1, N), and nothing more.
+
+    Stock layers go on with torch's fused attention. Hugging Face's own masks hold a row a query, (B, 1, N, N), and ask
+    the values of a tensor whether there is padding at all.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    AttentionInterface.register(KEY_MASKS, sdpa_attention_forward)
+    AttentionMaskInterface.register(KEY_MASKS, _key_mask)
+    config._attn_implementation = KEY_MASKS
+
+
+@contextmanager
+def with_key_masks(model: nn.Module) -> Iterator[None]:
+    """While it lasts, layers of BERT's kin get the masks of `make_key_masks`: a pass on meta tensors needs them."""
+    layers: list[Any] = [module for module in model.modules() if is_kin(module)]
+    configs = [layer.self.config for layer in layers]
+    own = [config._attn_implementation for config in configs]
+    try:
+        for config in configs:
+            make_key_masks(config)
+        yield
+    finally:
+        for config, implementation in zip(configs, own, strict=True):
+            config._attn_implementation = implementation
+
+
+def _key_mask(*sizes: int, attention_mask: Tensor | None = None, **unused: Any) -> Tensor | None:
+    return None if attention_mask is None else attention_mask[:, None, None, :].bool()
+
+
+def unreadable(model: nn.Module) -> str:
+    """Why a model of transformers has no attention that can be read: a clause of a message; "" for other models."""
+    config: Any = getattr(model, "config", None)
+    if not type(config).__module__.startswith("transformers."):
+        return ""
+    classes = " ".join(type(module).__name__.lower() for module in model.modules())
+    if "rotary" in classes or getattr(config, "rope_parameters", None):
+        return "rotary positions (RoPE) turn its queries and keys; "
+    if any(key.startswith("relative_attention") for key in vars(config)):
+        return "relative positions (relative_attention) are added inside it; "
+    if any(getattr(module, "is_causal", False) for module in model.modules()):
+        return "it is causal; "
+    return f"only {', '.join(KIN)} are read; "
