@@ -27,10 +27,11 @@ class Ids(nn.Module):
 
     def __init__(self, model: Any) -> None:
         super().__init__()
-        self.model, config = model, model.config
-        self.vocab_size, self.padding = config.vocab_size, config.pad_token_id
-        self.seq_len = config.max_position_embeddings
-        make_key_masks(config)
+        self.model, self.vocab_size, self.padding = model, model.config.vocab_size, model.config.pad_token_id
+        positions = next(module for name, module in model.named_modules() if name.endswith("position_embeddings"))
+        after_padding = 0 if positions.padding_idx is None else positions.padding_idx + 1  # where RoBERTa's begin
+        self.seq_len = positions.num_embeddings - after_padding
+        make_key_masks(model.config)
 
     def forward(self, ids_BN: Tensor) -> Tensor:
         mask_BN = ids_BN != self.padding
@@ -65,7 +66,7 @@ def from_pretrained(folder: str | Path) -> Any:
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{weights} does not fit its config.json: {reason}; save the model again") from error
-    return model.eval()
+    return model.to(config.dtype).eval() if config.dtype else model.eval()
 
 
 def _in_layer(index: str) -> FilterFn:

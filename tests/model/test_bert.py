@@ -73,7 +73,11 @@ def test_msa_computes_what_the_model_did(family):
     ):
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
     assert not torch.allclose(*expected, atol=1e-3), "padding matters to this model"
-    torch.testing.assert_close(Ids(model)(ids), expected[0], rtol=1e-5, atol=1e-5)
+    wrapped = Ids(model)
+    torch.testing.assert_close(wrapped(ids), expected[0], rtol=1e-5, atol=1e-5)
+    assert wrapped(torch.full((1, wrapped.seq_len), 9)).isfinite().all()
+    with pytest.raises((IndexError, RuntimeError)):
+        wrapped(torch.full((1, wrapped.seq_len + 1), 9))
     assert len(convert(model, MSASpec()).kept) == 2
 
 
@@ -196,6 +200,14 @@ def test_the_last_conversion_is_what_is_read_back_and_ranks_too(tmp_path):
     torch.testing.assert_close(logits(again, padded_ids()), logits(model, padded_ids()), rtol=0, atol=0)
 
 
+def test_precision_is_kept(tmp_path):
+    model, _ = converted(MSASpec(), tiny().bfloat16())
+    model.save_pretrained(tmp_path)
+    again = from_pretrained(tmp_path)
+    assert {value.dtype for value in again.parameters()} == {torch.bfloat16}
+    torch.testing.assert_close(logits(again, padded_ids()), logits(model, padded_ids()), rtol=0, atol=0)
+
+
 def test_files_that_are_not_those_of_a_model_are_refused(tmp_path):
     with pytest.raises(InputError, match="name the folder that save_pretrained wrote"):
         from_pretrained(tmp_path)
@@ -220,6 +232,10 @@ def test_trainer_trains_it(tmp_path):
     assert trainer.train().training_loss > 0
     changed = {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
     assert {f"bert.encoder.layer.{n}.attention.attn.proj.weight" for n in (0, 1)} <= changed
+    arguments.max_steps = 3
+    trainer = transformers.Trainer(model=copy.deepcopy(model), args=arguments, train_dataset=data)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert trainer.state.global_step == 3
     again = from_pretrained(tmp_path / "checkpoint-2")
     torch.testing.assert_close(logits(again, ids), logits(model.eval(), ids), rtol=0, atol=0)
 
