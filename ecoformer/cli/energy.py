@@ -22,7 +22,7 @@ def parser() -> argparse.ArgumentParser:
     p = Parser(description="Count, price and compare models. Lists are comma-separated; all combinations are rows.")
     p.add_argument("--model", type=names, default=["pvt_v2_b0"], help="timm model names")
     p.add_argument("--attention", type=settings, default=["stock", "msa", "ecoformer"], help="KIND[:key=value,...]")
-    p.add_argument("--img-size", type=numbers, default=[224])
+    p.add_argument("--img-size", "--seq-len", type=numbers, default=[224], help="pixels, or tokens of sequences")
     p.add_argument("--num-bits", type=numbers, default=[16])
     p.add_argument("--num-anchors", type=numbers, default=[25])
     p.add_argument("--clamp", action="store_true", help="lower anchors to the token count instead of refusing")

@@ -29,6 +29,11 @@ def takes_sequences(model: nn.Module | str) -> bool:
     return known is not None and len(known.input_size) == 1
 
 
+def in_words(name: str, size: int) -> str:
+    """What messages call a size of timm's model of that name: "224 px", "512 tokens"."""
+    return f"{size} {'tokens' if takes_sequences(name) else 'px'}"
+
+
 def own_size(model: nn.Module) -> Size | None:
     """The size that a model is made for: `seq_len` of sequences, (height, width) of images; None: it does not say."""
     img_size: Any = getattr(getattr(model, "patch_embed", None), "img_size", None)

@@ -105,7 +105,9 @@ def build_run(config: Config, folder: RunDir, device: torch.device, data: DataMo
     known = None if data is not None else known_classes(config, folder)
     data = data or _data(config, config.train, device, known=known)
     seed_everything(config.seed)  # new weights are the same on every rank
-    sequences = sequences_of(data, config.train)
+    sequences = sequences_of(data)
+    if sequences and config.train.channels_last:
+        raise InputError(f"train.channels_last=true is a layout of images, data.name={data.name} are sequences: unset")
     built = build_model(config, data.num_classes, sequences=sequences, resume=folder.resume)
     built.notes += data.notes
     if known is not None and (note := difference_note(known, data.class_names, where_of(config.data))):
@@ -149,15 +151,10 @@ def _data(config: Config, train: TrainConfig, device: torch.device, **options: A
     return build_data(config.data, config.augment, train, seed=config.seed, device=device, **options)
 
 
-def sequences_of(data: DataModule, train: TrainConfig) -> dict[str, int]:
+def sequences_of(data: DataModule) -> dict[str, int]:
     """What a model of sequences must know of them: `vocab_size` and `seq_len`; nothing of images."""
-    if data.vocab_size is None or data.seq_len is None:
-        return {}
-    if train.channels_last:
-        raise InputError(
-            f"train.channels_last=true is a layout of images, data.name={data.name} are sequences: unset it"
-        )
-    return {"vocab_size": data.vocab_size, "seq_len": data.seq_len}
+    sizes = {"vocab_size": data.vocab_size, "seq_len": data.seq_len}
+    return {key: value for key, value in sizes.items() if value is not None}
 
 
 def data_config_note(model: nn.Module, data: DataModule) -> list[str]:

@@ -12,7 +12,7 @@ import timm
 import torch
 from app_helpers import QUICK, TINY_HASH, run_task
 
-from ecoformer.cli import export, hub
+from ecoformer.cli import benchmark, energy, export, hub
 from ecoformer.run.start import model_of_run, read_run
 
 SEQ_LEN = 24
@@ -107,6 +107,21 @@ def test_words_of_a_run(command: Callable[..., int], capsys: pytest.CaptureFixtu
     ):
         assert words in said, words
     assert "image" not in said
+
+
+def test_commands_without_data(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Energy, speed and export of the encoder by its name, at so many tokens."""
+    model = ["--model=lra_encoder", "--seq-len=40"]
+    assert energy.main([*model, "--attention=msa,ecoformer", "--format=json"]) == 0
+    softmax, hashed = json.loads(capsys.readouterr().out)
+    assert softmax["img_size"] == 40 and softmax["attention_energy_pj"] > hashed["attention_energy_pj"] > 0
+    assert energy.main([*model, "--attention=msa", "--by=stage"]) == 0
+    assert "lra_encoder msa 40 tokens" in capsys.readouterr().out
+    speed = ["--batch-size=2", "--rounds=1", "--min-seconds=0.01", "--mode=train", "--format=json", "--no-peak"]
+    assert benchmark.main([*model, "--attention=msa", "--layer=2", *speed]) == 0
+    assert [row["batch_size"] for row in json.loads(capsys.readouterr().out)] == [2]
+    assert export.main(["lra_encoder", "--format=torch_export", "--seq-len=40", f"--out={tmp_path / 'm.pt2'}"]) == 0
+    assert "1x40, 3x40" in capsys.readouterr().out
 
 
 def test_low_rank_weights_on_sequences(train: Callable[..., dict[str, Any]], tmp_path: Path) -> None:

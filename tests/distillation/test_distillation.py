@@ -257,7 +257,7 @@ def test_layers_of_an_msa_pyramid_are_taken_all_or_none():
     config.attention = {"name": "msa"}
     model = timm.create_model("pvt_v2_b0", num_classes=3, **config.model.kwargs)
     convert(model, MSASpec(), img_size=64)
-    source = Source(config, model, SimpleNamespace(num_classes=3), 0)
+    source = Source(config, model, SimpleNamespace(num_classes=3, vocab_size=None, seq_len=None), 0)
     with pytest.raises(InputError, match=r"--layers leaves out stages\.1\.blocks\.0\.attn, softmax attention in this"):
         source.layer_filter([1])
     assert source.layer_filter([1, 2, 3]) is not None  # stage 4 of timm's model subsamples nothing

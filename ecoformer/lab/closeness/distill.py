@@ -22,6 +22,7 @@ from ecoformer.lab.closeness.controls import ControlSpec
 from ecoformer.lab.closeness.source import Source
 from ecoformer.lab.closeness.sweep import parse_setting
 from ecoformer.model.convert import FilterFn, convert
+from ecoformer.model.inputs import input_size
 from ecoformer.ops.codes.forms import Shifts
 
 LEDGERS: dict[str, dict[str, Any]] = {
@@ -184,7 +185,7 @@ def _energies(source: Source, model: nn.Module, blocks: list[dict[str, Any]], pr
     models = {name: source.empty_model(attention) for name, attention in LEDGERS.items()} | {"after": model}
     found: dict[str, Any] = {"energy_profile": profile.name}
     for convention, key in (("paper", "energy_pj"), ("audited", "energy_audited_pj")):
-        size = source.config.data.img_size
+        size = input_size(source.model, source.config.data.img_size)
         ledgers = {name: count(m, size, convention=convention, strict=False) for name, m in models.items()}
         if convention == "audited":
             ledgers["after"] = at_measured_shares(ledgers["after"], model)

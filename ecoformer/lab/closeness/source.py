@@ -20,6 +20,7 @@ from ecoformer.model.convert import FilterFn
 from ecoformer.model.layers import attention_layers
 from ecoformer.nn.msa import MSASpec
 from ecoformer.nn.specs import AttentionSpec
+from ecoformer.run.build import sequences_of
 from ecoformer.run.start import build_model, is_own, model_of_run, read_run
 
 
@@ -60,7 +61,8 @@ class Source:
         config = copy.deepcopy(self.config)
         config.attention = attention
         with torch.device("meta"):
-            return build_model(config, self.data.num_classes, with_weights=False).model
+            sequences = sequences_of(self.data)
+            return build_model(config, self.data.num_classes, sequences=sequences, with_weights=False).model
 
     def layer_filter(self, layers: Sequence[int | str] | None) -> FilterFn | None:
         """The layers of `attention.layers`, as `convert` takes them.
@@ -89,9 +91,10 @@ class Source:
         """Write a copy that was converted to `spec` as a weights checkpoint, for eval.py and for init.checkpoint."""
         attention = {"name": spec.name, **asdict(spec), "layers": None if layers is None else list(layers)}
         settings = asdict(replace(self.config, attention=attention))
+        names, sequences = list(self.data.class_names), sequences_of(self.data)
         content = {
             "kind": "weights",
-            "config": {"settings": settings, "class_names": list(self.data.class_names)},
+            "config": {"settings": settings, "class_names": names, "sequences": sequences},
             "epoch": self.epoch,
             "step": 0,
             "metrics": metrics,
@@ -172,7 +175,8 @@ def load_source(
     device = torch.device("cpu")
     data = build_data(config.data, config.augment, train, seed=0, device=device, calibration_only=True)
     if run is None:
-        return Source(config, build_model(config, data.num_classes).model.eval(), data, 0)
+        model_of_config = build_model(config, data.num_classes, sequences=sequences_of(data)).model
+        return Source(config, model_of_config.eval(), data, 0)
     if run.class_names != list(data.class_names):
         raise InputError(
             f"--checkpoint {checkpoint} was trained on other classes than those of --data {config.data.root}: "

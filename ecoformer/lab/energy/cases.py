@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+import ecoformer.models  # noqa: F401  registers the encoder
 from ecoformer.energy.counting import count
 from ecoformer.energy.ledger import Ledger
 from ecoformer.energy.profile import Profile

@@ -4,8 +4,6 @@ import argparse
 import sys
 from typing import Any
 
-import torch
-
 from ecoformer.energy import count, load_profile
 from ecoformer.energy.conventions import CONVENTIONS
 from ecoformer.energy.difference import difference
@@ -17,6 +15,7 @@ from ecoformer.fit.hashes import fit_hashes
 from ecoformer.lab.energy import energy_tables as tables
 from ecoformer.lab.energy.cases import Case, cases
 from ecoformer.lab.energy.published import TITLE, compare_published, faults
+from ecoformer.model.inputs import example_input, in_words
 
 Row = dict[str, Any]
 Refused = tuple[Case, InputError]
@@ -39,7 +38,10 @@ def run(args: argparse.Namespace) -> int:
     if args.plots:
         draw(chosen, rows, args, profile)
     for case, reason in refused:
-        print(f"error: {case.model} {case.attention} {case.img_size} px is left out: {reason}", file=sys.stderr)
+        print(
+            f"error: {case.model} {case.attention} {in_words(case.model, case.img_size)} is left out: {reason}",
+            file=sys.stderr,
+        )
     return 2 if refused else 0
 
 
@@ -63,7 +65,7 @@ def row(case: Case, args: argparse.Namespace, profile: Profile) -> dict[str, Any
         from ecoformer.lab.energy.witness import witnesses
 
         model = case.build("cpu")
-        fit_hashes(model, torch.randn(2, 3, case.img_size, case.img_size), seed=0)
+        fit_hashes(model, example_input(model, case.img_size, 2), seed=0)
         counted = witnesses(model, case.img_size)
         found |= counted
         for name, words in counted.items():
@@ -80,7 +82,7 @@ def row(case: Case, args: argparse.Namespace, profile: Profile) -> dict[str, Any
 
 
 def detail(case: Case, args: argparse.Namespace, profile: Profile) -> str:
-    title = f"{case.model} {case.attention} {case.img_size} px, {profile.name}"
+    title = f"{case.model} {case.attention} {in_words(case.model, case.img_size)}, {profile.name}"
     if args.explain:
         model = case.build()
         both = [count(model, case.img_size, convention=c, strict=args.strict) for c in CONVENTIONS]
@@ -107,7 +109,9 @@ def draw(chosen: list[Case], rows: list[dict[str, Any]], args: argparse.Namespac
     same = [case for case in chosen if case.model == first["model"] and case.img_size == first["img_size"]]
     by_attention = {case.attention: case for case in reversed(same)}
     ledgers = {by_attention[name].label: by_attention[name].count(args.convention) for name in args.attention}
-    title = f"{first['model']}, {first['img_size']} px, {args.convention} convention, {profile.name}"
+    title = (
+        f"{first['model']}, {in_words(first['model'], first['img_size'])}, {args.convention} convention, {profile.name}"
+    )
     figures = {"layers.png": plot_layers(ledgers, profile, title)}
     if len(args.img_size) > 1:
         swept = ("num_bits", args.num_bits[0]), ("num_anchors", args.num_anchors[0])

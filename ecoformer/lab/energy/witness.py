@@ -7,15 +7,17 @@ from typing import Any
 import torch
 from torch import nn
 
+from ecoformer.model.inputs import example_input
+
 
 def witnesses(model: nn.Module, img_size: int) -> dict[str, Any]:
-    """Multiply-adds of one image as others count them, by name; "unavailable: REASON" where one cannot.
+    """Multiply-adds of one image or sequence as others count them, by name; "unavailable: REASON" where one cannot.
 
     They run the model, which must hold values and fitted hash functions. fvcore counts a multiply-add as one operation,
     and leaves out what it has no handle for (fused attention, say); torch's counter counts two, in matrix products,
     convolutions and attention alone.
     """
-    image = torch.zeros(1, 3, img_size, img_size)
+    image = example_input(model, img_size)
     found: dict[str, Any] = {}
     for name, counter in (("fvcore", _fvcore), ("torch", _torch)):
         try:

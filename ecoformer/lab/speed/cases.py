@@ -12,6 +12,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_map_only
 
 import ecoformer.models  # noqa: F401  registers the converted models
 from ecoformer.engine.autocast import autocast
@@ -21,7 +22,7 @@ from ecoformer.kinds import SPECS, make_spec
 from ecoformer.lab.speed.throughput import PRECISIONS, Pass, forward_pass, training_step
 from ecoformer.model.convert import convert
 from ecoformer.model.create import create, has_fixed_size
-from ecoformer.model.inputs import example_input, takes_sequences
+from ecoformer.model.inputs import example_input, in_words, takes_sequences
 from ecoformer.model.layers import attention_layers, require_input
 from ecoformer.nn.specs import AttentionSpec, split_setting
 from ecoformer.ops.ecoformer import triton_kernels
@@ -109,7 +110,7 @@ class SpeedCase:
     @property
     def size(self) -> str:
         """The size in words."""
-        return f"{self.img_size} {'tokens' if takes_sequences(self.model) else 'px'}"
+        return in_words(self.model, self.img_size)
 
     def build(self) -> nn.Module:
         """The model on its device: random weights of the seed, hash functions fitted to a random input.
@@ -160,8 +161,8 @@ class SpeedCase:
         hook = layer.register_forward_pre_hook(lambda module, *call: calls.append(call), with_kwargs=True)
         forward_pass(model.eval(), inputs, self.precision)()
         hook.remove()
-        (x_BND, *rest), named = calls[0]
-        x_BND = x_BND.clone()
+        # Copies can be trained on, what inference mode made cannot.
+        (x_BND, *rest), named = tree_map_only(Tensor, Tensor.clone, calls[0])
         run: Callable[..., Tensor] = partial(variant.wrap(layer), **named)
         if self.mode == "eval":
             return forward_pass(lambda x: run(x, *rest), x_BND, self.precision)
