@@ -98,6 +98,8 @@ def unknown_key(key: str, schema: type) -> str:
     if near:
         return f"unknown key {key}; did you mean {' or '.join(near)}?"
     parent, beside = _beside(key, known)
+    if parent in OPEN_KEYS and not beside:
+        return f"{key} is not set before: write +{key}=VALUE"
     return f"unknown key {key}; known{f' under {parent}' if parent else ''}: {', '.join(beside)}"
 
 

@@ -24,7 +24,7 @@ class Renormalised(nn.Module):
     def __init__(self, model: nn.Module, seen: tuple[Any, Any], wanted: tuple[Any, Any]) -> None:
         super().__init__()
         self.model = model
-        (mean, std), (own_mean, own_std) = (torch.tensor([*pair]).view(2, 3, 1, 1) for pair in (seen, wanted))
+        (mean, std), (own_mean, own_std) = (torch.tensor([*pair]).view(2, -1, 1, 1) for pair in (seen, wanted))
         self.register_buffer("scale", std / own_std)
         self.register_buffer("shift", (mean - own_mean) / own_std)
 

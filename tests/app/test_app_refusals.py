@@ -50,6 +50,7 @@ COMMAND_LINES = [
     ("experiment=digits_msa model=pvt_v2_b9", ["model=pvt_v2_b9 does not exist", "pvt_v2_b5"]),
     ("experiment=digits_msa model.name=pvt_v2_b9", ["model.name=pvt_v2_b9 does not exist", "pvt_v2_b0"]),
     ("experiment=digits_msa model.name=pvt_v2_b0_msa", ["use model=pvt_v2_b0 attention=msa"]),
+    ("experiment=digits_msa optim.kwargs.x=3", ["optim.kwargs.x is not set before: write +optim.kwargs.x=VALUE"]),
     ("experiment=digits_msa +model.kwargs.depth=3", ["model.name=pvt_v2_b0", "depth"]),
     ("experiment=digits_msa model.patch_stride=9", ["model.patch_stride=9"]),
     ("experiment=digits_msa attention=ecoforme", ["attention=ecoforme does not exist", "did you mean ecoformer?"]),
