@@ -11,6 +11,8 @@ from ecoformer.errors import InputError
 from ecoformer.files import write_json, write_text
 from ecoformer.files.table import Column, Table, render, saves
 from ecoformer.lab.study.plots import plot_front
+from ecoformer.model.inputs import input_size
+from ecoformer.nn.base import given
 from ecoformer.report.runs import find_runs
 from ecoformer.run.start import model_of_run, read_run
 
@@ -31,7 +33,9 @@ def kinds_report(folder: Path, out: Path) -> str:
     Raises InputError: no finished run, two of the same attention, or runs that differ in more than that.
     """
     rows = kind_rows(folder)
-    title = f"{rows[0]['model']} on {rows[0]['dataset']}, {rows[0]['img_size']} px, {rows[0]['epochs']} epochs"
+    first = rows[0]
+    size = f"{first['seq_len']} tokens" if "seq_len" in first else f"{first['img_size']} px"
+    title = f"{first['model']} on {first['dataset']}, {size}, {first['epochs']} epochs"
     table = kinds_table(rows)
     write_json(out / "table.json", rows)
     write_text(out / "table.md", render(table, "md", title, [NOTE]) + "\n")
@@ -50,13 +54,15 @@ def kind_rows(folder: Path) -> list[dict[str, Any]]:
         kind = saved.config.attention["name"]
         if kind in rows:
             raise InputError(f"{folder} holds two runs of attention={kind}: {rows[kind]['run']} and {run.path.name}")
-        model, img_size = model_of_run(saved), saved.config.data.img_size
-        counted = {convention: summarize(model, img_size, convention) for convention in CONVENTIONS}
+        model = model_of_run(saved)
+        size = input_size(model, saved.config.data.img_size)
+        counted = {convention: summarize(model, size, convention) for convention in CONVENTIONS}
         rows[kind] = {
             "attention": kind,
             "options": run.summary["attention_options"],
             "control": kind in CONTROLS,
             **{key: run.summary[key] for key in OF_A_RUN},
+            **given(seq_len=run.summary.get("seq_len")),  # not of images
             **{name: {key: figures[key] for key in OF_A_LEDGER} for name, figures in counted.items()},
             "run": run.path.name,
         }
@@ -64,9 +70,10 @@ def kind_rows(folder: Path) -> list[dict[str, Any]]:
         raise InputError(f"{folder} holds no finished run: train some with train.py attention=KIND output_dir=...")
     first = next(iter(rows.values()))
     for row in rows.values():
-        for key in ("model", "dataset", "img_size", "epochs"):
-            if row[key] != first[key]:
-                raise InputError(f"{row['run']} has {key}={row[key]}, {first['run']} {first[key]}: compare like runs")
+        for key in ("model", "dataset", "img_size", "seq_len", "epochs"):
+            here, there = row.get(key), first.get(key)
+            if here != there:
+                raise InputError(f"{row['run']} has {key}={here}, {first['run']} {there}: compare like runs")
     return sorted(rows.values(), key=lambda row: (row["attention"] not in FIRST, row["control"], row["attention"]))
 
 
