@@ -145,8 +145,8 @@ def unreadable(model: nn.Module) -> str:
     config: Any = getattr(model, "config", None)
     if not type(config).__module__.startswith("transformers."):
         return ""
-    classes = " ".join(type(module).__name__.lower() for module in model.modules())
-    if "rotary" in classes or getattr(config, "rope_parameters", None):
+    names = [*vars(config), *(type(module).__name__.lower() for module in model.modules())]
+    if any("rotary" in name for name in names) or getattr(config, "rope_parameters", None):
         return "rotary positions (RoPE) turn its queries and keys; "
     if any(key.startswith("relative_attention") for key in vars(config)):
         return "relative positions (relative_attention) are added inside it; "

@@ -271,6 +271,7 @@ def test_cross_attention_is_refused_by_name():
     "family, options, reason",
     [
         ("ModernBert", {"pad_token_id": 0, "cls_token_id": 1, "sep_token_id": 2}, "rotary positions (RoPE) turn"),
+        ("RoFormer", {}, "rotary positions (RoPE) turn"),
         ("MPNet", {}, "relative positions (relative_attention) are added inside it"),
         ("GPT2", {"n_layer": 1}, "it is causal"),
         ("DistilBert", {"dim": 24, "n_heads": 3}, "only BertAttention, RobertaAttention"),
