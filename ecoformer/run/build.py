@@ -296,7 +296,7 @@ def _timm_evaluation(config: EvalConfig, name: str, device: torch.device) -> Eva
     if theirs["crop_mode"] not in (None, "center"):
         data.notes.append(f"timm evaluates {name} with crop_mode={theirs['crop_mode']}, here it is a central crop")
     require_input(model, data.img_size)
-    on_data = on_classes(model, name, data.class_names, where_of(described.data))
+    on_data = on_classes(model, name, data, where_of(described.data))
     return Evaluation(described, data, model, on_data.to(device), device, config.amp or "off", {})
 
 

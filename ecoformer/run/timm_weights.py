@@ -3,7 +3,6 @@
 Shapes: B batch, K classes of the data, S pixels.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from ecoformer.data import DataModule
 from ecoformer.data.identity import KnownClasses, ReorderedOutputs, match_classes, require_classes
+from ecoformer.errors import InputError
 from ecoformer.model.create import create
 
 
@@ -41,12 +41,15 @@ def class_names(model: Any) -> list[str]:
     return [str(index) for index in range(model.num_classes)] if subset is None else ImageNetInfo(subset).label_names()
 
 
-def on_classes(model: Any, name: str, found: Sequence[str], where: str) -> nn.Module:
+def on_classes(model: Any, name: str, data: DataModule, where: str) -> nn.Module:
     """The model with an output for each class of the data: all of them, in their order, or those that the data have.
 
     Raises:
-        InputError: the data have classes that the model does not know.
+        InputError: the data are no images, or have classes that the model does not know.
     """
+    if data.vocab_size is not None:
+        raise InputError(f"timm's {name} takes images, data.name={data.name} are sequences of ids: take data of images")
+    found = data.class_names
     known = KnownClasses(class_names(model), f"timm's {name}")
     order = match_classes(known.names, found)
     if order is None and set(found) <= set(known.names):  # a part of ImageNet
@@ -65,5 +68,5 @@ def timm_teacher(name: str, data: DataModule, where: str) -> nn.Module:
     key = "distill.model"
     model = create(name, key=key, img_size=data.img_size, pretrained=True, pretrained_key=f"{key}={name}")
     theirs = resolve_model_data_config(model)
-    chosen = on_classes(model, name, data.class_names, where)
+    chosen = on_classes(model, name, data, where)
     return Renormalised(chosen, (data.mean, data.std), (theirs["mean"], theirs["std"]))

@@ -151,6 +151,20 @@ def test_a_timm_model_teaches(imagenet_part: Path, tmp_path: Path) -> None:
     assert run.trainer.fit()["epochs"] == 1
 
 
+def test_sequences_have_no_teacher_of_images(refused: Refused, tmp_path: Path) -> None:
+    name = published(tmp_path / "model", None, 1000)
+    tiny = [
+        "data.seq_len=24",
+        "data.min_tokens=6",
+        "data.max_depth=3",
+        "data.max_args=5",
+        "data.max_train_samples=16",
+        "data.max_val_samples=8",
+    ]
+    line = ["model=lra_encoder", "data=listops", *tiny, *QUICK, "augment=none", f"distill.model={name}"]
+    assert "takes images, data.name=listops are sequences of ids" in refused("train", *line)
+
+
 def test_two_teachers_are_refused(refused: Refused, digits_runs: Callable[[str], Path]) -> None:
     checkpoint = digits_runs("msa") / "best.pt"
     line = ["experiment=digits_msa", f"distill.checkpoint={checkpoint}", "distill.model=pvt_v2_b0"]
