@@ -13,8 +13,8 @@ from torch import nn
 from ecoformer.kinds import make_spec
 from ecoformer.model.convert import convert
 from ecoformer.model.create import create
-from ecoformer.model.inputs import input_size
 from ecoformer.model.low_rank import take_ranks
+from ecoformer.nn.inputs import input_size
 
 ARCHITECTURE = "converted_backbone"
 

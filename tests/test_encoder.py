@@ -10,9 +10,9 @@ from ecoformer.energy import count
 from ecoformer.energy.summary import summarize
 from ecoformer.kinds import make_spec
 from ecoformer.model.create import create
-from ecoformer.model.inputs import example_input, own_size, takes_sequences
 from ecoformer.model.layers import attention_layers, called_modules, require_input, token_counts
 from ecoformer.model.low_rank import LowRankSpec, factorize
+from ecoformer.nn.inputs import example_input, own_size, takes_sequences
 
 SIZES = {"vocab_size": 20, "seq_len": 12, "num_classes": 3, "embed_dim": 16, "num_heads": 2}
 

@@ -16,7 +16,7 @@ from ecoformer.energy.ledger import Ledger
 from ecoformer.energy.recorder import ModuleStack, OpRecorder, plain_inference
 from ecoformer.energy.values import ValueTracker
 from ecoformer.errors import InputError
-from ecoformer.model.inputs import Input, model_arguments
+from ecoformer.nn.inputs import Input, model_arguments
 
 
 class UncountedOperationError(InputError):

@@ -10,7 +10,7 @@ from torch import nn
 from ecoformer.energy.meters import Meter, MeterUnavailable, meter_for
 from ecoformer.errors import InputError
 from ecoformer.fit.hashes import fit_hashes, has_hashes
-from ecoformer.model.inputs import Size, example_input
+from ecoformer.nn.inputs import Size, example_input
 
 UNAVAILABLE = "unavailable"
 

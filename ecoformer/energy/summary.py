@@ -8,7 +8,7 @@ from ecoformer.energy.counting import count
 from ecoformer.energy.ledger import Ledger
 from ecoformer.energy.profile import Profile
 from ecoformer.energy.profile_files import load_profile
-from ecoformer.model.inputs import Input
+from ecoformer.nn.inputs import Input
 
 
 def figures(ledger: Ledger, profile: Profile) -> dict[str, Any]:

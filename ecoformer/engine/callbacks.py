@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ecoformer.config.schema import EnergyConfig, FeatureRedrawConfig
 from ecoformer.engine.loggers import Stateful
 from ecoformer.engine.run_state import RunState
-from ecoformer.model.inputs import input_size
+from ecoformer.nn.inputs import input_size
 from ecoformer.nn.random_features import redraw_features, redrawn_layers
 
 

@@ -6,10 +6,10 @@ from torch import nn
 
 from ecoformer.errors import InputError
 from ecoformer.kinds import BUILDERS
-from ecoformer.model.inputs import Input, Size
 from ecoformer.model.layers import FilterFn, LayerInfo, attention_layers, token_counts
 from ecoformer.nn.base import ReplacementAttention
 from ecoformer.nn.bert import unreadable
+from ecoformer.nn.inputs import Input, Size
 from ecoformer.nn.msa import MSASpec
 from ecoformer.nn.projections import Seat, read_projections
 from ecoformer.nn.specs import AttentionSpec

@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ecoformer.config.keys import one_of
 from ecoformer.errors import InputError
-from ecoformer.model.inputs import takes_sequences
 from ecoformer.model.patch_stride import set_patch_stride
+from ecoformer.nn.inputs import takes_sequences
 
 
 def create(

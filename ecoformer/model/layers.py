@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ecoformer.errors import InputError
-from ecoformer.model.inputs import Input, model_arguments, own_size
 from ecoformer.nn.base import ReplacementAttention
 from ecoformer.nn.bert import is_kin, read_kin, with_key_masks
+from ecoformer.nn.inputs import Input, model_arguments, own_size
 from ecoformer.nn.projections import READERS
 
 FilterFn = Callable[[nn.Module, str], bool]  # of a module and its name

@@ -36,8 +36,8 @@ from ecoformer.engine.trainer import Trainer
 from ecoformer.engine.wandb_logger import WandbLogger
 from ecoformer.errors import InputError, one_line
 from ecoformer.model.create import create, has_fixed_size
-from ecoformer.model.inputs import input_size
 from ecoformer.model.layers import require_input
+from ecoformer.nn.inputs import input_size
 from ecoformer.run.directory import RunDir
 from ecoformer.run.start import BuiltModel, SavedRun, build_model, checkpoint_in, is_own, model_of_run, read_run
 from ecoformer.run.timm_weights import on_classes, timm_teacher

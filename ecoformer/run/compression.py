@@ -6,9 +6,9 @@ from torch import nn
 
 from ecoformer.energy.conventions import CONVENTIONS
 from ecoformer.energy.summary import summarize
-from ecoformer.model.inputs import Size
 from ecoformer.model.layers import FilterFn
 from ecoformer.model.low_rank import CompressionReport, LowRankSpec, factorize
+from ecoformer.nn.inputs import Size
 
 
 def factorize_and_count(

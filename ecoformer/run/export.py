@@ -20,8 +20,8 @@ from ecoformer.errors import InputError
 from ecoformer.files import atomic_write
 from ecoformer.kinds import fit_hashes
 from ecoformer.model.create import create
-from ecoformer.model.inputs import example_input, input_size, takes_sequences
 from ecoformer.model.layers import require_input
+from ecoformer.nn.inputs import example_input, input_size, takes_sequences
 from ecoformer.nn.ternary import TernaryLinear
 from ecoformer.run.start import model_of_run, read_run
 

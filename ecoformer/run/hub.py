@@ -13,10 +13,10 @@ from ecoformer.data.sources import CIFAR
 from ecoformer.errors import InputError
 from ecoformer.files import atomic_write, write_json, write_text
 from ecoformer.kinds import BUILDERS
-from ecoformer.model.inputs import Size, example_input, input_size
 from ecoformer.model.layers import attention_layers
 from ecoformer.model.low_rank import low_rank_layers
 from ecoformer.models.converted import ARCHITECTURE
+from ecoformer.nn.inputs import Size, example_input, input_size
 from ecoformer.run.checks import attention_spec
 from ecoformer.run.start import SavedRun, model_of_run
 from ecoformer.run.summary import run_energy

@@ -14,9 +14,9 @@ from ecoformer.engine.hash_update import fit_steps, schedule_line
 from ecoformer.engine.optim import scaled_lr
 from ecoformer.files import write_json
 from ecoformer.fit.hashes import hash_layers
-from ecoformer.model.inputs import input_size
 from ecoformer.model.layers import attention_layers, token_counts
 from ecoformer.model.low_rank import low_rank_layers
+from ecoformer.nn.inputs import input_size
 from ecoformer.run import summary
 from ecoformer.run.build import Run
 from ecoformer.run.probe import Probe, probe_run

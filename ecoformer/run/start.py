@@ -19,13 +19,13 @@ from ecoformer.model.checkpoint import FORMAT, evaluated_weights, load_checkpoin
 from ecoformer.model.chosen import compress_filter, layer_filter
 from ecoformer.model.convert import convert
 from ecoformer.model.create import create, has_fixed_size
-from ecoformer.model.inputs import input_size, takes_sequences
 from ecoformer.model.low_rank import CompressionReport, expand, low_rank_layers, ranks_in, take_ranks
 from ecoformer.model.patch_stride import set_patch_stride
 from ecoformer.model.resize import fit_sizes
 from ecoformer.models.dims import dims_of, num_classes_of, vit_img_size
 from ecoformer.models.official import ForeignWeights, read_foreign
 from ecoformer.models.weight_files import format_of
+from ecoformer.nn.inputs import input_size, takes_sequences
 from ecoformer.nn.specs import without_removed
 from ecoformer.run.checks import attention_spec, low_rank_spec
 from ecoformer.run.compression import factorize_and_count

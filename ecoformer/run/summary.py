@@ -17,8 +17,8 @@ from ecoformer.engine import distributed
 from ecoformer.engine.run_files import COMPRESSION, COMPRESSION_TABLE, HASH_FITS
 from ecoformer.files import write_json, write_text
 from ecoformer.fit.hashes import has_hashes
-from ecoformer.model.inputs import input_size
 from ecoformer.model.low_rank import CompressionReport
+from ecoformer.nn.inputs import input_size
 from ecoformer.report.tables import compression_markdown
 
 Rows = list[tuple[str, str]]

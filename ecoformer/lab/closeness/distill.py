@@ -22,7 +22,7 @@ from ecoformer.lab.closeness.controls import ControlSpec
 from ecoformer.lab.closeness.source import Source
 from ecoformer.lab.closeness.sweep import parse_setting
 from ecoformer.model.convert import FilterFn, convert
-from ecoformer.model.inputs import input_size
+from ecoformer.nn.inputs import input_size
 from ecoformer.ops.codes.forms import Shifts
 
 LEDGERS: dict[str, dict[str, Any]] = {

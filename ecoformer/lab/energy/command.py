@@ -15,7 +15,7 @@ from ecoformer.fit.hashes import fit_hashes
 from ecoformer.lab.energy import energy_tables as tables
 from ecoformer.lab.energy.cases import Case, cases
 from ecoformer.lab.energy.published import TITLE, compare_published, faults
-from ecoformer.model.inputs import example_input, in_words
+from ecoformer.nn.inputs import example_input, in_words
 
 Row = dict[str, Any]
 Refused = tuple[Case, InputError]

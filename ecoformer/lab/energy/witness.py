@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ecoformer.model.inputs import example_input
+from ecoformer.nn.inputs import example_input
 
 
 def witnesses(model: nn.Module, img_size: int) -> dict[str, Any]:

@@ -22,8 +22,8 @@ from ecoformer.kinds import SPECS, make_spec
 from ecoformer.lab.speed.throughput import PRECISIONS, Pass, forward_pass, training_step
 from ecoformer.model.convert import convert
 from ecoformer.model.create import create, has_fixed_size
-from ecoformer.model.inputs import example_input, in_words, takes_sequences
 from ecoformer.model.layers import attention_layers, require_input
+from ecoformer.nn.inputs import example_input, in_words, takes_sequences
 from ecoformer.nn.specs import AttentionSpec, split_setting
 from ecoformer.ops.ecoformer import triton_kernels
 

@@ -11,8 +11,8 @@ from ecoformer.errors import InputError
 from ecoformer.files import write_json, write_text
 from ecoformer.files.table import Column, Table, render, saves
 from ecoformer.lab.study.plots import plot_front
-from ecoformer.model.inputs import input_size
 from ecoformer.nn.base import given
+from ecoformer.nn.inputs import input_size
 from ecoformer.report.runs import find_runs
 from ecoformer.run.start import model_of_run, read_run
 
