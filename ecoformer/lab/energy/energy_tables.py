@@ -10,6 +10,7 @@ from ecoformer.energy.profile import Profile
 from ecoformer.files import json_text
 from ecoformer.files.table import Column, Table, render, saves, to_csv
 from ecoformer.lab.energy.published import Comparison
+from ecoformer.nn.inputs import takes_sequences
 
 NOTES = {
     "paper": "paper: the published accounting; Conv2d, Linear and LayerNorm layers and attention cores, all else zero.",
@@ -28,7 +29,7 @@ def summary_table(rows: Sequence[dict[str, Any]]) -> Table:
     columns = [
         Column("model", "model", left=True),
         Column("attention", "attention", left=True),
-        Column("px", "img_size"),
+        Column("tokens" if takes_sequences(rows[0]["model"]) else "px", "img_size"),
         Column("bits", "num_bits", wide=True),
         Column("anchors", "num_anchors", wide=True),
         Column("params M", "params", "{:.2f}", 1e6, wide=True),

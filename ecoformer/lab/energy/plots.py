@@ -9,6 +9,7 @@ from ecoformer.energy.ledger import MJ, Entry, Ledger
 from ecoformer.energy.profile import Profile
 from ecoformer.errors import InputError
 from ecoformer.lab.energy.cases import Case
+from ecoformer.nn.inputs import takes_sequences
 from ecoformer.report.figures import name_curves, panels, style
 
 PARTS = {
@@ -66,10 +67,11 @@ def plot_layers(ledgers: Mapping[str, Ledger], profile: Profile, title: str) -> 
 
 
 def plot_resolution(rows: Sequence[dict[str, Any]]) -> Figure:
-    """Whole-model and attention-only energy of one model against image size, a line per attention; from `Case.row`s."""
+    """Whole-model and attention-only energy of one model against its size, a line per attention; from `Case.row`s."""
     sizes = sorted({row["img_size"] for row in rows})
     if len(sizes) < 2:
         raise InputError(f"a plot against resolution needs at least 2 image sizes, got {len(sizes)}")
+    unit = "tokens" if takes_sequences(rows[0]["model"]) else "image size, px"
     figure, axes = panels(1, 2, (9.5, 4.0))
     for axis, (key, name) in zip(axes, WHOLE_AND_CORES.items(), strict=True):
         for number, (label, line) in enumerate(_lines(rows).items()):
@@ -79,7 +81,7 @@ def plot_resolution(rows: Sequence[dict[str, Any]]) -> Figure:
             axis.plot(*zip(*points, strict=True), label=label, markersize=4, **style(label, number))
         axis.set_xscale("log", base=2)
         axis.set_xticks(sizes, [str(size) for size in sizes])
-        axis.set(yscale="log", xlabel="image size, px", ylabel="mJ per image")
+        axis.set(yscale="log", xlabel=unit, ylabel="mJ")
         axis.minorticks_off()
         axis.set_title(name, fontsize=10, loc="left")
     name_curves(figure, axes)
