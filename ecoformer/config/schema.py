@@ -18,6 +18,7 @@ DATA_NAMES = ["digits", "cifar10", "cifar100", "imagenet", "folder", *ARCHIVES, 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 SCHEDULES = ("cosine", "step", "multistep", "plateau", "poly", "tanh", "wsd", "rsqrt", "constant", "none")
 PRECISIONS = ("off", "bf16", "fp16")
+COMPILE_MODES = ("reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 EVAL_METRICS = ("top1", "top5", "loss")
 PARALLEL = ("ddp", "fsdp")
 CONVENTIONS = ("paper", "audited")
@@ -223,6 +224,7 @@ class TrainConfig:
     sync_bn: bool = key(False, "batch norm over the images of all processes; GPUs alone")
     channels_last: bool = key(False, "memory format of the model")
     compile: bool = key(False, "torch.compile")
+    compile_mode: str | None = key(None, "how; null: torch's default", choices=COMPILE_MODES)
     eval_metric: str = key("top1", "which figure of the evaluation chooses best.pt", choices=EVAL_METRICS)
     val_interval: int = key(1, "evaluate after every n-th epoch, and after the last", limit=at_least(1))
     early_stop: int | None = key(

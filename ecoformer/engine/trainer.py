@@ -86,7 +86,8 @@ class Trainer:
         if sharded:
             for copied in [model] if ema is None else [model, ema.module]:
                 parallel.shard(copied, device)
-        self.network: Any = torch.compile(ddp or model) if train.compile else ddp or model
+        network = ddp or model
+        self.network: Any = torch.compile(network, mode=train.compile_mode) if train.compile else network
 
         self.steps_per_epoch = num_groups(len(data.train_loader), train.grad_accum, train.max_steps)
         self.global_batch = train.batch_size * train.grad_accum * distributed.world_size()

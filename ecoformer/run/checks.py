@@ -159,6 +159,8 @@ def _check_augment(config: Config) -> None:
 
 def _check_train(config: Config) -> None:
     train = config.train
+    if train.compile_mode is not None and not train.compile:
+        raise InputError(f"train.compile_mode={train.compile_mode} has no effect: set train.compile=true too")
     if train.ema_warmup and train.ema_decay == 0:
         raise InputError("train.ema_warmup=true warms up an average that is off: set train.ema_decay")
     if train.jsd_loss and (not train.aug_splits or train.bce_loss):

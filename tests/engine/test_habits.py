@@ -107,3 +107,13 @@ def test_an_average_that_is_off_cannot_warm_up() -> None:
     config.model.name = "pvt_v2_b0"
     with pytest.raises(InputError, match=r"set train\.ema_decay"):
         check_config(config)
+
+
+def test_the_compile_mode_reaches_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str | None] = []
+    monkeypatch.setattr(torch, "compile", lambda model, mode: asked.append(mode) or model)
+    make_trainer(tmp_path / "mode", epochs=1, compile=True, compile_mode="reduce-overhead").fit()
+    make_trainer(tmp_path / "default", epochs=1, compile=True).fit()
+    assert asked == ["reduce-overhead", None]
+    with pytest.raises(InputError, match="compile_mode=max-autotune has no effect"):
+        check_config(Config(train=TrainConfig(compile_mode="max-autotune")))
