@@ -44,7 +44,7 @@ def plot_front(rows: Sequence[Mapping[str, Any]], out: Path, title: str) -> None
             axis.errorbar(energy, top1, row.get("top1_sd"), capsize=2, linestyle="none", label=row["label"], **look)
         if min(energy for energy, _ in points) > 0 and max(points)[0] > 20 * min(points)[0]:
             axis.set_xscale("log")
-        axis.set(xlabel=f"energy an image, {name} ({unit}, modelled)", ylabel="top-1 (%)")
+        axis.set(xlabel=f"modelled energy, {name}, {unit}", ylabel="top-1 (%)")
     axes[0].set_title(title, fontsize=9, loc="left")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=7)
     save_figure(figure, out)

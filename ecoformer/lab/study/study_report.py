@@ -20,6 +20,14 @@ from ecoformer.report.runs import read_records, read_summary
 
 def report(study: StudyConfig, jobs: Sequence[Job], out: Path) -> str:
     """Write the report and return its tables for a terminal. Raises InputError if no row is finished."""
+    merged, printed = write_tables(study, jobs, out)
+    first = min(row["stage1_seed"] for row in merged)
+    _plot(study, [job for job in jobs if job.stage1_seed == first], merged, out)
+    return "\n".join(printed)
+
+
+def write_tables(study: StudyConfig, jobs: Sequence[Job], out: Path) -> tuple[list[Row], list[str]]:
+    """Write the report without its plots; return the rows of the table and both tables for a terminal."""
     rows = collect(study, jobs)
     if not rows:
         raise InputError(f"{out} holds no finished row of {study.title}: run it without --report")
@@ -34,8 +42,7 @@ def report(study: StudyConfig, jobs: Sequence[Job], out: Path) -> str:
     if of_seeds := over_stage1_seeds(rows):
         table = stage1_seed_table(of_seeds)
         printed.append(write_table(table, out / "stage1_seeds", f"{study.title}, stage-1 seeds", STAGE1_SEED_NOTES))
-    _plot(study, [job for job in jobs if job.stage1_seed == first], merged, out)
-    return "\n".join(printed)
+    return merged, printed
 
 
 def _plot(study: StudyConfig, jobs: Sequence[Job], merged: Sequence[Row], out: Path) -> None:

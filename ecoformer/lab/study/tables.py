@@ -12,8 +12,8 @@ from ecoformer.report.runs import RunRecord
 NOTES = (
     "top-1: of the last epoch, mean ± sample deviation over the seeds. vs MSA, vs stock, vs uniform: points of top-1 "
     "above that row of the same backbone with the same training. steps: optimiser steps of stage 2, where "
-    "train.max_steps may cut an epoch short. Energy: modelled, one image; savings against stock and against MSA of the "
-    "same backbone; attention: the cores between the projections, which distilled_hash has folded into its core: "
+    "train.max_steps may cut an epoch short. Energy: modelled, one sample; savings against stock and against MSA of "
+    "the same backbone; attention: the cores between the projections, which distilled_hash has folded into its core: "
     "compare it by whole models.",
 )
 STAGE1_SEED_NOTES = (
@@ -24,14 +24,19 @@ SAME = ("backbone",)  # rows that savings compare
 
 
 def study_table(rows: Sequence[Row]) -> Table:
-    """Rows of `over_seeds` for reading, published figures (blank where nothing was published) beside ours."""
+    """Rows of `over_seeds` for reading, published figures, where there are any, beside ours."""
     scale, unit = energy_unit([row["energy_pj"] for row in rows])
+    published = {
+        "top1": Column("published", "published_top1", "{:.2f}", none=""),
+        "energy_pj": Column(f"published {unit}", "published_energy_pj", "{:.4g}", scale, none="", wide=True),
+    }
+    known = {key: [column] for key, column in published.items() if any(row[f"published_{key}"] for row in rows)}
     columns = [
         *_first_columns("seeds", "seeds"),
-        Column("published", "published_top1", "{:.2f}", none=""),
+        *known.get("top1", []),
         *ABOVE_CONTROLS,
         Column(unit, "energy_pj", "{:.4g}", scale),
-        Column(f"published {unit}", "published_energy_pj", "{:.4g}", scale, none="", wide=True),
+        *known.get("energy_pj", []),
         saves("saves vs stock", rows, "stock", "energy_pj", SAME, wide=True),
         saves("saves vs MSA", rows, "msa", "energy_pj", SAME, wide=True),
         Column(f"attention {unit}", "attention_energy_pj", "{:.4g}", scale, wide=True),
