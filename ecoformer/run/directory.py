@@ -144,12 +144,12 @@ def _open(run: RunDir, config: Config, stack: ExitStack) -> list[str]:
         raise InputError(unwritable(run.path, error)) from error
     note = stack.enter_context(owned(run.path, same_launch=run.restarted))
     notes = [] if note is None else [note]
-    if run.resume is None:
-        if not run.restarted:  # another process may have ended a run here since `choose_run_dir` looked
-            _refuse_results(run.path, config)
-        # `choose_run_dir` let an earlier run pass only with overwrite=true, or where it left nothing to resume.
-        if (aside := set_earlier_run_aside(run.path)) is not None:
-            notes.append(f"the earlier run is now in {aside}")
+    if run.resume is None and not run.restarted:  # another process may have ended a run since `choose_run_dir` looked
+        _refuse_results(run.path, config)
+    # `choose_run_dir` let an earlier run pass only with overwrite=true, or where it left nothing to resume.
+    elsewhere = run.resume is None or run.resume.parent.resolve() != run.path.resolve()
+    if elsewhere and (aside := set_earlier_run_aside(run.path)) is not None:
+        notes.append(f"the earlier run is now in {aside}")
     write_text(run.path / CONFIG, OmegaConf.to_yaml(OmegaConf.structured(config)))
     write_json(run.path / LAUNCH, {"marks": run.marks})
     return notes

@@ -15,6 +15,7 @@ from ecoformer.run.build import build_evaluation, build_run, session, settle
 from ecoformer.run.checks import check_config
 from ecoformer.run.directory import choose_run_dir, opened
 from ecoformer.run.plan import dry_run, launch_plan, plan_figures
+from ecoformer.run.provenance import recorded
 
 
 def train(config: Config) -> float | None:
@@ -29,7 +30,7 @@ def train(config: Config) -> float | None:
         if config.dry_run:
             dry_run(run, notes)
             return None
-        with opened(folder, config) as opening:
+        with opened(folder, config) as opening, recorded(folder, device):
             if distributed.is_main():
                 summary.write_compression(folder.path, run.built.compression)
             if config.train.progress:
@@ -38,7 +39,7 @@ def train(config: Config) -> float | None:
             if distributed.is_main():
                 write_json(folder.path / SUMMARY, figures)
                 summary.draw_hash_fits(folder.path, run.built.model)
-        summary.show_figures(f"{config.name}: {folder.path}", figures)
+            summary.show_figures(f"{config.name}: {folder.path}", figures)
         return figures["top1"]
 
 

@@ -85,6 +85,10 @@ def test_what_a_run_leaves(digits_runs: Runs) -> None:
     contract = "block epoch seconds objective_before objective_after accepted_bits correlation bit_balance flipped_bits"
     assert all(set(contract.split()) <= fit.keys() and fit["held_out_images"] == 16 for fit in fits)
     assert (folder / "hash_fits.png").is_file()
+    (start,) = json.loads((folder / "provenance.json").read_text())["starts"]
+    assert start["outcome"] == "finished" and start["started"] <= start["ended"]
+    assert {"experiment=digits_ecoformer"} <= set(start["overrides"])
+    assert f"{summary['top1']:.2f} %" in (folder / "console.log").read_text()  # also the table at the end
     assert not list(folder.glob("*.tmp"))
 
 
