@@ -6,6 +6,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
@@ -127,7 +128,14 @@ def _in_own_folder(cfg: DictConfig) -> DictConfig:
     print(f"{_job()} in {HydraConfig.get().runtime.output_dir}", file=sys.stderr, flush=True)
     if "output_dir" not in cfg:
         return cfg
-    return OmegaConf.merge(cfg, {"output_dir": HydraConfig.get().runtime.output_dir})  # type: ignore[return-value]
+    folder, sweep = HydraConfig.get().runtime.output_dir, Path(HydraConfig.get().sweep.dir)
+    own: dict[str, Any] = {"output_dir": folder}
+    wandb = cfg.logger.wandb
+    if (
+        wandb.enabled and wandb.group is None and Path(folder).resolve() != sweep.resolve()
+    ):  # else it is a launcher's single run
+        own["logger"] = {"wandb": {"group": "/".join(sweep.parts[-2:])}}
+    return OmegaConf.merge(cfg, own)  # type: ignore[return-value]
 
 
 def _sweep_dir(started: str, *, _root_: DictConfig) -> str:

@@ -317,13 +317,24 @@ class CallbacksConfig:
 class WandbConfig:
     enabled: bool = key(False, "log to Weights & Biases, offline without a key")
     project: str = key("ecoformer", "in wandb")
-    name: str | None = key(None, "null: the name of the run")
+    entity: str | None = key(None, "user or team; null: wandb's default")
+    group: str | None = key(None, "null: the runs of a sweep share one, named as its folder")
+    job_type: str | None = key(None, "of the run")
+    name: str | None = key(None, "null: the run's name, in a group with that of its folder")
     tags: list[str] = key([], "of the run")
+    notes: str | None = key(None, "of the run")
+    artifacts: bool = key(False, "upload best.pt when the run ends")
+
+
+@dataclass
+class TensorBoardConfig:
+    enabled: bool = key(False, "write event files for TensorBoard into the run directory")
 
 
 @dataclass
 class LoggerConfig:
     wandb: WandbConfig = field(default_factory=WandbConfig)
+    tensorboard: TensorBoardConfig = field(default_factory=TensorBoardConfig)
     extra: list[Any] = key([], "loggers of others, given as callbacks.extra")
 
 

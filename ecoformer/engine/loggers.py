@@ -51,8 +51,21 @@ class Logger(Stateful):
     def log(self, record: dict[str, Any]) -> None:
         """Take one record."""
 
+    def finish(self, figures: dict[str, Any]) -> None:
+        """Called once after the last record of a run that came to its end, with what `Trainer.fit` returns."""
+
     def close(self) -> None:
-        """Called once after the last record, also after a failure."""
+        """Called once after all else, also after a failure."""
+
+
+def series(record: dict[str, Any]) -> dict[str, float]:
+    """The numbers of a record, named as curves: epoch/val_top1, hash_fit/BLOCK/recall."""
+    prefix = "/".join(str(record[key]) for key in ("event", "block") if key in record)
+    return {
+        f"{prefix}/{key}": value
+        for key, value in record.items()
+        if isinstance(value, (int, float)) and key not in ("epoch", "step", "time")
+    }
 
 
 class _FileLogger(Logger):

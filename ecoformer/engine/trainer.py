@@ -195,14 +195,16 @@ class Trainer:
                     self._run_epoch(epoch)
                 if self.train.epochs == 0 and state.latest is None:
                     self._evaluate_untrained()
+            figures = state.figures()
+            for callback in self.callbacks:
+                figures |= callback.summary()
+            for logger in state.loggers if distributed.is_main() else ():
+                logger.finish(figures)
         except Interrupted as interrupted:
             raise Interrupted(interrupted.signum, state.how_to_go_on(interrupted.signum)) from None
         finally:
             for logger in state.loggers:
                 logger.close()
-        figures = state.figures()
-        for callback in self.callbacks:
-            figures |= callback.summary()
         return figures
 
     def _run_epoch(self, epoch: int) -> None:

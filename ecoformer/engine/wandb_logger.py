@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from ecoformer.config.schema import WandbConfig
-from ecoformer.engine.loggers import Logger
+from ecoformer.engine.loggers import Logger, series
+from ecoformer.engine.run_files import BEST
 from ecoformer.errors import one_line
 
 
 class WandbLogger(Logger):
     """Sends records to wandb, offline (in run_dir/wandb) where no key is set; a resumed run keeps its id.
 
+    Curves run over the optimiser steps, those of whole epochs over the epochs, from 1 as in all that a run prints.
     Any failure of wandb warns once and ends the logging there; the run goes on.
     """
 
@@ -22,18 +24,29 @@ class WandbLogger(Logger):
         self.config = config
         self.run: Any = None
         self.run_id: str | None = None
+        self.run_dir: Path | None = None
+        self.events: set[str] = set()  # whose axis wandb knows
 
     def open(self, run_dir: Path, resumed_epoch: int | None, config: dict[str, Any]) -> None:
+        self.run_dir = run_dir
+        settings = config.get("settings", config)
+        name = config.get("settings", {}).get("name") or run_dir.name
+        if self.config.group is not None and name != run_dir.name:
+            name = f"{name}/{run_dir.name}"  # the runs of a sweep share the rest
         try:
             import wandb
 
             mode: Any = os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
             self.run = wandb.init(
                 project=self.config.project,
-                name=self.config.name or run_dir.name,
+                entity=self.config.entity,
+                group=self.config.group,
+                job_type=self.config.job_type,
+                name=self.config.name or name,
                 tags=list(self.config.tags),
+                notes=self.config.notes,
                 dir=str(run_dir),
-                config=config,
+                config=settings,
                 id=self.run_id,
                 resume="allow" if self.run_id else None,
                 mode=mode,
@@ -45,15 +58,22 @@ class WandbLogger(Logger):
     def log(self, record: dict[str, Any]) -> None:
         if self.run is None:
             return
-        # Names like epoch/val_top1; the block of a hash fit becomes part of the name, since it is the series.
-        prefix = "/".join(str(record[key]) for key in ("event", "block") if key in record)
-        values = {
-            f"{prefix}/{key}": value
-            for key, value in record.items()
-            if isinstance(value, (int, float)) and key not in ("epoch", "step", "time")
-        }
+        event = record["event"]
         try:
-            self.run.log({**values, "epoch": record["epoch"], "step": record["step"]})
+            if event not in self.events:
+                self.events.add(event)
+                self.run.define_metric(f"{event}/*", step_metric="epoch" if event == "epoch" else "step")
+            self.run.log({**series(record), "epoch": record["epoch"] + 1, "step": record["step"]})
+        except Exception as error:  # see open()
+            self._give_up(error)
+
+    def finish(self, figures: dict[str, Any]) -> None:
+        if self.run is None or self.run_dir is None:
+            return
+        try:
+            self.run.summary.update(figures)
+            if self.config.artifacts and (self.run_dir / BEST).exists():
+                self.run.log_artifact(str(self.run_dir / BEST), name=f"best-{self.run_id}", type="model")
         except Exception as error:  # see open()
             self._give_up(error)
 

@@ -32,6 +32,7 @@ from ecoformer.engine.loggers import Logger
 from ecoformer.engine.logit_teacher import LogitTeacher
 from ecoformer.engine.rng import seed_everything
 from ecoformer.engine.run_files import read_intact
+from ecoformer.engine.tensorboard_logger import TensorBoardLogger
 from ecoformer.engine.trainer import Trainer
 from ecoformer.engine.wandb_logger import WandbLogger
 from ecoformer.errors import InputError, one_line
@@ -125,6 +126,8 @@ def build_run(config: Config, folder: RunDir, device: torch.device, data: DataMo
         callbacks.append(EnergyLog(config.energy))
     callbacks += made(config.callbacks.extra, "callbacks.extra", Callback)
     loggers: list[Logger] = [WandbLogger(config.logger.wandb)] if config.logger.wandb.enabled else []
+    if config.logger.tensorboard.enabled:
+        loggers.append(TensorBoardLogger())
     loggers += made(config.logger.extra, "logger.extra", Logger)
     trainer = Trainer(
         built.model,

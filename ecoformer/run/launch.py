@@ -28,6 +28,7 @@ from ecoformer.run import process
 from ecoformer.run.directory import JOB
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+GROUP = "logger.wandb.group="
 CHECKPOINT_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)  # a scheduler's: save, the job will be started again
 
 
@@ -80,7 +81,7 @@ def run_torchrun(cfg: DictConfig, name: str = "train", full_errors: bool = False
     if folder is None and not cfg.get("dry_run"):
         raise InputError("several processes need one output_dir to share: add output_dir=DIR")
     place, nproc = _place(), cfg.launch.nproc_per_node or HydraConfig.get().launcher.get("gpus_per_node") or 1
-    command = torchrun_command(place, nproc, cfg.launch.max_restarts, [*process.module(name), *_arguments(folder)])
+    command = torchrun_command(place, nproc, cfg.launch.max_restarts, [*process.module(name), *_arguments(cfg)])
     environment = process.environment(HYDRA_FULL_ERROR="1" if full_errors else "0")
     # A store of their own for the processes of each restart: a kept one holds addresses of processes that are gone.
     environment.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
@@ -165,13 +166,17 @@ def _place() -> Place:
     return Place(f"{job.name()} {job.job_id}", job.node, job.num_nodes, hosts[0])
 
 
-def _arguments(folder: str | None) -> list[str]:
-    job = HydraConfig.get()
+def _arguments(cfg: DictConfig) -> list[str]:
+    """The job's overrides for its torchrun, with what the sweep around it decided."""
+    job, folder, group = HydraConfig.get(), cfg.get("output_dir"), OmegaConf.select(cfg, GROUP.rstrip("="))
     sources = [source.path for source in job.runtime.config_sources if source.provider == "command-line"]
     flags = [part for path in sources for part in ("--config-dir", path)]
-    overrides = [text for text in job.overrides.task if not text.lstrip("+").startswith(("launch.", "output_dir="))]
+    overrides = [
+        text for text in job.overrides.task if not text.lstrip("+").startswith(("launch.", "output_dir=", GROUP))
+    ]
     overrides += [text for text in job.overrides.hydra if text.startswith("hydra.searchpath")]
-    return [*flags, *overrides, *([] if folder is None else [f"output_dir={quoted(folder)}"])]
+    decided = [(key, value) for key, value in (("output_dir=", folder), (GROUP, group)) if value is not None]
+    return [*flags, *overrides, *(f"{key}{quoted(value)}" for key, value in decided)]
 
 
 def _log() -> str:

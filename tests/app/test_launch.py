@@ -101,6 +101,18 @@ def test_each_job_of_a_sweep_is_its_own_torchrun(
     assert "torchrun ended with code 1: its processes say why, above" in capsys.readouterr().err
 
 
+def test_the_jobs_of_a_sweep_are_one_group_of_wandb(
+    command: Callable[..., int], torchrun: Seen, tmp_path: Path
+) -> None:
+    line = [*LINE, "logger=wandb", "launch.nproc_per_node=2", f"output_dir={tmp_path / 'sweeps' / 'bits'}"]
+    assert command("train", "-m", "seed=3,4", *line) == 0
+    assert command("train", "-m", "seed=5", "logger.wandb.group=mine", *line) == 0
+    assert command("train", *line) == 0
+    groups = [[part for part in started if part.startswith("logger.wandb.group")] for started in torchrun["commands"]]
+    default = ["logger.wandb.group='sweeps/bits'"]
+    assert groups == [default, default, ["logger.wandb.group='mine'"], []]
+
+
 def test_a_slurm_job_runs_torchrun_over_its_gpus(monkeypatch: pytest.MonkeyPatch, torchrun: Seen) -> None:
     cfg = in_slurm_job(monkeypatch, "hydra.launcher.nodes=2", "hydra.launcher.gpus_per_node=4", node=1)
     assert launch.starts_torchrun(cfg)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 from fakes import make_trainer
@@ -15,6 +17,7 @@ from ecoformer.config.schema import EnergyConfig, WandbConfig
 from ecoformer.engine.callbacks import EnergyLog
 from ecoformer.engine.loggers import CSV_COLUMNS, CsvLogger, JsonlLogger
 from ecoformer.engine.progress import ProgressDisplay, RemainingTime
+from ecoformer.engine.tensorboard_logger import TensorBoardLogger
 from ecoformer.engine.wandb_logger import WandbLogger
 from ecoformer.errors import InputError
 
@@ -116,13 +119,23 @@ def test_energy_is_logged_once_and_summarised(tmp_path: Path, monkeypatch: pytes
 class FakeRun:
     id = "abc"
 
-    def __init__(self) -> None:
+    def __init__(self, breaks_after: int = 2) -> None:
         self.logged: list[dict] = []
+        self.axes: dict[str, str] = {}
+        self.summary: dict[str, object] = {}
+        self.artifacts: list[tuple[str, str]] = []
+        self.breaks_after = breaks_after
+
+    def define_metric(self, name: str, step_metric: str) -> None:
+        self.axes[name] = step_metric
 
     def log(self, values: dict) -> None:
         self.logged.append(values)
-        if len(self.logged) > 2:
+        if len(self.logged) > self.breaks_after:
             raise ConnectionError("the network\nis gone")
+
+    def log_artifact(self, path: str, name: str, type: str) -> None:
+        self.artifacts.append((Path(path).name, name))
 
     def finish(self) -> None: ...
 
@@ -153,6 +166,80 @@ def test_wandb_gets_the_numbers_and_may_break(tmp_path: Path, monkeypatch: pytes
     with pytest.warns(UserWarning, match="wandb stopped"):
         make_trainer(tmp_path / "run", loggers=[resumed]).fit(resume=tmp_path / "run" / "last.pt")
     assert runs[1]["id"] == "abc" and runs[1]["resume"] == "allow" and runs[1]["mode"] == "online"
+
+
+@pytest.mark.parametrize("uploads", [False, True])
+def test_wandb_is_told_axes_and_summary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uploads: bool) -> None:
+    import wandb
+
+    runs: list[dict] = []
+    run = FakeRun(breaks_after=1000)
+    monkeypatch.setattr(wandb, "init", lambda **settings: runs.append(settings) or run)
+    told = {"entity": "team", "group": "sweeps/bits", "job_type": "train", "tags": ["a"], "notes": "why"}
+    config = WandbConfig(enabled=True, artifacts=uploads, **told)
+    energy = {"energy_pj": 11.1, "params": 7}
+    monkeypatch.setattr("ecoformer.energy.summarize", lambda *model, **options: energy, raising=False)
+    callbacks = [EnergyLog(EnergyConfig())]
+    trainer = make_trainer(tmp_path / "3", loggers=[WandbLogger(config)], callbacks=callbacks, epochs=2)
+    summary = trainer.fit()
+    assert {key: runs[0][key] for key in told} == told and runs[0]["name"] == "3"
+    assert run.axes["epoch/*"] == "epoch" and run.axes["train/*"] == run.axes["energy/*"] == "step"
+    epochs = [values for values in run.logged if "epoch/val_top1" in values]
+    assert [values["epoch"] for values in epochs] == [1, 2], "counted from 1, as in what a run prints"
+    assert run.summary == summary and {"top1", "energy_pj", "params"} <= summary.keys()
+    assert run.artifacts == ([("best.pt", "best-abc")] if uploads else [])
+
+
+def test_wandb_run_is_named_by_the_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import wandb
+
+    def named(config: WandbConfig, saved: dict) -> str:
+        names: list[str] = []
+        monkeypatch.setattr(wandb, "init", lambda **settings: names.append(settings["name"]) or FakeRun())
+        logger = WandbLogger(config)
+        logger.open(tmp_path / "run", None, saved)
+        return names[0]
+
+    assert named(WandbConfig(), {"settings": {"name": "digits_msa"}}) == "digits_msa"
+    assert named(WandbConfig(group="g"), {"settings": {"name": "digits_msa"}}) == "digits_msa/run"
+    assert named(WandbConfig(name="mine", group="g"), {"settings": {"name": "digits_msa"}}) == "mine"
+    assert named(WandbConfig(), {}) == "run"
+
+
+class FakeWriter:
+    made: ClassVar[list[FakeWriter]] = []
+
+    def __init__(self, log_dir: str, purge_step: int | None) -> None:
+        self.folder, self.purge_step, self.closed = Path(log_dir), purge_step, False
+        self.scalars: list[tuple[str, float, int]] = []
+        self.made.append(self)
+
+    def add_scalar(self, name: str, value: float, step: int) -> None:
+        self.scalars.append((name, value, step))
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_tensorboard_goes_on_after_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeWriter, "made", [])
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=FakeWriter))
+    make_trainer(tmp_path, loggers=[TensorBoardLogger()]).fit(stop_after=1)
+    first = FakeWriter.made[0]
+    assert first.folder == tmp_path / "tensorboard" and first.purge_step is None and first.closed
+    names = {name for name, _, _ in first.scalars}
+    assert {"train/loss", "epoch/val_top1", "hash_fit/attn/accepted_bits", "summary/top1"} <= names
+    saved = next(step for name, _, step in first.scalars if name == "epoch/val_top1")
+    make_trainer(tmp_path, loggers=[TensorBoardLogger()]).fit(resume=tmp_path / "last.pt")
+    second = FakeWriter.made[1]
+    assert second.purge_step == saved + 1
+    assert min(step for name, _, step in second.scalars if name == "epoch/val_top1") > saved
+
+
+def test_tensorboard_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(InputError, match=r"needs TensorBoard: pip install 'ecoformer\[tensorboard\]'"):
+        TensorBoardLogger()
 
 
 def test_wandb_that_does_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
