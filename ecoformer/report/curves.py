@@ -27,6 +27,6 @@ def plot_training_curves(runs: Mapping[str, Path], out: Path, start: Mapping[str
     accuracy.set(xlabel="epochs", ylabel="validation top-1 (%)")
     loss.set(xlabel="epochs", ylabel="training loss")
     for axis in (accuracy, loss):
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     name_curves(figure, [accuracy, loss])
     save_figure(figure, out)

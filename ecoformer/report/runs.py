@@ -76,6 +76,11 @@ def read_epochs(path: Path) -> list[dict[str, float]]:
     return [{key: float(text or "nan") for key, text in row.items()} for row in rows]
 
 
+def has_epochs(path: Path) -> bool:
+    """Whether a run's metrics.csv is there and has the figures of an epoch."""
+    return (path / METRICS_TABLE).is_file() and bool(read_epochs(path))
+
+
 def last_line(path: Path) -> str:
     """The last line of a log that is not empty: for a user's error, the one line that states it."""
     try:

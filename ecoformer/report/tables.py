@@ -4,8 +4,11 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from ecoformer.files.table import Column, Table, energy_unit, largest_unit, markdown, saves, share
+from ecoformer.energy.summary import in_attention
+from ecoformer.files.table import Column, Table, energy_text, energy_unit, largest_unit, markdown, saves, share
 from ecoformer.model.low_rank import CompressionReport
+
+Rows = list[tuple[str, str]]
 
 OPERATIONS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 LAYERS = (
@@ -47,6 +50,29 @@ def comparison_table(rows: Sequence[dict[str, Any]]) -> Table:
         Column("images/s", "images_per_second", "{:.0f}"),
     ]
     return Table(columns, rows)
+
+
+def figure_rows(figures: dict[str, Any]) -> Rows:
+    """What a summary.json says, in words."""
+    one, samples = ("an image", "images") if figures.get("seq_len") is None else ("a sample", "samples")
+    convention = f"{figures['energy_convention']} convention, {figures['energy_profile']}"
+    rows = [
+        ("top-1", f"{figures['top1']:.2f} %"),
+        ("top-5", f"{figures['top5']:.2f} %"),
+        ("loss", f"{figures['loss']:.4f}"),
+        ("parameters", f"{figures['params']:,}"),
+        ("multiplications", f"{figures['muls']:,}"),
+        ("additions", f"{figures['adds']:,}"),
+        (f"energy {one}", f"{energy_text(figures['energy_pj'])}, {convention}"),
+        ("of that", in_attention(figures["attention_energy_pj"])),
+        ("evaluation", f"{figures['images_per_second']:.0f} {samples}/s"),
+    ]
+    if "train_images_per_second" in figures:
+        rows.append(("training", f"{figures['train_images_per_second']:.0f} {samples}/s"))
+        rows.append(("time", f"{figures['duration_s']:.1f} s"))
+    if figures.get("uncounted"):
+        rows.append(("not counted", ", ".join(map(str, figures["uncounted"]))))
+    return rows
 
 
 def compression_markdown(report: CompressionReport) -> str:

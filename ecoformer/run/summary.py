@@ -12,16 +12,13 @@ from torch import nn
 import ecoformer
 from ecoformer.config.schema import Config
 from ecoformer.energy import summarize
-from ecoformer.energy.summary import in_attention
 from ecoformer.engine import distributed
 from ecoformer.engine.run_files import COMPRESSION, COMPRESSION_TABLE, HASH_FITS
 from ecoformer.files import write_json, write_text
 from ecoformer.fit.hashes import has_hashes
 from ecoformer.model.low_rank import CompressionReport
 from ecoformer.nn.inputs import input_size
-from ecoformer.report.tables import compression_markdown
-
-Rows = list[tuple[str, str]]
+from ecoformer.report.tables import Rows, compression_markdown, figure_rows
 
 
 def whole_summary(config: Config, model: nn.Module, figures: dict[str, Any]) -> dict[str, Any]:
@@ -85,23 +82,5 @@ def show_plan(rows: Rows, notes: list[str]) -> None:
 
 def show_figures(title: str, figures: dict[str, Any]) -> None:
     """Print the table that a run ends with; rank 0 alone does."""
-    one, samples = ("an image", "images") if figures["seq_len"] is None else ("a sample", "samples")
-    convention = f"{figures['energy_convention']} convention, {figures['energy_profile']}"
-    rows = [
-        ("top-1", f"{figures['top1']:.2f} %"),
-        ("top-5", f"{figures['top5']:.2f} %"),
-        ("loss", f"{figures['loss']:.4f}"),
-        ("parameters", f"{figures['params']:,}"),
-        ("multiplications", f"{figures['muls']:,}"),
-        ("additions", f"{figures['adds']:,}"),
-        (f"energy {one}", f"{figures['energy_pj']:.4g} pJ, {convention}"),
-        ("in attention", in_attention(figures["attention_energy_pj"], 1, "pJ")),
-        ("evaluation", f"{figures['images_per_second']:.0f} {samples}/s"),
-    ]
-    if "train_images_per_second" in figures:
-        rows.append(("training", f"{figures['train_images_per_second']:.0f} {samples}/s"))
-        rows.append(("time", f"{figures['duration_s']:.1f} s"))
-    if figures.get("uncounted"):
-        rows.append(("not counted", ", ".join(map(str, figures["uncounted"]))))
     if distributed.is_main():
-        print("\n".join([title, *(f"  {name:<16} {value}" for name, value in rows)]))
+        print("\n".join([title, *(f"  {name:<16} {value}" for name, value in figure_rows(figures))]))

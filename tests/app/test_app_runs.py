@@ -87,7 +87,6 @@ def test_what_a_run_leaves(digits_runs: Runs) -> None:
     assert (folder / "hash_fits.png").is_file()
     (start,) = json.loads((folder / "provenance.json").read_text())["starts"]
     assert start["outcome"] == "finished" and start["started"] <= start["ended"]
-    assert {"experiment=digits_ecoformer"} <= set(start["overrides"])
     assert f"{summary['top1']:.2f} %" in (folder / "console.log").read_text()  # also the table at the end
     assert not list(folder.glob("*.tmp"))
 
@@ -181,6 +180,8 @@ def test_default_output_dir_and_sweep(
     # The second of three jobs is refused; the third runs all the same.
     assert command("train", "-m", *line, "train.batch_size=8,7000,4", "output_dir=sweep") == 2
     assert [(tmp_path / "sweep" / str(job) / "summary.json").exists() for job in range(3)] == [True, False, True]
+    (start,) = json.loads((tmp_path / "sweep" / "2" / "provenance.json").read_text())["starts"]
+    assert "train.batch_size=4" in start["overrides"], "the job's own, of the sweep's three"
     errors = capsys.readouterr().err
     assert "error: job 1 (" in errors and "train.batch_size=7000" in errors
     assert "error: 1 of the sweep's jobs failed" in errors
