@@ -95,6 +95,7 @@ def with_their_sources(planned: list[Job], patterns: list[str]) -> list[Job]:
 def dry_run(planned: list[Job], launch: str) -> int:
     """Every run with its state, its command and the energy that the ledger predicts for it."""
     from ecoformer.energy.summary import in_attention
+    from ecoformer.files.table import energy_text
     from ecoformer.lab.study.prediction import compose_run, predict_energy
     from ecoformer.lab.study.runner import is_finished
 
@@ -107,8 +108,8 @@ def dry_run(planned: list[Job], launch: str) -> int:
         figures = predicted[key]
         state = "finished" if is_finished(job) else "to do"
         print(
-            f"{job.id}: {state}, {figures['energy_pj'] / 1e6:.4g} µJ an image, "
-            f"{in_attention(figures['attention_energy_pj'], 1e6, 'µJ in attention')}\n    {job.command(launch)}"
+            f"{job.id}: {state}, {energy_text(figures['energy_pj'])} an image, "
+            f"{in_attention(figures['attention_energy_pj'])}\n    {job.command(launch)}"
         )
     return 0
 

@@ -8,6 +8,7 @@ from ecoformer.energy.counting import count
 from ecoformer.energy.ledger import Ledger
 from ecoformer.energy.profile import Profile
 from ecoformer.energy.profile_files import load_profile
+from ecoformer.files.table import energy_text
 from ecoformer.nn.inputs import Input
 
 
@@ -43,6 +44,6 @@ def summarize(model: nn.Module, input: Input, convention: str = "paper", profile
     return {**figures(ledger, prices), "energy_convention": convention, "energy_profile": prices.name}
 
 
-def in_attention(energy_pj: float | None, scale: float, unit: str) -> str:
+def in_attention(energy_pj: float | None) -> str:
     """The attention cores' energy in words, with what was not recognised said."""
-    return "no attention recognised" if energy_pj is None else f"{energy_pj / scale:.4g} {unit}"
+    return "no attention recognised" if energy_pj is None else f"{energy_text(energy_pj)} in attention"

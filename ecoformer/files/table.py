@@ -156,6 +156,12 @@ def energy_unit(energies_pj: Sequence[float]) -> tuple[float, str]:
     return largest_unit(energies_pj, ((1e12, "J"), (1e9, "mJ"), (1e6, "µJ"), (1e3, "nJ"), (1.0, "pJ")))
 
 
+def energy_text(energy_pj: float) -> str:
+    """One energy in joules, with the prefix that suits it: "2.224 mJ"."""
+    scale, unit = energy_unit([energy_pj])
+    return f"{energy_pj / scale:.4g} {unit}"
+
+
 def _terminal(table: Table, title: str, notes: Sequence[str]) -> str:
     stdout = sys.stdout
     width = Console().width if stdout is not None and stdout.isatty() else WIDTH

@@ -13,6 +13,7 @@ from ecoformer.engine import distributed
 from ecoformer.engine.hash_update import fit_steps, schedule_line
 from ecoformer.engine.optim import scaled_lr
 from ecoformer.files import write_json
+from ecoformer.files.table import energy_text
 from ecoformer.fit.hashes import hash_layers
 from ecoformer.model.layers import attention_layers, token_counts
 from ecoformer.model.low_rank import low_rank_layers
@@ -138,7 +139,7 @@ def launch_plan(run: Run, figures: dict[str, Any]) -> Rows:
         ("steps", f"{figures['steps_per_epoch']} x {train.epochs} epochs = {figures['steps']}"),
         ("hash fits", _hash_fits(run, figures)),
         ("parameters", f"{figures['params']:,}"),
-        ("energy", f"{figures['energy_pj']:.4g} pJ {one}, {figures['energy_convention']} convention, "
+        ("energy", f"{energy_text(figures['energy_pj'])} {one}, {figures['energy_convention']} convention, "
                    f"{figures['energy_profile']}"),
         ("device", f"{trainer.device}, {figures['threads']} CPU threads, amp {train.amp}"),
         ("output_dir", figures["output_dir"]),

@@ -101,7 +101,7 @@ def test_words_of_a_run(command: Callable[..., int], capsys: pytest.CaptureFixtu
         f"samples        {SEQ_LEN} tokens, 16 ids, in memory",
         f"stage 1: 2 layers of {SEQ_LEN}",
         "before epoch 1, on 4 samples",
-        "pJ a sample, paper convention",
+        "J a sample, paper convention",
         " samples/s ",
         "energy a sample",
     ):

@@ -78,7 +78,9 @@ def plot_hash_quality(fits: Mapping[str, Sequence[Mapping[str, Any]]], out: Path
             axis.plot(list(values), means, line, lw=width, markersize=4, **own)
     for key, line, width in QUALITY_LINES:
         axis.plot([], [], line, lw=width, markersize=4, color="grey", label=QUALITY_NAMES[key])
-    axis.set(xlabel="epoch of the fit" if refitted else "block", ylabel="relative L2 error of the attention output")
+    axis.set(
+        xlabel="epochs before the fit" if refitted else "block", ylabel="relative L2 error of the attention output"
+    )
     axis.set_ylim(0, None)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper", fontsize=7)

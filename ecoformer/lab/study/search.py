@@ -22,6 +22,7 @@ from ecoformer.config.overrides import as_typed
 from ecoformer.config.schema import Config
 from ecoformer.errors import InputError
 from ecoformer.files import finite
+from ecoformer.files.table import energy_text
 from ecoformer.lab.study.plan import Job
 from ecoformer.lab.study.prediction import compose_run, predict_energy
 from ecoformer.lab.study.runner import run_jobs
@@ -140,7 +141,7 @@ class Search:
         except InputError as error:
             self.show(f"{head}: cannot be built: {error}")
             return None
-        self.show(f"{head}: {energy / 1e6:.4g} µJ an image")
+        self.show(f"{head}: {energy_text(energy)} an image")
         return overrides, energy
 
     def _train(self, study: optuna.Study, number: int, overrides: list[str], energy: float) -> None:
@@ -157,7 +158,7 @@ class Search:
 def front(out: Path) -> list[str]:
     """The points that no other one beats in both accuracy and energy, cheapest first, one line each."""
     best = sorted(open_study(out, 0).best_trials, key=lambda trial: trial.values[1])
-    return [f"{trial.values[0]:6.2f} %  {trial.values[1] / 1e6:10.4g} µJ  {_settings(trial)}" for trial in best]
+    return [f"{trial.values[0]:6.2f} %  {energy_text(trial.values[1]):>10}  {_settings(trial)}" for trial in best]
 
 
 def _energy(overrides: list[str]) -> float:
