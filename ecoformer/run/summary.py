@@ -15,7 +15,6 @@ from ecoformer.energy import summarize
 from ecoformer.engine import distributed
 from ecoformer.engine.run_files import COMPRESSION, COMPRESSION_TABLE, HASH_FITS
 from ecoformer.files import write_json, write_text
-from ecoformer.files.table import energy_text
 from ecoformer.fit.hashes import has_hashes
 from ecoformer.model.low_rank import CompressionReport
 from ecoformer.nn.inputs import input_size
