@@ -6,9 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.models.pvt_v2 import PyramidVisionTransformerStage
-from timm.models.twins import Twins
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
@@ -16,6 +13,7 @@ from ecoformer.errors import InputError
 from ecoformer.nn.base import ReplacementAttention
 from ecoformer.nn.bert import is_kin, read_kin, with_key_masks
 from ecoformer.nn.inputs import Input, model_arguments, own_size
+from ecoformer.nn.layout import prefix_tokens, stages_of
 from ecoformer.nn.projections import READERS
 
 FilterFn = Callable[[nn.Module, str], bool]  # of a module and its name
@@ -43,26 +41,16 @@ class LayerInfo:
 def attention_layers(model: nn.Module) -> list[LayerInfo]:
     """Every attention layer that we know, stock or ours, in forward order; empty if there is none.
 
-    Stages are those of PVTv2 and Twins; any other model, a plain ViT say, is one stage.
+    Stages and prefix tokens are those that `nn.layout` knows; a plain ViT is one stage.
     """
     read_kin(model)
-    stages = list(_stages(model))
-    num_prefix = next((m.num_prefix_tokens for m in model.modules() if isinstance(m, VisionTransformer)), 0)
+    stages, num_prefix = stages_of(model), prefix_tokens(model)
     layers = []
     for name, module in model.named_modules():
         if type(module) in READERS or isinstance(module, ReplacementAttention):
             inside = [number for number, members in enumerate(stages, start=1) if module in members]
             layers.append(LayerInfo(name, module, inside[0] if inside else 1, max(len(stages), 1), num_prefix))
     return layers
-
-
-def _stages(model: nn.Module) -> Iterator[set[nn.Module]]:
-    for module in model.modules():
-        if isinstance(module, PyramidVisionTransformerStage):
-            yield set(module.modules())
-        elif isinstance(module, Twins):
-            for blocks in module.blocks:
-                yield set(blocks.modules())
 
 
 def token_counts(model: nn.Module, input: Input) -> dict[str, int]:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ecoformer.errors import InputError
+from ecoformer.nn.turned import Turn, TurnedLinear, turns_of
 
 ROLES = ("query", "key", "value", "proj")
 Seat = Callable[[nn.Module], nn.Module]
@@ -98,17 +99,24 @@ def refusal(where: str, what: str, remedy: str) -> InputError:
 
 
 def linear_rows(source: nn.Linear, start: int, stop: int) -> nn.Linear:
-    """Rows start:stop of a Linear, as a Linear of its own, trainable as it is."""
+    """Rows start:stop of a Linear, as a Linear of its own, trainable and turned as they are."""
     rows = linear_of(source.weight[start:stop], None if source.bias is None else source.bias[start:stop])
-    return _trained_as(rows, source)
+    turns = turns_of(source)
+    of_rows = turns[start * len(turns) // source.out_features : stop * len(turns) // source.out_features]
+    return _turned(_trained_as(rows, source), of_rows)
 
 
 def linear_from(*sources: nn.Linear) -> nn.Linear:
-    """A new Linear with the rows of all sources stacked, on their device, in their dtype, trainable as they are."""
+    """A new Linear with the rows of all sources stacked, on their device, in their dtype, trainable and turned as they
+    are."""
     weight = torch.cat([s.weight.detach() for s in sources])
     biases = [s.bias.detach() for s in sources if s.bias is not None]
     assert len(biases) in (0, len(sources)), "biases in some sources only"
-    return _trained_as(linear_of(weight, torch.cat(biases) if biases else None), *sources)
+    return _turned(_trained_as(linear_of(weight, torch.cat(biases) if biases else None), *sources), turns_of(*sources))
+
+
+def _turned(linear: nn.Linear, turns: list[nn.Module]) -> nn.Linear:
+    return TurnedLinear(linear, turns) if any(isinstance(turn, Turn) for turn in turns) else linear
 
 
 def _trained_as(linear: nn.Linear, *sources: nn.Linear) -> nn.Linear:

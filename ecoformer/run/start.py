@@ -26,12 +26,12 @@ from ecoformer.models.dims import dims_of, num_classes_of, vit_img_size
 from ecoformer.models.official import ForeignWeights, read_foreign
 from ecoformer.models.weight_files import format_of
 from ecoformer.nn.inputs import input_size, takes_sequences
+from ecoformer.nn.layout import STOCK_STRIDE
 from ecoformer.nn.specs import without_removed
 from ecoformer.run.checks import attention_spec, low_rank_spec
 from ecoformer.run.compression import factorize_and_count
 
 IN_CHANNELS = 3  # of every batch, whatever the images are
-STOCK_STRIDE = 4  # of the first patch embedding, in PVTv2 and Twins alike
 
 
 @dataclass
