@@ -198,10 +198,9 @@ def test_clamp_lowers_and_says_so():
     [
         (lambda: timm.create_model("resnet18"), "ResNet has no attention that can be converted"),
         (lambda: tiny_pvt(attn_drop_rate=0.1), "attn_drop=0.1 cannot be carried"),
-        (lambda: tiny_vit(qk_norm=True), "q_norm"),
         (lambda: tiny_vit(scale_attn_norm=True), "norm"),
     ],
-    ids=["resnet", "attn_drop", "qk_norm", "scale_norm"],
+    ids=["resnet", "attn_drop", "scale_norm"],
 )
 def test_unsupported_modules_are_refused_by_name(build, message):
     with pytest.raises(InputError, match=message):

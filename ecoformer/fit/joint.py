@@ -19,8 +19,8 @@ from ecoformer.fit.adam import adam_on_batches
 from ecoformer.fit.compare import layer_calls, output_closeness
 from ecoformer.fit.taught import TaughtAttention
 from ecoformer.nn.base import called_with
-from ecoformer.nn.bert import BertSeat
 from ecoformer.nn.heads import real_tokens
+from ecoformer.nn.seats import Seat
 
 OnStep = Callable[[int, int], None]
 
@@ -76,13 +76,14 @@ def original_of(model: nn.Module) -> nn.Module | None:
         return None
     teachers = {name: layer.teacher for name, layer in layers.items()}
     # The copy leaves the taught layers out: their parameters would be copied only to be dropped.
-    original = copy.deepcopy(model, {id(layer): nn.Identity() for layer in layers.values()})
+    copies: dict[int, Any] = {id(layer): nn.Identity() for layer in layers.values()}
+    original = copy.deepcopy(model, copies)
     for name, teacher in teachers.items():
         if teacher is None:
             return None
         parent, _, child = name.rpartition(".")
         old = layers[name].proj.weight
-        setattr(original.get_submodule(parent), child, copy.deepcopy(teacher.layer).to(old))
+        setattr(original.get_submodule(parent), child, copy.deepcopy(teacher.layer, copies).to(old))
     return original.eval().requires_grad_(False)
 
 
@@ -189,9 +190,9 @@ def _only_these_train(model: nn.Module, parameters: list[nn.Parameter]) -> Itera
 
 
 def _block_around(model: nn.Module, name: str) -> str:
-    """The module whose output says what the layer was good for: what holds it, or what holds its seat in a BERT."""
+    """The module whose output says what the layer was good for: what holds it, or what holds its seat."""
     parent = name.rpartition(".")[0]
-    return parent.rpartition(".")[0] if isinstance(model.get_submodule(parent), BertSeat) else parent
+    return parent.rpartition(".")[0] if isinstance(model.get_submodule(parent), Seat) else parent
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from ecoformer.nn.base import before_projection, given
 from ecoformer.nn.heads import split_heads, token_mean
 from ecoformer.nn.msa import MSASpec, MultiHeadSelfAttention
 from ecoformer.nn.projections import Projections
+from ecoformer.nn.turned import TurnedLinear
 from ecoformer.ops.closeness import batches
 from ecoformer.ops.codes.folded import Affine
 
@@ -25,6 +26,8 @@ from ecoformer.ops.codes.folded import Affine
 @dataclass(frozen=True)
 class Teacher:
     """A replaced layer, its projections, and whether its values have to be found anew.
+
+    `is_softmax`: of all tokens, by these queries and keys as they are.
 
     No module: the model that holds it neither moves, trains nor saves it.
     """
@@ -34,6 +37,7 @@ class Teacher:
     key: Affine
     num_heads: int
     fits_values: bool
+    is_softmax: bool
 
     @classmethod
     def of(cls, source: Projections, kind: str, fit_values: str) -> Teacher:
@@ -44,10 +48,12 @@ class Teacher:
                 "MSA or the stock checkpoint"
             )
         layer = source.layer or MultiHeadSelfAttention.from_projections(source, MSASpec())
-        fits_values = not MSASpec().is_met_by(layer) if fit_values == "auto" else fit_values == "true"
+        sums_all = MSASpec().is_met_by(layer)
+        fits_values = not sums_all if fit_values == "auto" else fit_values == "true"
         if fits_values and source.value.bias is None:
             raise InputError(f"{source.where} has values without a bias: set attention.fit_values=false")
-        return cls(layer, affine(source.query), affine(source.key), source.num_heads, fits_values)
+        is_softmax = sums_all and not any(isinstance(x, TurnedLinear) for x in (source.query, source.key))
+        return cls(layer, affine(source.query), affine(source.key), source.num_heads, fits_values, is_softmax)
 
     @torch.no_grad()
     def target(
@@ -55,7 +61,7 @@ class Teacher:
     ) -> KnownTarget:
         """What the layer makes of these tokens; `v_BND` are the values that the new layer has for them."""
         softmax = None
-        if MSASpec().is_met_by(self.layer):
+        if self.is_softmax:
             projected = (self.query.like(x_BND)(x_BND), self.key.like(x_BND)(x_BND), v_BND)
             q_BHNC, k_BHNC, v_BHNC = (split_heads(y_BND, self.num_heads) for y_BND in projected)
             softmax = SoftmaxTarget(q_BHNC, k_BHNC, v_BHNC, mask_BN)

@@ -11,6 +11,7 @@ from ecoformer.nn.base import ReplacementAttention
 from ecoformer.nn.bert import unreadable
 from ecoformer.nn.inputs import Input, Size
 from ecoformer.nn.msa import MSASpec
+from ecoformer.nn.no_reader import no_reader
 from ecoformer.nn.projections import Seat, read_projections
 from ecoformer.nn.specs import AttentionSpec
 
@@ -71,8 +72,8 @@ def convert(
     building an optimizer, wrapping the model (DistributedDataParallel) and compiling it.
 
     Args:
-        model: a timm PVTv2, Twins or ViT/DeiT, `lra_encoder`, a BERT of transformers (docs/bert.md), or one that was
-            converted before.
+        model: a timm PVTv2, Twins or ViT/DeiT, another backbone of docs/backbones.md, `lra_encoder`, a BERT of
+            transformers (docs/bert.md), or one that was converted before.
         spec: what to build, e.g. `EcoFormerSpec(num_bits=8)`.
         filter_fn: (module, name) -> bool chooses the layers instead; the others stay as they are.
         example_input: checks the spec against the token count of every layer for it: a tensor, a tuple of arguments
@@ -86,8 +87,8 @@ def convert(
     layers = attention_layers(model)
     if not layers:
         raise InputError(
-            f"{type(model).__name__} has no attention that can be converted: {unreadable(model)}choose a timm PVTv2, "
-            "Twins or ViT, or a BERT"
+            f"{type(model).__name__} has no attention that can be converted: {unreadable(model)}{no_reader(model)}"
+            "choose a timm PVTv2, Twins or ViT, or a BERT (docs/backbones.md has them all)"
         )
     planned = _plan(layers, spec, filter_fn)
     if not planned:
@@ -124,6 +125,8 @@ def convert(
             new=module.new_parts,
         )
         report.replaced.append(change)
+    if left := no_reader(model):
+        report.notes.append(f"other attention stays as it is: {left.removesuffix('; ')}")
     for name, module, seat in built:
         model.set_submodule(name, seat(module) if seat else module)
     return report

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+import ecoformer.nn.readers  # noqa: F401  so that what it reads is known
 from ecoformer.errors import InputError
 from ecoformer.nn.base import ReplacementAttention
-from ecoformer.nn.bert import is_kin, read_kin, with_key_masks
+from ecoformer.nn.bert import read_kin, with_key_masks
 from ecoformer.nn.inputs import Input, model_arguments, own_size
 from ecoformer.nn.layout import prefix_tokens, stages_of
-from ecoformer.nn.projections import READERS
+from ecoformer.nn.projections import READERS, call_of, learn_classes
 
 FilterFn = Callable[[nn.Module, str], bool]  # of a module and its name
 
@@ -44,6 +45,7 @@ def attention_layers(model: nn.Module) -> list[LayerInfo]:
     Stages and prefix tokens are those that `nn.layout` knows; a plain ViT is one stage.
     """
     read_kin(model)
+    learn_classes(model)
     stages, num_prefix = stages_of(model), prefix_tokens(model)
     layers = []
     for name, module in model.named_modules():
@@ -99,8 +101,8 @@ def require_input(model: nn.Module, input: Input) -> None:
     """Raise InputError if a forward pass on the meta device, attention as it is, refuses a size or an example."""
     state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     meta_state = {name: torch.empty_like(value, device="meta") for name, value in state.items()}
-    stem = next((p for p in model.parameters() if p.ndim == 4), None)
-    images = {} if stem is None else {"in_chans": stem.shape[1], "dtype": stem.dtype}
+    stem = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+    images = {} if stem is None else {"in_chans": stem.in_channels, "dtype": stem.weight.dtype}
     args, kwargs = model_arguments(model, input, **images)  # type: ignore[arg-type]
     try:
         with torch.no_grad():
@@ -120,8 +122,9 @@ def _counting(layers: list[LayerInfo], counts: dict[str, int]) -> Iterator[None]
 
     def note(layer: LayerInfo) -> Callable[..., Any]:
         def forward(x_BND: Tensor, *args: Any, **kwargs: Any) -> Any:
-            counts[layer.name] = x_BND.shape[1]
-            return (x_BND, None) if is_kin(layer.module) else x_BND
+            call = call_of(layer.module)
+            counts[layer.name] = call.tokens(x_BND)
+            return (x_BND, None) if call.is_pair else x_BND
 
         return forward
 

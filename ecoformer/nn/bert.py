@@ -8,15 +8,15 @@ the rest of BertSelfOutput stays as it is.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ecoformer.nn.base import ReplacementAttention
-from ecoformer.nn.msa import MSASpec, MultiHeadSelfAttention
-from ecoformer.nn.projections import READERS, Projections, refusal
+from ecoformer.nn.projections import Projections, StockCall, refusal, register_reader
+from ecoformer.nn.seats import Seat, softmax_of
 
 # Classes of transformers.models with BertAttention's parts and BertAttention's forward.
 KIN = ("BertAttention", "RobertaAttention", "XLMRobertaAttention", "CamembertAttention", "ElectraAttention")
@@ -30,7 +30,8 @@ def is_kin(module: nn.Module) -> bool:
 
 def read_kin(model: nn.Module) -> None:
     """Teach the conversion those classes of BERT's kin that are in a model."""
-    READERS.update({type(module): _read for module in model.modules() if is_kin(module)})
+    for cls in {type(module) for module in model.modules() if is_kin(module)}:
+        register_reader(cls, StockCall(is_pair=True))(_read)
 
 
 def _read(pair: Any, where: str) -> Projections:
@@ -55,12 +56,11 @@ def _read(pair: Any, where: str) -> Projections:
         proj=pair.output.dense,
         proj_drop=0.0,  # BertSelfOutput keeps its own
         parts={"query": "self.query", "key": "self.key", "value": "self.value", "proj": "output.dense"},
-        seat=lambda attn: BertSeat(pair, attn),
     )
-    return replace(source, layer=MultiHeadSelfAttention.from_projections(source, MSASpec()))
+    return softmax_of(source, lambda attn: BertSeat(pair, attn))
 
 
-class BertSeat(nn.Module):
+class BertSeat(Seat):
     """In BertAttention's place: `attn`, a layer of ours, and BERT's own dropout, residual and LayerNorm after it.
 
     The model's config is told what stands in each of its layers, as `config.ecoformer`, and makes masks of keys.
@@ -69,7 +69,7 @@ class BertSeat(nn.Module):
     attn: ReplacementAttention
 
     def __init__(self, pair: Any, attn: nn.Module) -> None:
-        super().__init__()
+        nn.Module.__init__(self)  # the config comes first, for it is told of every `attn`
         self.config, self.layer_idx, self.training = pair.self.config, pair.self.layer_idx, pair.training
         self.output = pair.output
         self.output.dense = ProjectedBefore(attn)

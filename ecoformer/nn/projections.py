@@ -1,13 +1,16 @@
 """The common form that every attention is read into and built from: one Linear for each of q, k, v and the output."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ecoformer.errors import InputError
+from ecoformer.nn.layout import full_name
 from ecoformer.nn.turned import Turn, TurnedLinear, turns_of
 
 ROLES = ("query", "key", "value", "proj")
@@ -62,16 +65,46 @@ class Projections:
 
 Reader = Callable[..., Projections]
 READERS: dict[type[nn.Module], Reader] = {}
+_BY_NAME: dict[str, tuple[Reader, StockCall]] = {}
+_CALLS: dict[type[nn.Module], StockCall] = {}
 
 
-def register_reader(cls: type[nn.Module]) -> Callable[[Reader], Reader]:
-    """Teach the conversion a source class: the function takes (module, where) and returns its `Projections`."""
+@dataclass(frozen=True)
+class StockCall:
+    """How a stock layer is called: how many tokens its input has, and whether it returns (output, None)."""
+
+    tokens: Callable[[Tensor], int] = lambda x_BND: x_BND.shape[1:-1].numel()
+    is_pair: bool = False
+
+
+def register_reader(cls: type[nn.Module] | str, call: StockCall | None = None) -> Callable[[Reader], Reader]:
+    """Teach the conversion a source class: the function takes (module, where) and returns its `Projections`.
+
+    Args:
+        cls: the class, or its full name where its library is not to be imported for it.
+        call: how layers of the class are called, if not with (B, ..., D) tokens for the same.
+    """
 
     def decorate(reader: Reader) -> Reader:
-        READERS[cls] = reader
+        if isinstance(cls, str):
+            _BY_NAME[cls] = reader, call or StockCall()
+        else:
+            READERS[cls], _CALLS[cls] = reader, call or StockCall()
         return reader
 
     return decorate
+
+
+def learn_classes(model: nn.Module) -> None:
+    """Make the classes that a model has known to `READERS` where a reader was registered by name."""
+    for cls in {type(module) for module in model.modules()} - READERS.keys():
+        if full_name(cls) in _BY_NAME:
+            READERS[cls], _CALLS[cls] = _BY_NAME[full_name(cls)]
+
+
+def call_of(layer: nn.Module) -> StockCall:
+    """How a layer that a reader knows, or one of ours, is called."""
+    return _CALLS.get(type(layer), StockCall())
 
 
 def read_projections(module: nn.Module, where: str) -> Projections:
@@ -96,6 +129,12 @@ def too_little(module: nn.Module, where: str) -> InputError:
 def refusal(where: str, what: str, remedy: str) -> InputError:
     """The error for a layer that the common form cannot hold."""
     return InputError(f"{where}: {what} cannot be carried into another attention: {remedy}, or filter this layer out")
+
+
+def require_equal_widths(where: str, *widths: int) -> None:
+    """Raise InputError unless a layer's input, heads and output have the same width."""
+    if len(set(widths)) > 1:
+        raise refusal(where, f"widths {widths} of input, heads and output", "choose a model with equal widths")
 
 
 def linear_rows(source: nn.Linear, start: int, stop: int) -> nn.Linear:
@@ -138,7 +177,7 @@ def read_fused_qkv(module: Any, dim: int, where: str, dropped: tuple[str, ...] =
         key=key,
         value=value,
         proj=module.proj,
-        proj_drop=module.proj_drop.p,
+        proj_drop=getattr(getattr(module, "proj_drop", None), "p", 0.0),
         parts={"query": "qkv", "key": "qkv", "value": "qkv", "proj": "proj"},
         dropped=dropped,
     )

@@ -1,11 +1,22 @@
 """timm's own attention layers as sources of conversion: PVTv2, Twins, and ViT/DeiT."""
 
+from dataclasses import replace
+from typing import Any
+
 from timm.layers.attention import Attention as VitAttention
 from timm.models.pvt_v2 import Attention as PvtAttention
 from timm.models.twins import GlobalSubSampleAttn, LocallyGroupedAttn
 from torch import nn
 
-from ecoformer.nn.projections import Projections, linear_rows, read_fused_qkv, refusal, register_reader
+from ecoformer.nn.projections import (
+    Projections,
+    linear_rows,
+    read_fused_qkv,
+    refusal,
+    register_reader,
+    require_equal_widths,
+)
+from ecoformer.nn.turned import Rotation, Turn, TurnedLinear
 
 
 def is_plain_attention(module: nn.Module) -> bool:
@@ -40,13 +51,26 @@ def _read_local(module: LocallyGroupedAttn, where: str) -> Projections:
 
 @register_reader(VitAttention)
 def _read_vit(module: VitAttention, where: str) -> Projections:
-    for part in ("q_norm", "k_norm", "norm"):
-        if not isinstance(getattr(module, part), nn.Identity):
-            raise refusal(where, f"{part} (a norm inside attention)", "choose a model without it")
+    refuse_inner_norm_and_gate(module, where)
+    dim = module.qkv.in_features
+    require_equal_widths(where, dim, module.attn_dim, module.proj.out_features)
+    return turned(read_fused_qkv(module, dim, where), module.q_norm, module.k_norm)
+
+
+def refuse_inner_norm_and_gate(module: Any, where: str) -> None:
+    """Raise InputError for a norm or a gate between heads and output projection, as timm's layers may have."""
+    if not isinstance(module.norm, nn.Identity):
+        raise refusal(where, "norm (a norm inside attention)", "choose a model without it")
     if module.gate is not None:
         raise refusal(where, "gated attention", "choose a model without it")
-    dim = module.qkv.in_features
-    widths = (dim, module.attn_dim, module.proj.out_features)
-    if len(set(widths)) > 1:
-        raise refusal(where, f"widths {widths} of input, heads and output", "choose a model with equal widths")
-    return read_fused_qkv(module, dim, where)
+
+
+def turned(source: Projections, q_norm: nn.Module, k_norm: nn.Module, rotation: Rotation | None = None) -> Projections:
+    """The source with a norm per head after its queries, one after its keys, and the rotation after both."""
+    if rotation is None and isinstance(q_norm, nn.Identity) and isinstance(k_norm, nn.Identity):
+        return source
+    query, key = (
+        TurnedLinear(linear, [Turn(norm, source.num_heads, rotation)])
+        for linear, norm in ((source.query, q_norm), (source.own_keys("to turn"), k_norm))
+    )
+    return replace(source, query=query, key=key)

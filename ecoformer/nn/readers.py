@@ -1,0 +1,182 @@
+"""Readers of stock attention that is not called as ours is, or has more than four Linears.
+
+Softmax attention over all tokens of its input: what carries over is exact. timm's plainest layers are read in `stock`.
+"""
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from timm.layers.attention import AttentionRope
+from timm.models import davit, eva, fastvit, metaformer, nest, visformer, volo
+from torch import Tensor, nn
+
+from ecoformer.nn.projections import (
+    Projections,
+    StockCall,
+    linear_of,
+    linear_rows,
+    read_fused_qkv,
+    refusal,
+    register_reader,
+    require_equal_widths,
+)
+from ecoformer.nn.seats import OfChannelsFirst, OfMap, OfSegformer, OfSets, OfTorch, Rotary, Seat, softmax_of
+from ecoformer.nn.stock import refuse_inner_norm_and_gate, turned
+from ecoformer.nn.turned import Rotation
+
+SEGFORMER = "transformers.models.segformer.modeling_segformer.SegformerAttention"
+CHANNELS_FIRST = StockCall(lambda x_BDYX: x_BDYX.shape[2:].numel())
+PAIR = StockCall(is_pair=True)
+
+
+def _read_fused(seat: type[Seat] | None, module: Any, where: str) -> Projections:
+    require_equal_widths(where, module.qkv.in_features, module.qkv.out_features // 3, module.proj.out_features)
+    return softmax_of(read_fused_qkv(module, module.qkv.in_features, where), seat)
+
+
+register_reader(davit.WindowAttention)(partial(_read_fused, None))
+register_reader(metaformer.Attention)(partial(_read_fused, None))
+register_reader(volo.Attention)(partial(_read_fused, OfMap))
+register_reader(fastvit.Attention, CHANNELS_FIRST)(partial(_read_fused, OfChannelsFirst))
+
+
+@register_reader(nest.Attention, StockCall(lambda x_BTND: x_BTND.shape[-2]))
+def _read_nest(module: nest.Attention, where: str) -> Projections:
+    """NesT joins its heads channel by channel, not head by head, so the columns of its projection change places."""
+    source, proj = read_fused_qkv(module, module.qkv.in_features, where), module.proj
+    columns = proj.weight.unflatten(1, (-1, module.num_heads)).transpose(1, 2).flatten(1)
+    by_heads = linear_of(columns, proj.bias).requires_grad_(proj.weight.requires_grad)
+    return softmax_of(replace(source, proj=by_heads), OfSets)
+
+
+@register_reader(visformer.Attention, CHANNELS_FIRST)
+def _read_visformer(module: visformer.Attention, where: str) -> Projections:
+    dim, inner = module.dim, module.head_dim * module.num_heads
+    require_equal_widths(where, dim, inner, module.proj.out_channels)
+    query, key, value = (linear_of(rows.flatten(1), None) for rows in module.qkv.weight.chunk(3))
+    return softmax_of(
+        Projections(
+            where=where,
+            dim=dim,
+            num_heads=module.num_heads,
+            query=query,
+            key=key,
+            value=value,
+            proj=linear_of(module.proj.weight.flatten(1), None),
+            proj_drop=module.proj_drop.p,
+            parts={"query": "qkv", "key": "qkv", "value": "qkv", "proj": "proj"},
+        ),
+        OfChannelsFirst,
+    )
+
+
+@register_reader(AttentionRope)
+@register_reader(eva.EvaAttention)
+def _read_rotary(module: Any, where: str) -> Projections:
+    """Queries and keys are turned: by qk-norm, and by what `Rotary` hands on."""
+    refuse_inner_norm_and_gate(module, where)
+    if getattr(module, "num_kv_groups", 1) > 1:
+        raise refusal(where, "grouped queries (fewer keys than queries)", "choose a model with num_kv_heads=num_heads")
+    dim = module.proj.out_features
+    require_equal_widths(where, dim, module.num_heads * module.head_dim, module.proj.in_features)
+    rotation = Rotation(module.num_prefix_tokens, getattr(module, "rotate_half", False))
+    source = _rotary_linears(module, dim, where)
+    source = turned(source, module.q_norm, module.k_norm, rotation)
+    return softmax_of(source, partial(Rotary, rotation=rotation))
+
+
+def _rotary_linears(module: Any, dim: int, where: str) -> Projections:
+    if module.qkv is None:
+        linears = {"query": module.q_proj, "key": module.k_proj, "value": module.v_proj}
+        parts = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "proj": "proj"}
+    else:
+        linears = {
+            role: linear_rows(module.qkv, number * dim, (number + 1) * dim)
+            for number, role in enumerate(("query", "key", "value"))
+        }
+        parts = {"query": "qkv", "key": "qkv", "value": "qkv", "proj": "proj"}
+    biases: dict[str, Tensor | None] = {role: linear.bias for role, linear in linears.items()}
+    if getattr(module, "q_bias", None) is not None:  # EVA's, which has none for keys
+        biases = {"query": module.q_bias, "key": torch.zeros_like(module.q_bias), "value": module.v_bias}
+    elif biases["key"] is None and biases["query"] is not None:
+        biases["key"] = torch.zeros_like(biases["query"])
+    for role, bias in biases.items():
+        if bias is not linears[role].bias:
+            trains = linears[role].weight.requires_grad
+            linears[role] = linear_of(linears[role].weight, bias).requires_grad_(trains)
+    return Projections(
+        where=where,
+        dim=dim,
+        num_heads=module.num_heads,
+        **linears,
+        proj=module.proj,
+        proj_drop=module.proj_drop.p,
+        parts=parts,
+    )
+
+
+@register_reader(nn.MultiheadAttention, PAIR)
+def _read_torch(module: nn.MultiheadAttention, where: str) -> Projections:
+    if not module.batch_first or module.in_proj_weight is None:
+        raise refusal(where, "batch_first=False, or keys of other widths", "use batch_first=True and one width")
+    if module.dropout > 0:
+        raise refusal(
+            where, f"dropout={module.dropout} of attention weights", "create the model with attention_dropout=0"
+        )
+    if module.bias_k is not None or module.add_zero_attn:
+        raise refusal(where, "bias_k, bias_v or add_zero_attn", "choose a model without them")
+    bias = module.in_proj_bias
+    biases = (None, None, None) if bias is None else bias.chunk(3)
+    query, key, value = (
+        linear_of(rows, part).requires_grad_(module.in_proj_weight.requires_grad)
+        for rows, part in zip(module.in_proj_weight.chunk(3), biases, strict=True)
+    )
+    return softmax_of(
+        Projections(
+            where=where,
+            dim=module.embed_dim,
+            num_heads=module.num_heads,
+            query=query,
+            key=key,
+            value=value,
+            proj=module.out_proj,
+            proj_drop=0.0,
+            parts={"query": "in_proj", "key": "in_proj", "value": "in_proj", "proj": "out_proj"},
+        ),
+        OfTorch,
+    )
+
+
+class SegformerTeacher(nn.Module):
+    """SegformerAttention, called and with parts named as timm's subsampled attention: what fits learn from."""
+
+    def __init__(self, stock: Any) -> None:
+        super().__init__()
+        self.stock, self.q, self.proj = stock, stock.q_proj, stock.o_proj
+
+    def forward(self, x_BND: Tensor, feat_size: tuple[int, int]) -> Tensor:
+        return self.stock(x_BND, *feat_size)[0]
+
+
+@register_reader(SEGFORMER, PAIR)
+def _read_segformer(module: Any, where: str) -> Projections:
+    if module.attention_dropout > 0:
+        remedy = "load the model with attention_probs_dropout_prob=0 (an argument of from_pretrained)"
+        raise refusal(where, f"attention_probs_dropout_prob={module.attention_dropout}", remedy)
+    source = Projections(
+        where=where,
+        dim=module.q_proj.in_features,
+        num_heads=module.num_attention_heads,
+        query=module.q_proj,
+        key=module.k_proj,
+        value=module.v_proj,
+        proj=module.o_proj,
+        proj_drop=0.0,
+        parts={"query": "q_proj", "key": "k_proj", "value": "v_proj", "proj": "o_proj"},
+        seat=OfSegformer,
+    )
+    if module.sequence_reduction_ratio == 1:
+        return softmax_of(source, OfSegformer)
+    return replace(source, dropped=("sequence_reduction",), layer=SegformerTeacher(module))
