@@ -4,12 +4,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from ecoformer.files.table import energy_unit
 from ecoformer.report.figures import panels, save_figure, style
 
 PANELS = (("energy_pj", "whole model"), ("attention_energy_pj", "attention cores alone"))
+FILLS = {"no training": "none", "from scratch": "left"}  # of markers, by how a row's label ends
 QUALITY_LINES = (("attention_error", "-", 1.5), ("random_error", "x:", 0.8), ("uniform_error", "+--", 0.8))
 QUALITY_NAMES = {"attention_error": "fitted", "random_error": "random codes", "uniform_error": "uniform attention"}
 
@@ -24,12 +26,21 @@ def front(points: Sequence[tuple[float, float]]) -> list[int]:
     return sorted(kept, key=lambda index: points[index])
 
 
+def _kind_and_fill(label: str) -> tuple[str, str]:
+    """What a row is and how full its marker is, which says how it was trained."""
+    kind, _, how = label.rpartition(", ")
+    return (kind, FILLS[how]) if kind and how in FILLS else (label, "full")
+
+
 def plot_front(rows: Sequence[Mapping[str, Any]], out: Path, title: str) -> None:
     """Top-1 against energy, whole model and attention alone, every row labelled, the Pareto front drawn through.
 
-    Rows have label, top1, top1_sd (None: no bar), energy_pj and attention_energy_pj.
+    Rows have label, top1, top1_sd (None: no bar), energy_pj and attention_energy_pj. Those that differ only in how they
+    were trained share colour and marker.
     """
-    figure, axes = panels(1, 2, (11, 4.6 + 0.16 * max(0, len(rows) - 12)))
+    kinds = list(dict.fromkeys(_kind_and_fill(row["label"])[0] for row in rows))
+    figure, axes = panels(1, 2, (11, 4.6 + 0.16 * max(0, len(kinds) - 12)))
+    handles: dict[str, Any] = {}
     for axis, (key, name) in zip(axes, PANELS, strict=True):
         rows = [row for row in rows if row[key] is not None]  # None: no attention recognised
         if not rows:
@@ -39,14 +50,20 @@ def plot_front(rows: Sequence[Mapping[str, Any]], out: Path, title: str) -> None
         points = [(row[key] / scale, row["top1"]) for row in rows]
         best = [points[index] for index in front(points)]
         axis.plot(*zip(*best, strict=True), color="grey", lw=0.8, zorder=0)
-        for number, (row, (energy, top1)) in enumerate(zip(rows, points, strict=True)):
-            look = style(row["label"], number)
-            axis.errorbar(energy, top1, row.get("top1_sd"), capsize=2, linestyle="none", label=row["label"], **look)
+        for row, (energy, top1) in zip(rows, points, strict=True):
+            kind, fill = _kind_and_fill(row["label"])
+            look = style(kind, kinds.index(kind)) | {"linestyle": "none"}
+            axis.errorbar(energy, top1, row.get("top1_sd"), capsize=2, fillstyle=fill, **look)
+            handles.setdefault(kind, Line2D([], [], **look))
         if min(energy for energy, _ in points) > 0 and max(points)[0] > 20 * min(points)[0]:
             axis.set_xscale("log")
         axis.set(xlabel=f"modelled energy, {name}, {unit}", ylabel="top-1 (%)")
     axes[0].set_title(title, fontsize=9, loc="left")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=7)
+    fills = {_kind_and_fill(row["label"])[1] for row in rows}
+    for how, fill in (("trained on", "full"), *FILLS.items()):
+        if fill in fills and len(fills) > 1:
+            handles[how] = Line2D([], [], color="grey", marker="o", linestyle="none", fillstyle=fill)  # type: ignore[arg-type]
+    figure.legend(list(handles.values()), list(handles), loc="outside right upper", fontsize=7)
     save_figure(figure, out)
 
 
