@@ -10,6 +10,7 @@ from ecoformer.files.table import Column, Table, markdown
 
 START, END = "<!-- speed: written by scripts/speed_section.py -->", "<!-- end of speed -->"
 KEYS = ("model", "attention", "img_size", "batch_size", "mode", "threads", "precision", "images_per_second", "machine")
+APART = ("loader", "resolution")  # what other files of the folder begin with, whose tables stand in docs/speed.md
 Row = dict[str, Any]
 
 
@@ -23,9 +24,9 @@ def read_rows(path: Path, keys: Sequence[str] = KEYS) -> list[Row]:
 
 
 def section(folder: Path) -> str:
-    """A table of all runs at one image size, and a line on the growth from growth*.json; loader*.json is not read."""
+    """A table of all runs at one image size, and a line on the growth from growth*.json; files in APART are not read."""
     growth = [row for path in sorted(folder.glob("growth*.json")) for row in read_rows(path)]
-    files = [path for path in sorted(folder.glob("*.json")) if not path.name.startswith(("growth", "loader"))]
+    files = [path for path in sorted(folder.glob("*.json")) if not path.name.startswith(("growth", *APART))]
     rows = [row for path in files for row in read_rows(path)]
     if not rows:
         raise InputError(f"{folder} holds no results: run scripts/benchmark.py with --out {folder}/NAME.json")
