@@ -24,7 +24,7 @@ def read_rows(path: Path, keys: Sequence[str] = KEYS) -> list[Row]:
 
 
 def section(folder: Path) -> str:
-    """A table of all runs at one image size, and a line on the growth from growth*.json; files in APART are not read."""
+    """A table of all runs at one image size, and a line on the growth from growth*.json; APART is not read."""
     growth = [row for path in sorted(folder.glob("growth*.json")) for row in read_rows(path)]
     files = [path for path in sorted(folder.glob("*.json")) if not path.name.startswith(("growth", *APART))]
     rows = [row for path in files for row in read_rows(path)]
