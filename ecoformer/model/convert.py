@@ -12,7 +12,7 @@ from ecoformer.nn.bert import unreadable
 from ecoformer.nn.inputs import Input, Size
 from ecoformer.nn.msa import MSASpec
 from ecoformer.nn.no_reader import no_reader
-from ecoformer.nn.projections import Seat, read_projections
+from ecoformer.nn.projections import SeatMaker, read_projections
 from ecoformer.nn.specs import AttentionSpec
 
 # By name: the modules of some take a second to load.
@@ -96,7 +96,7 @@ def convert(
     given = img_size if example_input is None else example_input
     tokens = {} if given is None else token_counts(model, given)
     report = ConversionReport()
-    built: list[tuple[str, ReplacementAttention, Seat | None]] = []
+    built: list[tuple[str, ReplacementAttention, SeatMaker | None]] = []
     for layer, wanted in planned:
         num_tokens = tokens.get(layer.name)
         fitting = wanted if num_tokens is None else wanted.fit_to_tokens(num_tokens, layer.where)

@@ -14,7 +14,7 @@ from ecoformer.nn.layout import full_name
 from ecoformer.nn.turned import Turn, TurnedLinear, turns_of
 
 ROLES = ("query", "key", "value", "proj")
-Seat = Callable[[nn.Module], nn.Module]
+SeatMaker = Callable[[nn.Module], nn.Module]
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Projections:
     dropped: tuple[str, ...] = ()
     layer: nn.Module | None = None
     num_prefix: int = 0
-    seat: Seat | None = None
+    seat: SeatMaker | None = None
 
     def own_keys(self, purpose: str) -> nn.Linear:
         """The key projection. Raises InputError if queries and keys share one; `purpose`: "to build MSA from"."""
