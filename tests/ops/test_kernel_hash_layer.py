@@ -74,8 +74,9 @@ def test_equals_the_naive_forms(shape, numerator):
 
 
 @pytest.mark.parametrize("numerator", NUMERATORS)
-def test_linear_layers_without_biases(numerator):
-    assert_equals_the_naive_forms(random_case((2, 3, 9, 5, 4, 6), bias=False), numerator)
+@pytest.mark.parametrize("num_heads", [1, 3])
+def test_linear_layers_without_biases(num_heads, numerator):
+    assert_equals_the_naive_forms(random_case((2, num_heads, 9, 5, 4, 6), bias=False), numerator)
 
 
 @pytest.mark.parametrize("numerator", NUMERATORS)
@@ -88,8 +89,9 @@ def test_zero_tokens(numerator, zeros):
 
 @pytest.mark.parametrize("numerator", NUMERATORS)
 @pytest.mark.parametrize("zero_token", [False, True])
-def test_groups_of_samples_and_pieces_of_tokens_change_nothing(numerator, zero_token, monkeypatch):
-    case = random_case((5, 3, 300, 4, 7, 6), bias=False)
+@pytest.mark.parametrize("num_heads", [1, 3])
+def test_groups_of_samples_and_pieces_of_tokens_change_nothing(num_heads, numerator, zero_token, monkeypatch):
+    case = random_case((5, num_heads, 300, 4, 7, 6), bias=False)
     if zero_token:
         case[0][1, 3] = 0
     whole = output_and_gradients(layer, case, numerator)

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Linear = tuple[Tensor, Tensor | None]  # weight (out, in), bias (out)
+Output = tuple[Tensor | None, Tensor | None]  # as Linear; without a weight v is projected already
 State = tuple[Tensor, Tensor, Tensor]  # anchors_HMC, A_HKM, mean_HM
 GROUP_BYTES = 2**22  # of intermediate results in a group of samples, per thread
 PIECE_TOKENS = 4000  # longer rows cost products of 16 to 32 rows a third of their speed
@@ -38,18 +39,18 @@ class ColumnLayer:
     qk_bias_D1: Tensor
     v_HVD: Tensor  # the last row of a head is 0 and its bias 1: the ones
     v_bias_HV1: Tensor
-    proj_DHV: Tensor  # the last column of a head is 0: the denominators
+    proj_DHV: Tensor | None  # the last column of a head is 0: the denominators; None: v is projected already
     proj_bias_D: Tensor
     anchors_GRC: Tensor
     squares_GM1: Tensor  # |x|^2 + |a|^2 of tokens of norm 1
     mean_squares_G11: Tensor
     A_GLM: Tensor
     threshold_GL1: Tensor
-    signs_LL: Tensor  # from the context of 0/1 codes to the matrix that 0/1 codes are read out with
+    signs_LL: Tensor  # symmetric: from the context of 0/1 codes to the matrix that 0/1 codes are read out with
     pieces: int  # of every sample's tokens
 
     @classmethod
-    def of(cls, linears: tuple[Linear, Linear, Linear], state: State, numerator: str) -> ColumnLayer:
+    def of(cls, linears: tuple[Linear, Linear, Output], state: State, numerator: str) -> ColumnLayer:
         (qk, qk_bias), (v, v_bias), (proj, proj_bias) = linears
         anchors_HMC, A_HKM, mean_HM = state
         num_heads, _, channels = anchors_HMC.shape
@@ -67,7 +68,7 @@ class ColumnLayer:
             qk_bias_D1=(zero_D if qk_bias is None else qk_bias).unsqueeze(-1),
             v_HVD=F.pad(v.reshape(num_heads, channels, -1), (0, 0, 0, 1)).flatten(0, 1),
             v_bias_HV1=F.pad((zero_D if v_bias is None else v_bias).view(num_heads, -1), (0, 1), value=1.0).view(-1, 1),
-            proj_DHV=F.pad(proj.reshape(-1, num_heads, channels), (0, 1)).flatten(1),
+            proj_DHV=None if proj is None else F.pad(proj.reshape(-1, num_heads, channels), (0, 1)).flatten(1),
             proj_bias_D=zero_D if proj_bias is None else proj_bias,
             anchors_GRC=torch.cat([anchors_HMC, anchors_HMC.mean(dim=1, keepdim=True)], dim=1),
             squares_GM1=squares_HM1,
@@ -114,8 +115,11 @@ def layer_forward(x_BND: Tensor, layer: ColumnLayer, mask_BN: Tensor | None) -> 
         v_GVN = project(x_BDN, own.v_HVD, own.v_bias_HV1, own.num_heads)
         code_GLN = hashed.pre_code_GLN.ge_(own.threshold_GL1)
         attended_GVN = read(readout(v_GVN, hashed.of_keys(code_GLN), hashed, own), v_GVN, code_GLN, own)
-        columns_BND = attended_GVN.view(len(out), -1, out.shape[1]).transpose(1, 2)
-        torch.baddbmm(own.proj_bias_D.expand_as(out), columns_BND, every(own.proj_DHV.t(), len(out)), out=out)
+        if own.proj_DHV is None:
+            torch.add(own.proj_bias_D, attended_GVN[:, :-1].transpose(1, 2), out=out)
+        else:
+            columns_BND = attended_GVN.view(len(out), -1, out.shape[1]).transpose(1, 2)
+            torch.baddbmm(own.proj_bias_D.expand_as(out), columns_BND, every(own.proj_DHV.t(), len(out)), out=out)
     return out_BND
 
 
@@ -201,20 +205,20 @@ def sigma_floor(sigma: Tensor) -> float:
 
 
 def readout(v_GVN: Tensor, key_GLN: Tensor, hashed: ColumnHash, layer: ColumnLayer) -> Tensor:
-    """The matrix (G, V, L) that takes 0/1 codes to numerators and denominators of the attention of -1/+1 codes.
+    """The matrix (G, L, V) that takes 0/1 codes to numerators and denominators of the attention of -1/+1 codes.
 
     `key_GLN` are the codes of the tokens as keys, 0 for those that take no part.
     """
-    context_GVL = layer.over_pieces(torch.bmm(v_GVN, key_GLN.transpose(1, 2)))
-    readout_GVL = torch.matmul(context_GVL, layer.signs_LL)
+    context_GLV = layer.over_pieces(torch.bmm(key_GLN, v_GVN.transpose(1, 2)))
+    readout_GLV = torch.matmul(layer.signs_LL, context_GLV)
     # (K + 1) v comes with v, and with it one K + 1. No comparison holds for NaN, so a code cannot carry it: this does.
     missing = key_GLN.shape[1] * (hashed.count - 1) if layer.own_token else 0
-    readout_GVL[:, -1:, -1:] += 0 * hashed.rate_G11 + missing
-    return readout_GVL
+    readout_GLV[:, -1:, -1:] += 0 * hashed.rate_G11 + missing
+    return readout_GLV
 
 
-def read(readout_GVL: Tensor, v_GVN: Tensor, code_GLN: Tensor, layer: ColumnLayer) -> Tensor:
+def read(readout_GLV: Tensor, v_GVN: Tensor, code_GLN: Tensor, layer: ColumnLayer) -> Tensor:
     """The attention output in v's place; the denominator stays below it, as the last row."""
-    v_GVN.baddbmm_(readout_GVL, code_GLN, beta=code_GLN.shape[1] if layer.own_token else 0)
+    v_GVN.baddbmm_(readout_GLV.transpose(1, 2), code_GLN, beta=code_GLN.shape[1] if layer.own_token else 0)
     v_GVN[:, :-1].div_(v_GVN[:, -1:])
     return v_GVN
