@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ecoformer.cli.help import page
 from ecoformer.config.faults import describe
+from ecoformer.config.keys import one_of
 from ecoformer.config.loading import CONFIGS, known_keys, load_config, require_present, unknown_key
 from ecoformer.config.overrides import as_typed
 from ecoformer.config.schema import SCHEMAS, register_schemas
@@ -168,6 +170,9 @@ def _flags_first(argv: list[str], config_name: str) -> list[str]:
     rest = list(argv)
     for override in parsed.overrides:
         rest.remove(override)
+        no_text = re.fullmatch(r"([\w/]+)=(null|true|false|[\d.]+)", override)  # for a group, Hydra fails on it
+        if no_text and (options := sorted(path.stem for path in (CONFIGS / no_text[1]).glob("*.yaml"))):
+            raise InputError(one_of(no_text[1], no_text[2], options))
     return rest + as_typed(parsed.overrides, SCHEMAS[config_name], sweeps=parsed.multirun)
 
 

@@ -35,6 +35,10 @@ def between(low: float, high: float) -> Limit:
     return Limit(lambda value: low <= value <= high, f"between {low} and {high}")
 
 
+SHARE = Limit(lambda value: 0 <= value < 1, "at least 0 and below 1")
+FRACTION = Limit(lambda value: 0 < value <= 1, "above 0 and at most 1")
+
+
 def key(default: Any, about: str = "", *, limit: Limit | None = None, choices: Sequence[str] = ()) -> Any:
     """A field of a schema: its default, what it is for, and what its value must satisfy (null always may)."""
     metadata = {"about": about, "limit": limit, "choices": choices}

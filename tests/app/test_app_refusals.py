@@ -43,6 +43,7 @@ COMMAND_LINES = [
     ("experiment=digits_msa schedule=cosin", ["schedule=cosin does not exist", "did you mean cosine?"]),
     ("experiment=digits_msa schedule.name=cyclic", ["schedule.name=cyclic does not exist"]),
     ("experiment=digits_msa data=digts", ["data=digts does not exist", "did you mean digits?"]),
+    ("experiment=digits_msa energy=null", ["energy=null does not exist", "audited, paper"]),
     ("experiment=digits_msa data=folder", ["data.root"]),
     ("experiment=digits_msa data=folder data.root=/no/such/folder", ["data.root=/no/such/folder is not a folder"]),
     ("experiment=cifar10_pvt_v2_b0_msa", ["data=cifar10 needs data.root"]),
