@@ -18,11 +18,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 def num_groups(num_batches: int, group_size: int, max_groups: int | None) -> int:
-    """Optimiser steps in an epoch; the last group may be smaller.
-
-    Raises:
-        InputError: no batch at all.
-    """
+    """Optimiser steps in an epoch; the last group may be smaller. Raises InputError: no batch at all."""
     if num_batches < 1:
         raise InputError("the training set fills not one batch: lower train.batch_size or add images")
     groups = -(-num_batches // group_size)

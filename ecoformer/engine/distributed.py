@@ -79,12 +79,6 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def barrier() -> None:
-    """Wait for all ranks."""
-    if world_size() > 1:
-        dist.barrier()
-
-
 def all_reduce_sum(values: Tensor) -> Tensor:
     """The sum of `values` over all ranks, in place."""
     if world_size() > 1:

@@ -33,9 +33,8 @@ def scaled_lr(config: OptimConfig, global_batch: int) -> float:
 def build_optimizer(model: nn.Module, config: OptimConfig, global_batch: int) -> torch.optim.Optimizer:
     """timm's optimiser of that name; biases, norms and what the model exempts get no weight decay.
 
-    Raises:
-        InputError: an optimiser that timm does not know, that refuses an option, or whose steps need more than the
-            gradients.
+    Raises InputError: an optimiser that timm does not know, that refuses an option, or whose steps need more than the
+    gradients.
     """
     named = {"betas": config.betas and tuple(config.betas), "eps": config.eps, "layer_decay": config.layer_decay}
     options = {**config.kwargs, **{key: value for key, value in named.items() if value is not None}}
@@ -93,17 +92,11 @@ def _try_out(name: str, build: Callable[[Any], torch.optim.Optimizer]) -> None:
 
 
 def build_schedule(
-    optimizer: torch.optim.Optimizer,
-    config: ScheduleConfig,
-    *,
-    epochs: int,
-    steps_per_epoch: int,
-    eval_metric: str = "top1",
+    optimizer: torch.optim.Optimizer, config: ScheduleConfig, train: TrainConfig, steps_per_epoch: int
 ) -> Scheduler | None:
-    """timm's schedule of that name, a pure function of the optimiser step; but plateau follows `eval_metric`.
+    """timm's schedule of that name, a pure function of the optimiser step; but plateau follows `train.eval_metric`.
 
-    Raises:
-        InputError: an option that timm refuses.
+    Raises InputError: an option that timm refuses.
     """
     named = ("decay_epochs", "decay_milestones", "decay_rate", "patience_epochs")
     options = {key: getattr(config, key) for key in named if getattr(config, key) is not None} | config.kwargs
@@ -113,11 +106,11 @@ def build_schedule(
             scheduler, _ = create_scheduler_v2(
                 optimizer,
                 sched=config.name,
-                num_epochs=max(1, epochs - config.cooldown_epochs),  # one also for a run without training
+                num_epochs=max(1, train.epochs - config.cooldown_epochs),  # one also for a run without training
                 warmup_epochs=config.warmup_epochs,
                 warmup_lr=config.warmup_lr,
                 min_lr=config.min_lr,
-                plateau_mode="min" if eval_metric == "loss" else "max",
+                plateau_mode="min" if train.eval_metric == "loss" else "max",
                 step_on_epochs=config.name == "plateau",
                 updates_per_epoch=steps_per_epoch,
                 **options,

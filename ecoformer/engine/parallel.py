@@ -7,10 +7,12 @@ of processes, read each other's. Buffers, hash functions among them, are whole o
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from timm.layers import convert_sync_batchnorm
+from timm.utils import ModelEmaV3
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -22,6 +24,47 @@ from ecoformer.config.schema import TrainConfig
 from ecoformer.engine import distributed
 from ecoformer.errors import InputError
 from ecoformer.model.checkpoint import shared_like
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A model as a run trains it.
+
+    Attributes:
+        model: on the device; its parameters are the optimiser's.
+        ema: its average, if the run keeps one.
+        skeleton: the model to count on; of a sharded one, which only runs on all processes at once, without values.
+        ddp: what wraps it for DDP.
+        network: what batches go through: `ddp` or the model, compiled if asked for.
+    """
+
+    model: nn.Module
+    ema: ModelEmaV3 | None
+    skeleton: nn.Module
+    ddp: DistributedDataParallel | None
+    network: Any
+
+
+def place(model: nn.Module, train: TrainConfig, device: torch.device) -> Placed:
+    """Move a model to the device and spread it over the processes. Raises InputError for settings that cannot be."""
+    model = model.to(device).to(memory_format=torch.channels_last if train.channels_last else torch.contiguous_format)
+    sharded, ddp, ema = is_sharded(train, model), None, None
+    if train.sync_bn:
+        model = synchronised(model, device)
+    skeleton = copy.deepcopy(model).to("meta") if sharded else model
+    if distributed.world_size() > 1 and not sharded:
+        devices = [device] if device.type == "cuda" else None
+        # Buffers follow rank 0 before each forward pass, so hash functions cannot drift.
+        ddp = DistributedDataParallel(model, device_ids=devices, broadcast_buffers=True)
+    if train.ema_decay > 0:
+        ema = ModelEmaV3(model, train.ema_decay, use_warmup=train.ema_warmup, exclude_buffers=True)
+    if sharded:
+        for copied in [model] if ema is None else [model, ema.module]:
+            shard(copied, device)
+    network: Any = ddp or model
+    if train.compile:
+        network = torch.compile(network, mode=train.compile_mode)
+    return Placed(model, ema, skeleton, ddp, network)
 
 
 def is_sharded(train: TrainConfig, model: nn.Module) -> bool:
@@ -41,17 +84,10 @@ def is_sharded(train: TrainConfig, model: nn.Module) -> bool:
     return True
 
 
-def data_parallel(model: nn.Module, device: torch.device) -> DistributedDataParallel:
-    """The model wrapped for DDP. Buffers follow rank 0 before each forward pass, so hash functions cannot drift."""
-    devices = [device] if device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=True)
-
-
 def synchronised(model: nn.Module, device: torch.device) -> nn.Module:
     """The model with batch norm over the images of all processes, of the same state dict, changed in place.
 
-    Raises:
-        InputError: one process alone, or no GPUs, which torch's synchronisation needs.
+    Raises InputError: one process alone, or no GPUs, which torch's synchronisation needs.
     """
     if distributed.world_size() == 1:
         raise InputError("train.sync_bn=true is for several processes: start them with torchrun, or leave it out")
@@ -69,11 +105,6 @@ def shard(model: nn.Module, device: torch.device) -> None:
         if type(module).__name__.endswith("Block"):  # timm's name for them in every transformer
             fully_shard(module, mesh=mesh)
     fully_shard(model, mesh=mesh)
-
-
-def skeleton(model: nn.Module) -> nn.Module:
-    """The model without values, for counting: a sharded one can only run on all processes at once."""
-    return copy.deepcopy(model).to("meta")
 
 
 def holds_shares(model: nn.Module) -> bool:

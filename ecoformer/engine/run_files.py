@@ -42,8 +42,7 @@ def can_resume(run_dir: Path) -> bool:
 def read_intact(path: Path, read: Callable[[Path], T]) -> tuple[Path, T]:
     """`path` and what `read` makes of it; previous.pt beside it, with a warning, where a last.pt cannot be read.
 
-    Raises:
-        InputError: neither can be read, or `read` refuses the file for another reason.
+    Raises InputError: neither can be read, or `read` refuses the file for another reason.
     """
     try:
         return path, read(path)
@@ -65,8 +64,7 @@ def read_intact(path: Path, read: Callable[[Path], T]) -> tuple[Path, T]:
 def set_earlier_run_aside(run_dir: Path) -> Path | None:
     """Move all files of a run into run_dir/earlier-N and return that; None where there are no results to protect.
 
-    Raises:
-        InputError: the folder cannot be written.
+    Raises InputError: the folder cannot be written.
     """
     return set_aside(run_dir, RUN_FILES) if results_in(run_dir) else None
 

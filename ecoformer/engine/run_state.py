@@ -16,6 +16,7 @@ from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import nn
 
+from ecoformer.config.schema import TrainConfig
 from ecoformer.engine import distributed, parallel
 from ecoformer.engine.batches import Position
 from ecoformer.engine.loggers import Logger, Stateful
@@ -37,7 +38,6 @@ class RunState:
         settings: what a resumed run must share with the one that wrote the checkpoint.
         config: stored in the checkpoints as it is; its `class_names` must be the same in a resumed run, too.
         keep_top_k: how many of the best epochs are kept in top/.
-        eval_metric: of the evaluation, which says what is better: top1, top5 or loss.
         epoch, step: the epoch in hand; optimiser steps done.
         position: in the epoch in hand; None between epochs.
         best, latest: the "epoch" record of the best and of the latest epoch.
@@ -58,10 +58,9 @@ class RunState:
     loggers: Sequence[Logger]
     settings: dict[str, Any]
     config: dict[str, Any]
-    epochs: int
+    train: TrainConfig
     steps_per_epoch: int
     keep_top_k: int = 0
-    eval_metric: str = "top1"
 
     epoch: int = 0
     step: int = 0
@@ -82,8 +81,8 @@ class RunState:
 
     @property
     def metric(self) -> str:
-        """The key of `eval_metric` in records."""
-        return f"val_{self.eval_metric}"
+        """The key of `train.eval_metric` in records."""
+        return f"val_{self.train.eval_metric}"
 
     def is_better(self, record: dict[str, Any], than: dict[str, Any] | None) -> bool:
         """Whether an epoch is better than another one; the first is."""
@@ -91,7 +90,7 @@ class RunState:
 
     def _rank(self, record: dict[str, Any]) -> float:
         """Smaller is better."""
-        return record[self.metric] if self.eval_metric == "loss" else -record[self.metric]
+        return record[self.metric] if self.train.eval_metric == "loss" else -record[self.metric]
 
     def duration_s(self) -> float:
         """Seconds spent on this run, in this process and in those it was resumed from."""
@@ -110,15 +109,12 @@ class RunState:
         best, latest = self.best, self.latest
         if best is None or latest is None:  # stopped before its first evaluation
             return {}
-        rates: dict[str, Any] = {
-            key: latest[key] for key in ("images_per_second", "train_images_per_second") if key in latest
-        }
         return {
             **{key: best[f"val_{key}"] for key in ("top1", "top5", "loss")},
             "best_epoch": best["epoch"] + 1,
             "last_top1": latest["val_top1"],
             "epochs": latest["epoch"] + 1,
-            **rates,
+            **{key: latest[key] for key in ("images_per_second", "train_images_per_second") if key in latest},
             "duration_s": self.duration_s(),
         }
 
@@ -169,8 +165,7 @@ class RunState:
             "skipped_batches": self.skipped_batches,
             "elapsed_s": self.duration_s(),
         }
-        content: dict[str, Any] = {"kind": "run", **common, "model": state["model"], "ema": state["ema"]}
-        content["training"] = training
+        content = {"kind": "run", **common, "model": state["model"], "ema": state["ema"], "training": training}
         # A last.pt that this process neither read nor wrote may be damaged: it must not push out the good one before.
         save_checkpoint(self.run_dir / LAST, content, self.run_dir / PREVIOUS if self.last_is_good else None)
         self.last_is_good = True
@@ -210,11 +205,10 @@ class RunState:
     def restore(self, path: Path) -> list[dict[str, Any]]:
         """Put everything but the random states back, and return those, one a rank, for `restore_rng`.
 
-        Raises:
-            InputError: not a checkpoint, or of a run that this one cannot continue; names the setting.
+        Raises InputError: not a checkpoint, or of a run that this one cannot continue; names the setting.
         """
         path, checkpoint = read_intact(path, load_checkpoint)
-        require_same_run(path, checkpoint, self.epochs, self.config, self.settings)
+        require_same_run(path, checkpoint, self.train.epochs, self.config, self.settings)
         training = checkpoint["training"]
         load_weights(self.model, checkpoint["model"], path)
         if self.ema is not None:
@@ -251,7 +245,7 @@ class RunState:
         notes = make_room(self.run_dir, resume, [f"{TOP}/{top_name(kept)}" for kept in self.top])
         if self.step > 0 and not (self.run_dir / METRICS).exists():
             notes.append(f"{self.run_dir} has no {METRICS} to go on with: it starts in epoch {self.epoch + 1}")
-        if not (self.run_dir / BEST).exists() and self.epoch < self.epochs:
+        if not (self.run_dir / BEST).exists() and self.epoch < self.train.epochs:
             self.best = None  # the next epoch writes one
         self.top = [kept for kept in self.top if (self.run_dir / TOP / top_name(kept)).exists()]
         return notes
@@ -262,7 +256,7 @@ class RunState:
             return "no epoch was complete, so nothing is saved yet"
         done, steps = self.saved
         within = f" and {steps} of {self.steps_per_epoch} steps of the next" if steps else ""
-        return f"{done} of {self.epochs} epochs{within} are saved in {self.run_dir / LAST}"
+        return f"{done} of {self.train.epochs} epochs{within} are saved in {self.run_dir / LAST}"
 
     def how_to_go_on(self, signum: int) -> str:
         """The one line for a user who stopped the run."""

@@ -1,17 +1,31 @@
 """What a resumed run must share with the one that wrote the checkpoint."""
 
+from dataclasses import asdict
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from ecoformer.config.schema import OptimConfig, ScheduleConfig, TrainConfig
 from ecoformer.engine.run_files import LAST
 from ecoformer.errors import InputError
 
+SAME_RUN = (  # of TrainConfig
+    *("amp", "ema_decay", "ema_warmup", "sync_bn", "smoothing", "aug_splits", "jsd_loss", "eval_metric"),
+    *("bce_loss", "bce_sum", "bce_target_thresh", "bce_pos_weight"),
+)
 _MADE_OF = {
     "steps_per_epoch": "the data, train.batch_size, train.grad_accum and train.max_steps",
     "global_batch": "train.batch_size, train.grad_accum and the number of processes",
     "num_train": "the training images of data.root as they were",
 }
+
+
+def shared_settings(train: TrainConfig, optim: OptimConfig, schedule: ScheduleConfig) -> dict[str, Any]:
+    """Of these groups, what both runs must share."""
+    shared = {f"train.{key}": getattr(train, key) for key in SAME_RUN}
+    for group, settings in (("optim", optim), ("schedule", schedule)):
+        shared |= {f"{group}.{key}": value for key, value in asdict(settings).items()}
+    return shared
 
 
 def require_same_run(

@@ -5,12 +5,10 @@ The Trainer takes built objects and knows no kind of attention and no data set.
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from timm.utils import ModelEmaV3
 from torch import nn
 
 from ecoformer.config.keys import check_limits
@@ -26,14 +24,11 @@ from ecoformer.engine.optim import build_optimizer, build_schedule, learning_rat
 from ecoformer.engine.progress import ProgressDisplay, epoch_line, evaluation_line
 from ecoformer.engine.rng import seed_everything
 from ecoformer.engine.run_state import RunState
+from ecoformer.engine.same_run import shared_settings
 from ecoformer.engine.signals import StopSignals
 from ecoformer.engine.training_step import TrainingStep
 from ecoformer.errors import Interrupted
 
-SAME_RUN = (  # of TrainConfig: what a resumed run must share with the one before
-    *("amp", "ema_decay", "ema_warmup", "sync_bn", "smoothing", "aug_splits", "jsd_loss", "eval_metric"),
-    *("bce_loss", "bce_sum", "bce_target_thresh", "bce_pos_weight"),
-)
 EVALUATED = ("val_loss", "val_top1", "val_top5", "images_per_second")  # null in epochs without an evaluation
 
 
@@ -73,38 +68,18 @@ class Trainer:
             check_limits(settings, f"{name}.")
         self.data, self.train, self.device, self.seed = data, train, device, seed
         self.callbacks, self.checkpoint = list(callbacks), checkpoint or CheckpointConfig()
-        memory_format = torch.channels_last if train.channels_last else torch.contiguous_format
-        model = model.to(device).to(memory_format=memory_format)
-        sharded = parallel.is_sharded(train, model)
-        if train.sync_bn:
-            model = parallel.synchronised(model, device)
-        self.skeleton = parallel.skeleton(model) if sharded else model
-        ddp = parallel.data_parallel(model, device) if distributed.world_size() > 1 and not sharded else None
-        ema = None
-        if train.ema_decay > 0:
-            ema = ModelEmaV3(model, train.ema_decay, use_warmup=train.ema_warmup, exclude_buffers=True)
-        if sharded:
-            for copied in [model] if ema is None else [model, ema.module]:
-                parallel.shard(copied, device)
-        network = ddp or model
-        self.network: Any = torch.compile(network, mode=train.compile_mode) if train.compile else network
-
+        placed = parallel.place(model, train, device)
+        self.network, self.skeleton = placed.network, placed.skeleton
         self.steps_per_epoch = num_groups(len(data.train_loader), train.grad_accum, train.max_steps)
         self.global_batch = train.batch_size * train.grad_accum * distributed.world_size()
-        optimizer = build_optimizer(model, optim, self.global_batch)
+        optimizer = build_optimizer(placed.model, optim, self.global_batch)
         self.state = RunState(
             run_dir=Path(run_dir),
             device=device,
-            model=model,
-            ema=ema,
+            model=placed.model,
+            ema=placed.ema,
             optimizer=optimizer,
-            scheduler=build_schedule(
-                optimizer,
-                schedule,
-                epochs=train.epochs,
-                steps_per_epoch=self.steps_per_epoch,
-                eval_metric=train.eval_metric,
-            ),
+            scheduler=build_schedule(optimizer, schedule, train, self.steps_per_epoch),
             scaler=torch.amp.GradScaler(device.type, enabled=train.amp == "fp16"),
             callbacks=self.callbacks,
             loggers=[JsonlLogger(), CsvLogger(), *loggers],
@@ -113,18 +88,15 @@ class Trainer:
                 "num_train": data.num_train,
                 "steps_per_epoch": self.steps_per_epoch,
                 "global_batch": self.global_batch,
-                **{f"train.{key}": getattr(train, key) for key in SAME_RUN},
-                **{f"optim.{key}": value for key, value in asdict(optim).items()},
-                **{f"schedule.{key}": value for key, value in asdict(schedule).items()},
+                **shared_settings(train, optim, schedule),
             },
             config=config or {},
-            epochs=train.epochs,
+            train=train,
             steps_per_epoch=self.steps_per_epoch,
             keep_top_k=self.checkpoint.keep_top_k,
-            eval_metric=train.eval_metric,
         )
         self.signals = StopSignals()
-        self.train_step = TrainingStep(self.state, train, self.network, ddp, optim, teacher, self.signals)
+        self.train_step = TrainingStep(self.state, train, self.network, placed.ddp, optim, teacher, self.signals)
         self._rng_states: list[dict[str, Any]] | None = None  # of the checkpoint that was restored
 
     @property
@@ -149,8 +121,7 @@ class Trainer:
     def restore(self, resume: Path) -> None:
         """Take up the state of a last.pt; `fit` does it by itself. Writes nothing.
 
-        Raises:
-            InputError: it cannot be read, or is of a run that this one cannot continue; names the difference.
+        Raises InputError: it cannot be read, or is of a run that this one cannot continue; names the difference.
         """
         self._rng_states = self.state.restore(resume)
 

@@ -14,7 +14,7 @@ from timm.utils import dispatch_clip_grad
 from timm.utils.agc import unitwise_norm
 
 from ecoformer import MSASpec, convert
-from ecoformer.config.schema import Config, OptimConfig, ScheduleConfig
+from ecoformer.config.schema import Config, OptimConfig, ScheduleConfig, TrainConfig
 from ecoformer.engine.optim import build_optimizer, build_schedule, clip_gradients, learning_rate, scaled_lr
 from ecoformer.errors import InputError
 from ecoformer.run.checks import check_config
@@ -52,7 +52,7 @@ def test_layer_decay(kind: str) -> None:
     if kind == "msa":
         convert(model, MSASpec(), img_size=64)
     optimizer = build_optimizer(model, OptimConfig(lr=0.1, layer_decay=0.5), 8)
-    schedule = build_schedule(optimizer, ScheduleConfig(name="constant"), epochs=1, steps_per_epoch=4)
+    schedule = build_schedule(optimizer, ScheduleConfig(name="constant"), TrainConfig(epochs=1), 4)
     assert schedule is not None
     schedule.step_update(1)
     rates = {id(parameter): group["lr"] for group in optimizer.param_groups for parameter in group["params"]}

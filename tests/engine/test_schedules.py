@@ -24,7 +24,7 @@ def rates(epochs: int, **options: Any) -> list[float]:
     """The rate at the start of every epoch and after the last; 1 is the base."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=1.0)
     config = ScheduleConfig(**{"min_lr": 0.0, "warmup_lr": 0.0, **options})
-    schedule = build_schedule(optimizer, config, epochs=epochs, steps_per_epoch=STEPS)
+    schedule = build_schedule(optimizer, config, TrainConfig(epochs=epochs), STEPS)
     assert schedule is not None
     found = []
     for epoch in range(epochs + 1):

@@ -138,7 +138,7 @@ def test_schedule_is_a_pure_function_of_the_step() -> None:
         model = plain_model()
         optimizer = build_optimizer(model, OptimConfig(lr=0.4), 8)
         config = ScheduleConfig(warmup_epochs=2, warmup_lr=0.1, min_lr=0.02)
-        schedule = build_schedule(optimizer, config, epochs=10, steps_per_epoch=5)
+        schedule = build_schedule(optimizer, config, TrainConfig(epochs=10), 5)
         assert schedule is not None
         found = []
         for step in steps:
