@@ -3,9 +3,8 @@
 Both count joules since some start in hardware; nothing here samples or estimates power.
 """
 
-import ctypes
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -67,29 +66,28 @@ class RaplMeter:
 
 
 class NvmlMeter:
-    """Total energy of one GPU since the driver was loaded (Volta and later), from the driver's own library."""
+    """Total energy of one GPU since the driver was loaded (Volta and later), through NVIDIA's own bindings."""
 
     source = "NVML"
 
-    def __init__(self, uuid: str, library: str = "libnvidia-ml.so.1") -> None:
+    def __init__(self, uuid: str) -> None:
         try:
-            self._nvml = ctypes.CDLL(library)
-        except OSError as error:
-            raise MeterUnavailable(f"{library} cannot be loaded") from error
-        self._handle = ctypes.c_void_p()
-        self._call("nvmlInit_v2")
-        self._call("nvmlDeviceGetHandleByUUID", uuid.encode(), ctypes.byref(self._handle))
+            import pynvml
+        except ImportError as error:
+            raise MeterUnavailable("nvidia-ml-py is not installed: pip install 'ecoformer[nvml]'") from error
+        self._nvml = pynvml
+        self._ask("nvmlInit")
+        self._handle = self._ask("nvmlDeviceGetHandleByUUID", uuid)
         self.joules()
 
     def joules(self) -> float:
-        millijoules = ctypes.c_ulonglong()
-        self._call("nvmlDeviceGetTotalEnergyConsumption", self._handle, ctypes.byref(millijoules))
-        return millijoules.value / 1e3
+        return float(self._ask("nvmlDeviceGetTotalEnergyConsumption", self._handle)) / 1e3
 
-    def _call(self, function: str, *args: object) -> None:
-        status = getattr(self._nvml, function)(*args)
-        if status != 0:
-            raise MeterUnavailable(f"{function} failed with NVML status {status}")
+    def _ask(self, function: str, *args: Any) -> Any:
+        try:
+            return getattr(self._nvml, function)(*args)
+        except self._nvml.NVMLError as error:
+            raise MeterUnavailable(f"{function} failed: {error}") from error
 
 
 def meter_for(device: torch.device) -> Meter:

@@ -1,6 +1,8 @@
 """Measured joules: counters read right, idle power subtracted, and nothing invented where there is no counter."""
 
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -97,9 +99,45 @@ def test_rapl_without_packages_or_permission(tmp_path: Path) -> None:
         RaplMeter(tmp_path)
 
 
-def test_nvml_without_its_library() -> None:
-    with pytest.raises(MeterUnavailable, match=r"no-such-nvml\.so cannot be loaded"):
-        NvmlMeter("GPU-0", library="no-such-nvml.so")
+class FakeNvml(ModuleType):
+    """What nvidia-ml-py looks like where one GPU has counted `millijoules`; None: a GPU without the counter."""
+
+    class NVMLError(Exception):
+        pass
+
+    def __init__(self, millijoules: int | None) -> None:
+        super().__init__("pynvml")
+        self.millijoules, self.started = millijoules, False
+
+    def nvmlInit(self) -> None:
+        self.started = True
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:
+        assert self.started
+        return f"handle of {uuid}"
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle: str) -> int:
+        assert handle == "handle of GPU-0"
+        if self.millijoules is None:
+            raise self.NVMLError("Not Supported")
+        return self.millijoules
+
+
+def test_nvml_counts_millijoules(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = FakeNvml(2_500)
+    monkeypatch.setitem(sys.modules, "pynvml", gpu)
+    meter = NvmlMeter("GPU-0")
+    gpu.millijoules = 4_000
+    assert (meter.source, meter.joules()) == ("NVML", 4.0)
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(None))
+    with pytest.raises(MeterUnavailable, match="nvmlDeviceGetTotalEnergyConsumption failed: Not Supported"):
+        NvmlMeter("GPU-0")
+
+
+def test_nvml_without_its_bindings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    with pytest.raises(MeterUnavailable, match=r"nvidia-ml-py is not installed: pip install 'ecoformer\[nvml\]'"):
+        NvmlMeter("GPU-0")
 
 
 def test_other_devices_have_no_counter() -> None:
