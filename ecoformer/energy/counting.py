@@ -101,6 +101,8 @@ def count(
         except (AssertionError, RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:
             place = f" in {stack.failed_in!r}" if stack.failed_in else ""
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            if device.type == "meta" and isinstance(error, NotImplementedError):  # a result whose shape needs values
+                reason = f"{reason.partition('. ')[0]}: count with device='cpu'"
             raise InputError(
                 f"{type(model).__name__} does not run on an input of shape {shape}{place}: {reason}"
             ) from error

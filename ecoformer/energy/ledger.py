@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from ecoformer.energy import kinds
 from ecoformer.energy.entry import LOOSE, Entry
 from ecoformer.energy.kinds import Counts
 from ecoformer.energy.profile import Profile
-from ecoformer.energy.profile_files import load_profile
+from ecoformer.energy.profile_files import Prices, load_profile
 from ecoformer.errors import InputError
 from ecoformer.files import json_text
-from ecoformer.files.table import Column, Table, render, share
+from ecoformer.files.table import Column, Table, energy_text, largest_unit, render, share
 
 MJ = 1e9  # picojoules
+ENERGY_UNITS = ((MJ, "mJ"), (1e6, "µJ"), (1e3, "nJ"), (1.0, "pJ"))
+AMOUNT_UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
 
 
 @dataclass
@@ -34,31 +36,34 @@ class Ledger:
     uncounted: list[str] = field(default_factory=list)
     has_attention: bool = True
 
-    def table(self, by: str = "layer", profile: str | Profile = "45nm_fp32", format: str = "table") -> str:
+    def table(self, by: str = "layer", profile: Prices = "45nm_fp32", format: str = "table") -> str:
         """A line per part with its operations and energy, as text that fits a terminal.
 
         Args:
             by: "stage", "layer", "module", "op" or "kind" (of operation).
-            profile: prices, or their name.
+            profile: prices as `load_profile` takes them: a name, a file, {"mac": 0.23, "add": 0.03}.
             format: "table", "md", "csv", "latex" or "json".
         Raises:
             InputError: a profile or a way to group that does not exist.
         """
-        prices = load_profile(profile) if isinstance(profile, str) else profile
+        prices = load_profile(profile)
         shape = "x".join(map(str, self.input_shape))
-        title = f"input {shape}, {self.params:,} parameters, convention {self.convention}, {prices.name}"
+        title = (
+            f"input {shape}, {self.params:,} parameters, convention {self.convention}, {prices.name}: "
+            f"{energy_text(self.energy_pj(prices))}"
+        )
         notes = [f"uncounted, so these are lower bounds: {', '.join(self.uncounted)}"] if self.uncounted else []
         if loose := self.select(lambda entry: entry.part == LOOSE).muls:
             notes.append(f"{loose:,} multiplications are in products of two activations that belong to no attention")
         return render(breakdown(self, prices, by), format, title, notes)
 
-    def to_markdown(self, by: str = "layer", profile: str | Profile = "45nm_fp32") -> str:
+    def to_markdown(self, by: str = "layer", profile: Prices = "45nm_fp32") -> str:
         """`table` in Markdown."""
         return self.table(by, profile, "md")
 
-    def to_json(self, profile: str | Profile = "45nm_fp32") -> str:
+    def to_json(self, profile: Prices = "45nm_fp32") -> str:
         """The ledger and all of its entries, priced, as JSON."""
-        prices = load_profile(profile) if isinstance(profile, str) else profile
+        prices = load_profile(profile)
         whole = {
             "convention": self.convention,
             "profile": prices.name,
@@ -78,9 +83,9 @@ class Ledger:
         ]
         return json_text({**whole, "entries": entries}, indent=2)
 
-    def diff(self, other: Ledger, by: str = "layer", profile: str | Profile = "45nm_fp32") -> str:
+    def diff(self, other: Ledger, by: str = "layer", profile: Prices = "45nm_fp32") -> str:
         """What each part does more (+) or less (-) in `other`, as text; parts that are the same are left out."""
-        prices = load_profile(profile) if isinstance(profile, str) else profile
+        prices = load_profile(profile)
         return render(differences(self, other, prices, by), "table", f"{prices.name}; + is more in the other")
 
     @property
@@ -98,13 +103,13 @@ class Ledger:
         """Additions, those in fused multiply-adds included."""
         return kinds.adds(self.counts)
 
-    def energy_pj(self, profile: Profile) -> float:
+    def energy_pj(self, profile: Prices) -> float:
         """Modelled energy of the pass in picojoules."""
-        return profile.energy_pj(self.entries, self.convention)
+        return load_profile(profile).energy_pj(self.entries, self.convention)
 
-    def area_um2(self, profile: Profile) -> float | None:
+    def area_um2(self, profile: Prices) -> float | None:
         """Area of one unit per arithmetic operation, as the paper adds it up; None without figures."""
-        return profile.area_um2(self.entries)
+        return load_profile(profile).area_um2(self.entries)
 
     def select(self, keep: Callable[[Entry], bool]) -> Ledger:
         """A ledger of some entries; everything else stays."""
@@ -147,22 +152,24 @@ def breakdown(ledger: Ledger, profile: Profile, by: str) -> Table:
     Raises InputError for another way to group.
     """
     whole = ledger.energy_pj(profile)
+    joules, unit = _unit(ENERGY_UNITS, whole)
     if by == "kind":
         columns = [
             Column("kind", 0),
             Column("count", lambda row: ledger.counts[row[0]], "{:,}"),
-            Column("mJ", 1, "{:.4f}", MJ),
+            Column(unit, 1, "{:.4f}", joules),
             share("share", lambda row: row[1] / whole),
         ]
         energies = profile.kind_energies(ledger.entries)
         return Table(columns, [(kind, pj) for kind, pj in energies.items() if ledger.counts[kind]])
+    amount, prefix = _unit(AMOUNT_UNITS, max(ledger.muls, ledger.adds))
     columns = [
         Column(by, lambda row: row[0] or "(model)", left=True),
-        Column("G mul", lambda row: row[1].muls, "{:.4f}", 1e9),
-        Column("G add", lambda row: row[1].adds, "{:.4f}", 1e9),
-        Column("mJ", lambda row: row[1].energy_pj(profile), "{:.4f}", MJ),
+        Column(f"{prefix} mul".strip(), lambda row: row[1].muls, "{:.4f}", amount),
+        Column(f"{prefix} add".strip(), lambda row: row[1].adds, "{:.4f}", amount),
+        Column(unit, lambda row: row[1].energy_pj(profile), "{:.4f}", joules),
         share("share", lambda row: row[1].energy_pj(profile) / whole if whole else None),
-        Column("attn mJ", lambda row: _cores_pj(row[1], profile), "{:.4f}", MJ),
+        Column(f"attn {unit}", lambda row: _cores_pj(row[1], profile), "{:.4f}", joules),
     ]
     return Table(columns, list(_grouped(ledger, by).items()))
 
@@ -177,15 +184,22 @@ def differences(before: Ledger, after: Ledger, profile: Profile, by: str) -> Tab
         if (one.counts, one.energy_pj(profile)) != (two.counts, two.energy_pj(profile)):
             rows.append((name or "(model)", one, two))
     rows.append(("all", before, after))
+    joules, unit = _unit(ENERGY_UNITS, max(ledger.energy_pj(profile) for ledger in (before, after)))
+    amount, prefix = _unit(AMOUNT_UNITS, max(max(ledger.muls, ledger.adds) for ledger in (before, after)))
     columns = [
         Column(by, 0, left=True),
-        Column("G mul", lambda row: row[2].muls - row[1].muls, "{:+.4f}", 1e9),
-        Column("G add", lambda row: row[2].adds - row[1].adds, "{:+.4f}", 1e9),
-        Column("mJ before", lambda row: row[1].energy_pj(profile), "{:.4f}", MJ),
-        Column("mJ after", lambda row: row[2].energy_pj(profile), "{:.4f}", MJ),
-        Column("mJ", lambda row: row[2].energy_pj(profile) - row[1].energy_pj(profile), "{:+.4f}", MJ),
+        Column(f"{prefix} mul".strip(), lambda row: row[2].muls - row[1].muls, "{:+.4f}", amount),
+        Column(f"{prefix} add".strip(), lambda row: row[2].adds - row[1].adds, "{:+.4f}", amount),
+        Column(f"{unit} before", lambda row: row[1].energy_pj(profile), "{:.4f}", joules),
+        Column(f"{unit} after", lambda row: row[2].energy_pj(profile), "{:.4f}", joules),
+        Column(unit, lambda row: row[2].energy_pj(profile) - row[1].energy_pj(profile), "{:+.4f}", joules),
     ]
     return Table(columns, rows)
+
+
+def _unit(units: Sequence[tuple[float, str]], whole: float) -> tuple[float, str]:
+    """The unit of a table: the largest of which the whole is at least a tenth, so that small modules have digits."""
+    return largest_unit([10 * whole], units)
 
 
 def _grouped(ledger: Ledger, by: str) -> dict[str, Ledger]:

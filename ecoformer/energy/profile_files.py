@@ -3,10 +3,11 @@
 A profile prices every kind at one or more precisions. A figure carries either the key of a source or a labelled
 assumption; a kind may also be priced as so many operations of other kinds, and what is not priced at all follows from
 the prices of an addition and of a multiplication or multiply-add. A profile may begin with another one and change
-some of it. See docs/energy.md for the format.
+some of it. The short form is prices alone, of a multiply-add and an addition at least. See docs/energy.md.
 """
 
 import os
+import re
 from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from ecoformer.errors import InputError
 
 PROFILE_FOLDER = Path(__file__).parent / "profiles"
 FOLDER_VARIABLE = "ECOFORMER_PROFILES"
+Prices = str | Path | Mapping[str, Any] | Profile  # what `load_profile` takes
+PRICED, BESIDE = {"mac", *KINDS}, {"bits", "base", "summary"}  # keys of the short form
 # What a kind without a price is made of, and the assumption that this is.
 DERIVED: dict[str, tuple[dict[str, int], str]] = {
     "fma": ({"mul": 1, "add": 1}, "No price given: one multiplication and one addition."),
@@ -43,18 +46,46 @@ def _folders() -> list[Path]:
     return [*([Path(extra)] if extra else []), PROFILE_FOLDER]
 
 
-def load_profile(name_or_path: str | Path) -> Profile:
-    """Read a profile by name or by the path of a YAML file.
+def load_profile(given: Prices) -> Profile:
+    """A profile by name, by the path of a YAML file, or from its prices; a profile is returned as it is.
 
     Names are looked up in the folder that the environment variable ECOFORMER_PROFILES names, then among the shipped
-    ones. Raises InputError if there is none, or if it is malformed.
+    ones. Prices are picojoules a kind, {"mac": 0.23, "add": 0.03} or the text "mac=0.23,add=0.03"; `bits` of the
+    numbers (else 32) and `base`, a profile of which these prices are changed, may stand beside them.
+    Raises InputError if there is none, or if it is malformed.
     """
-    path = _path_of(str(name_or_path))
-    return _Reader(path).profile(_with_base(path, _yaml(path)))
+    if isinstance(given, Profile):
+        return given
+    path, text = Path("prices"), str(given)
+    if isinstance(given, Mapping):
+        name, where, data = "prices", "prices", dict(given)
+    elif re.match(r"\w+=", text) and not Path(text).is_file():
+        pairs = (part.partition("=") for part in text.split(","))
+        name, where, data = text, text, {key.strip(): yaml.safe_load(value or "~") for key, _, value in pairs}
+    else:
+        path = _path_of(text)
+        name, where, data = path.stem, str(path), _yaml(path)
+    return _Reader(name, where).profile(_with_base(path, data))
+
+
+def _in_full(data: Any, base: Any = None) -> Any:
+    """The short form as a file would say it, at the default precision of its base; anything else as it is."""
+    if not isinstance(data, dict) or not data.keys() & PRICED or not data.keys() <= PRICED | BESIDE:
+        return data
+    figures: dict[str, Any] = {"bits": data["bits"]} if "bits" in data else {} if base else {"bits": 32}
+    for kind in data.keys() & PRICED:
+        name = "fma" if kind == "mac" and "fma" not in data else kind
+        figures[name] = {"pj": data[kind], "assumption": "given"}
+    listed = (base or {}).get("precisions", {"given": {}})
+    return {
+        **{key: data[key] for key in ("base", "summary") if key in data},
+        "assumptions": {"given": "Given as a bare price, without a source."},
+        "precisions": {(base or {}).get("precision", next(iter(listed))): figures},
+    }
 
 
 def _path_of(text: str, beside: Path | None = None) -> Path:
-    if text.endswith((".yaml", ".yml")) or os.sep in text:
+    if text.endswith((".yaml", ".yml", ".json")) or os.sep in text:
         path = Path(text) if beside is None else beside.parent / text
         if not path.is_file():
             raise InputError(f"profile file {path} does not exist")
@@ -75,15 +106,18 @@ def _yaml(path: Path) -> Any:
         raise InputError(f"profile {path} is no valid YAML: {first_line}") from error
 
 
-def _with_base(path: Path, data: Any) -> Any:
+def _with_base(path: Path, data: Any, above: tuple[Path, ...] = ()) -> Any:
     """The YAML of `data` on top of that of the profile which its key `base` names, and of that one's base."""
     if not isinstance(data, dict) or "base" not in data:
-        return data
-    own = {key: value for key, value in data.items() if key != "base"}
-    base = _path_of(str(data["base"]), beside=path)
-    if base.resolve() == path.resolve():
-        raise InputError(f"profile {path}: base: {data['base']} is the file itself: name another profile")
-    return _merged(_with_base(base, _yaml(base)), own)
+        return _in_full(data)
+    base, chain = _path_of(str(data["base"]), beside=path), (*above, path.resolve())
+    if base.resolve() in chain:
+        itself = "the file itself" if base.resolve() == chain[-1] else "a file that begins with this one"
+        raise InputError(f"profile {path}: base: {data['base']} is {itself}: name another profile")
+    below = _with_base(base, _yaml(base), chain)
+    if not isinstance(below, dict) or not isinstance(below.get("precisions"), dict) or not below["precisions"]:
+        raise InputError(f"profile {base}, the base of {path}, has no precisions: name another profile")
+    return _merged(below, {key: value for key, value in _in_full(data, below).items() if key != "base"})
 
 
 def _merged(below: Any, above: Any) -> Any:
@@ -97,11 +131,11 @@ def _merged(below: Any, above: Any) -> Any:
 class _Reader:
     """Checks a profile's parsed YAML; every message names the file and the key."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, name: str, where: str) -> None:
+        self.name, self.where = name, where
 
     def fault(self, what: str) -> InputError:
-        return InputError(f"profile {self.path}: {what}")
+        return InputError(f"profile {self.where}: {what}")
 
     def mapping(self, data: Any, where: str, known: set[str] | None = None) -> dict[str, Any]:
         if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
@@ -126,7 +160,9 @@ class _Reader:
         return value
 
     def profile(self, data: Any) -> Profile:
-        keys = {"summary", "sources", "assumptions", "precision", "precisions", "rules"}
+        keys = {"summary", "sources", "assumptions", "precision", "precisions", "rules", "calibration"}
+        if isinstance(data, dict) and data.keys() & PRICED:  # the short form, with a key that is not of it
+            keys = PRICED | BESIDE
         data = self.mapping(data, "the file", keys)
         if "precisions" not in data:
             raise self.fault("key 'precisions' is missing")
@@ -143,8 +179,8 @@ class _Reader:
         if not isinstance(rules, list):
             raise self.fault(f"rules must be a list, got {type(rules).__name__}")
         return Profile(
-            name=self.path.stem,
-            summary=self.text(data.get("summary", self.path.name), "summary"),
+            name=self.name,
+            summary=self.text(data.get("summary", Path(self.where).name), "summary"),
             default=default,
             precisions=precisions,
             rules=tuple(self.rule(part, f"rules[{i}]", precisions) for i, part in enumerate(rules)),

@@ -220,6 +220,16 @@ def test_scalar_buffers_may_be_read_and_activations_may_not() -> None:
     assert count(Gated(True), torch.ones(5), device="cpu").counts["mul"] == 0
 
 
+def test_a_result_as_long_as_its_values_say_needs_a_device() -> None:
+    class Positive(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x[x > 0] * 3
+
+    with pytest.raises(InputError, match=r"torch\.nonzero.*: count with device='cpu'$"):
+        count(Positive(), torch.ones(5))
+    assert count(Positive(), torch.ones(5), device="cpu", strict=False).counts["mul"] == 5
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

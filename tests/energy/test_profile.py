@@ -204,6 +204,38 @@ def test_a_profile_begins_with_another(tmp_path: Path) -> None:
         load_profile(write(tmp_path, "base: loop.yaml\n", "loop.yaml"))
 
 
+def test_two_prices_are_a_profile(tmp_path: Path) -> None:
+    path = write(tmp_path, "mac: 0.23\nadd: 3e-2\nbits: 8\n")
+    ledger = count(nn.Linear(7, 4), torch.zeros(3, 7))
+    for given in ({"mac": 0.23, "add": 0.03, "bits": 8}, "mac=0.23,add=3e-2,bits=8", path, load_profile(path)):
+        assert ledger.energy_pj(given) == pytest.approx(84 * 0.23 + 12 * 0.03)
+        prices = load_profile(given).precisions["given"]
+        assert prices.bits == 8 and all(price.assumed for kind, price in prices.prices.items() if price.pj)
+    assert "mac=0.23,add=0.03: 19.68 pJ" in ledger.table(profile="mac=0.23,add=0.03")
+    with pytest.raises(InputError, match=r"profile mac=0\.2: precisions\.given needs at least the price of an add"):
+        load_profile("mac=0.2")
+    with pytest.raises(InputError, match=r"given\.fma\.pj must be a number of at least 0, got 'cheap'"):
+        load_profile({"mac": "cheap", "add": 1})
+    with pytest.raises(InputError, match="has unknown key 'nac'"):
+        load_profile("nac=0.2,add=1")
+    with pytest.raises(InputError, match="given has mac and fma, which are the same"):
+        load_profile("mac=0.2,fma=0.2,add=1")
+
+
+def test_prices_change_those_of_a_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changed, base = (load_profile(which).precisions["fp16"] for which in ("base=45nm_fp16,mac=0.5", "45nm_fp16"))
+    assert changed.prices["fma"].pj == 0.5 and changed.bits == 16
+    assert changed.prices["mul"] == base.prices["mul"]
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, "base: second.yaml\n", "first.yaml")
+    write(tmp_path, "base: first.yaml\n", "second.yaml")
+    with pytest.raises(InputError, match=r"base: first\.yaml is a file that begins with this one"):
+        load_profile("first.yaml")
+    write(tmp_path, "- 1", "first.yaml")
+    with pytest.raises(InputError, match=r"profile first\.yaml, the base of prices, has no precisions"):
+        load_profile({"base": "first.yaml", "mac": 1})
+
+
 def test_the_example_of_the_docs_is_a_profile(tmp_path: Path) -> None:
     page = (Path(__file__).parents[2] / "docs" / "energy.md").read_text()
     for number, example in enumerate(re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)):

@@ -181,6 +181,15 @@ def test_a_ledger_shows_itself(by: str, pair: tuple[Ledger, Ledger]) -> None:
         pair[0].table("stages")
 
 
+def test_the_unit_of_a_table_follows_what_it_shows() -> None:
+    """A module of nanojoules has digits too, and its title says what the whole takes."""
+    small, twice = (count(torch.nn.Linear(8, width), torch.zeros(2, 8)) for width in (4, 8))
+    title, heading, line = small.table("op").splitlines()
+    assert title.endswith("45nm_fp32: 301.6 pJ") and "nJ" in heading and "0.3016" in line
+    before, _, change = twice.diff(small).splitlines()[-1].split()[-3:]
+    assert (before, change) == ("0.6032", "-0.3016")
+
+
 def test_a_ledger_as_json_adds_up(pair: tuple[Ledger, Ledger]) -> None:
     found = json.loads(pair[0].to_json(PROFILE))
     assert found["energy_pj"] == pair[0].energy_pj(PROFILE) and found["input_shape"] == [1, 3, SIZE, SIZE]
