@@ -79,6 +79,9 @@ class TrainConfig:
     compile_mode: str | None = key(None, "how; null: torch's default", choices=COMPILE_MODES)
     eval_metric: str = key("top1", "which figure of the evaluation chooses best.pt", choices=EVAL_METRICS)
     val_interval: int = key(1, "evaluate after every n-th epoch, and after the last", limit=at_least(1))
+    val_interval_steps: int = key(
+        0, "also after every n-th optimiser step of the run, for best.pt too; 0: never", limit=at_least(0)
+    )
     early_stop: int | None = key(None, "end after n epochs of no better eval_metric; null: never", limit=at_least(1))
     log_every: int = key(50, "steps between lines in metrics.jsonl", limit=at_least(1))
     max_steps: int | None = key(None, "per epoch; for smoke runs", limit=at_least(1))

@@ -106,12 +106,13 @@ class Position:
 
     Attributes:
         steps: optimiser steps done in it, those that were left out included.
+        evaluated: how many were done at its latest evaluation.
         lr: learning rate of the latest one.
         meter: training figures of this rank.
     """
 
     def __init__(self) -> None:
-        self.steps, self.lr, self.meter = 0, 0.0, RunningFigures()
+        self.steps, self.evaluated, self.lr, self.meter = 0, 0, 0.0, RunningFigures()
         self._started, self._seconds_before = time.perf_counter(), 0.0
 
     def seconds(self) -> float:
@@ -122,6 +123,7 @@ class Position:
         """Plain containers with every rank's figures. Every rank must call it."""
         return {
             "steps": self.steps,
+            "evaluated": self.evaluated,
             "lr": self.lr,
             "seconds": self.seconds(),
             "meters": distributed.gather_objects(self.meter.state_dict()),
@@ -132,6 +134,7 @@ class Position:
         """This rank's position from what `gathered` returned; after a change of processes rank 0 takes all figures."""
         position = cls()
         position.steps, position.lr, position._seconds_before = state["steps"], state["lr"], state["seconds"]
+        position.evaluated = state.get("evaluated", 0)  # written since there are evaluations within epochs
         meters = state["meters"]
         if len(meters) == distributed.world_size():
             position.meter.load_state_dict(meters[distributed.rank()])

@@ -83,9 +83,10 @@ def epoch_line(record: dict[str, Any], epochs: int, is_best: bool, samples: str)
     )
 
 
-def evaluation_line(record: dict[str, Any]) -> str:
-    """An "evaluation" record, of a run without training, in one line."""
-    return f"no training  {_val_figures(record)}"
+def evaluation_line(record: dict[str, Any], is_best: bool = False) -> str:
+    """An "evaluation" record, within an epoch or of a run without training, in one line."""
+    title = f"step {record['step']}" if record["step"] else "no training"
+    return f"{title}  {_val_figures(record)}" + ("  (best)" if is_best else "")
 
 
 def _val_figures(record: dict[str, Any]) -> str:

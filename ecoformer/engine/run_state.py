@@ -40,7 +40,8 @@ class RunState:
         keep_top_k: how many of the best epochs are kept in top/.
         epoch, step: the epoch in hand; optimiser steps done.
         position: in the epoch in hand; None between epochs.
-        best, latest: the "epoch" record of the best and of the latest epoch.
+        latest: the "epoch" record of the latest epoch.
+        best: that of the best one, or the "evaluation" record where one within an epoch was better.
         top: epoch and metric of the epochs in top/, best first.
         saved: epochs, and steps of the next, that last.pt holds.
         last_is_good: whether run_dir/last.pt was read or written by this process.
@@ -85,7 +86,7 @@ class RunState:
         return f"val_{self.train.eval_metric}"
 
     def is_better(self, record: dict[str, Any], than: dict[str, Any] | None) -> bool:
-        """Whether an epoch is better than another one; the first is."""
+        """Whether an evaluation is better than another one; the first is."""
         return than is None or self._rank(record) < self._rank(than)
 
     def _rank(self, record: dict[str, Any]) -> float:
@@ -135,7 +136,7 @@ class RunState:
         }
 
     def save(self, *, is_best: bool = False, captured: dict[str, Any] | None = None) -> None:
-        """Write last.pt and, at the end of an epoch, best.pt and the epoch's file in top/ before it.
+        """Write last.pt and before it best.pt and, at the end of an epoch, the epoch's file in top/.
 
         A kill in between only repeats the epoch. The last.pt before becomes previous.pt. Every rank must call it, or
         hand in what `capture` returned; rank 0 writes.
@@ -148,7 +149,7 @@ class RunState:
         state = captured["state"] or self._tensors()
         weights = {"kind": "weights", **common, "model": state["ema"] or state["model"]}
         if is_best:
-            save_checkpoint(self.run_dir / BEST, weights)
+            save_checkpoint(self.run_dir / BEST, {**weights, "metrics": self.best})
         if captured["position"] is None and self.latest is not None and self.latest[self.metric] is not None:
             self._keep_if_top(weights)
         training = {

@@ -190,6 +190,7 @@ class Trainer:
             state.position = position
         metrics = self._train_epoch(epoch, state.position)
         evaluated = (epoch + 1) % self.train.val_interval == 0 or epoch + 1 == self.train.epochs
+        evaluated = evaluated or self._step_is_evaluated()
         metrics |= self._validate() if evaluated else dict.fromkeys(EVALUATED)
         for callback in self.callbacks:
             callback.on_epoch_end(self, epoch, metrics)
@@ -215,6 +216,22 @@ class Trainer:
             return True
         return False
 
+    def _step_is_evaluated(self) -> bool:
+        return self.train.val_interval_steps > 0 and self.step % self.train.val_interval_steps == 0
+
+    def _evaluate_within(self, position: Position) -> None:
+        """The evaluation of `train.val_interval_steps`: once, also in a run that was stopped before or during it."""
+        if not self._step_is_evaluated() or position.evaluated == position.steps:
+            return
+        state = self.state
+        with position.meter.paused():
+            record = self.log("evaluation", **self._validate())
+            position.evaluated = position.steps
+            if is_best := state.is_better(record, state.best):
+                state.best = record
+            self.print(evaluation_line(record, is_best))
+            state.save(is_best=is_best)
+
     def _evaluate_untrained(self) -> None:
         """What a first epoch begins with, then the evaluation: a conversion and its hash fits, without training."""
         for callback in self.callbacks:
@@ -230,6 +247,7 @@ class Trainer:
         meter, steps_left = position.meter, self.steps_per_epoch - position.steps
         with self.display.epoch(epoch, self.steps_per_epoch, position.steps):
             for batches in grouped(self.data.train_loader, self.train.grad_accum, steps_left):
+                self._evaluate_within(position)
                 with meter.paused():
                     for callback in self.callbacks:
                         callback.on_step_start(self, self.step)

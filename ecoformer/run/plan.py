@@ -87,9 +87,12 @@ def _measured(run: Run, probe: Probe, num_fits: int) -> dict[str, Any]:
     ema_bytes = model_bytes if train.ema_decay > 0 else 0
     epochs = train.epochs - probe.start_epoch
     val_batches = len(run.data.val_loader)
+    evaluations = -(-epochs // train.val_interval)
+    if train.val_interval_steps:
+        evaluations += epochs * trainer.steps_per_epoch // train.val_interval_steps
     seconds = {
         "training": epochs * trainer.steps_per_epoch * probe.step_seconds,
-        "validation": -(-epochs // train.val_interval) * val_batches * probe.val_batch_seconds,
+        "validation": evaluations * val_batches * probe.val_batch_seconds,
         "hash_fits": num_fits * (probe.fit_seconds or 0.0),
     }
     return {

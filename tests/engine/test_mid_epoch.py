@@ -86,6 +86,49 @@ def test_checkpoints_within_epochs_change_nothing(tmp_path: Path) -> None:
     assert_same_run(tmp_path / "with", tmp_path / "without")
 
 
+@pytest.mark.parametrize(("at", "every_steps"), [(2, 0), (4, 0), (5, 0), (4, 2), (5, 1), (9, 0)])
+def test_evaluations_within_epochs_go_on_exactly(tmp_path: Path, at: int, every_steps: int) -> None:
+    """Steps 4 and 8 of twelve are evaluated within an epoch, the 12th with its epoch; a crash comes at any moment."""
+    options: dict[str, Any] = {"val_interval_steps": 4, "checkpoint": {"every_steps": every_steps}, "log_every": 1}
+    make_trainer(tmp_path / "straight", **options).fit()
+    crash_and_resume(tmp_path / "parts", at, **options)
+    assert_same_run(tmp_path / "straight", tmp_path / "parts")
+    within = [record for record in metrics(tmp_path / "parts") if record["event"] == "evaluation"]
+    assert [(record["epoch"], record["step"]) for record in within] == [(0, 4), (1, 8)]
+    make_trainer(tmp_path / "without", log_every=1).fit()
+    first, second = (load_checkpoint(tmp_path / name / "last.pt")["model"] for name in ("straight", "without"))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_the_best_weights_may_be_those_of_a_step(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"val_interval_steps": 4, "val_interval": 2, "checkpoint": {"keep_top_k": 9}}
+    trainer = make_trainer(tmp_path, **options)
+    original, tops, weights = trainer._validate, {4: 70.0, 8: 90.0, 12: 80.0}, {}
+
+    def scored() -> dict[str, Any]:
+        weights[trainer.step] = trainer.state.evaluated.state_dict()["head.weight"].clone()
+        return original() | {"val_top1": tops[trainer.step]}
+
+    trainer._validate = scored  # type: ignore[method-assign]
+    figures = trainer.fit()
+    assert sorted(weights) == [4, 8, 12]
+    assert (figures["top1"], figures["best_epoch"], figures["last_top1"]) == (90.0, 2, 80.0)
+    best = load_checkpoint(tmp_path / "best.pt")
+    assert (best["step"], best["epoch"], best["metrics"]["val_top1"]) == (8, 1, 90.0)
+    assert torch.equal(best["model"]["head.weight"], weights[8])
+    assert [path.name for path in (tmp_path / "top").iterdir()] == ["epoch-2.pt"]
+
+
+def test_a_signal_in_an_evaluation_within_an_epoch_repeats_it(tmp_path: Path) -> None:
+    make_trainer(tmp_path / "straight", val_interval_steps=4).fit()
+    data = FakeData()
+    data.val_loader.__class__ = Signalled
+    with pytest.raises(Interrupted, match="0 of 2 epochs and 4 of 6 steps of the next are saved"):
+        make_trainer(tmp_path / "stopped", data, val_interval_steps=4).fit()
+    make_trainer(tmp_path / "stopped", val_interval_steps=4).fit(resume=tmp_path / "stopped" / "last.pt")
+    assert_same_run(tmp_path / "straight", tmp_path / "stopped")
+
+
 def test_accumulated_steps(tmp_path: Path) -> None:
     options: dict[str, Any] = {"batch_size": 4, "grad_accum": 2, "checkpoint": {"every_steps": 1}}
     make_trainer(tmp_path / "straight", FakeData(batch_size=4), **options).fit()
