@@ -22,14 +22,21 @@ NUM_KEYS = 8  # strongest keys of a token that a good hash finds
 Attending = nn.Module | Callable[..., Tensor]
 
 
-def output_closeness(found_BK: Tensor, target_BK: Tensor) -> tuple[float, float]:
-    """(divergence, agreement) of two models' log-probabilities of the classes, (B, K) each.
+def divergence(found_BK: Tensor, target_BK: Tensor) -> Tensor:
+    """KL(target || found) in nats, a mean over samples, of log-probabilities (B, K) or (B, K, Y, X).
 
-    Divergence is KL(target || found) in nats, a mean over samples; agreement the share of samples of which both models
-    think the same class the likeliest.
+    Of a map of classes every place is a sample.
     """
-    agreement = (found_BK.argmax(dim=-1) == target_BK.argmax(dim=-1)).float().mean()
-    return float(F.kl_div(found_BK, target_BK, reduction="batchmean", log_target=True)), float(agreement)
+    return F.kl_div(found_BK, target_BK, reduction="none", log_target=True).sum(dim=1).mean()
+
+
+def output_closeness(found_BK: Tensor, target_BK: Tensor) -> tuple[float, float]:
+    """(divergence, agreement) of two models' log-probabilities of the classes, as `divergence` takes them.
+
+    Agreement is the share of samples of which both models think the same class the likeliest.
+    """
+    agreement = (found_BK.argmax(dim=1) == target_BK.argmax(dim=1)).float().mean()
+    return float(divergence(found_BK, target_BK)), float(agreement)
 
 
 @dataclass(frozen=True)

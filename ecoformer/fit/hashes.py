@@ -14,7 +14,7 @@ from ecoformer.errors import InputError
 from ecoformer.fit.compare import eval_mode
 from ecoformer.fit.contract import FittableAttention, HashFitReport, has_hashes, hash_layers
 from ecoformer.fit.held_out import fit_and_measure
-from ecoformer.fit.joint import JointFitReport, fit_jointly, original_of
+from ecoformer.fit.joint import JointFitReport, fit_jointly, original_of, require_class_scores
 from ecoformer.nn.base import called_with
 from ecoformer.nn.precision import without_autocast
 
@@ -47,7 +47,7 @@ def fit_hashes(
     Returns:
         One report a layer, in the order of the forward pass; empty if there is nothing to fit.
     Raises:
-        InputError: a layer cannot be fitted again, or not at all on these images.
+        InputError: a layer cannot be fitted again, or not at all on these images, or a joint fit finds no class scores.
     """
     layers = hash_layers(model)
     if not layers:
@@ -57,6 +57,8 @@ def fit_hashes(
             raise InputError(f"{name}: {layer.refit_refusal()}")
     generator = torch.Generator().manual_seed(seed)
     original = original_of(model)  # before the layers forget what they were
+    if original is not None:
+        require_class_scores(original, images[:1])
     reports: list[HashFitReport] = []
     few = images[: min(layer.most_images or len(images) for layer in layers.values())]
     num_images, all_images = len(few), few if held_out is None else torch.cat([few, held_out])

@@ -1,7 +1,8 @@
 """All fitted layers of a model together, against the outputs of the model that they came from. No labels.
 
 Layer after layer, a fit makes each layer follow the one that it replaces, at features that have drifted already; what
-counts in the end is what the whole model says. Shapes: B images, K classes, S pixels.
+counts in the end is what the whole model says, of an image or of every place in it. Shapes: B images, K classes, S
+pixels.
 """
 
 import copy
@@ -15,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ecoformer.errors import InputError
 from ecoformer.fit.adam import adam_on_batches
-from ecoformer.fit.compare import layer_calls, output_closeness
+from ecoformer.fit.compare import divergence, layer_calls, output_closeness
 from ecoformer.fit.taught import TaughtAttention
 from ecoformer.nn.base import called_with
 from ecoformer.nn.heads import real_tokens
@@ -29,9 +31,10 @@ OnStep = Callable[[int, int], None]
 class JointFitReport:
     """What a joint fit did, on the images that it was made on and on `held_out_images` others.
 
-    Divergence is KL(original || converted) of the class probabilities, in nats, and agreement the share of images that
-    both models put in the same class. `accepted` is False where the divergence did not fall; nothing changed then. The
-    images of the fit flatter it: read the held-out figures, which are None without such images.
+    Divergence is KL(original || converted) of the class probabilities, in nats, and agreement the share of images (of
+    places, where a model gives a map of classes) that both models put in the same class. `accepted` is False where the
+    divergence did not fall; nothing changed then. The images of the fit flatter it: read the held-out figures, which
+    are None without such images.
     """
 
     steps: int
@@ -116,17 +119,15 @@ def fit_jointly(
     sets = [x for x in (images, held_out) if x is not None and len(x)]
     parameters = [parameter for layer in layers.values() for parameter in layer.jointly_fitted()]
     kept = [parameter.detach().clone() for parameter in parameters]
-    targets = [_all_log_probabilities(original, x, size) for x in sets]
-    before = [_closeness(model, x, target_BK, size) for x, target_BK in zip(sets, targets, strict=True)]
+    before = [_closeness(model, original, x, size) for x in sets]
     blocks = {name: _block_around(model, name) for name in layers}
 
     def loss(done: float, chosen: Tensor) -> Tensor:
         for layer in layers.values():
             layer.anneal(done)
         with torch.no_grad():
-            original(images[chosen])
-        found_BK = _log_probabilities(model(images[chosen]))
-        apart = F.kl_div(found_BK, targets[0][chosen], reduction="batchmean", log_target=True)
+            target_BK = _log_probabilities(original, images[chosen])
+        apart = divergence(_log_probabilities(model, images[chosen]), target_BK)
         return apart + sum(_relative_square(real_tokens(*outs[name]), real_tokens(*wanted[name])) for name in outs)
 
     with (
@@ -146,7 +147,7 @@ def fit_jointly(
             generator=generator,
             on_step=on_step,
         )
-    after = [_closeness(model, x, target_BK, size) for x, target_BK in zip(sets, targets, strict=True)]
+    after = [_closeness(model, original, x, size) for x in sets]
     accepted = after[0][0] < before[0][0]  # NaN is never smaller
     if accepted:
         for name, (x_BND, others) in layer_calls(model, layers, images[:size]).items():
@@ -233,8 +234,18 @@ def _taught(model: nn.Module) -> dict[str, TaughtAttention]:
     return {name: module for name, module in model.named_modules() if isinstance(module, TaughtAttention)}
 
 
-def _log_probabilities(logits_BK: Tensor) -> Tensor:
-    return F.log_softmax(logits_BK.float(), dim=-1)
+def require_class_scores(model: nn.Module, images: Tensor) -> None:
+    """Raise InputError unless a model gives one tensor of class scores, (B, K) or (B, K, Y, X)."""
+    out = model(images)
+    if not isinstance(out, Tensor) or out.dim() not in (2, 4):
+        raise InputError(
+            "attention.joint_steps: a joint fit follows class scores, (B, K) or (B, K, Y, X), and "
+            f"{type(model).__name__} gives none: fit the model together with its head, or set joint_steps=0"
+        )
+
+
+def _log_probabilities(model: nn.Module, images: Tensor) -> Tensor:
+    return F.log_softmax(model(images).float(), dim=1)
 
 
 def _relative_square(out: Tensor, target: Tensor) -> Tensor:
@@ -244,10 +255,11 @@ def _relative_square(out: Tensor, target: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _all_log_probabilities(model: nn.Module, images: Tensor, size: int) -> Tensor:
-    return torch.cat([_log_probabilities(model(x)) for x in images.split(size)])
-
-
-def _closeness(model: nn.Module, images: Tensor, target_BK: Tensor, size: int) -> tuple[float, float]:
-    """Divergence and agreement."""
-    return output_closeness(_all_log_probabilities(model, images, size), target_BK)
+def _closeness(model: nn.Module, original: nn.Module, images: Tensor, size: int) -> tuple[float, float]:
+    """Divergence and agreement, batch by batch: maps of classes of all images may be more than memory holds."""
+    found = [
+        (len(x), *output_closeness(_log_probabilities(model, x), _log_probabilities(original, x)))
+        for x in images.split(size)
+    ]
+    apart, same = (sum(part[0] * part[number] for part in found) / len(images) for number in (1, 2))
+    return apart, same

@@ -173,3 +173,40 @@ def test_the_report_is_ready_for_json():
     report = JointFitReport(1, 2, 3.0, 0.4, 0.3, 0.5, 0.6, True)
     assert asdict(report)["divergence_after"] == 0.3 and report.held_out_agreement_after is None
     assert "held-out" not in joint_line(report)
+
+
+class MapOfClasses(torch.nn.Module):
+    """(B, K, Y, X): the class of every place, from the features of a pyramid."""
+
+    def __init__(self):
+        super().__init__()
+        options = dict(embed_dims=(16, 32, 40, 64), depths=(1, 1, 1, 1), mlp_ratios=(2, 2, 2, 2))
+        self.backbone = timm.create_model("pvt_v2_b0", features_only=True, **options)
+        self.head = torch.nn.Conv2d(32, 5, 1)
+
+    def forward(self, x):
+        return self.head(self.backbone(x)[1])
+
+
+def test_a_map_of_classes_is_followed_place_by_place():
+    source, x, joint = MapOfClasses().eval(), torch.randn(6, 3, 64, 96), []
+    for block in (source.backbone.stages_0.blocks[0], source.backbone.stages_1.blocks[0]):
+        block.attn.q.weight.data.mul_(100)
+        block.attn.proj.weight.data.mul_(30)
+    model = copy.deepcopy(source)
+    convert(model, DistilledSpec(num_features=4, fit_steps=5, joint_steps=8, joint_batch_size=4), img_size=(64, 96))
+    fit_hashes(model, x, 0, on_joint=joint.append)
+    with torch.no_grad():
+        p, q = (F.softmax(m(x), dim=1).double().movedim(1, -1).flatten(0, 2) for m in (source, model))
+    assert len(p) == 6 * 8 * 12
+    assert joint[0].divergence_after == pytest.approx(float((p * (p / q).log()).sum(dim=1).mean()), rel=1e-4)
+    assert joint[0].divergence_after < joint[0].divergence_before
+    assert joint[0].agreement_after == pytest.approx(float((p.argmax(1) == q.argmax(1)).double().mean()))
+
+
+def test_features_without_a_head_are_refused_before_anything_is_fitted():
+    backbone = MapOfClasses().backbone
+    convert(backbone, DistilledSpec(num_features=4, fit_steps=5, joint_steps=8))
+    with pytest.raises(InputError, match="FeatureListNet gives none: fit the model together with its head"):
+        fit_hashes(backbone, torch.randn(2, 3, 64, 64), 0)
+    assert not backbone.stages_0.blocks[0].attn.is_fitted
