@@ -92,8 +92,7 @@ class BertSeat(Seat):
 class ProjectedBefore(nn.Module):
     """Where BertSelfOutput projected: it passes x on.
 
-    A loader that knows the stock layers alone would draw new attention weights and merely warn. The weight under the
-    old name, of another shape, makes it refuse.
+    Its weight is for loaders that know the stock layers alone: see `refused_elsewhere`.
     """
 
     weight: Tensor
@@ -105,6 +104,29 @@ class ProjectedBefore(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x
+
+
+def refused_elsewhere(layer: nn.Module) -> None:
+    """Let the state dict of `layer` hold a weight that no stock layer takes; `layer` itself passes over it.
+
+    A loader that knows the stock layers alone finds other names, draws new weights and merely warns. A weight under the
+    old name, of another shape, makes it refuse.
+    """
+    layer.register_state_dict_post_hook(_add_weight)
+    layer.register_load_state_dict_pre_hook(_drop_weight)
+
+
+def _add_weight(layer: nn.Module, state: dict[str, Tensor], prefix: str, metadata: Any) -> None:
+    state[f"{prefix}weight"] = torch.zeros(1, device=next(layer.parameters()).device)
+
+
+def _drop_weight(layer: nn.Module, state: dict[str, Tensor], prefix: str, *unused: Any) -> None:
+    state.pop(f"{prefix}weight", None)
+
+
+def of_transformers(module: nn.Module) -> bool:
+    """Whether a module is a model of transformers, or a part of one that knows the model's config."""
+    return type(getattr(module, "config", None)).__module__.startswith("transformers.")
 
 
 def make_key_masks(config: Any) -> None:
@@ -142,9 +164,9 @@ def _key_mask(*sizes: int, attention_mask: Tensor | None = None, **unused: Any) 
 
 def unreadable(model: nn.Module) -> str:
     """Why a model of transformers has no attention that can be read: a clause of a message; "" for other models."""
-    config: Any = getattr(model, "config", None)
-    if not type(config).__module__.startswith("transformers."):
+    if not of_transformers(model):
         return ""
+    config: Any = model.config
     names = [*vars(config), *(type(module).__name__.lower() for module in model.modules())]
     if any("rotary" in name for name in names) or getattr(config, "rope_parameters", None):
         return "rotary positions (RoPE) turn its queries and keys; "

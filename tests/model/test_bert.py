@@ -12,7 +12,7 @@ from ecoformer.fit.hashes import has_hashes
 from ecoformer.kinds import make_spec
 from ecoformer.model.bert import Ids, from_pretrained
 from ecoformer.model.layers import token_counts
-from ecoformer.model.low_rank import LowRankSpec, factorize
+from ecoformer.model.low_rank import LowRankSpec, expand, factorize, low_rank_layers
 from ecoformer.nn.msa import MSASpec
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed: pip install ecoformer[text]")
@@ -187,6 +187,37 @@ def test_transformers_itself_refuses_a_converted_model(tmp_path):
     for cls in (transformers.BertForSequenceClassification, transformers.AutoModel):
         with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
             cls.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("head", ["ForSequenceClassification", "Model"])
+def test_a_low_rank_model_that_was_not_converted_is_read_back_by_ours_and_refused_by_transformers(head, tmp_path):
+    model, ids = tiny(head=head), padded_ids()
+    factorize(Ids(model), LowRankSpec(rank=3), lambda module, name: ".encoder." in name)
+    expected = Ids(model)(ids)
+    model.save_pretrained(tmp_path)
+    again = from_pretrained(tmp_path)
+    assert low_rank_layers(again).keys() == low_rank_layers(model).keys()
+    torch.testing.assert_close(Ids(again)(ids), expected, rtol=0, atol=0)
+    for cls in (type(model), transformers.AutoModel):
+        with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+            cls.from_pretrained(tmp_path)
+    again.save_pretrained(tmp_path / "again")
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        transformers.AutoModel.from_pretrained(tmp_path / "again")
+    expand(again)
+    again.save_pretrained(tmp_path / "dense")
+    dense = type(model).from_pretrained(tmp_path / "dense").eval()
+    torch.testing.assert_close(Ids(dense)(ids), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_low_rank_model_saved_before_it_was_refused_elsewhere_is_read_back(tmp_path):
+    model = tiny()
+    factorize(model, LowRankSpec(rank=3), lambda module, name: ".encoder." in name)
+    marks = {f"{name}.weight" for name in low_rank_layers(model)}
+    state = model.state_dict()
+    assert marks <= state.keys()
+    model.save_pretrained(tmp_path, state_dict={name: value for name, value in state.items() if name not in marks})
+    torch.testing.assert_close(logits(from_pretrained(tmp_path), padded_ids()), logits(model, padded_ids()))
 
 
 def test_the_last_conversion_is_what_is_read_back_and_ranks_too(tmp_path):

@@ -12,6 +12,7 @@ from ecoformer.model.layers import FilterFn, called_modules
 from ecoformer.model.low_rank.compression_report import CompressionReport, LayerCompression
 from ecoformer.model.low_rank.layers import LowRank, LowRankConv2d, LowRankLinear
 from ecoformer.model.low_rank.spec import LowRankSpec, saves
+from ecoformer.nn.bert import of_transformers, refused_elsewhere
 
 
 def factorize(
@@ -42,7 +43,7 @@ def factorize(
             f"{len(held)} layers are low rank already ({next(iter(held))}, ...): expand(model) first to compress anew"
         )
     wanted = filter_fn or _all_but_classifier(model)
-    names, users, called = _names(model), _weight_users(model), called_modules(model, img_size)
+    users, called = _weight_users(model), called_modules(model, img_size)
     report = CompressionReport(spec, params_before=_count(model))
     built: dict[str, LowRank] = {}
     for name, module in model.named_modules():
@@ -64,9 +65,7 @@ def factorize(
             report.layers.append(change)
     if not built:
         raise InputError(_nothing(spec, report))
-    for name, layer in built.items():
-        for alias in names[id(model.get_submodule(name))]:
-            model.set_submodule(alias, layer)
+    _seat(model, built)
     report.params_after = _count(model)
     return report
 
@@ -101,13 +100,22 @@ def take_ranks(model: nn.Module, ranks: Mapping[str, int]) -> None:
 
     The values of the factors are undefined until a state dict is loaded.
     """
-    names = _names(model)
-    for name, module in list(model.named_modules()):
+    built: dict[str, LowRank] = {}
+    for name, module in model.named_modules():
         if name not in ranks or not isinstance(module, (nn.Linear, nn.Conv2d)):
             continue
         weight, rank = module.weight.flatten(1), ranks[name]
-        layer = _build(module, weight.new_empty(weight.shape[0], rank), weight.new_empty(rank, weight.shape[1]))
-        for alias in names[id(module)]:
+        built[name] = _build(module, weight.new_empty(weight.shape[0], rank), weight.new_empty(rank, weight.shape[1]))
+    _seat(model, built)
+
+
+def _seat(model: nn.Module, built: Mapping[str, LowRank]) -> None:
+    """Put each layer where its dense one stands, under all names of it."""
+    names, stock_loads = _names(model), any(of_transformers(module) for module in model.modules())
+    for name, layer in built.items():
+        if stock_loads:
+            refused_elsewhere(layer)
+        for alias in names[id(model.get_submodule(name))]:
             model.set_submodule(alias, layer)
 
 
