@@ -1,6 +1,7 @@
 """EcoFormer on timm backbones: binary, linear attention, and an honest account of what it costs."""
 
 import importlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,7 +16,18 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Loaded when first asked for, so that a command that needs no model does not wait for torch.
+
+def late(package: str, home: dict[str, str]) -> Callable[[str], Any]:
+    """A package's `__getattr__`: names of other modules, loaded when first asked for: nothing waits for torch."""
+
+    def load(name: str) -> Any:
+        if name not in home:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(home[name]), name)
+
+    return load
+
+
 _HOME = {
     "ConversionReport": "ecoformer.model.convert",
     "EcoFormerSpec": "ecoformer.kinds.ecoformer",
@@ -28,9 +40,4 @@ _HOME = {
 }
 
 __all__ = [*_HOME]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME[name]), name)
+__getattr__ = late(__name__, _HOME)

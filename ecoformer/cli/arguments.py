@@ -18,6 +18,9 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message}; see --help")
 
 
+AddArguments = Callable[[Parser], None]
+
+
 def names(text: str) -> list[str]:
     """A comma-separated list of names, each once. Raises ArgumentTypeError if there are none."""
     return names_of(text.split(","), text)
@@ -48,42 +51,40 @@ def stage_or_pattern(text: str) -> int | str:
     return int(text) if text.isdecimal() else text
 
 
-def run_script(
-    run: Callable[[argparse.Namespace], int],
-    parser: argparse.ArgumentParser,
-    argv: Sequence[str] | None,
-    resumable: bool = False,
-) -> int:
-    """The exit code of `run` with the parsed arguments; a user's mistake is one line on stderr and code 2.
-
-    With `resumable`, Ctrl-C is one line too, and code 130: the same command goes on where it was.
-    """
-    try:
-        return run(parser.parse_args(argv))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        if not resumable:
-            raise
-        print("stopped: the same command goes on where it was", file=sys.stderr)
-        return 130
+def require_positive(args: argparse.Namespace, *keys: str) -> None:
+    """Raise InputError for the first of these arguments that is given and below 1."""
+    for key in keys:
+        if (value := getattr(args, key)) is not None and value < 1:
+            raise InputError(f"--{key.replace('_', '-')} {value} must be at least 1")
 
 
-def script(
-    run: Callable[[argparse.Namespace], int] | str,
-    parser: Callable[[], argparse.ArgumentParser],
-    resumable: bool = False,
-) -> Callable[..., int]:
-    """A command's `main(argv=None)`: `run_script` with what `parser` makes.
+def script(module: str, about: str | None, resumable: bool = False) -> Callable[[AddArguments], Callable[..., int]]:
+    """Decorator: a command's `main(argv=None)`, from the function that adds its arguments to the parser.
 
-    `run` may name a module that has it: one that loads torch, for which a refused argument need not wait.
+    `main` calls `run(args)` of `module`, which is imported only then: it may load torch, for which a refused argument
+    need not wait. It returns the exit code; a user's mistake is one line on stderr and code 2. With `resumable`, Ctrl-C
+    is one line too, and code 130: the same command goes on where it was. `about` is what --help says.
     """
 
-    def called(args: argparse.Namespace) -> int:
-        return importlib.import_module(run).run(args) if isinstance(run, str) else run(args)
+    def decorate(add_arguments: AddArguments) -> Callable[..., int]:
+        def main(argv: Sequence[str] | None = None) -> int:
+            parser = Parser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+            add_arguments(parser)
+            try:
+                args = parser.parse_args(argv)
+                return importlib.import_module(module).run(args)
+            except InputError as error:
+                print(f"error: {error}", file=sys.stderr)
+                return 2
+            except KeyboardInterrupt:
+                if not resumable:
+                    raise
+                print("stopped: the same command goes on where it was", file=sys.stderr)
+                return 130
 
-    return lambda argv=None: run_script(called, parser(), argv, resumable)
+        return main
+
+    return decorate
 
 
 def folder_report(about: str | None, metavar: str, out: str, report: str) -> Callable[..., int]:
@@ -95,15 +96,17 @@ def folder_report(about: str | None, metavar: str, out: str, report: str) -> Cal
         report: MODULE.FUNCTION that takes the folder and --out (the folder itself if not given) and returns a text.
     """
 
-    def parser() -> Parser:
-        p = Parser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    @script(__name__, about)
+    def main(p: Parser) -> None:
         p.add_argument("folder", type=Path, metavar=metavar)
         p.add_argument("--out", type=Path, help=f"where {out} (default: {metavar})")
-        return p
+        p.set_defaults(report=report)
 
-    def run(args: argparse.Namespace) -> int:
-        module, _, function = report.rpartition(".")
-        print(getattr(importlib.import_module(module), function)(args.folder, args.out or args.folder))
-        return 0
+    return main
 
-    return script(run, parser)
+
+def run(args: argparse.Namespace) -> int:
+    """What a `folder_report` does."""
+    module, _, function = args.report.rpartition(".")
+    print(getattr(importlib.import_module(module), function)(args.folder, args.out or args.folder))
+    return 0

@@ -8,17 +8,12 @@ model, attention and classes; of runs with train.ema_decay their averaged weight
 must be the same in all. The result is a checkpoint like best.pt, without figures: it was not evaluated.
 """
 
-import argparse
 from pathlib import Path
 
 from ecoformer.cli.arguments import Parser, script
 
 
-def parser() -> argparse.ArgumentParser:
-    p = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+@script("ecoformer.run.average", __doc__)
+def main(p: Parser) -> None:
     p.add_argument("checkpoints", type=Path, nargs="+", metavar="CHECKPOINT")
     p.add_argument("--out", type=Path, required=True, metavar="FILE.pt")
-    return p
-
-
-main = script("ecoformer.run.average", parser)

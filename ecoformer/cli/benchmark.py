@@ -20,8 +20,8 @@ def positives(text: str) -> list[int]:
     return [positive(part) for part in names(text)]
 
 
-def parser() -> argparse.ArgumentParser:
-    p = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+@script("ecoformer.lab.speed.benchmark", __doc__)
+def main(p: Parser) -> None:
     p.add_argument("--model", default="pvt_v2_b0", help="a timm model name")
     p.add_argument("--attention", type=settings, default=["stock", "msa", "ecoformer"], help="variants")
     p.add_argument(
@@ -44,13 +44,3 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--format", choices=("table", "markdown", "json"), default="table")
     p.add_argument("--out", type=Path, metavar="FILE", help="also write the JSON rows to a file")
     p.add_argument("--peak-only", action="store_true", help=argparse.SUPPRESS)
-    return p
-
-
-def run(args: argparse.Namespace) -> int:
-    from ecoformer.lab.speed import benchmark  # loads torch and timm, for which a refused argument need not wait
-
-    return benchmark.run(args)
-
-
-main = script(run, parser)

@@ -8,14 +8,13 @@ whole passes over the split, round by round. The stages of this loader are timed
 what is done to a whole batch: normalisation, erasing, mixing.
 """
 
-import argparse
 from pathlib import Path
 
 from ecoformer.cli.arguments import Parser, positive, script
 
 
-def parser() -> argparse.ArgumentParser:
-    p = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+@script("ecoformer.lab.speed.benchmark_data", __doc__)
+def main(p: Parser) -> None:
     p.add_argument("--root", required=True, metavar="DIR")
     p.add_argument("--workers", type=positive, default=2, help="processes that decode, of each loader")
     p.add_argument("--against", choices=("timm", "none"), default="timm", help="none: this loader alone")
@@ -27,13 +26,3 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--format", choices=("table", "json"), default="table")
     p.add_argument("--out", type=Path, metavar="FILE", help="also write the JSON report to a file")
-    return p
-
-
-def run(args: argparse.Namespace) -> int:
-    from ecoformer.lab.speed import benchmark_data  # loads torch and timm, for which a refused argument need not wait
-
-    return benchmark_data.run(args)
-
-
-main = script(run, parser)

@@ -24,8 +24,8 @@ def shape_BHNC(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in parts)
 
 
-def parser() -> argparse.ArgumentParser:
-    p = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+@script("ecoformer.lab.speed.benchmark_hash", __doc__)
+def main(p: Parser) -> None:
     p.add_argument("--shape", type=shape_BHNC, default=(32, 1, 3136, 32), help="B,H,N,C (32,1,3136,32)")
     p.add_argument("--num-bits", type=positive, default=16, help="code length per head (16)")
     p.add_argument("--num-anchors", type=positive, default=25, help="kernel anchors per head (25)")
@@ -38,13 +38,3 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--repeats", type=positive, default=1, help="runs of each, with --implementation both")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--format", choices=["table", "json"], default="table")
-    return p
-
-
-def run(args: argparse.Namespace) -> int:
-    from ecoformer.lab.speed import benchmark_hash  # loads torch and timm, for which a refused argument need not wait
-
-    return benchmark_hash.run(args)
-
-
-main = script(run, parser)

@@ -16,7 +16,7 @@ import os
 from dataclasses import asdict
 from typing import Any
 
-from ecoformer.cli.arguments import Parser, script
+from ecoformer.cli.arguments import Parser, require_positive, script
 from ecoformer.errors import InputError
 from ecoformer.files import json_text
 
@@ -24,8 +24,8 @@ SHAPE = ("max_depth", "max_args", "min_tokens")
 SHOWN_FAULTS = 100  # in the table; JSON has all of them
 
 
-def parser() -> argparse.ArgumentParser:
-    p = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+@script(__name__, __doc__)
+def main(p: Parser) -> None:
     p.add_argument("root", metavar="ROOT", nargs="?")
     layouts = ("auto", "folder", "webdataset", "hfds", "listops", "text_bytes")
     p.add_argument("--layout", choices=layouts, default="auto")
@@ -42,7 +42,6 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--class-names", metavar="FILE", help="as data.class_names")
     p.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="processes that decode images")
     p.add_argument("--format", choices=("table", "json"), default="table")
-    return p
 
 
 def run(args: argparse.Namespace) -> int:
@@ -52,10 +51,7 @@ def run(args: argparse.Namespace) -> int:
     from ecoformer.config.schema import DataConfig
     from ecoformer.data.audit import audit
 
-    for key in ("workers", "num_classes"):
-        value = getattr(args, key)
-        if value is not None and value < 1:
-            raise InputError(f"--{key.replace('_', '-')} {value} must be at least 1")
+    require_positive(args, "workers", "num_classes")
     if args.root is None and (args.layout != "listops" or args.seq_len is None):
         raise InputError(
             "ROOT is missing: give the folder of the data, or --layout listops --seq-len N for generated ones"
@@ -90,6 +86,3 @@ def show(found: Any, kind: str) -> None:
     if len(found.faults) > SHOWN_FAULTS:
         print(f"... and {len(found.faults) - SHOWN_FAULTS} more; --format json lists all")
     print(f"{len(found.faults)} faults" if found.faults else "nothing is wrong")
-
-
-main = script(run, parser)

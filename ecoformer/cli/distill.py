@@ -13,12 +13,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from ecoformer.cli.arguments import Parser, run_script, stage_or_pattern
+from ecoformer.cli.arguments import Parser, require_positive, script, stage_or_pattern
 from ecoformer.errors import InputError
 
 
-def parser() -> argparse.ArgumentParser:
-    p = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+@script(__name__, __doc__)
+def main(p: Parser) -> None:
     p.add_argument("--model", help="timm's name; not needed with one of our checkpoints")
     p.add_argument("--checkpoint", type=Path, metavar="FILE", help="a stock or MSA run's best.pt, or published weights")
     p.add_argument("--pretrained", action="store_true", help="timm's weights")
@@ -41,7 +41,6 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--threads", type=int, help="CPU threads")
     p.add_argument("--format", choices=("table", "json"), default="table")
     p.add_argument("--out", type=Path, metavar="FILE", required=True, help="the distilled model, e.g. distilled.pt")
-    return p
 
 
 def add_fit_options(p: argparse.ArgumentParser) -> None:
@@ -58,15 +57,8 @@ def add_fit_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--profile", default="45nm_fp32", help="energy prices")
 
 
-def main(argv: list[str] | None = None) -> int:
-    return run_script(run, parser(), argv)
-
-
 def check(args: argparse.Namespace) -> None:
-    for key in ("num_images", "held_out", "max_val", "img_size", "threads"):
-        value = getattr(args, key)
-        if value is not None and value < 1:
-            raise InputError(f"--{key.replace('_', '-')} {value} must be at least 1")
+    require_positive(args, "num_images", "held_out", "max_val", "img_size", "threads")
     if args.attention is not None and args.num_bits is not None:
         raise InputError(
             f"--num-bits {args.num_bits} is a kind of its own: leave out it or --attention {args.attention}"
@@ -131,7 +123,3 @@ def run(args: argparse.Namespace) -> int:
     notes = [*summary_lines(figures), f"wrote {args.out}, pictures in {folder}"]
     print(render(block_table(figures), "table", title, notes))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

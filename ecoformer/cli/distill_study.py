@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ecoformer.cli.arguments import Parser, run_script
+from ecoformer.cli.arguments import Parser, script
 from ecoformer.cli.distill import add_fit_options
 
 # What tells a row from all others, beside its spec.
@@ -34,8 +34,8 @@ EARLIER = {
 }
 
 
-def parser() -> argparse.ArgumentParser:
-    p = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+@script(__name__, __doc__)
+def main(p: Parser) -> None:
     p.add_argument("--checkpoints", nargs="+", type=Path, required=True, metavar="FILE", help="stock or MSA runs")
     p.add_argument("--data", metavar="ROOT", help="data.root, if it is not where the runs had it")
     p.add_argument("--attention", nargs="+", default=[], metavar="KIND:key=value,...", help="default: distilled")
@@ -50,11 +50,6 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--keep", type=Path, metavar="FOLDER", help="write the distilled models there")
     p.add_argument("--threads", type=int, default=1, help="CPU threads")
     p.add_argument("--out", type=Path, required=True, metavar="FOLDER")
-    return p
-
-
-def main(argv: list[str] | None = None) -> int:
-    return run_script(run, parser(), argv)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -172,7 +167,3 @@ def table_row(setting: dict[str, Any], figures: dict[str, Any]) -> dict[str, Any
     }
     row |= {earlier: row[name] for earlier, name in EARLIER.items()}
     return row | ({"controls": figures["controls"]} if figures["controls"] else {})
-
-
-if __name__ == "__main__":
-    sys.exit(main())

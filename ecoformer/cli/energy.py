@@ -1,4 +1,4 @@
-"""Energy tables: count models under a convention, price them, compare attentions. See docs/energy.md."""
+"""Count, price and compare models. Lists are comma-separated; all combinations are rows. See docs/energy.md."""
 
 import argparse
 from pathlib import Path
@@ -18,8 +18,8 @@ def numbers(text: str) -> list[int]:
     return found
 
 
-def parser() -> argparse.ArgumentParser:
-    p = Parser(description="Count, price and compare models. Lists are comma-separated; all combinations are rows.")
+@script("ecoformer.lab.energy.command", __doc__)
+def main(p: Parser) -> None:
     p.add_argument("--model", type=names, default=["pvt_v2_b0"], help="timm model names")
     p.add_argument("--attention", type=settings, default=["stock", "msa", "ecoformer"], help="KIND[:key=value,...]")
     p.add_argument("--img-size", "--seq-len", type=numbers, default=[224], help="pixels, or tokens of sequences")
@@ -38,7 +38,3 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--by", choices=("stage", "layer", "module", "op", "kind"), help="break each case down")
     what.add_argument("--explain", action="store_true", help="from the paper's figure to the audited one, line by line")
     what.add_argument("--show-profile", action="store_true", help="every price and where it comes from")
-    return p
-
-
-main = script("ecoformer.lab.energy.command", parser)

@@ -8,14 +8,13 @@ timm's weights; hash functions are fitted to random images, good enough to time 
 size stays free; --dynamic-size leaves height and width free too. Needs the "export" extra for ONNX.
 """
 
-import argparse
 from pathlib import Path
 
 from ecoformer.cli.arguments import Parser, script
 
 
-def parser() -> argparse.ArgumentParser:
-    p = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+@script("ecoformer.run.export", __doc__)
+def main(p: Parser) -> None:
     p.add_argument("source", help="a checkpoint of train.py, or a timm model name")
     p.add_argument("--format", choices=("onnx", "torch_export"), required=True)
     p.add_argument("--out", type=Path, required=True, metavar="FILE")
@@ -24,7 +23,3 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--pretrained", action="store_true", help="timm's weights, with a model name")
     p.add_argument("--tolerance", type=float, default=1e-3, help="largest difference to eager that is accepted (1e-3)")
     p.add_argument("--seed", type=int, default=0)
-    return p
-
-
-main = script("ecoformer.run.export", parser)

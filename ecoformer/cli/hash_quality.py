@@ -12,8 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ecoformer.cli.arguments import Parser, script
-from ecoformer.errors import InputError
+from ecoformer.cli.arguments import Parser, require_positive, script
 from ecoformer.files import json_text
 from ecoformer.files.table import render
 
@@ -26,8 +25,8 @@ DEFAULT_SETTINGS = (
 )
 
 
-def parser() -> argparse.ArgumentParser:
-    p = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+@script(__name__, __doc__)
+def main(p: Parser) -> None:
     p.add_argument("--checkpoint", required=True, help="best.pt or last.pt of an attention=msa run")
     p.add_argument("--data", metavar="ROOT", help="data.root, if it is not where the run had it")
     p.add_argument("--settings", nargs="+", default=list(DEFAULT_SETTINGS), metavar="SETTING")
@@ -40,7 +39,6 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--threads", type=int, help="CPU threads")
     p.add_argument("--format", choices=("table", "json"), default="table")
     p.add_argument("--out", type=Path, help="folder for the results")
-    return p
 
 
 def run(args: argparse.Namespace) -> int:
@@ -54,9 +52,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    for key in ("fit_images", "images", "map_images"):
-        if getattr(args, key) < 1:
-            raise InputError(f"--{key.replace('_', '-')} {getattr(args, key)} must be at least 1")
+    require_positive(args, "fit_images", "images", "map_images")
     settings = [parse_setting(text) for text in args.settings]
     profile = load_profile(args.profile)
 
@@ -88,6 +84,3 @@ def run(args: argparse.Namespace) -> int:
     if controls:
         print(f"top-1 (%) on {found['num_val']} images: {controls}")
     return 0
-
-
-main = script(run, parser)

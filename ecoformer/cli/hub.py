@@ -15,14 +15,13 @@ from ecoformer.cli.arguments import Parser, script
 from ecoformer.errors import InputError
 
 
-def parser() -> argparse.ArgumentParser:
-    p = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+@script(__name__, __doc__)
+def main(p: Parser) -> None:
     p.add_argument("checkpoint", help="a run's best.pt or last.pt, or what import_official.py wrote")
     p.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new or empty folder")
     p.add_argument("--name", help="title of the model card; default: the run's name")
     p.add_argument("--push", metavar="USER/NAME", help="also upload the folder to the Hugging Face hub")
     p.add_argument("--private", action="store_true", help="with --push, if the repository is new")
-    return p
 
 
 def run(args: argparse.Namespace) -> int:
@@ -41,6 +40,3 @@ def run(args: argparse.Namespace) -> int:
     if args.push is not None:
         print(push_folder(args.out, args.push, private=args.private))
     return 0
-
-
-main = script(run, parser)

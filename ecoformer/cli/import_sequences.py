@@ -16,11 +16,10 @@ from ecoformer.cli.arguments import Parser, script
 from ecoformer.errors import InputError
 
 
-def parser() -> argparse.ArgumentParser:
-    p = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+@script(__name__, __doc__)
+def main(p: Parser) -> None:
     p.add_argument("file", type=Path, metavar="FILE")
     p.add_argument("--out", type=Path, metavar="FILE.npz", required=True, help="train.npz, val.npz or test.npz")
-    return p
 
 
 def run(args: argparse.Namespace) -> int:
@@ -34,6 +33,3 @@ def run(args: argparse.Namespace) -> int:
         f"labels {labels.min()} to {labels.max()}"
     )
     return 0
-
-
-main = script(run, parser)

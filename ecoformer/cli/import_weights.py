@@ -29,8 +29,8 @@ IMAGENET_CLASSES = 1000
 KINDS = ("msa", "ecoformer", "stock")
 
 
-def parser() -> argparse.ArgumentParser:
-    p = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+@script(__name__, __doc__)
+def main(p: Parser) -> None:
     p.add_argument("file", type=Path, metavar="FILE")
     p.add_argument("--model", required=True, help="a timm name, with _msa or _ecoformer where the weights are such")
     p.add_argument("--out", type=Path, metavar="FILE.pt", help="checkpoint to write; without it, only the report")
@@ -38,7 +38,6 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--classes", type=Path, metavar="TXT", help="class names, one a line; 1000 classes: ImageNet's")
     p.add_argument("--plain", action="store_true", help="as init.use_ema=false: of averaged and plain weights, these")
     p.add_argument("--format", choices=("table", "json"), default="table")
-    return p
 
 
 def heads(text: str) -> list[int]:
@@ -153,6 +152,3 @@ def show(kind: str, weights: ForeignWeights, notes: list[str], kwargs: dict[str,
     print(report.summary())
     for note in (*weights.notes, *notes):
         print(note)
-
-
-main = script(run, parser)

@@ -21,11 +21,10 @@ PANELS = {
 }
 
 
-def parser() -> argparse.ArgumentParser:
-    p = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+@script(__name__, __doc__)
+def main(p: Parser) -> None:
     p.add_argument("rows", type=Path, nargs="+", help="JSON rows of benchmark.py")
     p.add_argument("--out", type=Path, required=True, metavar="FILE.png")
-    return p
 
 
 def run(args: argparse.Namespace) -> int:
@@ -61,6 +60,3 @@ def figure(rows: list[dict[str, Any]]) -> Figure:
     setting = f"{first['model']}, {first['mode']}, batch {first['batch_size']}, {first['precision']}"
     drawing.suptitle(f"{setting}, {first['threads']} threads, {first['machine']}")
     return drawing
-
-
-main = script(run, parser)

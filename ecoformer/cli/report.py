@@ -16,11 +16,10 @@ from ecoformer.errors import InputError
 NAME = "report.html"
 
 
-def parser() -> argparse.ArgumentParser:
-    p = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+@script(__name__, __doc__)
+def main(p: Parser) -> None:
     p.add_argument("folder", type=Path, metavar="DIR")
     p.add_argument("--out", type=Path, metavar="FILE.html", help=f"where it goes (default: DIR/{NAME})")
-    return p
 
 
 def run(args: argparse.Namespace) -> int:
@@ -81,6 +80,3 @@ def ledger_parts(folder: Path) -> list[str]:
         html.table(breakdown(ledger, profile, "stage")),
         html.note(f"{energy.convention} convention, {profile.name}"),
     ]
-
-
-main = script(run, parser)

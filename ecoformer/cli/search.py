@@ -13,24 +13,22 @@ import argparse
 import importlib.util
 from pathlib import Path
 
-from ecoformer.cli.arguments import Parser, script
+from ecoformer.cli.arguments import Parser, require_positive, script
 from ecoformer.errors import InputError
 
 
-def parser() -> argparse.ArgumentParser:
-    p = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+@script(__name__, __doc__, resumable=True)
+def main(p: Parser) -> None:
     p.add_argument("--trials", type=int, default=20, help="points of the whole search, failed ones included")
     p.add_argument("--out", type=Path, required=True, metavar="DIR", help="runs, the search's journal, the report")
     p.add_argument("--seed", type=int, default=0, help="of the drawing of points")
     p.add_argument("--launch", default="python", metavar="COMMAND", help='e.g. "torchrun --nproc-per-node 8"')
     p.add_argument("--dry-run", action="store_true", help="draw points at random and print their energy")
     p.add_argument("overrides", nargs="+", metavar="key=value")
-    return p
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.trials < 1:
-        raise InputError(f"--trials {args.trials} must be at least 1")
+    require_positive(args, "trials")
     if importlib.util.find_spec("optuna") is None:
         raise InputError("the search needs Optuna: pip install 'ecoformer[sweep]'")
     # Imported late: --help should not wait for torch.
@@ -50,6 +48,3 @@ def run(args: argparse.Namespace) -> int:
         print(sweep_report(args.out / RUNS, args.out))
     print("\n".join(["front, cheapest first (top-1 of the last epoch, energy of one image):", *front(args.out)]))
     return 1 if failed else 0
-
-
-main = script(run, parser, resumable=True)

@@ -8,14 +8,13 @@ that an interrupted study goes on where it was. --rounds 0 measures nothing and 
 those of --layers blocks at batch 1 in float32, scaled to the shape; see docs/sequence_study.md.
 """
 
-import argparse
 from pathlib import Path
 
 from ecoformer.cli.arguments import Parser, names, script
 
 
-def parser() -> argparse.ArgumentParser:
-    p = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+@script("ecoformer.lab.sequence.command", __doc__)
+def main(p: Parser) -> None:
     p.add_argument("--tokens", default="64,128,...,8192", help="comma-separated; ... doubles")
     p.add_argument("--kinds", type=names, help="default: all; attention kinds, low_rank[_RANK], linformer_TOKENS")
     shapes = ("bert_base", "vit_b_block", "custom")
@@ -35,7 +34,3 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--budget", default="", help="limits of --advise: energy_mj=5,params=50e6,weight_mib=,time_s=,memory_mib="
     )
-    return p
-
-
-main = script("ecoformer.lab.sequence.command", parser)

@@ -12,11 +12,10 @@ from ecoformer.files import read_text, write_text
 from ecoformer.lab.speed.section import replace_section, section
 
 
-def parser() -> argparse.ArgumentParser:
-    p = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+@script(__name__, __doc__)
+def main(p: Parser) -> None:
     p.add_argument("--results", type=Path, default=Path("results/speed"), metavar="FOLDER")
     p.add_argument("--write", type=Path, metavar="FILE.md", help="replace the section of this document")
-    return p
 
 
 def run(args: argparse.Namespace) -> int:
@@ -26,6 +25,3 @@ def run(args: argparse.Namespace) -> int:
     else:
         write_text(args.write, replace_section(read_text(args.write), text))
     return 0
-
-
-main = script(run, parser)

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 STUDIES = sorted(path.stem for path in (CONFIGS / "study").glob("*.yaml"))
 
 
-def parser() -> argparse.ArgumentParser:
-    p = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+@script(__name__, __doc__, resumable=True)
+def main(p: Parser) -> None:
     p.add_argument("--table", required=True, choices=[*STUDIES, "energy"])
     p.add_argument("--data", metavar="DIR", help="data.root of every run")
     p.add_argument("--out", type=Path, help="folder of runs and report (default: outputs/study/TABLE)")
@@ -41,7 +41,6 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--speed", action="store_true", help="measure images/s of all models in turns (an idle machine)")
     p.add_argument("--threads", type=int, help="CPU threads of the speed measurement")
     p.add_argument("overrides", nargs="*", metavar="key=value", help="settings for every run")
-    return p
 
 
 def run(args: argparse.Namespace) -> int:
@@ -134,6 +133,3 @@ def write_speed(study: StudyConfig, planned: list[Job], out: Path, threads: int 
             measured[backbone] = measure_speed(folders, batch_size=64)
     if measured:
         write_json(out / "speed.json", measured)
-
-
-main = script(run, parser, resumable=True)
