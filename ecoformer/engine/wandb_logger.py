@@ -2,6 +2,8 @@
 
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,7 @@ class WandbLogger(Logger):
         name = config.get("settings", {}).get("name") or run_dir.name
         if self.config.group is not None and name != run_dir.name:
             name = f"{name}/{run_dir.name}"  # the runs of a sweep share the rest
-        try:
+        with self._harmless():
             import wandb
 
             mode: Any = os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
@@ -52,38 +54,30 @@ class WandbLogger(Logger):
                 mode=mode,
             )
             self.run_id = self.run.id
-        except Exception as error:  # whatever goes wrong in there must not end a training run
-            self._give_up(error)
 
     def log(self, record: dict[str, Any]) -> None:
         if self.run is None:
             return
         event = record["event"]
-        try:
+        with self._harmless():
             if event not in self.events:
                 self.events.add(event)
                 self.run.define_metric(f"{event}/*", step_metric="epoch" if event == "epoch" else "step")
             self.run.log({**series(record), "epoch": record["epoch"] + 1, "step": record["step"]})
-        except Exception as error:  # see open()
-            self._give_up(error)
 
     def finish(self, figures: dict[str, Any]) -> None:
         if self.run is None or self.run_dir is None:
             return
-        try:
+        with self._harmless():
             self.run.summary.update(figures)
             if self.config.artifacts and (self.run_dir / BEST).exists():
                 self.run.log_artifact(str(self.run_dir / BEST), name=f"best-{self.run_id}", type="model")
-        except Exception as error:  # see open()
-            self._give_up(error)
 
     def close(self) -> None:
         if self.run is None:
             return
-        try:
+        with self._harmless():
             self.run.finish()
-        except Exception as error:  # see open()
-            self._give_up(error)
         self.run = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -92,6 +86,11 @@ class WandbLogger(Logger):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.run_id = state["run_id"]
 
-    def _give_up(self, error: Exception) -> None:
-        self.run = None
-        warnings.warn(f"wandb stopped ({one_line(error)}); metrics.jsonl and metrics.csv go on", stacklevel=3)
+    @contextmanager
+    def _harmless(self) -> Iterator[None]:
+        """Around what wandb does: whatever goes wrong in there must not end a training run."""
+        try:
+            yield
+        except Exception as error:
+            self.run = None
+            warnings.warn(f"wandb stopped ({one_line(error)}); metrics.jsonl and metrics.csv go on", stacklevel=4)
