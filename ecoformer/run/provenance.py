@@ -156,6 +156,12 @@ def _repository(folder: Path, tracked: str | None = None) -> dict[str, Any] | No
     return {"folder": top, "commit": commit, "clean": len(changes) == untracked, "untracked": untracked}
 
 
+def commit(folder: Path) -> str:
+    """The commit of a repository, with "+" where files differ from it; "unknown" without one."""
+    found = _repository(folder)
+    return "unknown" if found is None else found["commit"][:12] + ("" if found["clean"] else "+")
+
+
 def _device_name(device: torch.device) -> str:
     return f"{device}, {torch.cuda.get_device_name(device) if device.type == 'cuda' else processor()}"
 

@@ -6,13 +6,13 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from pathlib import Path
 
 from ecoformer.engine.run_files import SUMMARY
 from ecoformer.files import write_json
 from ecoformer.lab.study.plan import Job
 from ecoformer.report.runs import JOB, LOG, last_line, read_summary
 from ecoformer.run import process
+from ecoformer.run.provenance import commit
 
 Show = Callable[[str], None]
 
@@ -100,17 +100,3 @@ def _run(job: Job, trainer: Sequence[str], launch: str, show: Show) -> int:
             raise
     write_json(job.folder / JOB, record | {"exit_code": running.returncode})
     return running.returncode
-
-
-def commit(root: Path) -> str:
-    """The commit of the source tree, with "+" where files differ from it; "unknown" outside a checkout."""
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(root), "describe", "--always", "--dirty=+", "--abbrev=12"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return done.stdout.strip()
