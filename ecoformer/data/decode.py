@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ecoformer.data.corrupt import CorruptImage, CorruptImages
+from ecoformer.errors import one_line
 
 T = TypeVar("T")
 CHUNK = 256
@@ -87,7 +88,7 @@ def read_image(source: ImageSource, index: int, transform: Callable[[Image.Image
             return transform(rgb)
     # Files of others reach every corner of PIL's decoders, and a transform may ask for more memory than there is.
     except Exception as fault:
-        raise CorruptImage(source.name(index), " ".join(str(fault).split()) or type(fault).__name__) from fault
+        raise CorruptImage(source.name(index), one_line(fault)) from fault
 
 
 def open_rgb(source: ImageSource, index: int) -> Image.Image:

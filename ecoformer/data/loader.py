@@ -33,8 +33,8 @@ class FinishImages:
 
     def __init__(
         self,
-        mean: tuple[float, float, float],
-        std: tuple[float, float, float],
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
         device: torch.device,
         plan: TrainPlan | None = None,
     ) -> None:

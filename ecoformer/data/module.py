@@ -1,7 +1,7 @@
 """From config to loaders: which data, in memory or from files, and what of it cannot work."""
 
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,8 +43,8 @@ class DataModule:
     num_classes: int
     class_names: list[str]
     img_size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     num_train: int
     num_val: int
     in_memory: bool
@@ -120,48 +120,21 @@ def build_data(
         InputError: whatever the user can mend: a missing or unsuitable data set, a setting that does not fit it.
     """
     check_data(data, train)
-    if data.name in SEQUENCES and with_train and not calibration_only:  # before they are generated or read
-        check_augment(augment, in_memory=True, sequences=f"data={data.name}")
-    with_train_split = with_train or data.dev_samples > 0
-    num_known = None if known is None else len(known.names)
-    splits = SOURCES[data.name](data, world_size=world_size, with_train=with_train_split, num_classes=num_known)
-    sequences = splits.vocab_size is not None
-    if sequences:
-        require_seq_len(data)
-    elif data.seq_len is not None:
-        raise InputError(f"data.seq_len={data.seq_len} is for sequences, data={data.name} are images: leave it out")
-    if len(splits.class_names) < 2:
-        raise InputError(f"{where_of(data)} has one class ({splits.class_names[0]}): a classifier needs at least two")
-    if with_train and splits.train is None:
-        raise InputError(f"{where_of(data)} has no training split: add one")
-    if data.dev_samples > 0 and data.name not in SEQUENCES:  # of these, they are the validation split already
-        assert splits.train is not None, "it was asked for"
-        left, dev = split_off(splits.train, data.dev_samples)
-        splits = replace(splits, train=left, val=dev)
-    val = take(splits.val, data.max_val_samples)
-    train_source = take(splits.train, data.max_train_samples) if with_train and splits.train is not None else None
-    if known is not None:
-        splits = _counted_as(known, splits, where_of(data), [s for s in (train_source, val) if s is not None])
-    sources = [source for source in (None if calibration_only else train_source, val) if source is not None]
-    in_memory = _in_memory(data, sum(len(source) for source in sources), splits.vocab_size)
-    mean = cast(tuple[float, float, float], tuple(data.mean)) if data.mean is not None else splits.mean
-    std = cast(tuple[float, float, float], tuple(data.std)) if data.std is not None else splits.std
-    device = torch.device(device)
-    eval_transform = EvalTransform(
-        data.img_size, splits.crop_pct if data.crop_pct is None else data.crop_pct, data.interpolation
-    )
-    corrupt = CorruptImages(data.max_corrupt)
-    reader = Reader(eval_transform, corrupt, splits.vocab_size, data.seq_len)
+    with_loader = with_train and not calibration_only
+    if data.name in SEQUENCES and with_loader:  # before they are generated or read
+        check_augment(augment, in_memory=True, splits=train.aug_splits, sequences=f"data={data.name}")
+    splits, train_source = _find(data, world_size, with_train, known)
+    sources = [train_source, splits.val] if with_loader and train_source is not None else [splits.val]
+    in_memory = _in_memory(data, sum(map(len, sources)), splits.vocab_size)
+    mean, std = tuple(data.mean or splits.mean), tuple(data.std or splits.std)
+    transform = EvalTransform(data.img_size, data.crop_pct or splits.crop_pct, data.interpolation)
+    reader = Reader(transform, CorruptImages(data.max_corrupt), splits.vocab_size, data.seq_len)
+    device, sequences = torch.device(device), splits.vocab_size is not None
 
-    def make_loader(label: str, source: Source, plan: TrainPlan | None, batch_size: int) -> BatchLoader:
-        options: dict[str, Any] = dict(
-            batch_size=batch_size,
-            finish=finish_ids if sequences else FinishImages(mean, std, device, plan),
-            device=device,
-            plan=plan,
-            rank=rank,
-            world_size=world_size,
-        )
+    def loader(label: str, source: Source, plan: TrainPlan | None, batch_size: int) -> BatchLoader:
+        finish = finish_ids if sequences else FinishImages(mean, std, device, plan)
+        options: dict[str, Any] = {"batch_size": batch_size, "finish": finish, "device": device, "plan": plan}
+        options |= {"rank": rank, "world_size": world_size}
         if in_memory:
             progress = f"{data.name} {label}" if train.progress and rank == 0 else None
             samples, readable = reader(source, range(len(source)), training=plan is not None, progress=progress)
@@ -169,21 +142,20 @@ def build_data(
                 raise InputError(f"{data.name}: none of the {len(source)} {label} images can be decoded")
             return MemoryLoader(samples, source.targets[readable], **options)
         assert not isinstance(source, SequenceSource), "they are held in memory"
-        file_transform = eval_transform if plan is None else train_transform(data, augment, mean, train.aug_splits)
-        return FileLoader(source, file_transform, num_workers=data.num_workers, corrupt=corrupt, **options)
+        of_files = transform if plan is None else train_transform(data, augment, mean, train.aug_splits)
+        return FileLoader(source, of_files, num_workers=data.num_workers, corrupt=reader.corrupt, **options)
 
     train_loader, num_train = None, 0 if train_source is None else len(train_source)
-    if train_source is not None and not calibration_only:
-        of = f"data={data.name}" if sequences else None
-        check_augment(augment, in_memory=in_memory, splits=train.aug_splits, sequences=of)
-        check_batch(train.batch_size, world_size, len(train_source), "samples" if sequences else "images")
-        plan = _train_plan(
-            augment, train.smoothing, seed=seed, num_classes=len(splits.class_names), in_memory=in_memory
-        )
-        train_loader = make_loader("train", train_source, plan, train.batch_size)
+    if train_source is not None and with_loader:
+        if data.name not in SEQUENCES:
+            of = f"data={data.name}" if sequences else None
+            check_augment(augment, in_memory=in_memory, splits=train.aug_splits, sequences=of)
+        check_batch(train.batch_size, world_size, num_train, "samples" if sequences else "images")
+        plan = _train_plan(augment, train.smoothing, seed, len(splits.class_names), in_memory)
+        train_loader = loader("train", train_source, plan, train.batch_size)
         num_train = len(train_loader.targets)  # broken ones are left out of memory
         check_batch(train.batch_size, world_size, num_train, "samples" if sequences else "images")
-    val_loader = make_loader("val", val, None, train.eval_batch_size or train.batch_size)
+    val_loader = loader("val", splits.val, None, train.eval_batch_size or train.batch_size)
     return DataModule(
         name=data.name,
         num_classes=len(splits.class_names),
@@ -198,12 +170,38 @@ def build_data(
         val_loader=val_loader,
         device=device,
         train_source=train_source,
-        val_source=val,
+        val_source=splits.val,
         reader=reader,
-        notes=splits.notes + _cut_notes(data, {"training": train_source, "validation": val}),
+        notes=splits.notes + _cut_notes(data, {"training": train_source, "validation": splits.val}),
         vocab_size=splits.vocab_size,
         seq_len=data.seq_len,
     )
+
+
+def _find(
+    data: DataConfig, world_size: int, with_train: bool, known: KnownClasses | None
+) -> tuple[Splits, Source | None]:
+    """The splits, and the training samples that are used of them; of both as many as the config says."""
+    num_known = None if known is None else len(known.names)
+    with_train_split = with_train or data.dev_samples > 0
+    splits = SOURCES[data.name](data, world_size=world_size, with_train=with_train_split, num_classes=num_known)
+    if splits.vocab_size is not None:
+        require_seq_len(data)
+    elif data.seq_len is not None:
+        raise InputError(f"data.seq_len={data.seq_len} is for sequences, data={data.name} are images: leave it out")
+    if len(splits.class_names) < 2:
+        raise InputError(f"{where_of(data)} has one class ({splits.class_names[0]}): a classifier needs at least two")
+    if with_train and splits.train is None:
+        raise InputError(f"{where_of(data)} has no training split: add one")
+    if data.dev_samples > 0 and data.name not in SEQUENCES:  # of these, they are the validation split already
+        assert splits.train is not None, "it was asked for"
+        left, dev = split_off(splits.train, data.dev_samples)
+        splits = replace(splits, train=left, val=dev)
+    train = take(splits.train, data.max_train_samples) if with_train and splits.train is not None else None
+    splits = replace(splits, val=take(splits.val, data.max_val_samples))
+    if known is not None:
+        splits = _counted_as(known, splits, where_of(data), [s for s in (train, splits.val) if s is not None])
+    return splits, train
 
 
 def _cut_notes(data: DataConfig, sources: dict[str, Source | None]) -> list[str]:
@@ -256,18 +254,11 @@ def _in_memory(data: DataConfig, num_images: int, vocab_size: int | None) -> boo
     return data.in_memory
 
 
-def _train_plan(augment: AugmentConfig, smoothing: float, *, seed: int, num_classes: int, in_memory: bool) -> TrainPlan:
+def _train_plan(augment: AugmentConfig, smoothing: float, seed: int, num_classes: int, in_memory: bool) -> TrainPlan:
     mix = None
     if augment.mixup > 0 or augment.cutmix > 0:
-        mix = Mix(
-            augment.mixup,
-            augment.cutmix,
-            augment.mix_prob,
-            augment.mix_switch_prob,
-            num_classes,
-            smoothing,
-            augment.mixup_off_epoch,
-        )
+        how = (augment.mixup, augment.cutmix, augment.mix_prob, augment.mix_switch_prob)
+        mix = Mix(*how, num_classes, smoothing, augment.mixup_off_epoch)
     return TrainPlan(
         seed=seed,
         hflip=augment.hflip if in_memory else 0.0,  # files are flipped before RandAugment, by timm's transform

@@ -12,6 +12,7 @@ from PIL import Image
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ecoformer.config.schema import DATA_NAMES, DataConfig
+from ecoformer.data.decode import ImageSource
 from ecoformer.data.folders import VAL_NAMES, read_folders
 from ecoformer.data.sequences import SequenceSource
 from ecoformer.errors import InputError
@@ -22,16 +23,10 @@ DIGITS_SPLIT_SEED = 0  # constants, so that every run of every seed has the same
 DIGITS_VAL_SHARE = 0.2
 
 
-class LabelledSource(Protocol):
+class LabelledSource(ImageSource, Protocol):
     """An `ImageSource` with `targets`: one class index per image, int64."""
 
     targets: np.ndarray
-
-    def __len__(self) -> int: ...
-
-    def open(self, index: int) -> Image.Image: ...
-
-    def name(self, index: int) -> str: ...
 
 
 Source = LabelledSource | SequenceSource
