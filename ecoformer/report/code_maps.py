@@ -3,6 +3,7 @@
 Shapes: H heads, N tokens, K code bits, S pixels.
 """
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -13,6 +14,8 @@ from ecoformer.fit.compare import eval_mode, layer_calls
 from ecoformer.model.layers import attention_layers
 from ecoformer.nn.base import ReplacementAttention
 from ecoformer.report.figures import save_figure
+
+Map = tuple[Tensor, tuple[int, int], str]  # weights (side, side) of one token, where it lies (y, x), a heading
 
 
 @torch.no_grad()
@@ -32,22 +35,26 @@ def plot_code_maps(msa: nn.Module, ecoformer: nn.Module, image_3SS: Tensor, out:
     its own range, with the range in the title: the ranges themselves differ, because codes give nearly flat weights.
     """
     softmax, codes = (layer_weights(model, image_3SS[None]) for model in (msa, ecoformer))
-    names = [name for name in softmax if name in codes]
-    figure = Figure(figsize=(1.9 * len(names) + 1.9, 4.4), layout="constrained")
-    axes = figure.subplots(2, len(names) + 1, squeeze=False)
-    picture = image_3SS.mean(0)
-    for row, (label, weights) in enumerate((("MSA attention", softmax), ("code similarity", codes))):
-        axes[row][0].imshow(picture, cmap="gray")
-        axes[row][0].set_ylabel(label)
-        for column, name in enumerate(names, start=1):
-            mean_NN = weights[name][0].mean(0)
-            side = int(mean_NN.shape[0] ** 0.5)
-            query = _brightest_token(picture, side)
-            values = mean_NN[query].reshape(side, side)
-            axis = axes[row][column]
+    picture, rows = image_3SS.mean(0), {}
+    for label, weights in (("MSA attention", softmax), ("code similarity", codes)):
+        means = {name.removesuffix(".attn"): weights[name][0].mean(0) for name in softmax if name in codes}
+        rows[label] = [(*_of_brightest(picture, mean_NN), f"{name}\n") for name, mean_NN in means.items()]
+    draw_maps(rows, picture, title, out, (1.9 * len(means) + 1.9, 4.4))
+
+
+def draw_maps(
+    rows: Mapping[str, Sequence[Map]], picture_SS: Tensor, title: str, out: Path, size: tuple[float, float]
+) -> None:
+    """The picture and then a row's maps, one row a label; each map on its own scale, its range in its heading."""
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(len(rows), 1 + max(map(len, rows.values())), squeeze=False)
+    for line, (label, maps) in zip(axes, rows.items(), strict=True):
+        line[0].imshow(picture_SS, cmap="gray")
+        line[0].set_ylabel(label)
+        for axis, (values, (y, x), heading) in zip(line[1:], maps, strict=True):
             axis.imshow(values, cmap="viridis")
-            axis.plot(query % side, query // side, "r+", markersize=10)
-            axis.set_title(f"{name.removesuffix('.attn')}\n{values.min():.4f} to {values.max():.4f}", fontsize=7)
+            axis.plot(x, y, "r+", markersize=10)
+            axis.set_title(f"{heading}{values.min():.4f} to {values.max():.4f}", fontsize=7)
     for axis in axes.flat:
         axis.set_xticks([])
         axis.set_yticks([])
@@ -55,6 +62,8 @@ def plot_code_maps(msa: nn.Module, ecoformer: nn.Module, image_3SS: Tensor, out:
     save_figure(figure, out)
 
 
-def _brightest_token(picture_SS: Tensor, side: int) -> int:
-    coarse = torch.nn.functional.adaptive_avg_pool2d(picture_SS[None, None], side)
-    return int(coarse.argmax())
+def _of_brightest(picture_SS: Tensor, weights_NN: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    """The map of the image's brightest token, and where that lies."""
+    side = int(weights_NN.shape[0] ** 0.5)
+    query = int(torch.nn.functional.adaptive_avg_pool2d(picture_SS[None, None], side).argmax())
+    return weights_NN[query].reshape(side, side), (query // side, query % side)

@@ -60,10 +60,10 @@ def name_curves(figure: Figure, axes: Sequence[Axes]) -> None:
         _name_at_the_ends(axis)
 
 
-def save_figure(figure: Figure, out: Path, dpi: int = 150) -> None:
+def save_figure(figure: Figure, out: Path) -> None:
     """Write a PNG atomically. Raises InputError like `atomic_write`."""
     with atomic_write(out) as file:
-        figure.savefig(file, format="png", dpi=dpi)
+        figure.savefig(file, format="png", dpi=150)
 
 
 def _name_at_the_ends(axis: Axes) -> None:

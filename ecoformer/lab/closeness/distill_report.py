@@ -17,7 +17,7 @@ from ecoformer.lab.closeness.quality_report import short_name
 from ecoformer.lab.study.tables import with_spread
 from ecoformer.model.layers import attention_layers
 from ecoformer.nn.msa import MSASpec
-from ecoformer.report.code_maps import layer_weights
+from ecoformer.report.code_maps import draw_maps, layer_weights
 from ecoformer.report.figures import name_curves, panels, save_figure, style
 
 Figures = dict[str, Any]
@@ -118,37 +118,18 @@ def _plot_block(rows: dict[str, Tensor], picture_SS: Tensor, row: dict[str, Any]
     side = int(num_tokens**0.5)
     extra = num_tokens - side * side  # class tokens come first
     queries = [(side // 4, side // 4), (side // 2, side // 2), (3 * side // 4, side // 3)]
-    figure = Figure(figsize=(8, 2.2 * len(rows) + 0.4), layout="constrained")
-    axes = figure.subplots(len(rows), len(queries) + 1, squeeze=False)
-    for line, (label, weights_NN) in zip(axes, rows.items(), strict=True):
-        line[0].imshow(picture_SS, cmap="gray")
-        line[0].set_ylabel(label)
-        for axis, (y, x) in zip(line[1:], queries, strict=True):
-            values = weights_NN[extra + y * side + x, extra:].reshape(side, side)
-            axis.imshow(values, cmap="viridis")
-            axis.plot(x, y, "r+", markersize=10)
-            axis.set_title(f"{values.min():.4f} to {values.max():.4f}", fontsize=7)
-    for axis in axes.flat:
-        axis.set_xticks([])
-        axis.set_yticks([])
-    figure.suptitle(f"{row['block']}: error {row['error']:.3f}, uniform {row['error_uniform']:.3f}", fontsize=9)
-    save_figure(figure, out, dpi=100)
+    maps = {
+        label: [(weights_NN[extra + y * side + x, extra:].reshape(side, side), (y, x), "") for y, x in queries]
+        for label, weights_NN in rows.items()
+    }
+    title = f"{row['block']}: error {row['error']:.3f}, uniform {row['error_uniform']:.3f}"
+    draw_maps(maps, picture_SS, title, out, (8, 2.2 * len(rows) + 0.4))
 
 
 def study_table(rows: list[Figures]) -> Table:
     """One line a way to convert a model, over the seeds of the fit: means, and the sample deviation of top-1."""
-    told = [
-        "checkpoint",
-        "source",
-        "codes",
-        "features",
-        "levels",
-        "projection",
-        "num_images",
-        "fit_steps",
-        "joint_steps",
-        "layers",
-    ]
+    code, fit = ("codes", "features", "levels", "projection"), ("num_images", "fit_steps", "joint_steps", "layers")
+    told = ("checkpoint", "source", *code, *fit)
     groups: dict[str, list[Figures]] = {}
     for row in rows:
         groups.setdefault(str([row[key] for key in told]), []).append(row)
@@ -190,8 +171,7 @@ def plot_study(rows: list[Figures], out: Path) -> None:
 
     One marker a form of code, one colour a source model; energy is that of the whole model over EcoFormer's.
     """
-    figure = Figure(figsize=(9.5, 4.8), layout="constrained")
-    lost, worst = figure.subplots(1, 2)
+    figure, (lost, worst) = panels(1, 2, (9.5, 4.8))
     rows = [row for row in rows if not row["finetuned"]]
     sources = list(dict.fromkeys(f"{row['checkpoint']} ({row['source']})" for row in rows))
     forms = list(dict.fromkeys(_form(row) for row in rows))
@@ -201,7 +181,7 @@ def plot_study(rows: list[Figures], out: Path) -> None:
             continue
         energy = [row["energy_pj"] / row["ecoformer_energy_pj"] for row in mine]
         marker, color = "os^Dv<>p"[forms.index(form) % 8], f"C{sources.index(source)}"
-        style = {"marker": marker, "linestyle": "", "color": color, "label": f"{source}, {form}"}
+        style: dict[str, Any] = {"marker": marker, "linestyle": "", "color": color, "label": f"{source}, {form}"}
         if all(row["top1_after"] is not None for row in mine):
             lost.plot(energy, [row["top1_before"] - row["top1_after"] for row in mine], **style)
         pairs = [zip(row["error_per_block"], row["uniform_per_block"], strict=True) for row in mine]
@@ -213,7 +193,6 @@ def plot_study(rows: list[Figures], out: Path) -> None:
     for axis in (lost, worst):
         axis.axvline(1, color="grey", lw=0.8)
         axis.set_xlabel("energy of an image / EcoFormer's (paper convention)")
-        axis.grid(alpha=0.3)
     # Outside of the axes: inside it would cover points.
     figure.legend(*worst.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=7)
     save_figure(figure, out)

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from ecoformer.files import write_text
 from ecoformer.files.table import Column, Table, markdown
-from ecoformer.report.figures import save_figure
+from ecoformer.report.figures import panels, save_figure
 
 Row = dict[str, Any]
 GOAL = 0.75  # of uniform attention's error
@@ -72,8 +72,7 @@ def plot_errors(rows: Sequence[Row], out: Path, title: str) -> None:
     """Error of the attention output, block by block, one line a setting, between the floors."""
     blocks = rows[0]["blocks"]
     places = range(len(blocks))
-    figure = Figure(figsize=(9.5, 4.2), layout="constrained")
-    axes = figure.subplots()
+    figure, (axes,) = panels(1, 1, (9.5, 4.2))
     floors = (("error_uniform", "uniform attention", "--"), ("error_shared_qk", "softmax, queries for keys", ":"))
     for key, label, style in floors:
         axes.plot(places, [block[key] for block in blocks], color="black", linestyle=style, label=label)
@@ -84,7 +83,6 @@ def plot_errors(rows: Sequence[Row], out: Path, title: str) -> None:
     axes.set_xticks(list(places), [short_name(block["block"]) for block in blocks], fontsize=8)
     axes.set(ylabel="error of the attention output\n(relative L2, held-out images)", xlabel="block", title=title)
     axes.set_ylim(bottom=0)
-    axes.grid(alpha=0.3)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize=7)
     save_figure(figure, out)
 
