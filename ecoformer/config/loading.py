@@ -17,12 +17,8 @@ from ecoformer.nn.plugins import load_installed, load_modules
 
 T = TypeVar("T")
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"  # the YAML that comes with the package
-OPEN_KEYS = (
-    "attention",
-    "model.kwargs",
-    "optim.kwargs",
-    "schedule.kwargs",
-)  # free dictionaries; attention is checked by make_spec
+# Free dictionaries; attention is checked by make_spec.
+OPEN_KEYS = ("attention", "model.kwargs", "optim.kwargs", "schedule.kwargs")
 
 
 def load_config(schema: type[T], composed: DictConfig | Mapping[str, Any]) -> T:

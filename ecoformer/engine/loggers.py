@@ -14,16 +14,8 @@ from ecoformer.errors import InputError
 from ecoformer.files import finite, json_text, read_json_lines, unwritable, write_text
 
 CSV_COLUMNS = (
-    "epoch",
-    "lr",
-    "train_loss",
-    "train_top1",
-    "val_loss",
-    "val_top1",
-    "val_top5",
-    "images_per_second",
-    "train_images_per_second",
-    "seconds",
+    *("epoch", "lr", "train_loss", "train_top1", "val_loss", "val_top1", "val_top5"),
+    *("images_per_second", "train_images_per_second", "seconds"),
 )
 
 

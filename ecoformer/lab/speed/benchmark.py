@@ -23,13 +23,8 @@ from ecoformer.run.process import json_of, processor
 SETTINGS = ("model", "attention", "img_size", "batch_size", "mode", "device", "precision")
 ALLOCATOR = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD", "THP_MEM_ALLOC")  # settings that change all rates
 FIGURES = (
-    "images_per_second",
-    "ratio_to_stock",
-    "slowdown",
-    "peak_mib",
-    "milliseconds",
-    "milliseconds_low",
-    "milliseconds_high",
+    *("images_per_second", "ratio_to_stock", "slowdown", "peak_mib"),
+    *("milliseconds", "milliseconds_low", "milliseconds_high"),
 )
 
 
