@@ -5,8 +5,9 @@ from dataclasses import asdict
 import timm
 import torch
 
+from ecoformer import EcoFormerSpec, convert, fit_hashes
 from ecoformer.config.schema import Config
-from ecoformer.model.checkpoint import save_checkpoint
+from ecoformer.model.checkpoint import load_checkpoint, save_checkpoint
 
 DIGITS_VIT = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "num_heads": 3, "depth": 2}
 
@@ -56,4 +57,16 @@ def digits_run(path, attention="msa"):
     content = {"settings": asdict(config), "class_names": [str(digit) for digit in range(10)]}
     state = {"kind": "weights", "config": content, "epoch": 3, "step": 9, "metrics": None}
     save_checkpoint(path, {**state, "model": dict(sharp_vit().state_dict())})
+    return path
+
+
+def hashed_run(path):
+    """The checkpoint of the same run with hash functions of other settings than the usual, fitted to noise."""
+    content = load_checkpoint(digits_run(path))
+    model, spec = sharp_vit(), EcoFormerSpec(num_bits=8, num_anchors=4, top_k=3)
+    convert(model, spec)
+    fit_hashes(model, torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)), seed=0)
+    content["config"]["settings"]["attention"] = {"name": spec.name, **asdict(spec)}
+    kept = {key: value for key, value in content.items() if key not in ("format", "version")}
+    save_checkpoint(path, {**kept, "model": dict(model.state_dict())})
     return path

@@ -20,14 +20,23 @@ def numbers(text: str) -> list[int]:
 
 @script("ecoformer.lab.energy.command", __doc__)
 def main(p: Parser) -> None:
-    p.add_argument("--model", type=names, default=["pvt_v2_b0"], help="timm model names")
-    p.add_argument("--attention", type=settings, default=["stock", "msa", "ecoformer"], help="KIND[:key=value,...]")
-    p.add_argument("--img-size", "--seq-len", type=numbers, default=[224], help="pixels, or tokens of sequences")
+    p.add_argument("--model", type=names, help="timm model names (pvt_v2_b0)")
+    p.add_argument(
+        "--checkpoint", type=names, metavar="RUN", help="runs or their best.pt, beside the same with --attention"
+    )
+    p.add_argument(
+        "--attention", type=settings, help="KIND[:key=value,...] (stock,msa,ecoformer; beside a checkpoint stock,msa)"
+    )
+    p.add_argument(
+        "--img-size", "--seq-len", type=numbers, help="pixels, or tokens of sequences (what each model is made for)"
+    )
     p.add_argument("--num-bits", type=numbers, default=[16])
     p.add_argument("--num-anchors", type=numbers, default=[25])
     p.add_argument("--clamp", action="store_true", help="lower anchors to the token count instead of refusing")
     p.add_argument("--convention", choices=CONVENTIONS, default="paper")
-    p.add_argument("--profile", default="45nm_fp32", help="a name (45nm_fp32, 45nm_fp16_dram, ...) or a YAML file")
+    p.add_argument(
+        "--profile", default="45nm_fp32", help="a name (45nm_fp32, 45nm_fp16_dram, ...), a YAML file, or mac=PJ,add=PJ"
+    )
     p.add_argument("--format", choices=FORMATS, default="table")
     p.add_argument("--strict", action="store_true", help="refuse operations without a rule instead of listing them")
     p.add_argument("--measure", metavar="DEVICE", help="add measured joules per image on cpu, cuda or cuda:N")
@@ -38,3 +47,8 @@ def main(p: Parser) -> None:
     what.add_argument("--by", choices=("stage", "layer", "module", "op", "kind"), help="break each case down")
     what.add_argument("--explain", action="store_true", help="from the paper's figure to the audited one, line by line")
     what.add_argument("--show-profile", action="store_true", help="every price and where it comes from")
+    what.add_argument(
+        "--calibrate", type=Path, metavar="JSON", help="fit prices to measured joules; see docs/energy.md"
+    )
+    p.add_argument("--prices", type=names, default=["mac", "add", "bytes"], help="what --calibrate fits")
+    p.add_argument("--out", type=Path, metavar="YAML", help="the profile that --calibrate writes")

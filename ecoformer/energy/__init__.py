@@ -2,6 +2,7 @@
 
 # The rule modules register their rules when they are imported.
 from ecoformer.energy import rules_pointwise, rules_products, rules_reductions  # noqa: F401
+from ecoformer.energy.calibration import Calibration, calibrate
 from ecoformer.energy.counting import UncountedOperationError, count
 from ecoformer.energy.ledger import Entry, Ledger
 from ecoformer.energy.profile import Profile
@@ -11,11 +12,13 @@ from ecoformer.energy.shares import at_measured_shares
 from ecoformer.energy.summary import summarize
 
 __all__ = [
+    "Calibration",
     "Entry",
     "Ledger",
     "Profile",
     "UncountedOperationError",
     "at_measured_shares",
+    "calibrate",
     "count",
     "load_profile",
     "profile_names",

@@ -2,22 +2,25 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
 from ecoformer.energy.meters import Meter, MeterUnavailable, meter_for
 from ecoformer.errors import InputError
-from ecoformer.fit.hashes import fit_hashes, has_hashes
-from ecoformer.nn.inputs import Size, example_input
+from ecoformer.fit.hashes import fit_new_hashes
+from ecoformer.nn.inputs import Size, example_input, takes_sequences
 
 UNAVAILABLE = "unavailable"
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One measurement, or why there is none. It covers the device alone: a GPU without its host, or the packages."""
+    """One measurement, or why there is none. It covers the device alone: a GPU without its host, or the packages.
+
+    `unit` is what an image is where the model takes sequences.
+    """
 
     joules_per_image: float | None
     source: str = UNAVAILABLE
@@ -25,11 +28,12 @@ class Measurement:
     seconds: float = 0.0
     idle_watts: float | None = None
     reason: str = ""
+    unit: str = "images"
 
     def __str__(self) -> str:
         if self.joules_per_image is None:
             return UNAVAILABLE
-        return f"{self.joules_per_image:.4g} J ({self.source}, {self.images} images)"
+        return f"{self.joules_per_image:.4g} J ({self.source}, {self.images} {self.unit})"
 
 
 def measure_joules(
@@ -98,12 +102,12 @@ def measure_model(
         return Measurement(None, reason=str(error))
     images = example_input(model, img_size, batch_size, device=device)
     model = model.to(device).eval()
-    if has_hashes(model):
-        fit_hashes(model, images[:2], seed=0)
+    fit_new_hashes(model, images[:2], seed=0)
 
     def run() -> None:
         with torch.inference_mode():
             model(images)
 
     wait = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
-    return measure_joules(run, batch_size, meter, seconds=seconds, idle_seconds=idle_seconds, synchronize=wait)
+    found = measure_joules(run, batch_size, meter, seconds=seconds, idle_seconds=idle_seconds, synchronize=wait)
+    return replace(found, unit="sequences") if takes_sequences(model) else found

@@ -18,7 +18,13 @@ from ecoformer.fit.joint import JointFitReport, fit_jointly, original_of, requir
 from ecoformer.nn.base import called_with
 from ecoformer.nn.precision import without_autocast
 
-__all__ = ["HashFitReport", "fit_hashes", "has_hashes", "hash_layers"]
+__all__ = ["HashFitReport", "fit_hashes", "fit_new_hashes", "has_hashes", "hash_layers"]
+
+
+def fit_new_hashes(model: nn.Module, images: Tensor, seed: int) -> None:
+    """`fit_hashes` where a layer was never fitted; a model that comes from a checkpoint keeps its functions."""
+    if not all(layer.is_fitted for layer in hash_layers(model).values()):
+        fit_hashes(model, images, seed)
 
 
 @torch.no_grad()

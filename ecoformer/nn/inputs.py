@@ -29,6 +29,14 @@ def takes_sequences(model: nn.Module | str) -> bool:
     return known is not None and len(known.input_size) == 1
 
 
+def size_of(name: str) -> int:
+    """The size that timm's model of that name is made for, in pixels or tokens; 224 where timm does not say."""
+    import timm
+
+    known = timm.get_pretrained_cfg(name) if ":" not in name else None
+    return 224 if known is None else int(known.input_size[-1])
+
+
 def in_words(name: str, size: int) -> str:
     """What messages call a size of timm's model of that name: "224 px", "512 tokens"."""
     return f"{size} {'tokens' if takes_sequences(name) else 'px'}"

@@ -9,6 +9,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 from row_keys import ROW_KEYS
+from tiny_models import hashed_run
 
 from ecoformer.lab.energy import published
 
@@ -158,6 +159,36 @@ def test_what_cannot_be_counted_is_named_and_does_not_end_the_table(
         captured.err.startswith("error: pvt_v2_b0 ecoformer 64 px is left out: stage 3")
         and captured.err.count("\n") == 1
     )
+
+
+def test_a_checkpoint_beside_its_baselines(
+    script: ModuleType, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    run = str(hashed_run(tmp_path / "best.pt"))
+    assert script.main(["--checkpoint", run, "--convention", "audited", "--format", "json"]) == 0
+    own, stock, msa = json.loads(capsys.readouterr().out)
+    assert (own["attention"], own["num_bits"], own["num_anchors"]) == ("ecoformer", 8, 4)
+    assert (own["checkpoint"], stock["checkpoint"]) == (run, None) and own["img_size"] == 16
+    assert msa["muls"] == stock["muls"] != own["muls"] and msa["attention"] == "msa"
+    asked = ["--checkpoint", run, "--attention", "ecoformer:num_bits=8,num_anchors=4,top_k=3", "--model", "resnet18"]
+    assert script.main([*asked, "--convention", "audited", "--format", "json"]) == 2
+    captured = capsys.readouterr()
+    same, again = json.loads(captured.out)
+    assert same["muls"] == again["muls"] == own["muls"] and again["num_bits"] == 8
+    assert captured.err.startswith("error: resnet18 ecoformer:num_bits=8,num_anchors=4,top_k=3 224 px is left out: ")
+    assert script.main(["--checkpoint", run]) == 0
+    assert "best.pt" in capsys.readouterr().out
+    assert script.main(["--checkpoint", "nothing.pt"]) == 2
+    assert "checkpoint nothing.pt does not exist" in capsys.readouterr().err
+
+
+def test_sizes_are_what_each_model_is_made_for(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    models = "vit_tiny_patch16_224,vit_tiny_patch16_384,lra_encoder"
+    assert script.main(["--model", models, "--attention", "stock", "--format", "json"]) == 0
+    assert [row["img_size"] for row in json.loads(capsys.readouterr().out)] == [224, 384, 512]
+    assert script.main(["--model", models, "--attention", "stock"]) == 0
+    text = capsys.readouterr().out
+    assert "384 px" in text and "512 tokens" in text
 
 
 def test_a_model_without_attention_says_so(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:

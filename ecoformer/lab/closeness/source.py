@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +17,7 @@ from ecoformer.model.checkpoint import save_checkpoint
 from ecoformer.model.chosen import layer_filter
 from ecoformer.model.convert import FilterFn
 from ecoformer.model.layers import attention_layers
+from ecoformer.nn.inputs import size_of
 from ecoformer.nn.msa import MSASpec
 from ecoformer.nn.specs import AttentionSpec
 from ecoformer.run.build import sequences_of
@@ -163,7 +163,7 @@ def load_source(
     else:
         config.model.name = model
         config.data.name = "folder"
-        config.data.img_size = _size_of(model)
+        config.data.img_size = size_of(model)
         config.init.pretrained = pretrained
         config.init.checkpoint = None if checkpoint is None else str(checkpoint)
     if data_name is not None:
@@ -183,8 +183,3 @@ def load_source(
             "give the data that it was trained on"
         )
     return Source(config, model_of_run(run).eval(), data, run.content["epoch"])
-
-
-def _size_of(model: str) -> int:
-    known = timm.get_pretrained_cfg(model) if timm.is_model(model) else None
-    return 224 if known is None else int(known.input_size[-1])

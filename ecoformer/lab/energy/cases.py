@@ -6,14 +6,13 @@ from typing import Any
 
 from torch import nn
 
-import ecoformer.models  # noqa: F401  registers the encoder
 from ecoformer.energy.counting import count
 from ecoformer.energy.ledger import Ledger
 from ecoformer.energy.profile import Profile
 from ecoformer.energy.summary import figures
 from ecoformer.kinds import SPECS, make_spec
-from ecoformer.model.convert import convert
-from ecoformer.model.create import create
+from ecoformer.lab.subject import attentions_of, built, default_size, own_attention, run_of
+from ecoformer.nn.inputs import in_words
 from ecoformer.nn.specs import AttentionSpec, split_setting
 
 
@@ -21,7 +20,8 @@ from ecoformer.nn.specs import AttentionSpec, split_setting
 class Case:
     """One row to be: a kind, with settings of its own if wanted ("distilled:projection=ternary").
 
-    `num_bits` and `num_anchors` are None for attention without them.
+    `num_bits` and `num_anchors` are None for attention without them. `checkpoint`: a run whose model this is (of its
+    own kind), or whose architecture (of any other attention).
     """
 
     model: str
@@ -30,12 +30,23 @@ class Case:
     num_bits: int | None = None
     num_anchors: int | None = None
     clamp: bool = False
+    checkpoint: str | None = None
 
     @property
     def label(self) -> str:
         """The attention with its settings: "ecoformer, 16 bits, 25 anchors"."""
         settings = [(self.num_bits, "bits"), (self.num_anchors, "anchors")]
         return ", ".join([self.attention, *(f"{n} {unit}" for n, unit in settings if n is not None)])
+
+    @property
+    def name(self) -> str:
+        """What messages call it: "pvt_v2_b0 ecoformer 224 px"."""
+        return f"{self.model} {self.attention} {in_words(self.model, self.img_size)}"
+
+    @property
+    def trained(self) -> bool:
+        """Whether it is the model of its checkpoint, not another attention of that architecture."""
+        return self.checkpoint is not None and self.attention == own_attention(self.checkpoint)
 
     def spec(self) -> AttentionSpec | None:
         """The attention spec of this case; None for stock. Raises InputError for an unknown attention."""
@@ -49,10 +60,7 @@ class Case:
 
         Raises InputError for unknown names, or attention that the model or its token counts refuse.
         """
-        spec = self.spec()
-        model = create(self.model, key="--model", img_size=self.img_size, device=device)
-        if spec is not None:
-            convert(model, spec, img_size=self.img_size)
+        model = built(self.model, self.attention, self.spec(), self.img_size, self.checkpoint, device)
         return model.eval()
 
     def count(self, convention: str, strict: bool = False) -> Ledger:
@@ -61,7 +69,9 @@ class Case:
 
     def row(self, convention: str, profile: Profile, strict: bool = False) -> dict[str, Any]:
         """The case with its `figures`."""
-        given = {key: value for key, value in vars(self).items() if key != "clamp"}
+        given = {key: value for key, value in vars(self).items() if key not in ("clamp", "checkpoint")}
+        if self.checkpoint is not None:
+            given["checkpoint"] = self.checkpoint if self.trained else None
         found = figures(self.count(convention, strict), profile)
         return {**given, "convention": convention, "profile": profile.name, **found}
 
@@ -74,17 +84,35 @@ def spec_fields(attention: str) -> set[str]:
 def cases(
     models: Sequence[str],
     attentions: Sequence[str] = ("stock", "msa", "ecoformer"),
-    img_sizes: Sequence[int] = (224,),
+    img_sizes: Sequence[int] | None = None,
     num_bits: Sequence[int] = (16,),
     num_anchors: Sequence[int] = (25,),
     clamp: bool = False,
 ) -> Iterator[Case]:
-    """The product of all settings, each attention only along the settings that it has."""
+    """The product of all settings, each attention only along those that it has; sizes: None for each model's own."""
     for model in models:
-        for img_size in img_sizes:
+        for img_size in [default_size(model)] if img_sizes is None else img_sizes:
             for attention in attentions:
                 kind, chosen = split_setting(attention)
                 known = spec_fields(kind) - chosen.keys()
                 for bits in num_bits if "num_bits" in known else [chosen.get("num_bits")]:
                     for anchors in num_anchors if "num_anchors" in known else [chosen.get("num_anchors")]:
                         yield Case(model, attention, img_size, bits, anchors, clamp)
+
+
+def checkpoint_cases(
+    checkpoints: Sequence[str],
+    attentions: Sequence[str] | None = None,
+    img_sizes: Sequence[int] | None = None,
+    clamp: bool = False,
+) -> Iterator[Case]:
+    """Each checkpoint's model, and the same architecture with other attention (None: stock and MSA)."""
+    for checkpoint in checkpoints:
+        config = run_of(checkpoint).config
+        for size in [default_size("", checkpoint)] if img_sizes is None else img_sizes:
+            for attention in attentions_of(checkpoint, attentions):
+                kind, chosen = split_setting(attention)
+                held: dict[str, Any] = {f.name: f.default for f in fields(SPECS[kind])} if kind in SPECS else {}
+                held |= config.attention if attention == config.attention["name"] else chosen
+                bits, anchors = held.get("num_bits"), held.get("num_anchors")
+                yield Case(config.model.name, attention, size, bits, anchors, clamp, checkpoint)

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 from ecoformer.energy import count, load_profile
@@ -11,9 +12,9 @@ from ecoformer.energy.ledger import breakdown
 from ecoformer.energy.profile import Profile
 from ecoformer.errors import InputError
 from ecoformer.files.table import render
-from ecoformer.fit.hashes import fit_hashes
+from ecoformer.fit.hashes import fit_new_hashes
 from ecoformer.lab.energy import energy_tables as tables
-from ecoformer.lab.energy.cases import Case, cases
+from ecoformer.lab.energy.cases import Case, cases, checkpoint_cases
 from ecoformer.lab.energy.published import TITLE, compare_published, faults
 from ecoformer.nn.inputs import example_input, in_words
 
@@ -28,7 +29,11 @@ def run(args: argparse.Namespace) -> int:
     if args.show_profile:
         print(render(tables.profile_table(profile), args.format, f"{profile.name}: {profile.summary}"))
         return 0
-    chosen = list(cases(args.model, args.attention, args.img_size, args.num_bits, args.num_anchors, clamp=args.clamp))
+    if args.calibrate is not None:
+        from ecoformer.lab.energy import measured
+
+        return measured.run(args)
+    chosen = list(asked_for(args))
     if args.by or args.explain:
         for case in chosen:
             print(detail(case, args, profile))
@@ -38,11 +43,17 @@ def run(args: argparse.Namespace) -> int:
     if args.plots:
         draw(chosen, rows, args, profile)
     for case, reason in refused:
-        print(
-            f"error: {case.model} {case.attention} {in_words(case.model, case.img_size)} is left out: {reason}",
-            file=sys.stderr,
-        )
+        print(f"error: {case.name} is left out: {reason}", file=sys.stderr)
     return 2 if refused else 0
+
+
+def asked_for(args: argparse.Namespace) -> Iterator[Case]:
+    """Checkpoints with their baselines, then the product of what else was given."""
+    checkpoints = args.checkpoint or []
+    yield from checkpoint_cases(checkpoints, args.attention, args.img_size, args.clamp)
+    models = args.model or ([] if checkpoints else ["pvt_v2_b0"])
+    kinds = args.attention or ["stock", "msa", "ecoformer"]
+    yield from cases(models, kinds, args.img_size, args.num_bits, args.num_anchors, args.clamp)
 
 
 def tried(chosen: list[Case], args: argparse.Namespace, profile: Profile) -> tuple[list[Row], list[Refused]]:
@@ -65,7 +76,7 @@ def row(case: Case, args: argparse.Namespace, profile: Profile) -> dict[str, Any
         from ecoformer.lab.energy.witness import witnesses
 
         model = case.build("cpu")
-        fit_hashes(model, example_input(model, case.img_size, 2), seed=0)
+        fit_new_hashes(model, example_input(model, case.img_size, 2), seed=0)
         counted = witnesses(model, case.img_size)
         found |= counted
         for name, words in counted.items():
@@ -77,12 +88,14 @@ def row(case: Case, args: argparse.Namespace, profile: Profile) -> dict[str, Any
         measured = measure_model(case.build("cpu"), case.img_size, args.measure)
         if measured.reason:
             print(f"{case.model} {case.attention}: measured joules unavailable: {measured.reason}", file=sys.stderr)
-        found["measured"] = str(measured)
+        found |= {"measured": str(measured), "joules_per_image": measured.joules_per_image}
+    if args.checkpoint:
+        found.setdefault("checkpoint", None)
     return found
 
 
 def detail(case: Case, args: argparse.Namespace, profile: Profile) -> str:
-    title = f"{case.model} {case.attention} {in_words(case.model, case.img_size)}, {profile.name}"
+    title = f"{case.name}, {profile.name}"
     if args.explain:
         model = case.build()
         both = [count(model, case.img_size, convention=c, strict=args.strict) for c in CONVENTIONS]
@@ -108,12 +121,12 @@ def draw(chosen: list[Case], rows: list[dict[str, Any]], args: argparse.Namespac
     first = {key: rows[0][key] for key in ("model", "img_size")}
     same = [case for case in chosen if case.model == first["model"] and case.img_size == first["img_size"]]
     by_attention = {case.attention: case for case in reversed(same)}
-    ledgers = {by_attention[name].label: by_attention[name].count(args.convention) for name in args.attention}
+    ledgers = {case.label: case.count(args.convention) for case in reversed(by_attention.values())}
     title = (
         f"{first['model']}, {in_words(first['model'], first['img_size'])}, {args.convention} convention, {profile.name}"
     )
     figures = {"layers.png": plot_layers(ledgers, profile, title)}
-    if len(args.img_size) > 1:
+    if len({row["img_size"] for row in rows if row["model"] == first["model"]}) > 1:
         swept = ("num_bits", args.num_bits[0]), ("num_anchors", args.num_anchors[0])
         line = [r for r in rows if all(r[key] in (None, value) for key, value in swept)]
         figures["resolution.png"] = plot_resolution([r for r in line if r["model"] == first["model"]])

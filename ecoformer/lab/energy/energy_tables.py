@@ -10,7 +10,8 @@ from ecoformer.energy.profile import Profile
 from ecoformer.files import json_text
 from ecoformer.files.table import Column, Table, render, saves, to_csv
 from ecoformer.lab.energy.published import Comparison
-from ecoformer.nn.inputs import takes_sequences
+from ecoformer.lab.subject import short_name
+from ecoformer.nn.inputs import in_words, takes_sequences
 
 NOTES = {
     "paper": "paper: the published accounting; Conv2d, Linear and LayerNorm layers and attention cores, all else zero.",
@@ -29,7 +30,7 @@ def summary_table(rows: Sequence[dict[str, Any]]) -> Table:
     columns = [
         Column("model", "model", left=True),
         Column("attention", "attention", left=True),
-        Column("tokens" if takes_sequences(rows[0]["model"]) else "px", "img_size"),
+        _size(rows),
         Column("bits", "num_bits", wide=True),
         Column("anchors", "num_anchors", wide=True),
         Column("params M", "params", "{:.2f}", 1e6, wide=True),
@@ -45,9 +46,19 @@ def summary_table(rows: Sequence[dict[str, Any]]) -> Table:
         saves("attn vs msa", rows, "msa", "attention_energy_pj", ALIKE, wide=True),
         Column("uncounted", lambda row: ", ".join(row["uncounted"]) or "none", left=True, wide=not _lacking(rows)),
     ]
+    if "checkpoint" in rows[0]:
+        columns.insert(2, Column("checkpoint", lambda row: short_name(row["checkpoint"]), none="", left=True))
     if "witness_torch" in rows[0]:
         columns += [_witness("fvcore"), _witness("torch")]
     return Table(columns + ([Column("measured", "measured")] if "measured" in rows[0] else []), rows)
+
+
+def _size(rows: Sequence[dict[str, Any]]) -> Column:
+    """Pixels or tokens, whatever the models take; with its unit in each row where they take both."""
+    units = {"tokens" if takes_sequences(model) else "px" for model in {row["model"] for row in rows}}
+    if len(units) == 1:
+        return Column(units.pop(), "img_size")
+    return Column("size", lambda row: in_words(row["model"], row["img_size"]))
 
 
 def _witness(name: str) -> Column:
