@@ -7,7 +7,8 @@ An attention is stock or a registered kind, with suffixes if wanted: msa_unfused
 instead of calling torch's fused attention, ecoformer_compiled goes through torch.compile. Variants take turns, round
 by round; figures are medians over the rounds, ratio_to_stock the median of each round's own ratio. A train pass is
 forward, backward and an AdamW step; of a single --layer it is forward and backward. peak_mib is how far memory rose
-in a fresh process that built the model and ran three passes: weights included, torch itself not.
+in a fresh process that built the model and ran three passes: weights included, torch itself not. A variant that cannot
+run keeps its row, which says why; the exit code is 2 then.
 """
 
 import argparse
@@ -22,11 +23,18 @@ def positives(text: str) -> list[int]:
 
 @script("ecoformer.lab.speed.benchmark", __doc__)
 def main(p: Parser) -> None:
-    p.add_argument("--model", default="pvt_v2_b0", help="a timm model name")
-    p.add_argument("--attention", type=settings, default=["stock", "msa", "ecoformer"], help="variants")
+    p.add_argument("--model", help="a timm model name (pvt_v2_b0)")
+    p.add_argument("--checkpoint", metavar="RUN", help="a run or its best.pt, beside the same with --attention")
     p.add_argument(
-        "--img-size", "--seq-len", type=positives, default=[224], help="pixels or tokens; several to see the growth"
+        "--attention", type=settings, help="KIND[:key=value,...] (stock,msa,ecoformer; beside a checkpoint stock,msa)"
     )
+    p.add_argument(
+        "--img-size",
+        "--seq-len",
+        type=positives,
+        help="pixels or tokens (what the model is made for); several to see the growth",
+    )
+    p.add_argument("--clamp", action="store_true", help="lower anchors to the token count instead of refusing")
     p.add_argument("--batch-size", type=positive, default=32)
     p.add_argument("--mode", choices=("eval", "train"), default="eval")
     p.add_argument("--threads", type=positive, help="CPU threads; default: torch's choice")
@@ -39,6 +47,7 @@ def main(p: Parser) -> None:
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--no-peak", action="store_true", help="leave peak memory out; saves a process per variant")
     p.add_argument("--beside-load", action="store_true", help="measure again beside one busy process, and the ratio")
+    p.add_argument("--loop", action="store_true", help="the training loop beside a bare loop on the same tensors")
     p.add_argument("--profile", type=positive, metavar="K", help="also print the K operations that take longest")
     p.add_argument("--joules", action="store_true", help="add measured joules per image (whole model, eval, fp32)")
     p.add_argument("--format", choices=("table", "markdown", "json"), default="table")

@@ -7,10 +7,14 @@ import sys
 
 import pytest
 import torch
+from tiny_models import hashed_run
 
 import ecoformer.kinds  # noqa: F401  registers the kinds
+from ecoformer.fit.hashes import hash_layers
 from ecoformer.kinds import SPECS, make_spec
+from ecoformer.lab.speed import benchmark
 from ecoformer.lab.speed.cases import SpeedCase, Variant
+from ecoformer.lab.speed.section import read_rows
 
 KEYS = {"model", "attention", "img_size", "batch_size", "mode", "device", "precision"}
 KEYS |= {"images_per_second", "ratio_to_stock", "peak_mib", "milliseconds"}
@@ -62,6 +66,96 @@ def test_modes(script, capsys, mode, layer):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("| model | attention |")
     assert "ratio_to_stock" not in lines[0], "there is no stock row to compare with"
+
+
+TINY = ["--batch-size", "2", "--threads", "1", "--rounds", "2", "--min-seconds", "0.01", "--no-peak"]
+
+
+def test_a_checkpoint_beside_its_baselines_at_its_own_size(script, capsys, tmp_path):
+    run = hashed_run(tmp_path / "best.pt")
+    assert script.main([*TINY, "--checkpoint", str(run), "--format", "json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [(row["attention"], row["checkpoint"]) for row in rows] == [
+        ("ecoformer", str(run)), ("stock", None), ("msa", None),
+    ]  # fmt: skip
+    assert {(row["model"], row["img_size"]) for row in rows} == {("vit_tiny_patch16_224", 16)}
+    assert f"{tmp_path.name}/best.pt" in benchmark.markdown(benchmark.table(rows))
+    assert script.main([*TINY, "--checkpoint", str(run), "--model", "pvt_v2_b0"]) == 2
+    assert "is a vit_tiny_patch16_224, not pvt_v2_b0: leave --model out" in capsys.readouterr().err
+
+
+def test_a_checkpoint_keeps_its_weights_and_hash_functions(tmp_path):
+    run = str(hashed_run(tmp_path / "best.pt"))
+    model = SpeedCase("vit_tiny_patch16_224", "ecoformer_compiled", 16, checkpoint=run).build()
+    saved = torch.load(run, weights_only=True)["model"]
+    assert all(torch.equal(value, saved[key]) for key, value in model.state_dict().items())
+    assert [int(layer.hash.fit_count) for layer in hash_layers(model).values()] == [1, 1]
+    other = SpeedCase("vit_tiny_patch16_224", "ecoformer:num_bits=4,num_anchors=3,top_k=3", 16, checkpoint=run).build()
+    assert next(iter(hash_layers(other).values())).spec.num_bits == 4
+
+
+def test_what_cannot_run_keeps_a_row_that_says_why(script, capsys, tmp_path):
+    out = tmp_path / "rows.json"
+    arguments = [*TINY, "--img-size", "64", "--attention", "stock,ecoformer", "--out", str(out)]
+    assert script.main([*arguments, "--beside-load"]) == 2
+    captured = capsys.readouterr()
+    assert "stage 3" in captured.out and captured.err.startswith(
+        "error: pvt_v2_b0 ecoformer 64 px is left out: stage 3"
+    )
+    found = json.loads(out.read_text())
+    assert [(row["attention"], "error" in row, row.get("beside_load", False)) for row in found] == [
+        ("stock", False, False), ("ecoformer", True, False), ("stock", False, True),
+    ]  # fmt: skip
+    assert [row["attention"] for row in read_rows(out)] == ["stock", "stock"]
+    assert script.main([*TINY, "--img-size", "64", "--attention", "ecoformer", "--clamp"]) == 0
+
+
+def test_too_little_memory_leaves_one_variant_out(script, capsys, monkeypatch):
+    step = SpeedCase.step
+
+    def short_of_memory(case):
+        if case.attention == "msa":
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2 PiB")
+        return step(case)
+
+    monkeypatch.setattr(SpeedCase, "step", short_of_memory)
+    assert script.main([*TINY, "--img-size", "32", "--attention", "stock,msa"]) == 2
+    assert "msa at 32 px needs more memory than there is" in capsys.readouterr().err
+
+
+def test_sizes_are_what_a_model_is_made_for(script):
+    for model, size in (("vit_tiny_patch16_224", 224), ("vit_tiny_patch16_384", 384), ("lra_encoder", 512)):
+        args = script.parser().parse_args(["--model", model])
+        benchmark.settle(args)
+        assert args.img_size == [size]
+
+
+def test_headings_of_sequences(script, capsys):
+    arguments = [*TINY, "--model", "lra_encoder", "--seq-len", "32", "--attention", "stock", "--format", "markdown"]
+    assert script.main(arguments) == 0
+    heading = capsys.readouterr().out.splitlines()[0]
+    assert "| tokens |" in heading and "sequences_per_second" in heading and "im" not in heading.replace("time", "")
+
+
+def test_the_training_loop_beside_a_bare_one(script, capsys, tmp_path):
+    out = tmp_path / "loop.json"
+    arguments = [
+        "--loop",
+        "--checkpoint",
+        str(hashed_run(tmp_path / "best.pt")),
+        "--attention",
+        "msa",
+        "--out",
+        str(out),
+    ]
+    assert script.main([*TINY, *arguments, "--format", "json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert rows == json.loads(out.read_text()) and [row["attention"] for row in rows] == ["ecoformer", "msa"]
+    for row in rows:
+        assert row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
+        assert row["trainer_milliseconds"] > 0 and row["bare_milliseconds"] > 0 and row["rounds"] == 2
+    assert script.main([*TINY, *arguments, "--layer", "1"]) == 2
+    assert "--loop trains whole models" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", sorted(SPECS))

@@ -15,8 +15,10 @@ from ecoformer.errors import InputError
 from ecoformer.files import json_text, write_json
 from ecoformer.files.table import Column, Table, markdown, render
 from ecoformer.lab.speed.cases import SpeedCase, Variant
-from ecoformer.lab.speed.peak_memory import PeakMemory, within_memory
-from ecoformer.lab.speed.throughput import interleaved_seconds
+from ecoformer.lab.speed.peak_memory import PeakMemory, no_memory, within_memory
+from ecoformer.lab.speed.throughput import Pass, interleaved_seconds
+from ecoformer.lab.subject import attentions_of, default_size, run_of, short_name
+from ecoformer.nn.inputs import takes_sequences
 from ecoformer.run import process
 from ecoformer.run.process import json_of, processor
 
@@ -25,19 +27,31 @@ ALLOCATOR = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD", "THP_MEM_ALLOC")  # sett
 FIGURES = (
     *("images_per_second", "ratio_to_stock", "slowdown", "peak_mib"),
     *("milliseconds", "milliseconds_low", "milliseconds_high"),
+    *("joules_per_image", "error"),
 )
+OF_SEQUENCES = {"img_size": "tokens"}  # headings where images are sequences
+OF_SEQUENCES |= {"images_per_second": "sequences_per_second", "joules_per_image": "joules_per_sequence"}
 
 
 def run(args: argparse.Namespace) -> int:
     check_device(args.device)
     args.threads = args.threads or torch.get_num_threads()
     torch.set_num_threads(args.threads)
+    settle(args)
     if args.peak_only:
         print(json_text({"peak_mib": peak_mib(speed_case(args, args.attention[0], args.img_size[0]))}))
         return 0
     for label in args.attention:
         Variant.parse(label)
+    if args.loop:
+        from ecoformer.lab.speed import loop
+
+        cases = [speed_case(args, label, size) for size in args.img_size for label in args.attention]
+        return loop.run(args, cases, machine(args))
     rows = [row for img_size in args.img_size for row in benchmark(args, img_size)]
+    refused = [row for row in rows if "error" in row]
+    if len(refused) == len(rows):
+        raise InputError(rows[0]["error"])
     if args.beside_load:
         rows += beside_load(args, rows)
     if args.out is not None:
@@ -46,7 +60,26 @@ def run(args: argparse.Namespace) -> int:
         print(json_text(rows, indent=2))
     else:
         print(markdown(table(rows)) if args.format == "markdown" else render(table(rows), "table"))
-    return 0
+    for row in refused:
+        print(
+            f"error: {speed_case(args, row['attention'], row['img_size']).name} is left out: {row['error']}",
+            file=sys.stderr,
+        )
+    return 2 if refused else 0
+
+
+def settle(args: argparse.Namespace) -> None:
+    """Put what is not given into the arguments: a checkpoint's model and attention, a model's own size."""
+    if args.checkpoint is not None:
+        name = run_of(args.checkpoint).config.model.name
+        if args.model not in (None, name):
+            raise InputError(f"--checkpoint {args.checkpoint} is a {name}, not {args.model}: leave --model out")
+        args.model = name
+        if not args.peak_only:
+            args.attention = attentions_of(args.checkpoint, args.attention)
+    args.model = args.model or "pvt_v2_b0"
+    args.attention = args.attention or ["stock", "msa", "ecoformer"]
+    args.img_size = args.img_size or [default_size(args.model, args.checkpoint)]
 
 
 def check_device(name: str) -> None:
@@ -63,26 +96,62 @@ def check_device(name: str) -> None:
 
 def speed_case(args: argparse.Namespace, attention: str, img_size: int) -> SpeedCase:
     shared = {key: getattr(args, key) for key in ("model", "batch_size", "mode", "device", "precision", "seed")}
-    return SpeedCase(
-        attention=attention, img_size=img_size, channels_last=args.channels_last, layer=args.layer, **shared
-    )
+    shared |= {key: getattr(args, key) for key in ("channels_last", "layer", "clamp", "checkpoint")}
+    return SpeedCase(attention=attention, img_size=img_size, **shared)
 
 
 def benchmark(args: argparse.Namespace, img_size: int) -> list[dict[str, Any]]:
-    """One row per variant at one image size."""
+    """One row per variant at one image size; of a variant that cannot run, it says why under `error`."""
     cases = [speed_case(args, attention, img_size) for attention in args.attention]
-    # Memory first: what does not fit ends that process and not this one.
-    peaks = [None if args.no_peak else peak_apart(args, case) for case in cases]
-    steps = {case.attention: case.step() for case in cases}
+    peaks: dict[str, float | None] = {}
+    steps: dict[str, Pass] = {}
+    faults: dict[str, str] = {}
+    for case in cases:
+        try:
+            # Memory first: what does not fit ends that process and not this one.
+            peaks[case.attention] = None if args.no_peak else peak_apart(args, case)
+            steps[case.attention] = tried(case)
+        except InputError as error:
+            faults[case.attention] = str(error)
     seconds = interleaved_seconds(steps, torch.device(args.device), args.rounds, args.min_seconds)
-    rows = [row(args, case, seconds, peak) for case, peak in zip(cases, peaks, strict=True)]
-    if args.joules:
-        for case, found in zip(cases, rows, strict=True):
-            found["joules_per_image"] = joules(case)
-    if args.profile:
-        for case in cases:
+    rows = []
+    for case in cases:
+        if case.attention in faults:
+            rows.append({**settings(case), "error": faults[case.attention]})
+            continue
+        rows.append(row(args, case, seconds, peaks[case.attention]))
+        if args.joules:
+            rows[-1]["joules_per_image"] = joules(case)
+        if args.profile:
             print(f"{case.attention}, {case.size}\n{profile(steps[case.attention], args.profile)}", file=sys.stderr)
     return rows
+
+
+def tried(case: SpeedCase) -> Pass:
+    """The pass of a case that ran once. Raises InputError where it cannot, for want of memory too."""
+    try:
+        step = case.step()
+        step()
+    except (MemoryError, RuntimeError) as error:
+        if not no_memory(error):
+            raise
+        raise InputError(too_large(case)) from error
+    return step
+
+
+def settings(case: SpeedCase) -> dict[str, Any]:
+    """What a row says of its case; `checkpoint`, of those of a checkpoint, is null for other attention."""
+    given = {key: value for key, value in asdict(case).items() if key not in ("clamp", "checkpoint")}
+    if case.checkpoint is not None:
+        given["checkpoint"] = case.checkpoint if case.trained else None
+    return given
+
+
+def too_large(case: SpeedCase) -> str:
+    return (
+        f"{case.attention} at {case.size} needs more memory than there is with batch size {case.batch_size}: "
+        "lower --batch-size or leave it out"
+    )
 
 
 def beside_load(args: argparse.Namespace, alone: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -93,7 +162,8 @@ def beside_load(args: argparse.Namespace, alone: Sequence[dict[str, Any]]) -> li
             rows = [found for img_size in args.img_size for found in benchmark(quiet, img_size)]
         finally:
             busy.kill()
-    for beside, before in zip(rows, alone, strict=True):
+    rows = [row for row in rows if "error" not in row]
+    for beside, before in zip(rows, (row for row in alone if "error" not in row), strict=True):
         beside |= {"beside_load": True, "slowdown": round(beside["milliseconds"] / before["milliseconds"], 2)}
     return rows
 
@@ -101,12 +171,11 @@ def beside_load(args: argparse.Namespace, alone: Sequence[dict[str, Any]]) -> li
 def row(
     args: argparse.Namespace, case: SpeedCase, seconds: dict[str, list[float]], peak: float | None
 ) -> dict[str, Any]:
-    device = torch.device(args.device)
     mine, stock = seconds[case.attention], seconds.get("stock")
     ratio = statistics.median(s / m for s, m in zip(stock, mine, strict=True)) if stock else None
     median = statistics.median(mine)
     return {
-        **asdict(case),
+        **settings(case),
         "images_per_second": round(case.batch_size / median, 2),
         "ratio_to_stock": None if ratio is None else round(ratio, 3),
         "peak_mib": None if peak is None else round(peak, 1),
@@ -114,6 +183,14 @@ def row(
         "milliseconds_low": round(1e3 * min(mine), 2),
         "milliseconds_high": round(1e3 * max(mine), 2),
         "rounds": args.rounds,
+        **machine(args),
+    }
+
+
+def machine(args: argparse.Namespace) -> dict[str, Any]:
+    """What a row says of where it was measured."""
+    device = torch.device(args.device)
+    return {
         "threads": args.threads,
         "torch": torch.__version__,
         "machine": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
@@ -125,18 +202,15 @@ def row(
 def peak_apart(args: argparse.Namespace, case: SpeedCase) -> float:
     """Peak MiB of a variant, from a process of its own."""
     options = {**asdict(case), "threads": args.threads}
-    channels_last, layer = options.pop("channels_last"), options.pop("layer")
-    arguments = ["--peak-only", *(f"--{key.replace('_', '-')}={value}" for key, value in options.items())]
-    arguments += ["--channels-last"] * channels_last + [f"--layer={layer}"] * (layer > 0)
+    flags = {key: options.pop(key) for key in ("channels_last", "clamp")}
+    given = {key: value for key, value in options.items() if value is not None and (key, value) != ("layer", 0)}
+    arguments = ["--peak-only", *(f"--{key.replace('_', '-')}={value}" for key, value in given.items())]
+    arguments += [f"--{key.replace('_', '-')}" for key, value in flags.items() if value]
     return json_of("benchmark", arguments)["peak_mib"]
 
 
 def peak_mib(case: SpeedCase) -> float:
-    refusal = (
-        f"{case.attention} at {case.size} needs more memory than there is with batch size {case.batch_size}: "
-        "lower --batch-size or leave it out"
-    )
-    with within_memory(refusal):
+    with within_memory(too_large(case)):
         memory = PeakMemory(torch.device(case.device))
         step = case.step()
         memory.reset()
@@ -168,7 +242,13 @@ def profile(step: Any, count: int) -> str:
 
 def table(rows: Sequence[dict[str, Any]]) -> Table:
     """The columns that some row has a figure for; on a narrow terminal, settings that all rows share may give way."""
-    known = [key for key in (*SETTINGS, *FIGURES, "joules_per_image") if any(row.get(key) is not None for row in rows)]
+    known = [key for key in (*SETTINGS, "checkpoint", *FIGURES) if any(row.get(key) is not None for row in rows)]
     shared = {key for key in SETTINGS if len({row[key] for row in rows}) == 1} - {"attention"}
     wide = shared | {"milliseconds_low", "milliseconds_high"}
-    return Table([Column(key, lambda row, key=key: row.get(key), none="", wide=key in wide) for key in known], rows)
+    rows = [{**row, "checkpoint": short_name(row.get("checkpoint"))} for row in rows]
+    words = OF_SEQUENCES if takes_sequences(rows[0]["model"]) else {}
+    columns = [
+        Column(words.get(key, key), lambda row, key=key: row.get(key), none="", left=key == "error", wide=key in wide)
+        for key in known
+    ]
+    return Table(columns, rows)

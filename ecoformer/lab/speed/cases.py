@@ -14,14 +14,13 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map_only
 
-import ecoformer.models  # noqa: F401  registers the converted models
 from ecoformer.engine.autocast import autocast
 from ecoformer.errors import InputError
-from ecoformer.fit.hashes import fit_hashes
+from ecoformer.fit.hashes import fit_new_hashes
 from ecoformer.kinds import SPECS, make_spec
 from ecoformer.lab.speed.throughput import PRECISIONS, Pass, forward_pass, training_step
-from ecoformer.model.convert import convert
-from ecoformer.model.create import create, has_fixed_size
+from ecoformer.lab.subject import built, own_attention
+from ecoformer.model.create import has_fixed_size
 from ecoformer.model.layers import attention_layers, require_input
 from ecoformer.nn.inputs import example_input, in_words, takes_sequences
 from ecoformer.nn.specs import AttentionSpec, split_setting
@@ -93,7 +92,8 @@ def cuda_graph(run: Pass) -> Pass:
 class SpeedCase:
     """What is timed. `layer` 0 is the whole model, n its n-th attention layer alone, on what the model feeds it.
 
-    `img_size`: pixels, or tokens of a model of sequences.
+    `img_size`: pixels, or tokens of a model of sequences. `checkpoint`: a run whose model this is (of its own kind), or
+    whose architecture (of any other attention). `clamp`: settings that the tokens are too few for give way.
     """
 
     model: str
@@ -106,24 +106,43 @@ class SpeedCase:
     channels_last: bool = False
     layer: int = 0
     seed: int = 0
+    clamp: bool = False
+    checkpoint: str | None = None
 
     @property
     def size(self) -> str:
         """The size in words."""
         return in_words(self.model, self.img_size)
 
+    @property
+    def name(self) -> str:
+        """What messages call it: "pvt_v2_b0 ecoformer 224 px"."""
+        return f"{self.model} {self.attention} {self.size}"
+
+    @property
+    def kind(self) -> str:
+        """The attention without suffixes, with its settings."""
+        return self.attention if ":" in self.attention else Variant.parse(self.attention).kind
+
+    @property
+    def trained(self) -> bool:
+        """Whether it is the model of its checkpoint, not another attention of that architecture."""
+        return self.checkpoint is not None and self.kind == own_attention(self.checkpoint)
+
     def build(self) -> nn.Module:
-        """The model on its device: random weights of the seed, hash functions fitted to a random input.
+        """The model on its device: a checkpoint's, or random weights of the seed, unfitted hash functions fitted to a
+        random input.
 
         Raises InputError for unknown names, and for sizes that the model or its attention cannot take.
         """
-        spec = Variant.parse(self.attention).spec
+        variant = Variant.parse(self.attention)
+        spec, known = variant.spec, set() if variant.spec is None else {field.name for field in fields(variant.spec)}
+        if spec is not None and "fit_steps" in known:
+            spec = replace(spec, fit_steps=1)  # type: ignore[call-arg]  # how well codes fit changes no speed
+        if spec is not None and "clamp" in known and self.clamp:
+            spec = replace(spec, clamp=True)  # type: ignore[call-arg]
         torch.manual_seed(self.seed)
-        model = create(self.model, key="--model", img_size=self.img_size)
-        if spec is not None:
-            if "fit_steps" in {field.name for field in fields(spec)}:
-                spec = replace(spec, fit_steps=1)  # type: ignore[call-arg]  # how well codes fit changes no speed
-            convert(model, spec, img_size=self.img_size)
+        model = built(self.model, self.kind, spec, self.img_size, self.checkpoint)
         require_input(model, self.img_size)
         if self.channels_last and takes_sequences(model):
             raise InputError(f"--channels-last is a layout of images, {self.model} takes sequences: leave it out")
@@ -131,7 +150,7 @@ class SpeedCase:
         model.to(self.device, memory_format=layout)  # type: ignore[call-overload]
         # Codes of a fit at 224 px serve larger images too, and cost less to find.
         size = self.img_size if has_fixed_size(self.model) else min(self.img_size, 224)
-        fit_hashes(model, self._inputs(model, 1, size), self.seed)
+        fit_new_hashes(model, self._inputs(model, 1, size), self.seed)
         return model
 
     def step(self) -> Pass:

@@ -65,9 +65,14 @@ def within_memory(refusal: str) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not any(words in str(error) for words in NO_MEMORY):
+        if not no_memory(error):
             raise
         raise InputError(refusal) from error
+
+
+def no_memory(error: BaseException) -> bool:
+    """Whether an error says that memory could not be had."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY)
 
 
 def refuse_more_than_available() -> None:

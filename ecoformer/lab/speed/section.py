@@ -10,14 +10,23 @@ from ecoformer.files.table import Column, Table, markdown
 
 START, END = "<!-- speed: written by scripts/speed_section.py -->", "<!-- end of speed -->"
 KEYS = ("model", "attention", "img_size", "batch_size", "mode", "threads", "precision", "images_per_second", "machine")
-APART = ("loader", "resolution")  # what other files of the folder begin with, whose tables stand in docs/speed.md
+APART = (
+    "loader",
+    "loop",
+    "resolution",
+)  # what other files of the folder begin with, whose tables stand in docs/speed.md
 Row = dict[str, Any]
 
 
 def read_rows(path: Path, keys: Sequence[str] = KEYS) -> list[Row]:
-    """The rows of one file. Raises InputError if they are not the benchmark's or lack one of `keys`."""
+    """The rows of one file, without what could not be measured.
+
+    Raises InputError if they are not the benchmark's or lack one of `keys`.
+    """
     hint = "rows of benchmark.py: give what --out wrote"
     rows = read_json(path, hint)
+    if isinstance(rows, list):
+        rows = [row for row in rows if not (isinstance(row, dict) and "error" in row)]
     if not (isinstance(rows, list) and all(isinstance(row, dict) and row.keys() >= set(keys) for row in rows)):
         raise InputError(f"{path} holds no {hint}")
     return rows

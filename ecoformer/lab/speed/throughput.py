@@ -50,11 +50,11 @@ def interleaved_seconds(
     seconds: dict[str, list[float]] = {name: [] for name in passes}
     for _ in range(rounds):
         for name, run in passes.items():
-            _wait(device)
+            wait_for(device)
             started, count = time.perf_counter(), 0
             while (elapsed := time.perf_counter() - started) < min_seconds or not count:
                 run()
-                _wait(device)
+                wait_for(device)
                 count += 1
             seconds[name].append(elapsed / count)
     return seconds
@@ -90,6 +90,7 @@ def training_step(model: nn.Module, images: Tensor, num_classes: int, precision:
     return run
 
 
-def _wait(device: torch.device) -> None:
+def wait_for(device: torch.device) -> None:
+    """Until the device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

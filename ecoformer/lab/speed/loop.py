@@ -1,0 +1,133 @@
+"""What the training loop costs beside a bare one: the same model, batches, loss and optimiser, in turns.
+
+The Trainer's loop has its display, figures, log lines, schedule and checks for losses that are no numbers; data are
+tensors in memory, evaluation and checkpoints are outside of the clock.
+"""
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ecoformer.config.schema import OptimConfig, ScheduleConfig, TrainConfig
+from ecoformer.engine.autocast import autocast
+from ecoformer.engine.callbacks import Callback, Training
+from ecoformer.engine.trainer import Trainer
+from ecoformer.errors import InputError
+from ecoformer.files import json_text, write_json
+from ecoformer.files.table import Column, Table, markdown, render
+from ecoformer.lab.speed.cases import SpeedCase
+from ecoformer.lab.speed.throughput import PRECISIONS, wait_for
+from ecoformer.nn.inputs import example_input
+
+BATCHES, STEPS = 4, 20  # what a loop goes round and round, and an epoch
+FIGURES = ("bare_milliseconds", "trainer_milliseconds", "ratio", "ratio_low", "ratio_high")
+Row = dict[str, Any]
+
+
+def run(args: argparse.Namespace, cases: list[SpeedCase], machine: Row) -> int:
+    """Time every case and print, or write, a row of each."""
+    rows = [measure(case, args.rounds) | machine for case in cases]
+    if args.out is not None:
+        write_json(args.out, rows)
+    table = Table([Column(key, key) for key in ("model", "attention", *FIGURES)], rows)
+    texts = {"json": json_text(rows, indent=2), "markdown": markdown(table)}
+    print(texts.get(args.format) or render(table, "table"))
+    return 0
+
+
+def measure(case: SpeedCase, rounds: int, steps: int = STEPS) -> Row:
+    """Milliseconds of a step in either loop, medians over the rounds, and of each round's ratio the same.
+
+    The first round warms up and does not count. Raises InputError as `SpeedCase.build` does.
+    """
+    if case.layer:
+        raise InputError("--loop trains whole models: leave --layer out")
+    device, model = torch.device(case.device), case.build()
+    batches = Batches(model, case, steps, device)
+    turns = Turns(batches, PRECISIONS[case.precision], device)
+    epochs = rounds + 2  # the last would be evaluated, and is never begun
+    amp = "off" if case.precision == "fp32" else case.precision
+    # The display belongs to the loop, and what it prints not to the table.
+    with tempfile.TemporaryDirectory() as folder, redirect_stdout(sys.stderr):
+        trainer = Trainer(
+            model,
+            batches,
+            train=TrainConfig(epochs=epochs, val_interval=epochs, amp=amp, channels_last=case.channels_last),
+            optim=OptimConfig(lr=1e-6),
+            schedule=ScheduleConfig(),
+            run_dir=Path(folder),
+            device=device,
+            seed=case.seed,
+            callbacks=[turns],
+        )
+        trainer.fit(stop_after=epochs - 1)
+    pairs = [(1e3 * bare / steps, 1e3 * whole / steps) for bare, whole in turns.seconds[1:]]
+    ratios = [whole / bare for bare, whole in pairs]
+    medians = [statistics.median(side) for side in (*zip(*pairs, strict=True), ratios)]
+    figures = zip(FIGURES, (*medians, min(ratios), max(ratios)), strict=True)
+    return {**asdict(case), "steps": steps, "rounds": rounds, **{key: round(value, 4) for key, value in figures}}
+
+
+class Batches:
+    """Training data: the same few batches over and over."""
+
+    samples = "samples"
+    val_loader: Any = None
+
+    def __init__(self, model: Any, case: SpeedCase, steps: int, device: torch.device) -> None:
+        targets = torch.arange(case.batch_size, device=device) % model.num_classes
+        self.held = [
+            (example_input(model, case.img_size, case.batch_size, seed=seed, device=device), targets)
+            for seed in range(BATCHES)
+        ]
+        self.steps, self.img_size, self.num_train = steps, case.img_size, steps * case.batch_size
+        self.train_loader: Any = self
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return (self.held[step % BATCHES] for step in range(self.steps))
+
+    def set_epoch(self, epoch: int, first_batch: int) -> None:
+        """All epochs are alike."""
+
+    def calibration_images(self, num_images: int, seed: int) -> Tensor:
+        return self.held[0][0][:num_images]
+
+
+class Turns(Callback):
+    """Runs a bare epoch before each of the Trainer's, and keeps the seconds of both."""
+
+    def __init__(self, batches: Batches, dtype: torch.dtype | None, device: torch.device) -> None:
+        self.batches, self.dtype, self.device = batches, dtype, device
+        self.seconds: list[tuple[float, float]] = []
+
+    def on_epoch_start(self, trainer: Training, epoch: int) -> None:
+        began = self._now()
+        model, optimizer = trainer.model.train(), trainer.state.optimizer
+        for inputs, targets in self.batches:
+            with autocast(self.device, self.dtype):
+                logits = model(inputs)
+            torch.nn.functional.cross_entropy(logits, targets).backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        self.between = self._now()
+        self.bare = self.between - began
+
+    def on_epoch_end(self, trainer: Training, epoch: int, metrics: dict[str, Any]) -> None:
+        self.seconds.append((self.bare, self._now() - self.between))
+
+    def _now(self) -> float:
+        wait_for(self.device)
+        return time.perf_counter()
