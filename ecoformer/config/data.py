@@ -31,7 +31,9 @@ class DataConfig:
     num_workers: int = key(2, "processes that decode; 0: in the main process", limit=at_least(0))
     crop_pct: float | None = key(None, "null: the data set's own (digits, CIFAR 1.0; else 0.875)", limit=FRACTION)
     interpolation: str = key("bicubic", "of resized images", choices=INTERPOLATIONS)
-    mean: list[float] | None = key(None, "null: the data set's own, else ImageNet's", limit=CHANNELS)
+    mean: list[float] | None = key(
+        None, "null: the data set's own, else ImageNet's; grey images take the mean of the three", limit=CHANNELS
+    )
     std: list[float] | None = key(None, "null: as mean", limit=POSITIVE_CHANNELS)
     max_train_samples: int | None = key(None, "for trials: use n; generated listops: null is 96,000", limit=at_least(1))
     max_val_samples: int | None = key(None, "the same of the validation split; null: 2,000", limit=at_least(1))

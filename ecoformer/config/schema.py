@@ -19,7 +19,7 @@ from ecoformer.config.data import (  # noqa: F401
     DataConfig,
     EvalDataConfig,
 )
-from ecoformer.config.keys import FRACTION, SHARE, above, at_least, between, key
+from ecoformer.config.keys import FRACTION, SHARE, Limit, above, at_least, between, key
 from ecoformer.config.training import (  # noqa: F401
     PRECISIONS,
     SCHEDULES,
@@ -31,6 +31,7 @@ from ecoformer.config.training import (  # noqa: F401
 )
 
 CONVENTIONS = ("paper", "audited")
+CHANNELS_READ = Limit(lambda value: value in (1, 3), "1 or 3: images are read in grey or in RGB")
 
 
 @dataclass
@@ -41,6 +42,7 @@ class ModelConfig:
     """
 
     name: str = key(MISSING, "a timm model")
+    in_chans: int = key(3, "channels of images: 1 reads them in grey, 3 in RGB", limit=CHANNELS_READ)
     drop_path_rate: float = key(0.0, "stochastic depth", limit=SHARE)
     patch_stride: int | None = key(None, "stride of the first patch embedding; null: its own", limit=at_least(1))
     kwargs: dict[str, Any] = key({}, "+model.kwargs.NAME=VALUE: further arguments of timm.create_model")

@@ -66,7 +66,7 @@ def crop_and_flip(
 
 
 def normalize(images_u8_B3SS: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
-    """uint8 -> float32 ((x / 255 - mean) / std); mean and std are (3, 1, 1) on the images' device."""
+    """uint8 -> float32 ((x / 255 - mean) / std); mean and std are (C, 1, 1) on the images' device."""
     return images_u8_B3SS.float().sub_(mean * 255).div_(std * 255)
 
 

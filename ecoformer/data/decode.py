@@ -22,6 +22,7 @@ T = TypeVar("T")
 CHUNK = 256
 THREADED_ABOVE_PIXELS = 64 * 64  # below, threads wait for the interpreter lock longer than they decode
 PROGRESS_ABOVE_IMAGES = 2000
+LUMA = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601), as Pillow and Long Range Arena have it
 CROP_FIRST_PIXELS = 2**24  # of a resized image: above, only what the crop keeps of it is computed
 
 
@@ -67,6 +68,11 @@ def _composed(image: Image.Image) -> Image.Image:
     return composed
 
 
+def grey(pixels_3SS: torch.Tensor) -> torch.Tensor:
+    """uint8 colours (..., 3, S, S) to grey values (..., 1, S, S); what is grey stays as it is."""
+    return (pixels_3SS * torch.tensor(LUMA).view(3, 1, 1)).sum(-3, keepdim=True).round().to(torch.uint8)
+
+
 def is_constant(image: Image.Image) -> bool:
     """Whether all pixels of an RGB image are the same."""
     return all(low == high for low, high in image.getextrema())  # type: ignore[misc]
@@ -98,18 +104,26 @@ def open_rgb(source: ImageSource, index: int) -> Image.Image:
 
 @dataclass(frozen=True)
 class EvalTransform:
-    """Resize the shorter side to floor(S / crop_pct), then take the central S x S square (as timm evaluates)."""
+    """Resize the shorter side to floor(S / crop_pct), then take the central S x S square (as timm evaluates).
+
+    With `in_chans` 1 images are made grey before that, with 3 (C below) they stay in RGB.
+    """
 
     img_size: int
     crop_pct: float
     interpolation: str
+    in_chans: int = 3
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
-        """RGB image of any size -> uint8 tensor (3, S, S)."""
+        """RGB image of any size -> uint8 tensor (C, S, S)."""
         return torch.from_numpy(self.array(image).transpose(2, 0, 1).copy())
 
     def array(self, image: Image.Image) -> np.ndarray:
-        """RGB image of any size -> uint8 array (S, S, 3), which may be a view of the image."""
+        """RGB image of any size -> uint8 array (S, S, C), which may be a view of the image."""
+        pixels = np.asarray(self._square(image.convert("L") if self.in_chans == 1 else image))
+        return pixels.reshape(*pixels.shape[:2], self.in_chans)
+
+    def _square(self, image: Image.Image) -> Image.Image:
         side, size = self.img_size, self.resized(image.size)
         left, top = (round((length - side) / 2.0) for length in size)
         box = (left, top, left + side, top + side)
@@ -117,10 +131,10 @@ class EvalTransform:
             scales = (image.width / size[0], image.height / size[1]) * 2
             west, north, east, south = (edge * scale for edge, scale in zip(box, scales, strict=True))
             method = Image.Resampling[self.interpolation.upper()]
-            return np.asarray(image.resize((side, side), method, box=(west, north, east, south)))
+            return image.resize((side, side), method, box=(west, north, east, south))
         if size != image.size:
             image = image.resize(size, Image.Resampling[self.interpolation.upper()])
-        return np.asarray(image if size == (side, side) else image.crop(box))
+        return image if size == (side, side) else image.crop(box)
 
     def resized(self, size: tuple[int, int]) -> tuple[int, int]:
         """Width and height before the crop. Raises ValueError beyond the size that PIL reads (a 8000 x 1 strip)."""
@@ -143,7 +157,7 @@ def decode_images(
     progress: str | None = None,
     corrupt: CorruptImages | None = None,
 ) -> tuple[torch.Tensor, np.ndarray]:
-    """Decode the chosen images once into a uint8 tensor (B, 3, S, S), and say which of `indices` they are.
+    """Decode the chosen images once into a uint8 tensor (B, C, S, S), and say which of `indices` they are.
 
     Args:
         corrupt: counts the broken images that are left out; None: the first one ends the run.
@@ -153,7 +167,7 @@ def decode_images(
     """
     size = transform.img_size
     corrupt = corrupt or CorruptImages()
-    out = np.empty((len(indices), 3, size, size), dtype=np.uint8)
+    out = np.empty((len(indices), transform.in_chans, size, size), dtype=np.uint8)
     readable = np.ones(len(indices), dtype=bool)
 
     def decode_chunk(start: int) -> int:

@@ -19,15 +19,15 @@ from torchvision.transforms import Compose, InterpolationMode
 from ecoformer.config.schema import AugmentConfig, DataConfig
 from ecoformer.data.augment import derive_seed
 from ecoformer.data.corrupt import CorruptImage, CorruptImages
-from ecoformer.data.decode import read_image
-from ecoformer.data.loader import BatchLoader
+from ecoformer.data.decode import grey, read_image
+from ecoformer.data.loader import BatchLoader, per_channel
 from ecoformer.data.sources import LabelledSource
 from ecoformer.errors import InputError
 
 log = logging.getLogger(__name__)
 STOP_GRACE_S = 30  # seconds
 TORCH_RESIZES = ("bilinear", "bicubic")  # with antialiasing, on uint8
-Transform = Callable[[Image.Image], torch.Tensor]  # RGB image -> uint8 (3, S, S)
+Transform = Callable[[Image.Image], torch.Tensor]  # RGB image -> uint8 (3, S, S), or (1, S, S) in grey
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,10 @@ class SplitTransform:
 
 
 def train_transform(data: DataConfig, augment: AugmentConfig, mean: Sequence[float], splits: int = 0) -> Transform:
-    """timm's training transform from a PIL image to a uint8 tensor; erasing and mixing follow per batch."""
+    """timm's training transform from an RGB image to a uint8 tensor; erasing and mixing follow per batch.
+
+    `mean`: of as many channels as the tensor is to have. Grey comes last, since not every policy of timm's can do it.
+    """
     if augment.color_jitter > 0 and augment.auto_augment and "3a" not in augment.auto_augment:
         log.warning(
             "augment.color_jitter=%s has no effect: timm turns it off beside augment.auto_augment=%s",
@@ -113,7 +116,7 @@ def train_transform(data: DataConfig, augment: AugmentConfig, mean: Sequence[flo
             gaussian_blur_prob=augment.gaussian_blur_prob,
             auto_augment=augment.auto_augment,
             interpolation=data.interpolation,
-            mean=tuple(mean),
+            mean=per_channel(mean, 3),
             separate=True,
         )
     except (AssertionError, KeyError, ValueError) as fault:
@@ -126,6 +129,8 @@ def train_transform(data: DataConfig, augment: AugmentConfig, mean: Sequence[flo
     if data.interpolation in TORCH_RESIZES:
         crop = RandomCrop(crop.size, crop.scale, crop.ratio, data.interpolation)
         policy, to_tensor = ([as_image, *policy], to_tensor) if policy else ([], [])
+    if len(mean) == 1:
+        to_tensor = [*to_tensor, torch.as_tensor, grey]
     if splits:
         return SplitTransform(Compose([crop, *flip]), Compose(to_tensor), Compose([*policy, *to_tensor]), splits)
     return Compose([crop, *flip, *policy, *to_tensor])

@@ -3,7 +3,7 @@
 Shapes: B samples, S side of an image in pixels, N tokens of a sequence.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,19 +28,24 @@ class TrainPlan:
 Finish = Callable[[torch.Tensor, torch.Tensor, BatchKey | None], tuple[torch.Tensor, torch.Tensor]]
 
 
+def per_channel(values: Sequence[float], in_chans: int) -> tuple[float, ...]:
+    """Means or deviations for so many channels: where there are others, their mean in each, as timm does."""
+    return tuple(values) if len(values) == in_chans else (sum(values) / len(values),) * in_chans
+
+
 class FinishImages:
-    """uint8 images (B, 3, S, S) to float32, normalised, and in training (given a plan) augmented as a whole."""
+    """uint8 images (B, C, S, S) to float32, normalised, and in training (given a plan) augmented as a whole."""
 
     def __init__(
         self,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
+        mean: Sequence[float],
+        std: Sequence[float],
         device: torch.device,
         plan: TrainPlan | None = None,
     ) -> None:
         self.plan = plan
-        self._mean = torch.tensor(mean, device=device).view(3, 1, 1)
-        self._std = torch.tensor(std, device=device).view(3, 1, 1)
+        self._mean = torch.tensor(mean, device=device).view(-1, 1, 1)
+        self._std = torch.tensor(std, device=device).view(-1, 1, 1)
 
     def __call__(
         self, images: torch.Tensor, targets: torch.Tensor, key: BatchKey | None

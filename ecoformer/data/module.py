@@ -22,7 +22,7 @@ from ecoformer.data.corrupt import CorruptImages
 from ecoformer.data.decode import EvalTransform
 from ecoformer.data.files import FileLoader, train_transform
 from ecoformer.data.identity import KnownClasses, mapping_note, match_classes, require_classes
-from ecoformer.data.loader import BatchLoader, FinishImages, MemoryLoader, TrainPlan, finish_ids
+from ecoformer.data.loader import BatchLoader, FinishImages, MemoryLoader, TrainPlan, finish_ids, per_channel
 from ecoformer.data.reading import Reader
 from ecoformer.data.sequences import SequenceSource, id_type
 from ecoformer.data.sources import SOURCES, Source, Splits
@@ -34,7 +34,8 @@ from ecoformer.errors import InputError
 class DataModule:
     """A data set ready for training; its samples are on the device.
 
-    Images are float32 (B, 3, S, S), normalised; sequences are ids (B, N) int64, 0 for padding at their end.
+    Images are float32 (B, C, S, S), normalised by C means and deviations; sequences are ids (B, N) int64, 0 for padding
+    at their end.
     `train_loader` is None when built with `with_train=False`; `in_memory` says which path the data take; `reader`
     counts the broken images that this process has met; `notes` say what was passed over, mapped or cut.
     """
@@ -106,6 +107,7 @@ def build_data(
     world_size: int = 1,
     with_train: bool = True,
     calibration_only: bool = False,
+    in_chans: int = 3,
     known: KnownClasses | None = None,
 ) -> DataModule:
     """Find, check and open a data set.
@@ -114,6 +116,7 @@ def build_data(
         seed: order and augmentation of the training images; splits, subsets and validation do not depend on it.
         with_train: False opens the validation split only (evaluation of a finished model).
         calibration_only: the training split is there for `calibration_images`, without a loader.
+        in_chans: 3 reads images in RGB, 1 in grey, with the mean of the channels' means and deviations, as timm.
         known: the classes of weights that meet the data, which then count their classes as the weights do.
 
     Raises:
@@ -126,8 +129,8 @@ def build_data(
     splits, train_source = _find(data, world_size, with_train, known)
     sources = [train_source, splits.val] if with_loader and train_source is not None else [splits.val]
     in_memory = _in_memory(data, sum(map(len, sources)), splits.vocab_size)
-    mean, std = tuple(data.mean or splits.mean), tuple(data.std or splits.std)
-    transform = EvalTransform(data.img_size, data.crop_pct or splits.crop_pct, data.interpolation)
+    mean, std = per_channel(data.mean or splits.mean, in_chans), per_channel(data.std or splits.std, in_chans)
+    transform = EvalTransform(data.img_size, data.crop_pct or splits.crop_pct, data.interpolation, in_chans)
     reader = Reader(transform, CorruptImages(data.max_corrupt), splits.vocab_size, data.seq_len)
     device, sequences = torch.device(device), splits.vocab_size is not None
 

@@ -15,7 +15,7 @@ from ecoformer.data.sources import Source
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads uint8 images (B, 3, S, S); with a `vocab_size` ids (B, N), N = `seq_len`, of images in grey N = S * S."""
+    """Reads uint8 images (B, C, S, S); with a `vocab_size` ids (B, N), N = `seq_len`, of images in grey N = S * S."""
 
     transform: EvalTransform
     corrupt: CorruptImages

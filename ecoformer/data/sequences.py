@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from ecoformer.data.decode import EvalTransform, ImageSource, decode_images
+from ecoformer.data.decode import EvalTransform, ImageSource, decode_images, grey
 from ecoformer.errors import InputError
 
 BYTES = 256  # symbols of a text, and grey values of a pixel
 CHUNK = 1024
-LUMA = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601), as Pillow and Long Range Arena have it
 
 
 def as_text(symbols: np.ndarray) -> str:
@@ -78,9 +77,7 @@ def grey_ids(
 ) -> tuple[torch.Tensor, np.ndarray]:
     """Images as ids (B, S * S) int16, row by row, and which of `indices` could be read: see `decode_images`."""
     pixels, readable = decode_images(source, indices, transform, **options)
-    weights = torch.tensor(LUMA).view(3, 1, 1)
-    rows = [(chunk * weights).sum(1).round().short().flatten(1) + 1 for chunk in pixels.split(CHUNK)]
-    return torch.cat(rows), readable
+    return torch.cat([grey(chunk).short().flatten(1) + 1 for chunk in pixels.split(CHUNK)]), readable
 
 
 def class_numbers(labels: dict[str, list[str]], where: str) -> tuple[list[str], dict[str, list[int]]]:

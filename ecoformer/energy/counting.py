@@ -37,7 +37,7 @@ def count(
     *,
     convention: str = "audited",
     strict: bool = True,
-    in_chans: int = 3,
+    in_chans: int | None = None,
     dtype: torch.dtype | None = None,
     device: str | torch.device = "meta",
 ) -> Ledger:
@@ -53,7 +53,7 @@ def count(
             Only shapes and dtypes of examples matter on meta tensors.
         convention: "audited" counts every operation by kind, "paper" follows the published accounting.
         strict: raise at the first operation without a rule; otherwise it is listed in `Ledger.uncounted`.
-        in_chans: channels of an image given by size alone.
+        in_chans: channels of an image given by size alone; None: those of the model's first convolution.
         dtype: precision of parameters and floating-point inputs; None keeps the model's own.
         device: "meta", or a real device for models whose control flow reads tensor values.
     Raises:

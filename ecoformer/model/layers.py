@@ -13,7 +13,7 @@ import ecoformer.nn.readers  # noqa: F401  so that what it reads is known
 from ecoformer.errors import InputError
 from ecoformer.nn.base import ReplacementAttention
 from ecoformer.nn.bert import read_kin, with_key_masks
-from ecoformer.nn.inputs import Input, model_arguments, own_size
+from ecoformer.nn.inputs import Input, first_convolution, model_arguments, own_size
 from ecoformer.nn.layout import prefix_tokens, stages_of
 from ecoformer.nn.projections import READERS, call_of, learn_classes
 
@@ -101,9 +101,8 @@ def require_input(model: nn.Module, input: Input) -> None:
     """Raise InputError if a forward pass on the meta device, attention as it is, refuses a size or an example."""
     state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     meta_state = {name: torch.empty_like(value, device="meta") for name, value in state.items()}
-    stem = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
-    images = {} if stem is None else {"in_chans": stem.in_channels, "dtype": stem.weight.dtype}
-    args, kwargs = model_arguments(model, input, **images)  # type: ignore[arg-type]
+    stem = first_convolution(model)
+    args, kwargs = model_arguments(model, input, dtype=None if stem is None else stem.weight.dtype)
     try:
         with torch.no_grad():
             torch.func.functional_call(model, meta_state, args, kwargs)

@@ -5,7 +5,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from timm.layers import resample_abs_pos_embed
+from timm.models import adapt_input_conv
 from torch import Tensor, nn
+
+from ecoformer.errors import InputError
+from ecoformer.nn.inputs import RGB, first_convolution
 
 _SIZED = ("pos_embed", "patch_embed.proj.weight", "relative_position_bias_table")  # how their keys end
 
@@ -31,6 +35,19 @@ def fit_sizes(state: Mapping[str, Tensor], model: nn.Module) -> tuple[dict[str, 
         return out, []
     first = f"{done[0]}, {_by(state[done[0]])} -> {_by(own[done[0]])}"
     return out, [f"{len(done)} position or patch embeddings resized as timm does ({first})"]
+
+
+def set_in_chans(model: nn.Module, in_chans: int) -> None:
+    """Make a model for RGB take another number of channels, in place, with timm's weights of its first convolution.
+
+    Raises:
+        InputError: a model for another number, or without a convolution.
+    """
+    stem = first_convolution(model)
+    if stem is None or stem.in_channels != RGB:
+        raise InputError(f"model.in_chans={in_chans}: {type(model).__name__} was not made for {RGB} channels: leave it")
+    stem.in_channels = in_chans
+    stem.weight = nn.Parameter(adapt_input_conv(in_chans, stem.weight.detach()))
 
 
 def _absolute(held: Tensor, wanted: Tensor, model: nn.Module) -> dict[str, Tensor]:

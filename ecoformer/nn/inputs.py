@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_map_only
 
 from ecoformer.errors import InputError
 
+RGB = 3  # channels of an image where nothing says otherwise
 Size = int | tuple[int, ...] | list[int]
 SizeT = TypeVar("SizeT")
 # A size, a tensor, a tuple of positional arguments that holds tensors, or a mapping of keyword arguments.
@@ -54,12 +55,23 @@ def input_size(model: nn.Module, img_size: SizeT) -> SizeT | int:
     return int(model.seq_len) if takes_sequences(model) else img_size  # type: ignore[arg-type]
 
 
+def first_convolution(model: nn.Module) -> nn.Conv2d | None:
+    """The one that images meet, in a model that registers its modules in the order in which it runs them."""
+    return next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
+
+
+def in_chans_of(model: nn.Module) -> int:
+    """Channels of the images that a model takes."""
+    stem = first_convolution(model)
+    return RGB if stem is None else stem.in_channels
+
+
 def example_input(
     model: nn.Module,
     size: Size,
     batch_size: int = 1,
     *,
-    in_chans: int = 3,
+    in_chans: int | None = None,
     seed: int = 0,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
@@ -68,7 +80,7 @@ def example_input(
 
     Args:
         size: of images S, (H, W), (C, H, W) or (B, C, H, W); of sequences the number of tokens, none of them padding.
-        in_chans: channels of images where `size` does not say.
+        in_chans: channels of images where `size` does not say; None: those of the model's first convolution.
         seed: of the values, which do not depend on the device.
         dtype: of images.
     Raises:
@@ -82,7 +94,7 @@ def example_input(
         if meta:
             return torch.empty(batch_size, size, dtype=torch.int64, device=device)
         return torch.randint(1, vocab_size, (batch_size, size), generator=generator).to(device)
-    shape = _image_shape(size, batch_size, in_chans)
+    shape = _image_shape(size, batch_size, in_chans_of(model) if in_chans is None else in_chans)
     if meta:
         return torch.empty(shape, dtype=dtype, device=device)
     return torch.randn(shape, generator=generator).to(device, dtype)
@@ -92,7 +104,7 @@ def model_arguments(
     model: nn.Module,
     given: Input,
     *,
-    in_chans: int = 3,
+    in_chans: int | None = None,
     device: str | torch.device = "meta",
     dtype: torch.dtype | None = None,
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -24,6 +24,7 @@ from ecoformer.config.schema import (
 )
 from ecoformer.data import DataModule, build_data
 from ecoformer.data.identity import KnownClasses, ReorderedOutputs, difference_note, require_classes
+from ecoformer.data.loader import per_channel
 from ecoformer.data.module import where_of
 from ecoformer.engine import distributed
 from ecoformer.engine.callbacks import Callback, EnergyLog, FeatureRedraw
@@ -151,7 +152,8 @@ def build_run(config: Config, folder: RunDir, device: torch.device, data: DataMo
 
 def _data(config: Config, train: TrainConfig, device: torch.device, **options: Any) -> DataModule:
     options |= {"rank": distributed.rank(), "world_size": distributed.world_size()}
-    return build_data(config.data, config.augment, train, seed=config.seed, device=device, **options)
+    options |= {"seed": config.seed, "device": device, "in_chans": config.model.in_chans}
+    return build_data(config.data, config.augment, train, **options)
 
 
 def sequences_of(data: DataModule) -> dict[str, int]:
@@ -163,6 +165,7 @@ def sequences_of(data: DataModule) -> dict[str, int]:
 def data_config_note(model: nn.Module, data: DataModule) -> list[str]:
     """A note where timm's weights saw images that were normalised or cropped otherwise than the data are."""
     theirs = timm.data.resolve_model_data_config(model)
+    theirs |= {key: per_channel(theirs[key], len(data.mean)) for key in ("mean", "std")}
     own = {
         "mean": tuple(data.mean),  # a list where it was typed
         "std": tuple(data.std),
@@ -241,6 +244,11 @@ def logit_teacher(config: Config, data: DataModule) -> LogitTeacher | None:
         return None
     run = read_run(distill.checkpoint)
     order = require_classes(KnownClasses(run.class_names, f"distill.checkpoint={run.path}"), data.class_names, where)
+    if run.config.model.in_chans != len(data.mean):
+        raise InputError(
+            f"distill.checkpoint={run.path} sees images of {run.config.model.in_chans} channels, model.in_chans="
+            f"{len(data.mean)}: make them the same"
+        )
     model = model_of_run(run)
     if order != sorted(order):
         model = ReorderedOutputs(model, order)

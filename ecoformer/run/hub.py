@@ -9,6 +9,7 @@ import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
+from ecoformer.data.loader import per_channel
 from ecoformer.data.sources import CIFAR
 from ecoformer.errors import InputError
 from ecoformer.files import atomic_write, write_json, write_text
@@ -16,7 +17,7 @@ from ecoformer.kinds import BUILDERS
 from ecoformer.model.layers import attention_layers
 from ecoformer.model.low_rank import low_rank_layers
 from ecoformer.models.converted import ARCHITECTURE
-from ecoformer.nn.inputs import Size, example_input, input_size
+from ecoformer.nn.inputs import RGB, Size, example_input, input_size
 from ecoformer.run.checks import attention_spec
 from ecoformer.run.start import SavedRun, model_of_run
 from ecoformer.run.summary import run_energy
@@ -52,6 +53,8 @@ def timm_config(run: SavedRun, model: nn.Module) -> dict[str, Any]:
         **(run.sequences or {"img_size": config.data.img_size}),
         **config.model.kwargs,
     }
+    if config.model.in_chans != RGB:
+        args["in_chans"] = config.model.in_chans
     if config.model.patch_stride is not None:
         args["patch_stride"] = config.model.patch_stride
     if ranks := {name: layer.rank for name, layer in low_rank_layers(model).items()}:
@@ -82,7 +85,7 @@ def _pretrained_cfg(run: SavedRun) -> dict[str, Any]:
         return {"input_size": [run.sequences["seq_len"]], **cfg}
     mean, std = _statistics(run)
     return {
-        "input_size": [3, data.img_size, data.img_size],
+        "input_size": [len(mean), data.img_size, data.img_size],
         "fixed_input_size": bool(stock is not None and stock.fixed_input_size),
         "interpolation": data.interpolation,
         "crop_pct": data.crop_pct or (1.0 if data.name in ("digits", *CIFAR) else 0.875),
@@ -103,7 +106,8 @@ def _statistics(run: SavedRun) -> tuple[Any, Any]:
 
         digits = load_digits()
         mean, std = digits.mean, digits.std
-    return data.mean or mean, data.std or std
+    channels = run.config.model.in_chans
+    return per_channel(data.mean or mean, channels), per_channel(data.std or std, channels)
 
 
 def _figures(run: SavedRun, model: nn.Module) -> dict[str, Any]:

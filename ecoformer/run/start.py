@@ -21,17 +21,15 @@ from ecoformer.model.convert import convert
 from ecoformer.model.create import create, has_fixed_size
 from ecoformer.model.low_rank import CompressionReport, expand, low_rank_layers, ranks_in, take_ranks
 from ecoformer.model.patch_stride import set_patch_stride
-from ecoformer.model.resize import fit_sizes
+from ecoformer.model.resize import fit_sizes, set_in_chans
 from ecoformer.models.dims import dims_of, num_classes_of, vit_img_size
 from ecoformer.models.official import ForeignWeights, read_foreign
 from ecoformer.models.weight_files import format_of
-from ecoformer.nn.inputs import input_size, takes_sequences
+from ecoformer.nn.inputs import RGB, input_size, takes_sequences
 from ecoformer.nn.layout import STOCK_STRIDE
 from ecoformer.nn.specs import without_removed
 from ecoformer.run.checks import attention_spec, low_rank_spec
 from ecoformer.run.compression import factorize_and_count
-
-IN_CHANNELS = 3  # of every batch, whatever the images are
 
 
 @dataclass
@@ -166,7 +164,7 @@ def foreign_run(weights: ForeignWeights, config: Config, class_names: list[str] 
     dims = dims_of(weights.tensors)
     saved = replace(
         config,
-        model=replace(config.model, patch_stride=None, drop_path_rate=0.0),
+        model=replace(config.model, in_chans=RGB, patch_stride=None, drop_path_rate=0.0),
         attention=weights.attention,
         compress=CompressConfig(),
         # Of the published weights; a plain ViT has no stages, but a position embedding for one size alone. Relative
@@ -232,6 +230,9 @@ def _from_run(config: Config, run: SavedRun, num_classes: int, sequences: Mappin
     if stride != saved_stride:
         set_patch_stride(model, stride)
     _resize(built, saved, wanted, where)
+    if (channels := wanted.model.in_chans) != saved.model.in_chans:
+        set_in_chans(model, channels)
+        built.notes.append(f"first convolution: weights of {saved.model.in_chans} channels made {channels}, as timm")
     if len(run.class_names) != num_classes:
         model.reset_classifier(num_classes)  # type: ignore[operator]
         built.notes.append(f"new classifier head: {len(run.class_names)} -> {num_classes} classes")
@@ -274,14 +275,19 @@ def _create(
             raise InputError(
                 f"model.kwargs.{key}={model.kwargs[key]}: data.name={config.data.name} has {value}: leave it out"
             )
-    channels = model.kwargs.get("in_chans", IN_CHANNELS)
-    if channels != IN_CHANNELS:
+    if "in_chans" in model.kwargs:
+        channels = model.kwargs["in_chans"]
         raise InputError(
-            f"model.kwargs.in_chans={channels}: images have {IN_CHANNELS} channels here, grey ones are repeated over "
-            "them: leave it out"
+            f"model.kwargs.in_chans={channels}: write model.in_chans={channels}, which is a key of its own"
+        )
+    if sequences and model.in_chans != RGB:
+        raise InputError(
+            f"model.in_chans={model.in_chans} is for images, data.name={config.data.name} are sequences: leave it out"
         )
     # Theirs goes before the data's image size.
     options: dict[str, Any] = {"img_size": None if sequences else config.data.img_size, **model.kwargs, **sequences}
+    if model.in_chans != RGB:
+        options["in_chans"] = model.in_chans
     if model.drop_path_rate > 0:
         options["drop_path_rate"] = model.drop_path_rate
     return create(

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from ecoformer.data import DataModule
 from ecoformer.data.identity import KnownClasses, ReorderedOutputs, match_classes, require_classes
+from ecoformer.data.loader import per_channel
 from ecoformer.errors import InputError
 from ecoformer.model.create import create
 
 
 class Renormalised(nn.Module):
-    """A model on images that were normalised for another one: (B, 3, S, S) -> (B, K)."""
+    """A model on images that were normalised for another one: (B, C, S, S) -> (B, K)."""
 
     scale: Tensor
     shift: Tensor
@@ -28,8 +29,8 @@ class Renormalised(nn.Module):
         self.register_buffer("scale", std / own_std)
         self.register_buffer("shift", (mean - own_mean) / own_std)
 
-    def forward(self, images_B3SS: Tensor) -> Tensor:
-        return self.model(images_B3SS * self.scale + self.shift)
+    def forward(self, images_BCSS: Tensor) -> Tensor:
+        return self.model(images_BCSS * self.scale + self.shift)
 
 
 def class_names(model: Any) -> list[str]:
@@ -60,13 +61,16 @@ def on_classes(model: Any, name: str, data: DataModule, where: str) -> nn.Module
 
 
 def timm_teacher(name: str, data: DataModule, where: str) -> nn.Module:
-    """A timm model as the teacher of a run on `data`: (B, 3, S, S), normalised as the run does, to logits (B, K).
+    """A timm model as the teacher of a run on `data`: (B, C, S, S), normalised as the run does, to logits (B, K).
 
     Raises:
         InputError: an unknown name, weights that cannot be had, classes that it does not know.
     """
     key = "distill.model"
-    model = create(name, key=key, img_size=data.img_size, pretrained=True, pretrained_key=f"{key}={name}")
+    channels: dict[str, Any] = {} if (in_chans := len(data.mean)) == 3 else {"in_chans": in_chans}
+    weights = f"{key}={name}"
+    model = create(name, key=key, img_size=data.img_size, pretrained=True, pretrained_key=weights, **channels)
     theirs = resolve_model_data_config(model)
     chosen = on_classes(model, name, data, where)
-    return Renormalised(chosen, (data.mean, data.std), (theirs["mean"], theirs["std"]))
+    seen = (per_channel(theirs["mean"], in_chans), per_channel(theirs["std"], in_chans))
+    return Renormalised(chosen, (data.mean, data.std), seen)

@@ -18,7 +18,7 @@ BAD = [
     ("train.max_steps=0", "train.max_steps=0 must be at least 1"),
     ("train.ema_decay=1.0", "train.ema_decay=1.0 must be at least 0 and below 1"),
     ("train.amp=fp8", "train.amp=fp8 does not exist"),
-    ("+model.kwargs.in_chans=1", "model.kwargs.in_chans=1: images have 3 channels here, grey ones are repeated"),
+    ("+model.kwargs.in_chans=1", "model.kwargs.in_chans=1: write model.in_chans=1, which is a key of its own"),
     ("data.root=some/folder", "data.root=some/folder: data=digits come with scikit-learn, no folder is read"),
     ("train.parallel=fsdp3", "train.parallel=fsdp3 does not exist; did you mean fsdp"),
     ("optim.lr=nan", "optim.lr=nan must be above 0"),

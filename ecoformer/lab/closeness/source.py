@@ -173,7 +173,8 @@ def load_source(
     config.data.max_val_samples = max_val if max_val is not None else config.data.max_val_samples
     train = replace(config.train, progress=False)
     device = torch.device("cpu")
-    data = build_data(config.data, config.augment, train, seed=0, device=device, calibration_only=True)
+    options: dict[str, Any] = {"calibration_only": True, "in_chans": config.model.in_chans}
+    data = build_data(config.data, config.augment, train, seed=0, device=device, **options)
     if run is None:
         model_of_config = build_model(config, data.num_classes, sequences=sequences_of(data)).model
         return Source(config, model_of_config.eval(), data, 0)
