@@ -42,6 +42,9 @@ STAGES: dict[str, Stages] = {
     "timm.models.fastvit.FastVitStage": lambda stage: [stage],
     "timm.models.metaformer.MetaFormerStage": lambda stage: [stage],
     "timm.models.visformer.Visformer": lambda model: [model.stage1, model.stage2, model.stage3],
+    "segmentation_models_pytorch.encoders.mix_transformer.MixVisionTransformerEncoder": lambda model: [
+        *(model.block1, model.block2, model.block3, model.block4)
+    ],
     "transformers.models.segformer.modeling_segformer.SegformerStage": lambda stage: [stage],
 }
 """The stages that a module of a class holds, or is; those of a model are counted in the order of its modules."""

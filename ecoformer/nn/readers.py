@@ -22,11 +22,22 @@ from ecoformer.nn.projections import (
     register_reader,
     require_equal_widths,
 )
-from ecoformer.nn.seats import OfChannelsFirst, OfMap, OfSegformer, OfSets, OfTorch, Rotary, Seat, softmax_of
-from ecoformer.nn.stock import refuse_inner_norm_and_gate, turned
+from ecoformer.nn.seats import (
+    OfChannelsFirst,
+    OfMap,
+    OfMixTransformer,
+    OfSegformer,
+    OfSets,
+    OfTorch,
+    Rotary,
+    Seat,
+    softmax_of,
+)
+from ecoformer.nn.stock import read_subsampled, refuse_inner_norm_and_gate, turned
 from ecoformer.nn.turned import Rotation
 
 SEGFORMER = "transformers.models.segformer.modeling_segformer.SegformerAttention"
+MIX_TRANSFORMER = "segmentation_models_pytorch.encoders.mix_transformer.Attention"
 CHANNELS_FIRST = StockCall(lambda x_BDYX: x_BDYX.shape[2:].numel())
 PAIR = StockCall(is_pair=True)
 
@@ -150,14 +161,17 @@ def _read_torch(module: nn.MultiheadAttention, where: str) -> Projections:
 
 
 class SegformerTeacher(nn.Module):
-    """SegformerAttention, called and with parts named as timm's subsampled attention: what fits learn from."""
+    """SegFormer's attention, called and with parts named as timm's subsampled attention: what fits learn from."""
 
-    def __init__(self, stock: Any) -> None:
+    def __init__(self, stock: nn.Module, **parts: nn.Module) -> None:
         super().__init__()
-        self.stock, self.q, self.proj = stock, stock.q_proj, stock.o_proj
+        self.stock = stock
+        for name, part in parts.items():
+            self.add_module(name, part)
 
     def forward(self, x_BND: Tensor, feat_size: tuple[int, int]) -> Tensor:
-        return self.stock(x_BND, *feat_size)[0]
+        out = self.stock(x_BND, *feat_size)
+        return out[0] if isinstance(out, tuple) else out
 
 
 @register_reader(SEGFORMER, PAIR)
@@ -179,4 +193,14 @@ def _read_segformer(module: Any, where: str) -> Projections:
     )
     if module.sequence_reduction_ratio == 1:
         return softmax_of(source, OfSegformer)
-    return replace(source, dropped=("sequence_reduction",), layer=SegformerTeacher(module))
+    teacher = SegformerTeacher(module, q=module.q_proj, proj=module.o_proj)
+    return replace(source, dropped=("sequence_reduction",), layer=teacher)
+
+
+@register_reader(MIX_TRANSFORMER)
+def _read_mix_transformer(module: Any, where: str) -> Projections:
+    source = replace(read_subsampled(module, where), dropped=(), seat=OfMixTransformer)
+    if module.sr_ratio == 1:
+        return softmax_of(source, OfMixTransformer)
+    teacher = SegformerTeacher(module, q=module.q, proj=module.proj, sr=module.sr, norm=module.norm)
+    return replace(source, dropped=("sr", "norm"), layer=teacher)

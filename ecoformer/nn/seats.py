@@ -52,6 +52,13 @@ class OfSegformer(Seat):
         return self.attn(hidden_states, (height, width)), None
 
 
+class OfMixTransformer(Seat):
+    """For segmentation_models_pytorch's Attention: tokens, height and width."""
+
+    def forward(self, x_BND: Tensor, height: int, width: int) -> Tensor:
+        return self.attn(x_BND, (height, width))
+
+
 class OfTorch(Seat):
     """For nn.MultiheadAttention with batch_first=True over one sequence, called without masks."""
 

@@ -28,7 +28,8 @@ def is_plain_attention(module: nn.Module) -> bool:
 
 @register_reader(GlobalSubSampleAttn)
 @register_reader(PvtAttention)
-def _read_subsampled(module: PvtAttention | GlobalSubSampleAttn, where: str) -> Projections:
+def read_subsampled(module: Any, where: str) -> Projections:
+    """Spatial reduction attention (Wang et al., 2021): `q`, a `kv` over a reduced map, `proj`."""
     dim = module.dim
     return Projections(
         where=where,

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from mix_transformer import MixTransformer
 from timm.models import davit, fastvit, metaformer, nest, visformer, volo
 from torchvision.models import vision_transformer
 from transformers import SegformerConfig, SegformerForImageClassification
@@ -14,6 +15,7 @@ from ecoformer import EcoFormerSpec, InputError, MSASpec, attention_layers, conv
 from ecoformer.energy import count
 from ecoformer.fit.joint import original_of
 from ecoformer.kinds import DistilledSpec
+from ecoformer.kinds.linear_sra import LinearSRASpec
 from ecoformer.model.backbones import table, verdict
 
 ECOFORMER = EcoFormerSpec(num_bits=4, num_anchors=4, top_k=2, fit_steps=2)
@@ -80,6 +82,8 @@ BACKBONES = {
     ),
     "torchvision": (lambda: vision_transformer.VisionTransformer(32, 8, 2, 2, 48, 96, num_classes=5), 32, [1, 1], 1),
     "segformer_without_sra": (lambda: segformer(1, 1, 1, 1), 64, [1, 2, 3, 4], 0),
+    "mix_transformer_without_sra": (lambda: MixTransformer((1, 1, 1, 1)), 64, [1, 2, 3, 4], 0),
+    "mix_transformer": (lambda: MixTransformer((4, 2, 1, 1)), 64, [1, 2, 3, 4], 0),
     "segformer": (lambda: segformer(4, 2, 1, 1), 64, [1, 2, 3, 4], 0),
 }
 
@@ -118,7 +122,7 @@ def test_msa_carries_everything_over(backbone):
     fit_hashes(control, images, seed=0)
     scale = expected.abs().max()
     assert (control(images) - expected).abs().max() > 1e-2 * scale, "attention does not matter here"
-    if name == "segformer":  # keys of all tokens, not of the reduced map
+    if name in ("segformer", "mix_transformer"):  # keys of all tokens, not of the reduced map
         assert (msa(images) - expected).abs().max() > 1e-4 * scale
     else:
         torch.testing.assert_close(msa(images), expected, rtol=1e-5, atol=1e-5 * float(scale))
@@ -138,6 +142,16 @@ def test_fits_learn_from_the_stock_layers_and_the_ledger_counts_them(backbone):
     copy.deepcopy(taught)
     for convention in ("audited", "paper"):
         assert not count(taught, images, convention=convention).uncounted
+
+
+def test_linear_sra_takes_over_the_reduction_of_a_mix_transformer():
+    model = MixTransformer((4, 2, 1, 1)).eval()
+    stock = model.encoder.block1[0].attn
+    weight, norm = stock.sr.weight.sum((2, 3)), stock.norm.weight
+    report = convert(model, LinearSRASpec(pool_size=2), every_layer, img_size=64)
+    layer = model.encoder.block1[0].attn.attn
+    assert torch.equal(layer.sr.weight.flatten(1), weight) and torch.equal(layer.norm.weight, norm)
+    assert len(report.replaced) == 4 and model(torch.randn(2, 3, 64, 96)).shape == (2, 5)
 
 
 def test_features_of_a_converted_eva_are_those_of_the_stock_one():
