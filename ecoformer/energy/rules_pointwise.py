@@ -1,5 +1,6 @@
 """Rules of elementwise operations, and of those that only move data."""
 
+import math
 from collections.abc import Callable
 
 from torch import Tensor
@@ -146,6 +147,25 @@ def _interpolation(taps: int) -> Callable[[Call], Counts]:
 rule("upsample_linear1d")(_interpolation(2))
 rule("upsample_bilinear2d")(_interpolation(4))
 rule("upsample_bicubic2d")(_interpolation(16))
+
+
+def _antialiased(taps: int) -> Callable[[Call], Counts]:
+    """Columns, then rows: weighted sums of `taps` along an axis, more where it shrinks; a side that stays is free."""
+
+    def counted(call: Call) -> Counts:
+        (height, width), (rows, columns) = call.inputs[0].shape[-2:], call.outputs[0].shape[-2:]
+        maps = call.elements // (rows * columns)
+        across, down = (
+            0 if before == after else math.ceil(taps * max(before / after, 1))
+            for before, after in ((width, columns), (height, rows))
+        )
+        return counts(fma=maps * columns * (height * across + rows * down))
+
+    return counted
+
+
+rule("_upsample_bilinear2d_aa")(_antialiased(2))
+rule("_upsample_bicubic2d_aa")(_antialiased(4))
 
 
 @rule("native_dropout", "bernoulli")

@@ -165,3 +165,15 @@ def test_products_agree_with_torchs_counter(seed: int) -> None:
     with torch.inference_mode(), FlopCounterMode(display=False) as witness:
         model(x)
     assert 2 * found.counts["fma"] == witness.get_total_flops()
+
+
+def test_resizing_with_antialiasing() -> None:
+    """3 maps of 4 x 6: columns first, 4 rows of 12 by 4 taps; then 2 rows of 12 by 4 taps twice as far apart."""
+
+    def resized(size: tuple[int, int], mode: str) -> Counter[str]:
+        resize = Apply(lambda x: F.interpolate(x, size, mode=mode, antialias=True))
+        return arithmetic(resize, torch.zeros(1, 3, 4, 6))
+
+    assert resized((2, 12), "bicubic") == {"fma": 3 * 12 * (4 * 4 + 2 * 8)}
+    assert resized((2, 12), "bilinear") == {"fma": 3 * 12 * (4 * 2 + 2 * 4)}
+    assert resized((8, 6), "bicubic") == {"fma": 3 * 6 * 8 * 4}  # a ViT's positions at another height
