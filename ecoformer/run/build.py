@@ -4,13 +4,11 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import timm
 import torch
-from hydra.utils import instantiate
 from torch import nn
 
 from ecoformer.config.schema import (
@@ -23,28 +21,26 @@ from ecoformer.config.schema import (
     TrainConfig,
 )
 from ecoformer.data import DataModule, build_data
-from ecoformer.data.identity import KnownClasses, ReorderedOutputs, difference_note, require_classes
-from ecoformer.data.loader import per_channel
+from ecoformer.data.identity import KnownClasses, difference_note
 from ecoformer.data.module import where_of
 from ecoformer.engine import distributed
 from ecoformer.engine.callbacks import Callback, EnergyLog, FeatureRedraw
 from ecoformer.engine.hash_update import HashUpdate
 from ecoformer.engine.loggers import Logger
-from ecoformer.engine.logit_teacher import LogitTeacher
 from ecoformer.engine.rng import seed_everything
 from ecoformer.engine.run_files import read_intact
 from ecoformer.engine.tensorboard_logger import TensorBoardLogger
 from ecoformer.engine.trainer import Trainer
 from ecoformer.engine.wandb_logger import WandbLogger
-from ecoformer.errors import InputError, one_line
+from ecoformer.errors import InputError
 from ecoformer.model.create import create, has_fixed_size
 from ecoformer.model.layers import require_input
+from ecoformer.nn.base import given
 from ecoformer.nn.inputs import input_size
 from ecoformer.run.directory import RunDir
+from ecoformer.run.parts import checkpoint_gradients, data_config_note, freeze, logit_teacher, made
 from ecoformer.run.start import BuiltModel, SavedRun, build_model, checkpoint_in, is_own, model_of_run, read_run
-from ecoformer.run.timm_weights import on_classes, timm_teacher
-
-T = TypeVar("T")
+from ecoformer.run.timm_weights import on_classes
 
 
 @dataclass
@@ -119,10 +115,8 @@ def build_run(config: Config, folder: RunDir, device: torch.device, data: DataMo
     freeze(built.model, config.train.freeze)
     if config.train.grad_checkpointing:
         checkpoint_gradients(built.model)
-    callbacks: list[Callback] = [
-        HashUpdate(config.callbacks.hash_update),
-        FeatureRedraw(config.callbacks.feature_redraw),
-    ]
+    update, redraw = config.callbacks.hash_update, config.callbacks.feature_redraw
+    callbacks: list[Callback] = [HashUpdate(update), FeatureRedraw(redraw)]
     if config.callbacks.energy_log.enabled:
         callbacks.append(EnergyLog(config.energy))
     callbacks += made(config.callbacks.extra, "callbacks.extra", Callback)
@@ -158,45 +152,7 @@ def _data(config: Config, train: TrainConfig, device: torch.device, **options: A
 
 def sequences_of(data: DataModule) -> dict[str, int]:
     """What a model of sequences must know of them: `vocab_size` and `seq_len`; nothing of images."""
-    sizes = {"vocab_size": data.vocab_size, "seq_len": data.seq_len}
-    return {key: value for key, value in sizes.items() if value is not None}
-
-
-def data_config_note(model: nn.Module, data: DataModule) -> list[str]:
-    """A note where timm's weights saw images that were normalised or cropped otherwise than the data are."""
-    theirs = timm.data.resolve_model_data_config(model)
-    theirs |= {key: per_channel(theirs[key], len(data.mean)) for key in ("mean", "std")}
-    own = {
-        "mean": tuple(data.mean),  # a list where it was typed
-        "std": tuple(data.std),
-        "crop_pct": data.eval_transform.crop_pct,
-        "interpolation": data.eval_transform.interpolation,
-    }
-    differ = [key for key, value in own.items() if theirs[key] != value]
-    if not differ:
-        return []
-    took = ", ".join(f"{key} {own[key]}" for key in differ)
-    typed = " ".join(
-        f"data.{key}={str(theirs[key]).replace(' ', '').replace('(', '[').replace(')', ']')}" for key in differ
-    )
-    return [f"timm's weights were trained with other settings of the data than {took}: theirs are {typed}"]
-
-
-def made(items: list[Any], key: str, base: type[T]) -> list[T]:
-    """What `callbacks.extra` or `logger.extra` describes, by Hydra's `_target_`. Raises InputError for what fails."""
-    objects = []
-    for item in items:
-        if not isinstance(item, dict) or "_target_" not in item:
-            raise InputError(f"{key}: {item} must be a mapping with _target_: MODULE.CLASS and the class's arguments")
-        try:
-            found = instantiate(item)
-        except Exception as error:
-            reason = one_line(error.__cause__ or error)
-            raise InputError(f"{key}: {item['_target_']} cannot be made: {reason}") from error
-        if not isinstance(found, base):
-            raise InputError(f"{key}: {item['_target_']} is no {base.__module__}.{base.__name__}: derive it from that")
-        objects.append(found)
-    return objects
+    return given(vocab_size=data.vocab_size, seq_len=data.seq_len)
 
 
 def known_classes(config: Config, folder: RunDir) -> KnownClasses | None:
@@ -210,49 +166,6 @@ def known_classes(config: Config, folder: RunDir) -> KnownClasses | None:
         return None
     path, run = read_intact(path, read_run)
     return KnownClasses(run.class_names, f"checkpoint {path}", required=False)
-
-
-def checkpoint_gradients(model: nn.Module) -> None:
-    """Have timm's model keep no block's features for the backward pass. Raises InputError for one that cannot."""
-    try:
-        model.set_grad_checkpointing(True)  # type: ignore[operator]
-    except (AttributeError, AssertionError) as error:
-        raise InputError(f"train.grad_checkpointing=true: {type(model).__name__} cannot: leave it out") from error
-
-
-def freeze(model: nn.Module, patterns: list[str]) -> None:
-    """Leave parameters out of training. Raises InputError for a pattern (fnmatch) without any, or if none is left."""
-    parameters = dict(model.named_parameters())
-    for pattern in patterns:
-        found = [name for name in parameters if fnmatchcase(name, pattern)]
-        if not found:
-            raise InputError(
-                f"train.freeze: {pattern!r} matches no parameter; there are {', '.join(list(parameters)[:3])}, ..."
-            )
-        for name in found:
-            parameters[name].requires_grad_(False)
-    if patterns and not any(parameter.requires_grad for parameter in parameters.values()):
-        raise InputError(f"train.freeze={patterns} leaves nothing to train: use train.epochs=0 or freeze less")
-
-
-def logit_teacher(config: Config, data: DataModule) -> LogitTeacher | None:
-    """The model of `distill`; None without. Raises InputError if it was trained on other classes."""
-    distill, where = config.distill, where_of(config.data)
-    if distill.model is not None:
-        return LogitTeacher(timm_teacher(distill.model, data, where), distill.weight, distill.temperature)
-    if distill.checkpoint is None:
-        return None
-    run = read_run(distill.checkpoint)
-    order = require_classes(KnownClasses(run.class_names, f"distill.checkpoint={run.path}"), data.class_names, where)
-    if run.config.model.in_chans != len(data.mean):
-        raise InputError(
-            f"distill.checkpoint={run.path} sees images of {run.config.model.in_chans} channels, model.in_chans="
-            f"{len(data.mean)}: make them the same"
-        )
-    model = model_of_run(run)
-    if order != sorted(order):
-        model = ReorderedOutputs(model, order)
-    return LogitTeacher(model, distill.weight, distill.temperature)
 
 
 def build_evaluation(config: EvalConfig, device: torch.device) -> Evaluation:
@@ -271,13 +184,13 @@ def build_evaluation(config: EvalConfig, device: torch.device) -> Evaluation:
         train = replace(train, eval_batch_size=config.batch_size)
     amp = config.amp or saved.train.amp
     known = KnownClasses(run.class_names, f"checkpoint {run.path}")
-    data_config = replace(saved.data, **_given(config.data))
+    data_config = replace(saved.data, **given(**asdict(config.data)))
     data = _data(replace(saved, data=data_config), train, device, with_train=False, known=known)
     model = model_of_run(run)
     require_input(model, input_size(model, data.img_size))
     model.to(device)
     # From here on `saved` describes the evaluation.
-    saved.data, saved.energy = data_config, replace(saved.energy, **_given(config.energy))
+    saved.data, saved.energy = data_config, replace(saved.energy, **given(**asdict(config.energy)))
     origin = {"checkpoint": str(run.path), "epochs": run.content["epoch"]}
     return Evaluation(saved, data, model, model, device, amp, origin)
 
@@ -298,9 +211,9 @@ def _timm_evaluation(config: EvalConfig, name: str, device: torch.device) -> Eva
     described = Config(
         name=name,
         model=ModelConfig(name=name),
-        data=replace(defaults, **_given(config.data)),
+        data=replace(defaults, **given(**asdict(config.data))),
         init=InitConfig(pretrained=True),
-        energy=replace(EnergyConfig(), **_given(config.energy)),
+        energy=replace(EnergyConfig(), **given(**asdict(config.energy))),
     )
     train = replace(described.train, progress=config.progress, eval_batch_size=config.batch_size)
     data = _data(described, train, device, with_train=False)
@@ -309,10 +222,6 @@ def _timm_evaluation(config: EvalConfig, name: str, device: torch.device) -> Eva
     require_input(model, data.img_size)
     on_data = on_classes(model, name, data, where_of(described.data))
     return Evaluation(described, data, model, on_data.to(device), device, config.amp or "off", {})
-
-
-def _given(options: Any) -> dict[str, Any]:
-    return {key: value for key, value in asdict(options).items() if value is not None}
 
 
 def _require_attention(config: EvalConfig, run: SavedRun) -> None:

@@ -11,11 +11,9 @@ from typing import Any
 
 from torch import nn
 
-from ecoformer.config.loading import load_config
 from ecoformer.config.schema import CompressConfig, Config
-from ecoformer.engine.run_files import BEST, LAST
 from ecoformer.errors import InputError
-from ecoformer.model.checkpoint import FORMAT, evaluated_weights, load_checkpoint, load_weights
+from ecoformer.model.checkpoint import evaluated_weights, load_checkpoint, load_weights
 from ecoformer.model.chosen import compress_filter, layer_filter
 from ecoformer.model.convert import convert
 from ecoformer.model.create import create, has_fixed_size
@@ -24,12 +22,11 @@ from ecoformer.model.patch_stride import set_patch_stride
 from ecoformer.model.resize import fit_sizes, set_in_chans
 from ecoformer.models.dims import dims_of, num_classes_of, vit_img_size
 from ecoformer.models.official import ForeignWeights, read_foreign
-from ecoformer.models.weight_files import format_of
 from ecoformer.nn.inputs import RGB, input_size, takes_sequences
 from ecoformer.nn.layout import STOCK_STRIDE
-from ecoformer.nn.specs import without_removed
 from ecoformer.run.checks import attention_spec, low_rank_spec
 from ecoformer.run.compression import factorize_and_count
+from ecoformer.run.saved import SavedRun, checkpoint_in, is_own, read_run
 
 
 @dataclass
@@ -45,36 +42,6 @@ class BuiltModel:
     notes: list[str] = field(default_factory=list)
     compression: CompressionReport | None = None
     from_timm: bool = False
-
-
-@dataclass
-class SavedRun:
-    """What a checkpoint says about its run: config, classes, weights; `vocab_size` and `seq_len` of sequences."""
-
-    path: Path
-    content: dict[str, Any]
-    config: Config
-    class_names: list[str]
-    sequences: dict[str, int] = field(default_factory=dict)
-
-
-def read_run(path: Path | str) -> SavedRun:
-    """Read a run's last.pt or best.pt; of a run's folder its best.pt, or last.pt before there is one.
-
-    Raises InputError if it is none, is damaged, or has an unknown config.
-    """
-    path = checkpoint_in(Path(path).expanduser())
-    content = load_checkpoint(path)
-    saved = content.get("config") or {}
-    if not {"settings", "class_names"} <= saved.keys():
-        raise InputError(f"checkpoint {path} does not say what it was trained with: give one that train.py wrote")
-    try:
-        # The modules that a checkpoint names are not imported: a file must not choose what runs.
-        config = load_config(Config, {**saved["settings"], "plugins": []})
-    except InputError as error:
-        raise InputError(f"checkpoint {path} was written by another version of this program: {error}") from error
-    config.attention = without_removed(config.attention.get("name", "stock"), config.attention)
-    return SavedRun(path, content, config, saved["class_names"], saved.get("sequences", {}))
 
 
 def build_model(
@@ -130,27 +97,6 @@ def model_of_run(run: SavedRun, *, drop_path_rate: float = 0.0) -> nn.Module:
         take_ranks(model, ranks_in(weights))
     load_weights(model, weights, run.path)
     return model
-
-
-def checkpoint_in(path: Path) -> Path:
-    """`path` itself, or of a folder its best.pt, else its last.pt. Raises InputError for a folder without either."""
-    if not path.is_dir():
-        return path
-    held = next((path / name for name in (BEST, LAST) if (path / name).is_file()), None)
-    if held is None:
-        raise InputError(
-            f"checkpoint {path} is a folder without {BEST} and {LAST}: give the folder of a run, or a file"
-        )
-    return held
-
-
-def is_own(path: Path) -> bool:
-    """Whether a checkpoint is one of our runs', not a file that others published."""
-    # What cannot be read and is called .pt is taken for one of ours: `read_run` says what is wrong with it.
-    if not path.is_file():
-        return True
-    stated = format_of(path)
-    return path.suffix == ".pt" if stated is None else stated == FORMAT
 
 
 def foreign_run(weights: ForeignWeights, config: Config, class_names: list[str] | None = None) -> SavedRun:
