@@ -12,6 +12,7 @@ from ecoformer.engine import distributed
 from ecoformer.engine.autocast import autocast
 from ecoformer.engine.optim import amp_dtype
 from ecoformer.errors import InputError
+from ecoformer.fit.compare import eval_mode
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 
@@ -68,9 +69,7 @@ def evaluate(
         with autocast(device, dtype):
             return model(images.contiguous(memory_format=memory_format)).float()
 
-    was_training = model.training
-    model.eval()
-    try:
+    with eval_mode(model):
         for images, labels in loader:
             logits = forward(images)
             totals += _batch_totals(logits, labels)
@@ -83,9 +82,6 @@ def evaluate(
         if clock.num_batches == 1:  # nothing was timed yet: run the only batch once more
             forward(images)
             clock.batch_done(len(images))
-    finally:
-        model.train(was_training)
-
     own = torch.tensor([clock.rate(), num_images], dtype=torch.float64, device=device)
     figures = distributed.all_reduce_sum(torch.cat([totals, own])).tolist()
     loss_sum, hits1, hits5, bad, rate, num_images = *figures[:5], int(figures[5])
@@ -93,13 +89,8 @@ def evaluate(
         raise InputError("the validation set has no images: check data.root and data.max_val_samples")
     if bad:
         raise NotFinite(f"{bad:.0f} of {num_images} validation images get logits that are no numbers: {_cause(model)}")
-    return EvalResult(
-        top1=100 * hits1 / num_images,
-        top5=100 * hits5 / num_images,
-        loss=loss_sum / num_images,
-        num_images=num_images,
-        images_per_second=rate,
-    )
+    top1, top5 = (100 * hits / num_images for hits in (hits1, hits5))
+    return EvalResult(top1, top5, loss_sum / num_images, num_images, rate)
 
 
 def _batch_totals(logits: Tensor, labels: Tensor) -> Tensor:

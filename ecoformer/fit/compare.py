@@ -4,7 +4,7 @@ Shapes: B batch, H heads, N tokens, D model channels.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -170,11 +170,8 @@ def layer_calls(
     def note(name: str) -> Any:
         return lambda module, args, kwargs: calls.update({name: called_with(args, kwargs)})
 
-    hooks = [layer.register_forward_pre_hook(note(name), with_kwargs=True) for name, layer in layers.items()]
-    try:
-        with eval_mode(model):
-            model(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with eval_mode(model), ExitStack() as hooks:
+        for name, layer in layers.items():
+            hooks.enter_context(layer.register_forward_pre_hook(note(name), with_kwargs=True))
+        model(images)
     return calls

@@ -4,6 +4,7 @@ Shapes: B batch, H heads, N tokens, C head channels, D model channels, K code bi
 """
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -86,15 +87,10 @@ def fit_hashes(
 
         return hook
 
-    hooks = [
-        module.register_forward_pre_hook(fit_before_forward(name), with_kwargs=True) for name, module in layers.items()
-    ]
-    try:
-        with eval_mode(model), without_autocast(images):
-            model(all_images)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with eval_mode(model), without_autocast(images), ExitStack() as hooks:
+        for name, module in layers.items():
+            hooks.enter_context(module.register_forward_pre_hook(fit_before_forward(name), with_kwargs=True))
+        model(all_images)
     assert len(reports) == len(layers), "a hash layer did not run, or ran twice, in one forward pass"
     if original is not None:
         with eval_mode(model), without_autocast(images):

@@ -7,8 +7,8 @@ pixels.
 
 import copy
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,11 +132,13 @@ def fit_jointly(
 
     with (
         _only_these_train(model, parameters),
-        _as_ever_afterwards(layers.values()),
+        ExitStack() as afterwards,
         _outputs(model, blocks) as outs,
         _outputs(original, blocks) as wanted,
         torch.enable_grad(),
     ):
+        for layer in layers.values():  # whatever happens, they do not stay annealed
+            afterwards.callback(layer.anneal, None)
         adam_on_batches(
             parameters,
             loss,
@@ -208,26 +210,12 @@ def _outputs(model: nn.Module, blocks: Mapping[str, str]) -> Iterator[dict[str, 
     def note(block: str) -> Any:
         return lambda module, args, out: found.update({block: (out, masks[block])})
 
-    hooks = [
-        model.get_submodule(name).register_forward_pre_hook(note_mask(block), with_kwargs=True)
-        for name, block in blocks.items()
-    ]
-    hooks += [model.get_submodule(block).register_forward_hook(note(block)) for block in set(blocks.values())]
-    try:
+    with ExitStack() as hooks:
+        for name, block in blocks.items():
+            hooks.enter_context(model.get_submodule(name).register_forward_pre_hook(note_mask(block), with_kwargs=True))
+        for block in set(blocks.values()):
+            hooks.enter_context(model.get_submodule(block).register_forward_hook(note(block)))
         yield found
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-@contextmanager
-def _as_ever_afterwards(layers: Iterable[TaughtAttention]) -> Iterator[None]:
-    """Whatever happens, the layers do not stay annealed."""
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.anneal(None)
 
 
 def _taught(model: nn.Module) -> dict[str, TaughtAttention]:

@@ -1,7 +1,7 @@
 """Where a model's attention layers are: their names, stages, and how many tokens enter each."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,14 +86,13 @@ def called_modules(model: nn.Module, input: Input | None = None) -> set[str] | N
     def note(name: str) -> Callable[..., None]:
         return lambda module, inputs: called.add(name)
 
-    hooks = [module.register_forward_pre_hook(note(name)) for name, module in model.named_modules()]
-    try:
-        require_input(model, input)
-    except InputError:
-        return None
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with ExitStack() as hooks:
+        for name, module in model.named_modules():
+            hooks.enter_context(module.register_forward_pre_hook(note(name)))
+        try:
+            require_input(model, input)
+        except InputError:
+            return None
     return called
 
 

@@ -245,11 +245,7 @@ def called_with(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Tensor,
 def before_projection(layer: nn.Module, x_BND: Tensor, feat_size: Any = None, mask_BN: Tensor | None = None) -> Tensor:
     """What a layer, ours or timm's, hands to its output projection `proj`: (B, N, D)."""
     caught: list[Tensor] = []
-    proj = layer.get_submodule("proj")
-    handle = proj.register_forward_pre_hook(lambda module, inputs: caught.append(inputs[0]))
-    try:
+    with layer.get_submodule("proj").register_forward_pre_hook(lambda module, inputs: caught.append(inputs[0])):
         layer(x_BND, *given(size=feat_size).values(), **given(attn_mask=as_attn_mask(mask_BN)))
-    finally:
-        handle.remove()
     assert len(caught) == 1, "an attention layer projects its output once"
     return caught[0]

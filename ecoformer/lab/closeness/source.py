@@ -17,6 +17,7 @@ from ecoformer.model.checkpoint import save_checkpoint
 from ecoformer.model.chosen import layer_filter
 from ecoformer.model.convert import FilterFn
 from ecoformer.model.layers import attention_layers
+from ecoformer.nn.base import given
 from ecoformer.nn.inputs import size_of
 from ecoformer.nn.msa import MSASpec
 from ecoformer.nn.specs import AttentionSpec
@@ -49,11 +50,8 @@ class Source:
     def outcome(self, model: nn.Module) -> tuple[float, Tensor]:
         """Top-1 in percent on the validation split, and the log-probabilities of its classes, (images, classes)."""
         found: list[Tensor] = []
-        hook = model.register_forward_hook(lambda module, args, out: found.append(out.float().log_softmax(dim=-1)))
-        try:
+        with model.register_forward_hook(lambda module, args, out: found.append(out.float().log_softmax(dim=-1))):
             top1 = self.accuracy(model)
-        finally:
-            hook.remove()
         return top1, torch.cat(found)[: self.data.num_val]  # a lone batch ran twice, for the clock
 
     def empty_model(self, attention: dict[str, Any]) -> nn.Module:
@@ -166,11 +164,8 @@ def load_source(
         config.data.img_size = size_of(model)
         config.init.pretrained = pretrained
         config.init.checkpoint = None if checkpoint is None else str(checkpoint)
-    if data_name is not None:
-        config.data.name = data_name
-    config.data.root = root if root is not None else config.data.root
-    config.data.img_size = img_size if img_size is not None else config.data.img_size
-    config.data.max_val_samples = max_val if max_val is not None else config.data.max_val_samples
+    asked = given(name=data_name, root=root, img_size=img_size, max_val_samples=max_val)
+    config.data = replace(config.data, **asked)
     train = replace(config.train, progress=False)
     device = torch.device("cpu")
     options: dict[str, Any] = {"calibration_only": True, "in_chans": config.model.in_chans}

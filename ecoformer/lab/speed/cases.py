@@ -177,9 +177,8 @@ class SpeedCase:
         if self.layer > len(layers):
             raise InputError(f"layer {self.layer}: {self.model} has attention layers 1 to {len(layers)}")
         layer, calls = layers[self.layer - 1].module, []
-        hook = layer.register_forward_pre_hook(lambda module, *call: calls.append(call), with_kwargs=True)
-        forward_pass(model.eval(), inputs, self.precision)()
-        hook.remove()
+        with layer.register_forward_pre_hook(lambda module, *call: calls.append(call), with_kwargs=True):
+            forward_pass(model.eval(), inputs, self.precision)()
         # Copies can be trained on, what inference mode made cannot.
         (x_BND, *rest), named = tree_map_only(Tensor, Tensor.clone, calls[0])
         run: Callable[..., Tensor] = partial(variant.wrap(layer), **named)
