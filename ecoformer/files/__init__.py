@@ -118,8 +118,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 def set_aside(folder: Path, names: Iterable[str]) -> Path | None:
     """Move those of the named files that exist into folder/earlier-N and return it; None if there are none.
 
-    Raises:
-        InputError: the folder cannot be written.
+    Raises InputError: the folder cannot be written.
     """
     present = [name for name in names if (folder / name).exists()]
     if not present:

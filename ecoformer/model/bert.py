@@ -45,8 +45,7 @@ def from_pretrained(folder: str | Path) -> Any:
     The class and the attention of every layer are those that config.json names, ranks those of the weights. The
     from_pretrained of transformers does not know such layers and refuses them, for the size of a weight.
 
-    Raises:
-        InputError: no such folder or files, or weights that are not those of the model that config.json describes.
+    Raises InputError: no such folder or files, or weights that are not those of the model that config.json describes.
     """
     import transformers
 

@@ -35,8 +35,7 @@ class UnreadableCheckpoint(InputError):
 def save_checkpoint(path: Path, content: dict[str, Any], previous: Path | None = None) -> None:
     """Write `content` to `path`, or leave the file there as it was; `previous` is the name that it goes on under.
 
-    Raises:
-        InputError: the file cannot be written (disk full, read-only folder, ...).
+    Raises InputError: the file cannot be written (disk full, read-only folder, ...).
     """
     content = {"format": FORMAT, "version": VERSION, **content}
     _require_plain(content, "checkpoint")
@@ -112,8 +111,7 @@ def evaluated_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
 def load_weights(model: nn.Module, state: dict[str, Tensor], source: Path | str) -> None:
     """Load a state dict that must fit exactly.
 
-    Raises:
-        InputError: keys are missing or left over, or shapes differ; names the first of each.
+    Raises InputError: keys are missing or left over, or shapes differ; names the first of each.
     """
     own = model.state_dict()
     faults = {

@@ -100,8 +100,7 @@ def convert(
     for layer, wanted in planned:
         num_tokens = tokens.get(layer.name)
         fitting = wanted if num_tokens is None else wanted.fit_to_tokens(num_tokens, layer.where)
-        lowered = _lowered(wanted, fitting)
-        if lowered:
+        if lowered := _lowered(wanted, fitting):
             report.notes.append(f"{layer.where} has {num_tokens} tokens: {lowered}")
         if fitting.is_met_by(layer.module):
             report.kept.append(layer.name)
@@ -112,18 +111,9 @@ def convert(
         if not any(parameter.requires_grad for parameter in layer.module.parameters()):
             module.requires_grad_(False)  # what is new as well
         built.append((layer.name, module, source.seat))
-        copied, dropped = source.carried(module.carries)
-        change = LayerChange(
-            name=layer.name,
-            stage=layer.stage,
-            source=type(layer.module).__name__,
-            target=type(module).__name__,
-            spec=fitting,
-            num_tokens=num_tokens,
-            copied=copied,
-            dropped=dropped,
-            new=module.new_parts,
-        )
+        old, new = type(layer.module).__name__, type(module).__name__
+        carried = source.carried(module.carries)
+        change = LayerChange(layer.name, layer.stage, old, new, fitting, num_tokens, *carried, module.new_parts)
         report.replaced.append(change)
     if left := no_reader(model):
         report.notes.append(f"other attention stays as it is: {left.removesuffix('; ')}")

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable
 from importlib.metadata import EntryPoint, entry_points
 
-from ecoformer.errors import InputError
+from ecoformer.errors import InputError, one_line
 
 GROUP = "ecoformer.plugins"
 _loaded: set[EntryPoint] = set()
@@ -28,7 +28,7 @@ def load_installed() -> None:
         except Exception as error:
             package = entry.dist.name if entry.dist is not None else entry.value
             raise InputError(
-                f"the plugin {entry.name}={entry.value} of {package} cannot be imported: {_reason(error)}; "
+                f"the plugin {entry.name}={entry.value} of {package} cannot be imported: {one_line(error)}; "
                 f"mend or uninstall {package}"
             ) from error
 
@@ -43,10 +43,6 @@ def load_modules(names: Iterable[str]) -> None:
             importlib.import_module(name)
         except Exception as error:
             raise InputError(
-                f"plugins=[{','.join(names)}]: {name} cannot be imported: {_reason(error)}; name a module that python "
+                f"plugins=[{','.join(names)}]: {name} cannot be imported: {one_line(error)}; name a module that python "
                 "finds from here, or set PYTHONPATH"
             ) from error
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -34,8 +34,7 @@ def average(runs: Sequence[SavedRun]) -> dict[str, Tensor]:
     What else a model holds, hash functions above all, is no quantity that could be averaged: it must be the same in
     all, and is taken from the last.
 
-    Raises:
-        InputError: the checkpoints are of different models or classes, or hold different hash functions.
+    Raises InputError: the checkpoints are of different models or classes, or hold different hash functions.
     """
     last = runs[-1]
     for other in runs:

@@ -45,8 +45,7 @@ def class_names(model: Any) -> list[str]:
 def on_classes(model: Any, name: str, data: DataModule, where: str) -> nn.Module:
     """The model with an output for each class of the data: all of them, in their order, or those that the data have.
 
-    Raises:
-        InputError: the data are no images, or have classes that the model does not know.
+    Raises InputError: the data are no images, or have classes that the model does not know.
     """
     if data.vocab_size is not None:
         raise InputError(f"timm's {name} takes images, data.name={data.name} are sequences of ids: take data of images")
@@ -63,8 +62,7 @@ def on_classes(model: Any, name: str, data: DataModule, where: str) -> nn.Module
 def timm_teacher(name: str, data: DataModule, where: str) -> nn.Module:
     """A timm model as the teacher of a run on `data`: (B, C, S, S), normalised as the run does, to logits (B, K).
 
-    Raises:
-        InputError: an unknown name, weights that cannot be had, classes that it does not know.
+    Raises InputError: an unknown name, weights that cannot be had, classes that it does not know.
     """
     key = "distill.model"
     channels: dict[str, Any] = {} if (in_chans := len(data.mean)) == 3 else {"in_chans": in_chans}

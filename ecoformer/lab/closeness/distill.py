@@ -100,12 +100,9 @@ def measure_distilled(
         layers: which attention layers, as `attention.layers`; None: those that conversion replaces anyway.
         say: gets a line of progress at every step.
     Returns:
-        The distilled model, and its figures, JSON-ready: model, dataset, img_size, source, attention, codes, num_bits
-        (the code length), levels, projection, sum_bits (that hold sums of rows of 8-bit tokens, None for bits), seed,
-        num_images, seconds, blocks (of each the fields `FLOORS`, error_fit, seconds, energy_pj and energy_pj_before of
-        its layer), joint_fit (its report, or None), top1_before, top1_after, kl and agreement with the source on the
-        validation split, controls (top1, kl, agreement and block errors of uniform and none), energy_pj and
-        energy_audited_pj (before, after, and of stock, msa and ecoformer attention), and under what they were measured.
+        The distilled model, and its figures, JSON-ready. `num_bits` is the code length, `sum_bits` hold sums of rows of
+        8-bit tokens (None for bits); `blocks` have the fields `FLOORS`, error_fit, seconds, energy_pj and
+        energy_pj_before of their layer; kl and agreement are with the source on the validation split.
     """
     config, data = source.config, source.data
     images, held_out = data.calibration_images(num_images, seed=seed), source.held_out(num_held_out)

@@ -23,8 +23,7 @@ class PeakMemory:
     On CPU this is Linux's high-water mark of resident memory, so it covers every allocator of the process, and what
     an allocator keeps for later counts as held. Measure in a fresh process: memory freed before is used again unseen.
 
-    Raises:
-        InputError: a CPU measurement without Linux's /proc.
+    Raises InputError: a CPU measurement without Linux's /proc.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -16,12 +16,10 @@ BESIDE = ("msa", "stock", "uniform")
 def collect(study: StudyConfig, jobs: Sequence[Job]) -> list[Row]:
     """One row for each finished run that is a row of the table, JSON-ready.
 
-    Keys: dataset, backbone, model, attention, settings, name, label, init ("scratch", or "converted" from the weights
-    of `source`), source, seed, stage1_seed, training_seed (of the model that the row is made of: stage1_seed),
-    epochs_stage1, epochs_stage2 (0: converted without training), steps_stage2 (optimiser steps: train.max_steps may
-    cut an epoch short), top1 (of the last epoch), best_top1, params, energy_pj, attention_energy_pj,
-    energy_convention, images_per_second (of the run's own evaluation, until `study.speed` measures all in turns),
-    duration_s, published_top1, published_energy_pj, command, commit, run.
+    `init` is "scratch", or "converted" from the weights of `source`; `training_seed` that of the model that the row is
+    made of; `epochs_stage2` 0 where it is converted without training; `steps_stage2` are optimiser steps, since
+    train.max_steps may cut an epoch short; `top1` is of the last epoch; `images_per_second` of the run's own
+    evaluation, until `study.speed` measures all in turns.
     """
     by_id = {job.id: job for job in jobs}
     rows = []
