@@ -111,7 +111,7 @@ class Calibration:
         return notes
 
 
-LEFT_OUT = "left out: the residual of a sample under the prices that all other samples give"
+LEFT_OUT = "residual: modelled less measured, of measured; left out: under the prices that all other samples give"
 
 
 def calibrate(samples: Iterable[Measured], prices: Sequence[str] = PRICES, bits: int = 32) -> Calibration:

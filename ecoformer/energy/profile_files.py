@@ -58,7 +58,9 @@ def load_profile(given: Prices) -> Profile:
         return given
     path, text = Path("prices"), str(given)
     if isinstance(given, Mapping):
-        name, where, data = "prices", "prices", dict(given)
+        bare = all(not isinstance(value, Mapping) for value in given.values())
+        name = ",".join(f"{key}={value}" for key, value in given.items()) if bare else "prices"
+        where, data = "prices", dict(given)
     elif re.match(r"\w+=", text) and not Path(text).is_file():
         pairs = (part.partition("=") for part in text.split(","))
         name, where, data = text, text, {key.strip(): yaml.safe_load(value or "~") for key, _, value in pairs}

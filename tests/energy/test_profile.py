@@ -211,7 +211,8 @@ def test_two_prices_are_a_profile(tmp_path: Path) -> None:
         assert ledger.energy_pj(given) == pytest.approx(84 * 0.23 + 12 * 0.03)
         prices = load_profile(given).precisions["given"]
         assert prices.bits == 8 and all(price.assumed for kind, price in prices.prices.items() if price.pj)
-    assert "mac=0.23,add=0.03: 19.68 pJ" in ledger.table(profile="mac=0.23,add=0.03")
+    for given in ("mac=0.23,add=0.03", {"mac": 0.23, "add": 0.03}):
+        assert "mac=0.23,add=0.03: 19.68 pJ" in ledger.table(profile=given)
     with pytest.raises(InputError, match=r"profile mac=0\.2: precisions\.given needs at least the price of an add"):
         load_profile("mac=0.2")
     with pytest.raises(InputError, match=r"given\.fma\.pj must be a number of at least 0, got 'cheap'"):
