@@ -105,6 +105,7 @@ def class_names_of(split: Path) -> list[str]:
 def read_folders(root: Path, *, with_train: bool) -> FoundFolders:
     """Find ROOT/train and ROOT/val (else ROOT/test); class indices follow the sorted class names.
 
+    Where only validation is asked for, ROOT may be a test set on its own, with the class folders in it.
     Class lists are compared whenever both splits are there; files are listed only for the splits asked for.
     Raises InputError for a missing root or split, fewer than two classes, an empty class folder, no images, and
     differing class lists.
@@ -113,18 +114,21 @@ def read_folders(root: Path, *, with_train: bool) -> FoundFolders:
         raise InputError(f"data.root={root} is not a folder: set data.root to the folder that holds train/ and val/")
     train_dir = root / "train"
     val_dir = next((root / name for name in VAL_NAMES if (root / name).is_dir()), None)
+    where = None if val_dir is not None else _where_splits_are(root)
+    alone = val_dir is None and where is None and not train_dir.is_dir()
+    if alone and not with_train and len(class_names_of(root)) > 1:
+        val_dir = root
     if val_dir is None:
         raise InputError(
-            f"data.root={root} has no val or test folder: "
-            + (_where_splits_are(root) or f"put validation images under {root}/val/CLASS")
+            f"data.root={root} has no val or test folder: {where or f'put validation images under {root}/val/CLASS'}"
         )
     if with_train and not train_dir.is_dir():
         raise InputError(f"data.root={root} has no train folder: put training images under {train_dir}/CLASS")
     class_names = _checked_names(val_dir)
     if train_dir.is_dir():
         _compare(_checked_names(train_dir), class_names, train_dir, val_dir)
-    train = _checked(scan_folder(train_dir, class_names)) if with_train else None
-    val = _checked(scan_folder(val_dir, class_names))
+    train = checked_scan(scan_folder(train_dir, class_names)) if with_train else None
+    val = checked_scan(scan_folder(val_dir, class_names))
     scans = [scan for scan in (train, val) if scan is not None]
     notes = [note for scan in scans for note in (scan.skipped_note(), scan.unread_note()) if note]
     return FoundFolders(class_names, None if train is None else train.source(), val.source(), notes)
@@ -167,7 +171,8 @@ def _compare(train: list[str], val: list[str], train_dir: Path, val_dir: Path) -
     )
 
 
-def _checked(scan: FolderScan) -> FolderScan:
+def checked_scan(scan: FolderScan) -> FolderScan:
+    """The scan. Raises InputError if it found no image, or none of a class."""
     if not scan.paths:
         raise InputError(
             f"{scan.split} holds no images ({' '.join(IMAGE_SUFFIXES)}) in {len(scan.class_names)} class folders"

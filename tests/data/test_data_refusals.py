@@ -162,6 +162,15 @@ def test_missing_roots_and_splits(open_data, image_folder: Path):
     )
 
 
+def test_a_test_set_on_its_own_is_for_evaluation(open_data, image_folder: Path):
+    root = (image_folder / "val").rename(image_folder.parent / "sketch")
+    data = open_data(root=root, with_train=False)
+    assert (data.class_names, data.num_val) == (["ant", "bee"], 6)
+    assert refusal(lambda: open_data(root=root)) == (
+        f"data.root={root} has no val or test folder: put validation images under {root}/val/CLASS"
+    )
+
+
 def test_unusable_folders(open_data, write_image, image_folder: Path):
     train = image_folder / "train"
     (train / "bee").rename(image_folder / "bee")
