@@ -8,7 +8,9 @@ from ecoformer.config.keys import FRACTION, Limit, at_least, between, key
 
 ARCHIVES = ("webdataset", "hfds")
 SEQUENCES = ("listops", "text_bytes", "pixels")
+IMAGENET_TESTS = ("imagenet_v2", "imagenet_a", "imagenet_r", "imagenet_real")  # for evaluation alone
 DATA_NAMES = ["digits", "cifar10", "cifar100", "imagenet", "folder", *ARCHIVES, *SEQUENCES]  # and those of plugins
+DATA_NAMES += IMAGENET_TESTS
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 PROPER_SHARE = Limit(lambda value: 0 < value < 1, "above 0 and below 1")
 RANGE = Limit(lambda pair: len(pair) == 2 and 0 < pair[0] <= pair[1], "a list of two numbers, 0 < low <= high")
@@ -82,11 +84,15 @@ class AugmentConfig:
 class EvalDataConfig:
     """What evaluation may change about the checkpoint's data, or timm's; None: as in training, or as timm evaluates."""
 
-    name: str | None = key(None, "another layout of the same classes: folder, webdataset, hfds", choices=DATA_NAMES)
+    name: str | None = key(
+        None, "another layout of the same classes, or imagenet_v2, _a, _r, _real", choices=DATA_NAMES
+    )
     root: str | None = key(None, "null, here and below: as in training")
     img_size: int | None = key(None, limit=at_least(1))
     crop_pct: float | None = key(None, limit=FRACTION)
     interpolation: str | None = key(None, choices=INTERPOLATIONS)
+    mean: list[float] | None = key(None, limit=CHANNELS)
+    std: list[float] | None = key(None, limit=POSITIVE_CHANNELS)
     num_workers: int | None = key(None, limit=at_least(0))
     max_val_samples: int | None = key(None, limit=at_least(1))
     max_corrupt: int | None = key(None, limit=at_least(0))

@@ -14,6 +14,7 @@ from omegaconf import MISSING
 from ecoformer.config.data import (  # noqa: F401
     ARCHIVES,
     DATA_NAMES,
+    IMAGENET_TESTS,
     SEQUENCES,
     AugmentConfig,
     DataConfig,

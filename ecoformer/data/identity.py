@@ -87,6 +87,20 @@ class ReorderedOutputs(nn.Module):
         return self.model(x_B3SS)[:, self.order]
 
 
+def on_classes(model: nn.Module, known: KnownClasses, found: Sequence[str], where: str) -> nn.Module:
+    """A model with an output for each class of the data: all of `known` in the data's order, or a part of them.
+
+    Raises:
+        InputError: the data have classes that the model does not know; `where` names them.
+    """
+    order = match_classes(known.names, found)
+    if order is None and set(found) <= set(known.names):  # a part of ImageNet
+        order = [known.names.index(each) for each in found]
+    if order is None:
+        order = require_classes(known, found, where)
+    return model if order == list(range(len(known.names))) else ReorderedOutputs(model, order)
+
+
 def _number(name: str) -> int | None:
     return int(name) if name.isascii() and name.isdigit() else None
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ecoformer.config.schema import (
+    IMAGENET_TESTS,
     Config,
     DataConfig,
     EnergyConfig,
@@ -21,7 +22,8 @@ from ecoformer.config.schema import (
     TrainConfig,
 )
 from ecoformer.data import DataModule, build_data
-from ecoformer.data.identity import KnownClasses, difference_note
+from ecoformer.data.identity import KnownClasses, difference_note, on_classes
+from ecoformer.data.imagenet import as_synsets
 from ecoformer.data.module import where_of
 from ecoformer.engine import distributed
 from ecoformer.engine.callbacks import Callback, EnergyLog, FeatureRedraw
@@ -40,7 +42,7 @@ from ecoformer.nn.inputs import input_size
 from ecoformer.run.directory import RunDir
 from ecoformer.run.parts import checkpoint_gradients, data_config_note, freeze, logit_teacher, made
 from ecoformer.run.start import BuiltModel, SavedRun, build_model, checkpoint_in, is_own, model_of_run, read_run
-from ecoformer.run.timm_weights import on_classes
+from ecoformer.run.timm_weights import timm_on_classes
 
 
 @dataclass
@@ -185,14 +187,19 @@ def build_evaluation(config: EvalConfig, device: torch.device) -> Evaluation:
     amp = config.amp or saved.train.amp
     known = KnownClasses(run.class_names, f"checkpoint {run.path}")
     data_config = replace(saved.data, **given(**asdict(config.data)))
-    data = _data(replace(saved, data=data_config), train, device, with_train=False, known=known)
-    model = model_of_run(run)
+    options: dict[str, Any] = {"known": known}
+    if of_imagenet := data_config.name in IMAGENET_TESTS:  # which know their classes, and have no training split
+        data_config.dev_samples, options = 0, {}
+    data = _data(replace(saved, data=data_config), train, device, with_train=False, **options)
+    model = on_data = model_of_run(run)
     require_input(model, input_size(model, data.img_size))
-    model.to(device)
+    if of_imagenet:
+        on_data = on_classes(model, as_synsets(known), data.class_names, where_of(data_config))
+    on_data.to(device)
     # From here on `saved` describes the evaluation.
     saved.data, saved.energy = data_config, replace(saved.energy, **given(**asdict(config.energy)))
     origin = {"checkpoint": str(run.path), "epochs": run.content["epoch"]}
-    return Evaluation(saved, data, model, model, device, amp, origin)
+    return Evaluation(saved, data, model, on_data, device, amp, origin)
 
 
 def _timm_evaluation(config: EvalConfig, name: str, device: torch.device) -> Evaluation:
@@ -220,7 +227,7 @@ def _timm_evaluation(config: EvalConfig, name: str, device: torch.device) -> Eva
     if theirs["crop_mode"] not in (None, "center"):
         data.notes.append(f"timm evaluates {name} with crop_mode={theirs['crop_mode']}, here it is a central crop")
     require_input(model, data.img_size)
-    on_data = on_classes(model, name, data, where_of(described.data))
+    on_data = timm_on_classes(model, name, data, where_of(described.data))
     return Evaluation(described, data, model, on_data.to(device), device, config.amp or "off", {})
 
 

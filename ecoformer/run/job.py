@@ -1,12 +1,16 @@
 """What train and eval do, from a typed config to what is written and printed."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
+from torch import Tensor
+
 from ecoformer.config.schema import Config, EvalConfig
+from ecoformer.data.imagenet import REAL, real_labels
 from ecoformer.engine import distributed
 from ecoformer.engine.evaluation import evaluate
 from ecoformer.engine.predictions import Predictions
+from ecoformer.engine.real_labels import RealLabels
 from ecoformer.engine.run_files import SUMMARY
 from ecoformer.errors import InputError
 from ecoformer.files import write_json
@@ -48,16 +52,26 @@ def evaluate_checkpoint(config: EvalConfig) -> float:
     with session(config.device, threads=config.threads) as device:
         evaluation = build_evaluation(config, device)
         data, described = evaluation.data, evaluation.config
-        if config.details is not None and described.data.max_corrupt:
-            raise InputError(f"details={config.details} names every image: set data.max_corrupt=0")
+        real = RealLabels(real_labels(data.val_source)) if described.data.name == REAL else None
+        if described.data.max_corrupt and (config.details is not None or real is not None):
+            what = f"data.name={REAL}" if config.details is None else f"details={config.details}"
+            raise InputError(f"{what} names every image: set data.max_corrupt=0")
         predictions = None if config.details is None else Predictions()
+
+        def take(logits: Tensor, labels: Tensor) -> None:
+            for taker in (real, predictions):
+                if taker is not None:
+                    taker.add(logits, labels)
+
         result = evaluate(
             evaluation.on_data,
             data.val_loader,
             device,
             evaluation.amp,
-            on_logits=None if predictions is None else predictions.add,
+            on_logits=take,
         )
+        if real is not None:
+            result = replace(result, **real.figures(device))
         if predictions is not None and config.details is not None:
             predictions.write(Path(config.details).expanduser(), data.class_names, data.val_source.name)
         figures = summary.whole_summary(described, evaluation.model, {**asdict(result), **evaluation.origin})

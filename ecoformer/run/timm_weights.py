@@ -10,7 +10,7 @@ from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_model_data_co
 from torch import Tensor, nn
 
 from ecoformer.data import DataModule
-from ecoformer.data.identity import KnownClasses, ReorderedOutputs, match_classes, require_classes
+from ecoformer.data.identity import KnownClasses, on_classes
 from ecoformer.data.loader import per_channel
 from ecoformer.errors import InputError
 from ecoformer.model.create import create
@@ -42,21 +42,14 @@ def class_names(model: Any) -> list[str]:
     return [str(index) for index in range(model.num_classes)] if subset is None else ImageNetInfo(subset).label_names()
 
 
-def on_classes(model: Any, name: str, data: DataModule, where: str) -> nn.Module:
-    """The model with an output for each class of the data: all of them, in their order, or those that the data have.
+def timm_on_classes(model: Any, name: str, data: DataModule, where: str) -> nn.Module:
+    """`on_classes` of a timm model.
 
     Raises InputError: the data are no images, or have classes that the model does not know.
     """
     if data.vocab_size is not None:
         raise InputError(f"timm's {name} takes images, data.name={data.name} are sequences of ids: take data of images")
-    found = data.class_names
-    known = KnownClasses(class_names(model), f"timm's {name}")
-    order = match_classes(known.names, found)
-    if order is None and set(found) <= set(known.names):  # a part of ImageNet
-        order = [known.names.index(each) for each in found]
-    if order is None:
-        order = require_classes(known, found, where)
-    return model if order == list(range(len(known.names))) else ReorderedOutputs(model, order)
+    return on_classes(model, KnownClasses(class_names(model), f"timm's {name}"), data.class_names, where)
 
 
 def timm_teacher(name: str, data: DataModule, where: str) -> nn.Module:
@@ -69,6 +62,6 @@ def timm_teacher(name: str, data: DataModule, where: str) -> nn.Module:
     weights = f"{key}={name}"
     model = create(name, key=key, img_size=data.img_size, pretrained=True, pretrained_key=weights, **channels)
     theirs = resolve_model_data_config(model)
-    chosen = on_classes(model, name, data, where)
+    chosen = timm_on_classes(model, name, data, where)
     seen = (per_channel(theirs["mean"], in_chans), per_channel(theirs["std"], in_chans))
     return Renormalised(chosen, (data.mean, data.std), seen)
