@@ -1,32 +1,33 @@
-"""A converted backbone in semantic segmentation: PVTv2-B0 under a feature pyramid, on CamVid: docs/segmentation.md.
+"""A converted backbone in segmentation: PVTv2-B0 under a feature pyramid, on CamVid; docs/segmentation.md.
 
     python examples/segmentation.py run --data DIR --out OUT [--init RUN/best.pt] [--device cuda]
-    python examples/segmentation.py run --data generated --size 96 96 --out OUT
+    python examples/segmentation.py run --data generated --out OUT
     python examples/segmentation.py time --out OUT                   # adds milliseconds to OUT's table
 
-DIR is CamVid as SegNet publishes it: train/, trainannot/, val/, ..., testannot/, PNG, masks of class numbers, 11 = void.
-`generated` draws scenes instead: what a patch of ground is depends on whether something of its hue stands elsewhere.
+DIR is CamVid as SegNet lays it out: train/, trainannot/, test/, testannot/, PNG, masks of class numbers, 11 = void.
+`generated` draws scenes instead; what a patch of ground is depends on whether a thing of its hue stands anywhere.
 
-Stock attention and MSA are trained for --steps each from the same start (of a run on images with --init, else random).
-Each SETTING, "SOURCE/KIND:key=value,...", is the source's model with its attention converted and its codes fitted to
-training images: mIoU (all images of --split together, void left out) without training and after --tune-steps. OUT
-gets table.json, kept row by row, table.md and predictions.png.
+Stock attention and MSA are trained for --steps each from the same start: the backbone of a run with --init, else
+random. Each setting, SOURCE/KIND:key=value,..., is a source with its attention converted and codes fitted to training
+images; mIoU is that of the test images, void left out, then and after --tune-steps of training. OUT gets table.json
+and table.md, row by row, and predictions.png.
 """
 
 import argparse
 import copy
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from camvid import CAMVID, SCENE, VOID, camvid, scenes
 from timm.models._features import FeatureGetterNet
 from torch import nn
 from torchvision.ops import FeaturePyramidNetwork
 
-from ecoformer import InputError, attention_layers, convert, fit_hashes
+from ecoformer import InputError, convert, fit_hashes
 from ecoformer.cli.arguments import Parser, positive, script
 from ecoformer.energy import count
 from ecoformer.energy.profile_files import load_profile
@@ -39,39 +40,30 @@ from ecoformer.nn.specs import make_spec, split_setting
 from ecoformer.report.figures import panels, save_figure
 from ecoformer.run.start import model_of_run, read_run
 
-CAMVID = "sky building pole road pavement tree sign fence car pedestrian cyclist".split()
-SCENE = "sky wall ground disc box triangle pole twin single".split()
-VOID, WIDTH, SHOWN = 11, 64, 4
-SIZES = (480, 720, 1024)
-SETTINGS = (
-    *("stock/stock", "msa/msa", "msa/ecoformer", "msa/ecoformer_tuned", "msa/distilled:num_features=32"),
-    *("stock/distilled:num_features=32", "msa/uniform", "msa/none"),
-)
+WIDTH, SHOWN, SIZES = 64, 4, (480, 720, 1024)
+PALETTE = "70aed3 b07050 777777 8a4fa3 d4a8c7 3f8f3f e0b020 c02020 2f4fa0 f07850 20b0a0 ffffff"
 MEAN, DEVIATION = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[:, :, None, None] * 255
+SETTINGS = ["stock/stock", "stock/distilled:num_features=32", "msa/msa", "msa/ecoformer", "msa/ecoformer_tuned"]
+SETTINGS += ["msa/distilled:num_features=32", "msa/uniform", "msa/none"]
 
 
 class Segmenter(nn.Module):
-    """The semantic branch of Panoptic FPN (Kirillov et al., CVPR 2019): levels of a pyramid, brought to the finest, added.
-
-    Images (B, 3, Y, X) of any size to class scores (B, K, Y, X).
-    """
+    """Images (B, 3, Y, X) to scores (B, K, Y, X), by Panoptic FPN's semantic branch (Kirillov et al., CVPR 2019)."""
 
     def __init__(self, backbone, num_classes):
         super().__init__()
         channels = backbone.feature_info.channels()
         self.backbone, self.pyramid = backbone, FeaturePyramidNetwork(channels, WIDTH)
         self.levels = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(WIDTH, WIDTH, 3, padding=1, bias=False), nn.GroupNorm(16, WIDTH), nn.ReLU())
-            for _ in channels
+            nn.Sequential(nn.Conv2d(WIDTH, WIDTH, 3, padding=1), nn.GroupNorm(16, WIDTH), nn.ReLU()) for _ in channels
         )
         self.head = nn.Conv2d(WIDTH, num_classes, 1)
 
     def forward(self, x):
         maps = self.pyramid({str(number): found for number, found in enumerate(self.backbone(x))}).values()
         maps = [level(found) for level, found in zip(self.levels, maps, strict=True)]
-        finest = maps[0].shape[2:]
-        total = sum(F.interpolate(found, finest, mode="bilinear", align_corners=False) for found in maps)
-        return F.interpolate(self.head(total), x.shape[2:], mode="bilinear", align_corners=False)
+        total = sum(F.interpolate(found, maps[0].shape[2:], mode="bilinear") for found in maps)
+        return F.interpolate(self.head(total), x.shape[2:], mode="bilinear")
 
 
 def backbone_of(init):
@@ -79,67 +71,180 @@ def backbone_of(init):
     if init is None:
         return create("pvt_v2_b0", features_only=True)
     run = read_run(init)
-    kind, name = run.config.attention.get("name", "stock"), run.config.model.name
+    name, kind = run.config.model.name, run.config.attention.get("name", "stock")
     if (name, kind) != ("pvt_v2_b0", "stock"):
-        raise InputError(f"--init {init} is of {name} with attention={kind}: give a run of pvt_v2_b0 with stock attention")
+        raise InputError(f"--init {init} is {name} with attention={kind}: give a run of pvt_v2_b0, attention=stock")
     return FeatureGetterNet(model_of_run(run), out_indices=4)
 
 
-def camvid(folder, split, size):
-    """Images (N, 3, Y, X) and masks (N, Y, X) of a split, as bytes; `size` resizes them, None keeps them."""
-    places = folder / split, folder / f"{split}annot"
-    for place in places:
-        if not place.is_dir():
-            raise InputError(f"--data {folder} has no {place.name}/: give CamVid as SegNet lays it out, or `generated`")
-    names = sorted(path.name for path in places[0].glob("*.png"))
-    if not names:
-        raise InputError(f"--data {folder}: {split}/ holds no PNG")
-    found = []
-    for name in names:
-        if not (places[1] / name).is_file():
-            raise InputError(f"--data {folder}: {split}/{name} has no mask {places[1].name}/{name}")
-        image, mask = Image.open(places[0] / name).convert("RGB"), Image.open(places[1] / name)
-        if mask.mode not in ("L", "P") or image.size != mask.size or np.asarray(mask).max() > VOID:
-            raise InputError(
-                f"--data {folder}: {places[1].name}/{name} is no mask of class numbers 0 to {VOID} of its image's size"
-            )
-        if size is not None:
-            image, mask = image.resize(size[::-1], Image.Resampling.BILINEAR), mask.resize(size[::-1], 0)
-        found.append((torch.from_numpy(np.array(image)).permute(2, 0, 1), torch.from_numpy(np.array(mask))))
-    if len({image.shape for image, _ in found}) > 1:
-        raise InputError(f"--data {folder}: images of {split}/ have several sizes: give --size HEIGHT WIDTH")
-    return tuple(torch.stack(part) for part in zip(*found, strict=True))
+def ready(images, args):
+    return ((images - MEAN) / DEVIATION).to(args.device)
 
 
-def scenes(number, size, seed):
-    """Generated images and masks as `camvid` gives them: sky, wall and ground, things before them, patches of ground.
+def train(model, images, masks, steps, lr, args):
+    """AdamW, the rate rising over a tenth of the steps and falling to zero; every other batch is mirrored."""
+    generator = torch.Generator().manual_seed(args.seed)
+    torch.manual_seed(args.seed)
+    optimizer = torch.optim.AdamW(model.train().parameters(), lr=lr, weight_decay=0.01)
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = lr * min((step + 1) / (0.1 * steps), (steps - step) / (0.9 * steps))
+        some = torch.randint(len(images), (args.batch,), generator=generator)
+        x, target = ready(images[some], args), masks[some].long().to(args.device)
+        if step % 2:
+            x, target = x.flip(-1), target.flip(-1)
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(x), target, ignore_index=VOID)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if step % 100 == 99:
+            print(f"step {step + 1} of {steps}: loss {loss.item():.3f}", flush=True)
 
-    Things and patches have a hue. A patch is a `twin` where a thing of its hue is anywhere in the image, else `single`.
+
+@torch.no_grad()
+def predict(model, images, args):
+    """The likeliest class of every pixel, (N, Y, X), as bytes."""
+    return torch.cat([model.eval()(ready(some, args)).argmax(1).byte().cpu() for some in images.split(args.batch)])
+
+
+def class_ious(found, masks, num_classes):
+    """(K,): pixels of a class that are found over all that are its or are taken for it, of all images together.
+
+    Void pixels are left out. NaN: no mask has the class.
     """
-    rng, (height, width) = np.random.default_rng(seed), size
-    y, x = np.mgrid[:height, :width] / min(size)
-    images, masks = np.empty((2, number), dtype=object)
-    for n in range(number):
-        waves = [h + 0.04 * np.sin(rng.uniform(5, 12) * x + rng.uniform(0, 6)) for h in rng.uniform((0.2, 0.5), (0.35, 0.6))]
-        mask = (y > waves[0]).astype(int) + (y > waves[1])
-        image = rng.uniform(0.3, 0.7, (3, 3))[mask] + 0.1 * np.sin(40 * y)[..., None] * (mask == 1)[..., None]
-        hues = (rng.uniform() + np.arange(6) / 6) % 1
-        order = rng.permutation(6)
-        for thing in range(6):  # three things with hues of their own, three patches with a hue of those or of others
-            hue = hues[order[thing]] if thing < 3 else hues[order[rng.integers(3) + 3 * rng.integers(2)]]
-            colour = 0.5 + 0.45 * np.cos(2 * np.pi * (hue + np.arange(3) / 3))
-            radius, shape = rng.uniform(0.07, 0.12), rng.integers(4)
-            across, down = x - rng.uniform(0.1, width / min(size) - 0.1), y - rng.uniform(*((0.1, 0.5) if thing < 3 else (0.7, 0.95)))
-            inside = (
-                np.hypot(across, down) < radius,
-                np.maximum(abs(across), abs(down)) < 0.85 * radius,
-                (down < radius) & (2 * abs(across) < down + radius),
-                (abs(across) < 0.025) & (abs(down) < 2.5 * radius),
-            )[shape if thing < 3 else 0]
-            twin = any(hue == hues[order[other]] for other in range(3))
-            image[inside], mask[inside] = colour, 3 + shape if thing < 3 else 7 if twin else 8
-        edge = (mask != np.roll(mask, 1, 0)) | (mask != np.roll(mask, 1, 1))
-        edge[0], edge[:, 0] = False, False
-        images[n] = (255 * (image + rng.normal(0, 0.04, image.shape))).clip(0, 255).astype(np.uint8)
-        masks[n] = np.where(edge, VOID, mask).astype(np.uint8)
-    return torch.from_numpy(np.stack(list(images))).permute(0, 3, 1, 2), torch.from_numpy(np.stack(list(masks)))
+    kept = masks != VOID
+    pairs = masks[kept].long() * num_classes + found[kept]
+    confusion_KK = torch.bincount(pairs, minlength=num_classes**2).view(num_classes, num_classes).double()
+    hits, pixels = confusion_KK.diagonal(), confusion_KK.sum(dim=1)
+    return (hits / (pixels + confusion_KK.sum(dim=0) - hits)).masked_fill(pixels == 0, float("nan"))
+
+
+def converted(model, setting, size, images=None, most_steps=None):
+    """A copy of a source with another attention, its codes fitted to images where they are given."""
+    model, spec = copy.deepcopy(model), make_spec(*split_setting(setting))
+    if most_steps is not None and hasattr(spec, "fit_steps"):
+        spec = replace(spec, fit_steps=most_steps)
+    if spec is not None:
+        convert(model, spec, img_size=size)
+    if images is not None and has_hashes(model):
+        fit_hashes(model, images, seed=0)
+    return model
+
+
+def costs(model):
+    """Modelled picojoules of one square image: of all, and of what runs inside of attention layers."""
+    prices, found = load_profile("45nm_fp32"), {}
+    for convention in ("paper", "audited"):
+        for size in SIZES:
+            ledger = count(model, size, convention=convention)
+            found[f"{convention}_{size}_pj"] = ledger.energy_pj(prices)
+            found[f"{convention}_{size}_attention_pj"] = ledger.attention(projections=True).energy_pj(prices)
+    return found
+
+
+def run(args):
+    if args.data == "generated":
+        classes, size = SCENE, tuple(args.size or (96, 96))
+        (images, masks), test = scenes(args.scenes, size, 1), scenes(100, size, 2)
+    else:
+        (images, masks), test = (camvid(Path(args.data), split, args.size) for split in ("train", "test"))
+        classes, size = CAMVID, tuple(images.shape[2:])
+    settings = [setting.partition("/")[::2] for setting in args.settings]
+    torch.manual_seed(args.seed)
+    start = Segmenter(backbone_of(args.init), len(classes))
+    for source, setting in settings:  # what does not fit is said before the training
+        if source not in ("stock", "msa"):
+            raise InputError(f"--settings: {source}/{setting} must begin with stock/ or msa/")
+        converted(start, setting, size)
+    used = {key: getattr(args, key) for key in ("steps", "tune_steps", "batch", "fit", "lr", "seed")}
+    used |= {"data": "generated" if args.data == "generated" else "CamVid", "init": args.init is not None, "size": size}
+    few = ready(images[:: -(-len(images) // args.fit)], args)  # from all of it: neighbours are frames of one film
+    sources, rows, shown = {}, [], []
+    for source, setting in settings:
+        if source not in sources:
+            sources[source] = converted(start, source, size).to(args.device)
+            train(sources[source], images, masks, args.steps, args.lr, args)
+        model = converted(sources[source], setting, size, few)
+        rows.append({"setting": f"{source}/{setting}", "attention": setting, **costs(model)})
+        for suffix, steps in (("", 0), *([("_tuned", args.tune_steps)] if args.tune_steps else [])):
+            train(model, images, masks, steps, args.lr / 5, args)
+            found = predict(model, test[0], args)
+            ious = class_ious(found, test[1], len(classes))
+            rows[-1][f"miou{suffix}"] = float(ious.nanmean())
+            rows[-1][f"ious{suffix}"] = dict(zip(classes, ious.tolist(), strict=True))
+            print(f"{source}/{setting}: mIoU{suffix} {rows[-1][f'miou{suffix}']:.3f}", flush=True)
+        shown.append(found[:SHOWN])
+        keep(args.out, {"run": {**used, "train": len(images), "test": len(test[0])}, "rows": rows})
+        picture(args.out / "predictions.png", *test, shown, rows)
+
+
+def picture(out, images, masks, shown, rows):
+    """The first test images, their masks, and what each row's model makes of them in the end."""
+    colours = np.array([list(bytes.fromhex(colour)) for colour in PALETTE.split()], np.uint8)
+    heads = ["image", "mask", *(row["setting"].partition(":")[0] for row in rows)]
+    figure, axes = panels(len(shown[0]), len(heads), (1.5 * len(heads), 1.4 * len(shown[0])))
+    for number, axis in enumerate(axes):
+        line, column = divmod(number, len(heads))
+        parts = [images[line].permute(1, 2, 0), *(colours[found[line]] for found in (masks, *shown))]
+        axis.imshow(parts[column])
+        axis.set_axis_off()
+        axis.set_title(heads[column] if line == 0 else "", fontsize=7)
+    save_figure(figure, out)
+
+
+def time(args):
+    """Median milliseconds of one square image, the models of OUT's table, with new weights, in turns."""
+    kept = read_json(args.out / "table.json", "table of this example")
+    start, few = Segmenter(backbone_of(None), len(kept["rows"][0]["ious"])), torch.randn(2, 3, 96, 96)
+    models = [converted(start, row["attention"], 96, few, 2).to(args.device) for row in kept["rows"]]
+    for size in SIZES:
+        image = torch.randn(1, 3, size, size, device=args.device)
+        passes = {str(number): forward_pass(model, image) for number, model in enumerate(models)}
+        for row, seconds in zip(kept["rows"], interleaved_seconds(passes, image.device).values(), strict=True):
+            row[f"ms_{size}"] = statistics.median(seconds) * 1e3
+    keep(args.out, kept)
+
+
+def keep(out, content):
+    rows, largest = content["rows"], SIZES[-1]
+    columns = [Column("from/attention", "setting", left=True), share("mIoU", "miou")]
+    columns += [share("mIoU, trained on", "miou_tuned")] if "miou_tuned" in rows[0] else []
+    for convention in ("paper", "audited"):
+        columns += [Column(f"mJ {convention}, {size} px", f"{convention}_{size}_pj", "{:.1f}", 1e9) for size in SIZES]
+    for kind in ("stock", "msa"):
+        columns.append(saves(f"audited, {largest} px, saves vs {kind}", rows, kind, f"audited_{largest}_pj"))
+    columns += [Column(f"ms, {size} px", f"ms_{size}", "{:.0f}") for size in SIZES if f"ms_{size}" in rows[0]]
+    write_json(out / "table.json", content)
+    write_text(out / "table.md", render(Table(columns, rows), "md") + "\n")
+
+
+NUMBERS = {
+    "steps": (positive, 2000, "of the two sources"),
+    "tune-steps": (int, 400, "of every row afterwards; 0: none"),
+    "batch": (positive, 8, "images a step"),
+    "fit": (positive, 32, "training images, at most, that codes are fitted to"),
+    "scenes": (positive, 1000, "generated, to train on"),
+    "seed": (int, 0, "of weights and batches"),
+}
+
+
+def parser():
+    p = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("part", choices=PARTS)
+    p.add_argument("--out", type=Path, required=True, help="folder for what it leaves")
+    p.add_argument("--data", default="generated", help="folder of CamVid, or `generated` (the default)")
+    p.add_argument("--size", type=positive, nargs=2, metavar=("HEIGHT", "WIDTH"), help="of images; scenes: 96 96")
+    p.add_argument("--init", type=Path, metavar="RUN", help="best.pt of a stock pvt_v2_b0: its backbone's weights")
+    p.add_argument("--settings", nargs="+", default=SETTINGS, help=f"default: {' '.join(SETTINGS)}")
+    p.add_argument("--lr", type=float, default=1e-3, help="of the sources, five times that of the rows (1e-3)")
+    p.add_argument("--device", default="cpu", choices=("cpu", "cuda") if torch.cuda.is_available() else ("cpu",))
+    for name, (kind, default, meaning) in NUMBERS.items():
+        p.add_argument(f"--{name}", type=kind, default=default, help=f"{meaning} ({default})")
+    return p
+
+
+PARTS = {"run": run, "time": time}
+main = script(lambda args: PARTS[args.part](args) or 0, parser)
+
+if __name__ == "__main__":
+    raise SystemExit(main())
