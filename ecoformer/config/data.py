@@ -6,10 +6,11 @@ from omegaconf import MISSING
 
 from ecoformer.config.keys import FRACTION, Limit, at_least, between, key
 
+BUNDLED = ("digits", "inks")  # images that come with scikit-learn, or are made of them
 ARCHIVES = ("webdataset", "hfds")
 SEQUENCES = ("listops", "text_bytes", "pixels")
 IMAGENET_TESTS = ("imagenet_v2", "imagenet_a", "imagenet_r", "imagenet_real")  # for evaluation alone
-DATA_NAMES = ["digits", "cifar10", "cifar100", "imagenet", "folder", *ARCHIVES, *SEQUENCES]  # and those of plugins
+DATA_NAMES = [*BUNDLED, "cifar10", "cifar100", "imagenet", "folder", *ARCHIVES, *SEQUENCES]  # and those of plugins
 DATA_NAMES += IMAGENET_TESTS
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 PROPER_SHARE = Limit(lambda value: 0 < value < 1, "above 0 and below 1")
@@ -31,7 +32,7 @@ class DataConfig:
     in_memory: bool | None = key(None, "null: in memory where images are small and fit")
     download: bool = key(False, "CIFAR: fetch it if it is not under root")
     num_workers: int = key(2, "processes that decode; 0: in the main process", limit=at_least(0))
-    crop_pct: float | None = key(None, "null: the data set's own (digits, CIFAR 1.0; else 0.875)", limit=FRACTION)
+    crop_pct: float | None = key(None, "null: the data set's own (digits, inks, CIFAR 1.0; else 0.875)", limit=FRACTION)
     interpolation: str = key("bicubic", "of resized images", choices=INTERPOLATIONS)
     mean: list[float] | None = key(
         None, "null: the data set's own, else ImageNet's; grey images take the mean of the three", limit=CHANNELS

@@ -13,6 +13,7 @@ from omegaconf import MISSING
 
 from ecoformer.config.data import (  # noqa: F401
     ARCHIVES,
+    BUNDLED,
     DATA_NAMES,
     IMAGENET_TESTS,
     SEQUENCES,

@@ -1,7 +1,7 @@
 """Settings of the data that cannot work, refused before any image is read."""
 
 from ecoformer.config.keys import check_limits
-from ecoformer.config.schema import ARCHIVES, SEQUENCES, AugmentConfig, DataConfig, TrainConfig
+from ecoformer.config.schema import ARCHIVES, BUNDLED, SEQUENCES, AugmentConfig, DataConfig, TrainConfig
 from ecoformer.errors import InputError
 
 KEYS_OF: dict[str, tuple[str, ...]] = {  # sources that a key belongs to; "pixels" take those of their images
@@ -38,10 +38,10 @@ def check_data(data: DataConfig, train: TrainConfig) -> None:
             )
     if data.name in SEQUENCES:
         _check_sequences(data)
-    if data.name == "digits" and data.root is not None:
+    if data.name in BUNDLED and data.root is not None:
         raise InputError(
-            f"data.root={data.root}: data=digits come with scikit-learn, no folder is read: leave it out, or name the "
-            "data set that lies there, as data=folder"
+            f"data.root={data.root}: data={data.name} come with scikit-learn, no folder is read: leave it out, or name "
+            "the data set that lies there, as data=folder"
         )
     if data.download and data.name in (*ARCHIVES, "listops", "text_bytes"):
         raise InputError(f"data.download=true works for cifar10 and cifar100, not for {data.name}: unset it")

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from ecoformer.config.schema import SEQUENCES, AugmentConfig, DataConfig, TrainConfig
-from ecoformer.data import archives, imagenet, listops, pixels, texts  # noqa: F401  they register their sources
+from ecoformer.data import archives, imagenet, inks, listops, pixels, texts  # noqa: F401  they register their sources
 from ecoformer.data.augment import Mix, derive_seed
 from ecoformer.data.checks import (
     MEMORY_IMG_SIZE,

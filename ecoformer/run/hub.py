@@ -9,8 +9,9 @@ import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
+from ecoformer.config.schema import BUNDLED
 from ecoformer.data.loader import per_channel
-from ecoformer.data.sources import CIFAR
+from ecoformer.data.sources import CIFAR, SOURCES
 from ecoformer.errors import InputError
 from ecoformer.files import atomic_write, write_json, write_text
 from ecoformer.kinds import BUILDERS
@@ -88,7 +89,7 @@ def _pretrained_cfg(run: SavedRun) -> dict[str, Any]:
         "input_size": [len(mean), data.img_size, data.img_size],
         "fixed_input_size": bool(stock is not None and stock.fixed_input_size),
         "interpolation": data.interpolation,
-        "crop_pct": data.crop_pct or (1.0 if data.name in ("digits", *CIFAR) else 0.875),
+        "crop_pct": data.crop_pct or (1.0 if data.name in (*BUNDLED, *CIFAR) else 0.875),
         "mean": list(mean),
         "std": list(std),
         **cfg,
@@ -101,11 +102,9 @@ def _statistics(run: SavedRun) -> tuple[Any, Any]:
     mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
     if data.name in CIFAR:
         mean, std = CIFAR[data.name].mean, CIFAR[data.name].std
-    elif data.name == "digits":
-        from ecoformer.data.sources import load_digits
-
-        digits = load_digits()
-        mean, std = digits.mean, digits.std
+    elif data.name in BUNDLED:
+        splits = SOURCES[data.name](data)
+        mean, std = splits.mean, splits.std
     channels = run.config.model.in_chans
     return per_channel(data.mean or mean, channels), per_channel(data.std or std, channels)
 

@@ -28,6 +28,7 @@ def test_no_experiment_is_missing() -> None:
     expected += [f"imagenet_{model}_{kind}" for model in PUBLISHED_MODELS for kind in ("stock", "msa", "ecoformer")]
     expected += [f"{data}_pvt_v2_b0_distilled_hash" for data in ("cifar10", "imagenet")]
     expected += [f"lra_{task}_{kind}" for task in ("listops", "text", "image") for kind in ("msa", "ecoformer")]
+    expected += [f"inks_{kind}" for kind in ("msa", "ecoformer", "uniform")]
     expected += [f"{task}_small_{kind}" for task in ("listops", "text") for kind in ("msa", "ecoformer", "uniform")]
     assert sorted(expected) == EXPERIMENTS
 
@@ -44,9 +45,8 @@ def test_header_and_composition(name: str) -> None:
         task, kind = name.removeprefix("lra_").replace("_small", "").split("_")
         assert (SEQUENCES[task], kind) == (config.data.name, config.attention["name"])
         return
-    assert name == f"{name.split('_')[0]}_{config.model.name}_{config.attention['name']}".replace(
-        "digits_pvt_v2_b0", "digits"
-    )
+    long_name = f"{name.split('_')[0]}_{config.model.name}_{config.attention['name']}"
+    assert name == long_name.replace("digits_pvt_v2_b0", "digits").replace("inks_vit_tiny_patch16_224", "inks")
     assert config.data.name == name.split("_")[0]
 
 
@@ -103,7 +103,9 @@ def test_two_steps(
 ) -> None:
     sequences = compose_config(f"experiment={name}").model.name == "lra_encoder"
     overrides = [f"experiment={name}", "init.pretrained=false", *QUICK]
-    if not sequences:
+    if name.startswith("inks"):
+        overrides += ["data.img_size=48"]
+    elif not sequences:
         overrides.append(TINY_TWINS if "twins" in name else TINY_PVT)
     if sequences:  # of 64 tokens
         overrides += ["data.seq_len=64"]
