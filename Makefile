@@ -3,13 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo test lint types clean
+.PHONY: help setup demo test lint types docs clean
 
 help:
 	@echo "make demo   train, convert, fit and compare on bundled digits (under 4 minutes on 2 cores)"
 	@echo "make test   run the tests"
 	@echo "make lint   ruff check and format check"
 	@echo "make types  mypy"
+	@echo "make docs   the pages of docs/ and results/ as a site, in site/"
 
 $(VENV)/.setup-done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -32,5 +33,12 @@ lint: setup
 types: setup
 	$(BIN)/mypy
 
+$(VENV)/.docs-done: $(VENV)/.setup-done
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
+docs: $(VENV)/.docs-done
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info outputs multirun
+	rm -rf $(VENV) build dist *.egg-info outputs multirun site
