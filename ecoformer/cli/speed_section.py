@@ -1,7 +1,7 @@
 """Write the speed section of a document from the JSON rows of benchmark.py, between its two markers.
 
-python scripts/speed_section.py                       # prints the section of results/speed
-python scripts/speed_section.py --write README.md     # puts it there
+python scripts/speed_section.py                                   # prints the section of results/speed
+python scripts/speed_section.py --write results/speed/README.md   # puts it there
 """
 
 import argparse
