@@ -1,7 +1,7 @@
 """Hooks of mkdocs.yml: the site carries along what its pages link to outside of docs/.
 
 Links are written for a reader of the repository (`../results/speed`). Markdown, notebooks and folders that they lead
-to become pages of the site, all else is copied into it, and links are rewritten to where that lies. So one link works in
+to become pages of the site, all else is copied into it, and links are rewritten to where that lies. One link works in
 the repository and on the site, which needs no network and no address of the repository.
 """
 
