@@ -185,10 +185,7 @@ def decode_images(
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     if len(indices) and _pixels(source, int(indices[0])) <= THREADED_ABOVE_PIXELS:
         threads = 1
-    with (
-        Progress(*columns, console=console, disable=not shown) as bar,
-        ThreadPoolExecutor(max(1, threads)) as pool,
-    ):
+    with Progress(*columns, console=console, disable=not shown) as bar, ThreadPoolExecutor(max(1, threads)) as pool:
         task = bar.add_task(f"decoding {progress}", total=len(indices))
         futures = [pool.submit(decode_chunk, start) for start in range(0, len(indices), CHUNK)]
         try:

@@ -148,12 +148,7 @@ class ImageFiles(Dataset):
     """
 
     def __init__(
-        self,
-        source: LabelledSource,
-        transform: Transform,
-        seed: int | None,
-        epoch: int,
-        max_corrupt: int = 0,
+        self, source: LabelledSource, transform: Transform, seed: int | None, epoch: int, max_corrupt: int = 0
     ) -> None:
         self.source = source
         self.transform = transform

@@ -37,11 +37,7 @@ class FinishImages:
     """uint8 images (B, C, S, S) to float32, normalised, and in training (given a plan) augmented as a whole."""
 
     def __init__(
-        self,
-        mean: Sequence[float],
-        std: Sequence[float],
-        device: torch.device,
-        plan: TrainPlan | None = None,
+        self, mean: Sequence[float], std: Sequence[float], device: torch.device, plan: TrainPlan | None = None
     ) -> None:
         self.plan = plan
         self._mean = torch.tensor(mean, device=device).view(-1, 1, 1)

@@ -112,13 +112,7 @@ def fit_to_output(
             for t, positive in zip(start.tensors(), is_positive, strict=True)
         ]
         adam_on_batches(
-            leaves,
-            loss,
-            lr=lr,
-            steps=steps,
-            num_samples=len(target_BHNC),
-            batch_size=batch_size,
-            generator=generator,
+            leaves, loss, lr=lr, steps=steps, num_samples=len(target_BHNC), batch_size=batch_size, generator=generator
         )
     with torch.no_grad():
         fitted = current()

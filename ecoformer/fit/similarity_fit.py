@@ -96,13 +96,7 @@ def fit_hash(
 
 
 def _fit(
-    objective: HashObjective,
-    mean_HM: Tensor,
-    usable_B: Tensor,
-    A_HKM: Tensor,
-    lr: float,
-    momentum: float,
-    steps: int,
+    objective: HashObjective, mean_HM: Tensor, usable_B: Tensor, A_HKM: Tensor, lr: float, momentum: float, steps: int
 ) -> HashFit:
     num_bits = A_HKM.shape[1]
     fitted_HKM, candidate_HKM = A_HKM.clone(), A_HKM.clone()

@@ -21,14 +21,7 @@ from ecoformer.ops.ecoformer.objective import check_fit_inputs, compute_dtype
 
 @torch.enable_grad()
 def fit_hash_reference(
-    x_BHNC: Tensor,
-    anchors_HMC: Tensor,
-    A_HKM: Tensor,
-    *,
-    top_k: int,
-    lr: float,
-    momentum: float,
-    steps: int,
+    x_BHNC: Tensor, anchors_HMC: Tensor, A_HKM: Tensor, *, top_k: int, lr: float, momentum: float, steps: int
 ) -> HashFit:
     """The fit as the paper writes it; arguments, result and errors as in `fit_hash`.
 

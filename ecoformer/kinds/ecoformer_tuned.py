@@ -146,11 +146,7 @@ class EcoFormerTunedAttention(FittedState, ReplacementAttention, FittableAttenti
 
     def _kind(self) -> dict[str, bool]:
         spec = self.spec
-        return {
-            "signed": spec.code == "sign",
-            "fits_weight": spec.bit_weights,
-            "fits_floor": spec.floor is None,
-        }
+        return {"signed": spec.code == "sign", "fits_weight": spec.bit_weights, "fits_floor": spec.floor is None}
 
     def _random_hash(
         self, q_BHNC: Tensor, k_BHNC: Tensor, mask_BN: Tensor | None, generator: torch.Generator

@@ -82,14 +82,7 @@ class KernelHash(FittedState):
         x_BHNC, mask_BN = finite_images([x_BHNC], mask_BN)
         anchors_HMC = self._draw_anchors(x_BHNC, generator, mask_BN)
         result = fit_hash(
-            x_BHNC,
-            anchors_HMC,
-            self.A.to(x_BHNC.dtype),
-            mask_BN,
-            top_k=top_k,
-            lr=lr,
-            momentum=momentum,
-            steps=steps,
+            x_BHNC, anchors_HMC, self.A.to(x_BHNC.dtype), mask_BN, top_k=top_k, lr=lr, momentum=momentum, steps=steps
         )
         if self.is_fitted:
             before = hash_codes(x_BHNC, *self._state(x_BHNC.dtype), mask_BN)

@@ -237,11 +237,7 @@ def _create(
     if model.drop_path_rate > 0:
         options["drop_path_rate"] = model.drop_path_rate
     return create(
-        model.name,
-        patch_stride=model.patch_stride,
-        pretrained=pretrained,
-        num_classes=num_classes,
-        **options,
+        model.name, patch_stride=model.patch_stride, pretrained=pretrained, num_classes=num_classes, **options
     )
 
 

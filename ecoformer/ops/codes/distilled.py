@@ -117,11 +117,7 @@ class DistilledHash:
         return torch.cat([2 * code_BHNK - 1 for code_BHNK in replace(self, form=BITS).codes(x_BND)])
 
     def attend(
-        self,
-        x_BND: Tensor,
-        v_BHNC: Tensor | None = None,
-        mask_BN: Tensor | None = None,
-        slope: float | None = None,
+        self, x_BND: Tensor, v_BHNC: Tensor | None = None, mask_BN: Tensor | None = None, slope: float | None = None
     ) -> Tensor:
         """The attention output (B, H, N, C), of soft codes with a slope."""
         if v_BHNC is None:
