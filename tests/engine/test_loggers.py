@@ -180,10 +180,12 @@ def test_wandb_is_told_axes_and_summary(tmp_path: Path, monkeypatch: pytest.Monk
     energy = {"energy_pj": 11.1, "params": 7}
     monkeypatch.setattr("ecoformer.energy.summarize", lambda *model, **options: energy, raising=False)
     callbacks = [EnergyLog(EnergyConfig())]
-    trainer = make_trainer(tmp_path / "3", loggers=[WandbLogger(config)], callbacks=callbacks, epochs=2)
-    summary = trainer.fit()
+    options = {"loggers": [WandbLogger(config)], "callbacks": callbacks, "epochs": 2, "val_interval_steps": 4}
+    summary = make_trainer(tmp_path / "3", **options).fit()
     assert {key: runs[0][key] for key in told} == told and runs[0]["name"] == "3"
     assert run.axes["epoch/*"] == "epoch" and run.axes["train/*"] == run.axes["energy/*"] == "step"
+    within = [values["step"] for values in run.logged if "evaluation/val_top1" in values]
+    assert run.axes["evaluation/*"] == "step" and within == [4, 8]
     epochs = [values for values in run.logged if "epoch/val_top1" in values]
     assert [values["epoch"] for values in epochs] == [1, 2], "counted from 1, as in what a run prints"
     assert run.summary == summary and {"top1", "energy_pj", "params"} <= summary.keys()
