@@ -123,11 +123,13 @@ def test_too_little_memory_leaves_one_variant_out(script, capsys, monkeypatch):
     assert "msa at 32 px needs more memory than there is" in capsys.readouterr().err
 
 
-def test_sizes_are_what_a_model_is_made_for(script):
+def test_sizes_are_what_a_model_is_made_for(script, monkeypatch):
+    seen = []
+    monkeypatch.setattr(benchmark, "run", lambda args: seen.append(args) or 0)
     for model, size in (("vit_tiny_patch16_224", 224), ("vit_tiny_patch16_384", 384), ("lra_encoder", 512)):
-        args = script.parser().parse_args(["--model", model])
-        benchmark.settle(args)
-        assert args.img_size == [size]
+        script.main(["--model", model])
+        benchmark.settle(seen[-1])
+        assert seen[-1].img_size == [size]
 
 
 def test_headings_of_sequences(script, capsys):
