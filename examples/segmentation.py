@@ -13,7 +13,6 @@ images; mIoU is that of the test images, void left out, then and after --tune-st
 and table.md, row by row, and predictions.png.
 """
 
-import argparse
 import copy
 import statistics
 from dataclasses import replace
@@ -28,7 +27,7 @@ from torch import nn
 from torchvision.ops import FeaturePyramidNetwork
 
 from ecoformer import InputError, convert, fit_hashes
-from ecoformer.cli.arguments import Parser, positive, script
+from ecoformer.cli.arguments import positive, script
 from ecoformer.energy import count
 from ecoformer.energy.profile_files import load_profile
 from ecoformer.files import read_json, write_json, write_text
@@ -228,9 +227,9 @@ NUMBERS = {
 }
 
 
-def parser():
-    p = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("part", choices=PARTS)
+@script(lambda args: {"run": run, "time": time}[args.part](args) or 0, __doc__)
+def main(p):
+    p.add_argument("part", choices=("run", "time"))
     p.add_argument("--out", type=Path, required=True, help="folder for what it leaves")
     p.add_argument("--data", default="generated", help="folder of CamVid, or `generated` (the default)")
     p.add_argument("--size", type=positive, nargs=2, metavar=("HEIGHT", "WIDTH"), help="of images; scenes: 96 96")
@@ -240,11 +239,7 @@ def parser():
     p.add_argument("--device", default="cpu", choices=("cpu", "cuda") if torch.cuda.is_available() else ("cpu",))
     for name, (kind, default, meaning) in NUMBERS.items():
         p.add_argument(f"--{name}", type=kind, default=default, help=f"{meaning} ({default})")
-    return p
 
-
-PARTS = {"run": run, "time": time}
-main = script(lambda args: PARTS[args.part](args) or 0, parser)
 
 if __name__ == "__main__":
     raise SystemExit(main())

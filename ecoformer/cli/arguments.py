@@ -19,6 +19,7 @@ class Parser(argparse.ArgumentParser):
 
 
 AddArguments = Callable[[Parser], None]
+Run = Callable[[argparse.Namespace], int]
 
 
 def names(text: str) -> list[str]:
@@ -58,12 +59,13 @@ def require_positive(args: argparse.Namespace, *keys: str) -> None:
             raise InputError(f"--{key.replace('_', '-')} {value} must be at least 1")
 
 
-def script(module: str, about: str | None, resumable: bool = False) -> Callable[[AddArguments], Callable[..., int]]:
+def script(run: str | Run, about: str | None, resumable: bool = False) -> Callable[[AddArguments], Callable[..., int]]:
     """Decorator: a command's `main(argv=None)`, from the function that adds its arguments to the parser.
 
-    `main` calls `run(args)` of `module`, which is imported only then: it may load torch, for which a refused argument
-    need not wait. It returns the exit code; a user's mistake is one line on stderr and code 2. With `resumable`, Ctrl-C
-    is one line too, and code 130: the same command goes on where it was. `about` is what --help says.
+    `main` calls `run(args)`, or that of the module that `run` names: it is imported only then, since it may load torch,
+    for which a refused argument need not wait. It returns the exit code; a user's mistake is one line on stderr and
+    code 2. With `resumable`, Ctrl-C is one line too, and code 130: the same command goes on where it was. `about` is
+    what --help says.
     """
 
     def decorate(add_arguments: AddArguments) -> Callable[..., int]:
@@ -72,7 +74,7 @@ def script(module: str, about: str | None, resumable: bool = False) -> Callable[
             add_arguments(parser)
             try:
                 args = parser.parse_args(argv)
-                return importlib.import_module(module).run(args)
+                return importlib.import_module(run).run(args) if isinstance(run, str) else run(args)
             except InputError as error:
                 print(f"error: {error}", file=sys.stderr)
                 return 2
@@ -96,17 +98,14 @@ def folder_report(about: str | None, metavar: str, out: str, report: str) -> Cal
         report: MODULE.FUNCTION that takes the folder and --out (the folder itself if not given) and returns a text.
     """
 
-    @script(__name__, about)
+    def run(args: argparse.Namespace) -> int:
+        module, _, function = report.rpartition(".")
+        print(getattr(importlib.import_module(module), function)(args.folder, args.out or args.folder))
+        return 0
+
+    @script(run, about)
     def main(p: Parser) -> None:
         p.add_argument("folder", type=Path, metavar=metavar)
         p.add_argument("--out", type=Path, help=f"where {out} (default: {metavar})")
-        p.set_defaults(report=report)
 
     return main
-
-
-def run(args: argparse.Namespace) -> int:
-    """What a `folder_report` does."""
-    module, _, function = args.report.rpartition(".")
-    print(getattr(importlib.import_module(module), function)(args.folder, args.out or args.folder))
-    return 0
