@@ -24,6 +24,7 @@ profile() {  # profile NAME [OPTIONS of benchmark.py]
 
 step b0_eval --attention stock,msa,ecoformer --rounds 7
 step b0_train --mode train --attention stock,ecoformer --rounds 5
+step loop --loop --attention stock --batch-size 16 --rounds 5
 step twins_eval --model twins_svt_small --attention stock,ecoformer --rounds 5
 step b0_eval_unfused --attention stock,msa_unfused,ecoformer --rounds 3
 (

@@ -50,5 +50,5 @@ def main(p: Parser) -> None:
     what.add_argument(
         "--calibrate", type=Path, metavar="JSON", help="fit prices to measured joules; see docs/energy.md"
     )
-    p.add_argument("--prices", type=names, default=["mac", "add", "bytes"], help="what --calibrate fits")
+    p.add_argument("--prices", type=names, help="what --calibrate fits: mac, add, bytes or a kind (mac,add,bytes)")
     p.add_argument("--out", type=Path, metavar="YAML", help="the profile that --calibrate writes")

@@ -3,8 +3,10 @@
 import copy
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,7 +15,7 @@ import ecoformer.models  # noqa: F401  registers the converted models and the en
 from ecoformer.config.schema import CompressConfig
 from ecoformer.model.convert import convert
 from ecoformer.model.create import create
-from ecoformer.nn.inputs import size_of
+from ecoformer.nn.inputs import in_words, size_of
 from ecoformer.nn.specs import AttentionSpec
 from ecoformer.run.start import SavedRun, build_model, model_of_run, read_run
 
@@ -51,26 +53,64 @@ def attentions_of(checkpoint: str, wanted: Sequence[str] | None) -> list[str]:
     return list(dict.fromkeys([own, *(BASELINES if wanted is None else wanted)]))
 
 
-def built(
-    model: str, attention: str, spec: AttentionSpec | None, size: int, checkpoint: str | None, device: str | None = None
-) -> nn.Module:
-    """The model, converted to `spec` (None: stock) and without trained weights.
+@dataclass(frozen=True)
+class Subject:
+    """A model with an attention at a size: pixels, or tokens of a model of sequences.
 
-    Of a checkpoint whose own kind is `attention`, the trained model itself, on the CPU; under another attention, what
-    its run would have begun with, neither compressed nor trained.
-    Raises InputError for an unknown name, a checkpoint that is none, an attention or a size that does not fit.
+    `checkpoint`: a run whose model this is (of its own kind), or whose architecture (of any other attention). `clamp`:
+    settings that the tokens are too few for give way.
     """
-    if checkpoint is None:
-        found = create(model, key="--model", img_size=size, device=device)
-    elif attention == own_attention(checkpoint):
-        return model_of_run(run_of(checkpoint))
-    else:
-        run = run_of(checkpoint)
-        config = copy.deepcopy(run.config)
-        config.attention, config.compress, config.data.img_size = {"name": "stock"}, CompressConfig(), size
-        sequences = {**run.sequences, "seq_len": size} if run.sequences else {}
-        with torch.device(device) if device is not None else nullcontext():
-            found = build_model(config, len(run.class_names), sequences=sequences, with_weights=False).model
-    if spec is not None:
-        convert(found, spec, img_size=size)
-    return found
+
+    model: str
+    attention: str = "stock"
+    img_size: int = 224
+    clamp: bool = field(default=False, kw_only=True)
+    checkpoint: str | None = field(default=None, kw_only=True)
+
+    @property
+    def size(self) -> str:
+        """The size in words."""
+        return in_words(self.model, self.img_size)
+
+    @property
+    def name(self) -> str:
+        """What messages call it: "pvt_v2_b0 ecoformer 224 px"."""
+        return f"{self.model} {self.attention} {self.size}"
+
+    @property
+    def kind(self) -> str:
+        """The attention and its settings alone."""
+        return self.attention
+
+    @property
+    def trained(self) -> bool:
+        """Whether it is the model of its checkpoint, not another attention of that architecture."""
+        return self.checkpoint is not None and self.kind == own_attention(self.checkpoint)
+
+    def settings(self) -> dict[str, Any]:
+        """What a row says; `checkpoint`, where there is one, is null for other attention than its own."""
+        given = {key: value for key, value in vars(self).items() if key not in ("clamp", "checkpoint")}
+        return given if self.checkpoint is None else {**given, "checkpoint": self.checkpoint if self.trained else None}
+
+    def make(self, spec: AttentionSpec | None, device: str | None = None) -> nn.Module:
+        """The model, converted to `spec` (None: stock) and without trained weights.
+
+        Of a checkpoint the trained model itself, on the CPU; under another attention, what its run would have begun
+        with, neither compressed nor trained.
+        Raises InputError: an unknown name, a checkpoint that is none, an attention or a size that does not fit.
+        """
+        if self.checkpoint is None:
+            found = create(self.model, key="--model", img_size=self.img_size, device=device)
+        elif self.trained:
+            return model_of_run(run_of(self.checkpoint))
+        else:
+            run = run_of(self.checkpoint)
+            config = copy.deepcopy(run.config)
+            config.attention, config.compress = {"name": "stock"}, CompressConfig()
+            config.data.img_size = self.img_size
+            sequences = {**run.sequences, "seq_len": self.img_size} if run.sequences else {}
+            with torch.device(device) if device is not None else nullcontext():
+                found = build_model(config, len(run.class_names), sequences=sequences, with_weights=False).model
+        if spec is not None:
+            convert(found, spec, img_size=self.img_size)
+        return found

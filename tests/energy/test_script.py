@@ -104,6 +104,7 @@ def test_measured_column_says_unavailable_without_a_counter(
 
 
 BAD = {
+    "--prices mac": "--out and --prices go with --calibrate",
     "--model nosuch": "--model=nosuch does not exist",
     "--attention linear": "attention=linear does not exist; choose one of stock",
     "--model resnet18 --attention msa": "no attention that can be converted",
@@ -159,6 +160,9 @@ def test_what_cannot_be_counted_is_named_and_does_not_end_the_table(
         captured.err.startswith("error: pvt_v2_b0 ecoformer 64 px is left out: stage 3")
         and captured.err.count("\n") == 1
     )
+    assert script.main(["--img-size", "64", "--attention", "ecoformer,stock", "--by", "stage"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out.startswith("pvt_v2_b0 stock 64 px") and "ecoformer 64 px is left out" in captured.err
 
 
 def test_a_checkpoint_beside_its_baselines(

@@ -156,8 +156,11 @@ def test_the_training_loop_beside_a_bare_one(script, capsys, tmp_path):
     for row in rows:
         assert row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
         assert row["trainer_milliseconds"] > 0 and row["bare_milliseconds"] > 0 and row["rounds"] == 2
-    assert script.main([*TINY, *arguments, "--layer", "1"]) == 2
-    assert "--loop trains whole models" in capsys.readouterr().err
+    for option in (["--layer", "1"], ["--joules"], ["--beside-load"]):
+        assert script.main([*TINY, *arguments, *option]) == 2
+        assert "--loop trains whole models and measures nothing else" in capsys.readouterr().err
+    assert script.main([*TINY, "--loop", "--attention", "msa_compiled"]) == 2
+    assert "no variant with a suffix, which msa_compiled has" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", sorted(SPECS))

@@ -11,42 +11,25 @@ from ecoformer.energy.ledger import Ledger
 from ecoformer.energy.profile import Profile
 from ecoformer.energy.summary import figures
 from ecoformer.kinds import SPECS, make_spec
-from ecoformer.lab.subject import attentions_of, built, default_size, own_attention, run_of
-from ecoformer.nn.inputs import in_words
+from ecoformer.lab.subject import Subject, attentions_of, default_size, run_of
 from ecoformer.nn.specs import AttentionSpec, split_setting
 
 
 @dataclass(frozen=True)
-class Case:
+class Case(Subject):
     """One row to be: a kind, with settings of its own if wanted ("distilled:projection=ternary").
 
-    `num_bits` and `num_anchors` are None for attention without them. `checkpoint`: a run whose model this is (of its
-    own kind), or whose architecture (of any other attention).
+    `num_bits` and `num_anchors` are None for attention without them.
     """
 
-    model: str
-    attention: str = "stock"
-    img_size: int = 224
     num_bits: int | None = None
     num_anchors: int | None = None
-    clamp: bool = False
-    checkpoint: str | None = None
 
     @property
     def label(self) -> str:
         """The attention with its settings: "ecoformer, 16 bits, 25 anchors"."""
         settings = [(self.num_bits, "bits"), (self.num_anchors, "anchors")]
         return ", ".join([self.attention, *(f"{n} {unit}" for n, unit in settings if n is not None)])
-
-    @property
-    def name(self) -> str:
-        """What messages call it: "pvt_v2_b0 ecoformer 224 px"."""
-        return f"{self.model} {self.attention} {in_words(self.model, self.img_size)}"
-
-    @property
-    def trained(self) -> bool:
-        """Whether it is the model of its checkpoint, not another attention of that architecture."""
-        return self.checkpoint is not None and self.attention == own_attention(self.checkpoint)
 
     def spec(self) -> AttentionSpec | None:
         """The attention spec of this case; None for stock. Raises InputError for an unknown attention."""
@@ -60,8 +43,7 @@ class Case:
 
         Raises InputError for unknown names, or attention that the model or its token counts refuse.
         """
-        model = built(self.model, self.attention, self.spec(), self.img_size, self.checkpoint, device)
-        return model.eval()
+        return self.make(self.spec(), device).eval()
 
     def count(self, convention: str, strict: bool = False) -> Ledger:
         """The ledger of one image."""
@@ -69,11 +51,8 @@ class Case:
 
     def row(self, convention: str, profile: Profile, strict: bool = False) -> dict[str, Any]:
         """The case with its `figures`."""
-        given = {key: value for key, value in vars(self).items() if key not in ("clamp", "checkpoint")}
-        if self.checkpoint is not None:
-            given["checkpoint"] = self.checkpoint if self.trained else None
         found = figures(self.count(convention, strict), profile)
-        return {**given, "convention": convention, "profile": profile.name, **found}
+        return {**self.settings(), "convention": convention, "profile": profile.name, **found}
 
 
 def spec_fields(attention: str) -> set[str]:
@@ -97,7 +76,7 @@ def cases(
                 known = spec_fields(kind) - chosen.keys()
                 for bits in num_bits if "num_bits" in known else [chosen.get("num_bits")]:
                     for anchors in num_anchors if "num_anchors" in known else [chosen.get("num_anchors")]:
-                        yield Case(model, attention, img_size, bits, anchors, clamp)
+                        yield Case(model, attention, img_size, bits, anchors, clamp=clamp)
 
 
 def checkpoint_cases(
@@ -115,4 +94,4 @@ def checkpoint_cases(
                 held: dict[str, Any] = {f.name: f.default for f in fields(SPECS[kind])} if kind in SPECS else {}
                 held |= config.attention if attention == config.attention["name"] else chosen
                 bits, anchors = held.get("num_bits"), held.get("num_anchors")
-                yield Case(config.model.name, attention, size, bits, anchors, clamp, checkpoint)
+                yield Case(config.model.name, attention, size, bits, anchors, clamp=clamp, checkpoint=checkpoint)

@@ -2,8 +2,8 @@
 
 import argparse
 import sys
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 from ecoformer.energy import count, load_profile
 from ecoformer.energy.conventions import CONVENTIONS
@@ -18,7 +18,7 @@ from ecoformer.lab.energy.cases import Case, cases, checkpoint_cases
 from ecoformer.lab.energy.published import TITLE, compare_published, faults
 from ecoformer.nn.inputs import example_input, in_words
 
-Row = dict[str, Any]
+Made = TypeVar("Made")
 Refused = tuple[Case, InputError]
 
 
@@ -33,15 +33,18 @@ def run(args: argparse.Namespace) -> int:
         from ecoformer.lab.energy import measured
 
         return measured.run(args)
+    if args.out or args.prices:
+        raise InputError("--out and --prices go with --calibrate: leave them out")
     chosen = list(asked_for(args))
     if args.by or args.explain:
-        for case in chosen:
-            print(detail(case, args, profile))
-        return 0
-    rows, refused = tried(chosen, args, profile)
-    print(tables.render_rows(rows, args.format))
-    if args.plots:
-        draw(chosen, rows, args, profile)
+        details, refused = tried(chosen, lambda case: detail(case, args, profile))
+        print("\n".join(details))
+    else:
+        rows, refused = tried(chosen, lambda case: row(case, args, profile))
+        print(tables.render_rows(rows, args.format))
+        if args.plots:
+            left_out = [case for case, _ in refused]
+            draw([case for case in chosen if case not in left_out], rows, args, profile)
     for case, reason in refused:
         print(f"error: {case.name} is left out: {reason}", file=sys.stderr)
     return 2 if refused else 0
@@ -56,18 +59,18 @@ def asked_for(args: argparse.Namespace) -> Iterator[Case]:
     yield from cases(models, kinds, args.img_size, args.num_bits, args.num_anchors, args.clamp)
 
 
-def tried(chosen: list[Case], args: argparse.Namespace, profile: Profile) -> tuple[list[Row], list[Refused]]:
-    """The rows of all cases that can be counted, and the other cases. Raises InputError if none can be."""
-    rows: list[Row] = []
+def tried(chosen: list[Case], make: Callable[[Case], Made]) -> tuple[list[Made], list[Refused]]:
+    """What is made of the cases that can be counted, and the other cases. Raises InputError if none can be."""
+    found: list[Made] = []
     refused: list[Refused] = []
     for case in chosen:
         try:
-            rows.append(row(case, args, profile))
+            found.append(make(case))
         except InputError as error:
             refused.append((case, error))
-    if not rows:
+    if not found:
         raise refused[0][1]
-    return rows, refused
+    return found, refused
 
 
 def row(case: Case, args: argparse.Namespace, profile: Profile) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ecoformer.energy.calibration import Measured, calibrate
+from ecoformer.energy.calibration import PRICES, Measured, calibrate
 from ecoformer.energy.kinds import KINDS
 from ecoformer.errors import InputError
 from ecoformer.files import json_text, read_json, write_text
@@ -17,7 +17,7 @@ SETTINGS = ("attention", "img_size", "num_bits", "num_anchors", "clamp")
 
 
 def run(args: argparse.Namespace) -> int:
-    found = calibrate(samples_in(args.calibrate), args.prices)
+    found = calibrate(samples_in(args.calibrate), args.prices or PRICES)
     if args.out is not None:
         write_text(args.out, found.to_yaml())
     print(json_text(found.to_dict(), indent=2) if args.format == "json" else found.table(args.format))

@@ -117,7 +117,7 @@ def benchmark(args: argparse.Namespace, img_size: int) -> list[dict[str, Any]]:
     rows = []
     for case in cases:
         if case.attention in faults:
-            rows.append({**settings(case), "error": faults[case.attention]})
+            rows.append({**case.settings(), "error": faults[case.attention]})
             continue
         rows.append(row(args, case, seconds, peaks[case.attention]))
         if args.joules:
@@ -137,14 +137,6 @@ def tried(case: SpeedCase) -> Pass:
             raise
         raise InputError(too_large(case)) from error
     return step
-
-
-def settings(case: SpeedCase) -> dict[str, Any]:
-    """What a row says of its case; `checkpoint`, of those of a checkpoint, is null for other attention."""
-    given = {key: value for key, value in asdict(case).items() if key not in ("clamp", "checkpoint")}
-    if case.checkpoint is not None:
-        given["checkpoint"] = case.checkpoint if case.trained else None
-    return given
 
 
 def too_large(case: SpeedCase) -> str:
@@ -175,7 +167,7 @@ def row(
     ratio = statistics.median(s / m for s, m in zip(stock, mine, strict=True)) if stock else None
     median = statistics.median(mine)
     return {
-        **settings(case),
+        **case.settings(),
         "images_per_second": round(case.batch_size / median, 2),
         "ratio_to_stock": None if ratio is None else round(ratio, 3),
         "peak_mib": None if peak is None else round(peak, 1),

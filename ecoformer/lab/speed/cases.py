@@ -19,10 +19,10 @@ from ecoformer.errors import InputError
 from ecoformer.fit.hashes import fit_new_hashes
 from ecoformer.kinds import SPECS, make_spec
 from ecoformer.lab.speed.throughput import PRECISIONS, Pass, forward_pass, training_step
-from ecoformer.lab.subject import built, own_attention
+from ecoformer.lab.subject import Subject
 from ecoformer.model.create import has_fixed_size
 from ecoformer.model.layers import attention_layers, require_input
-from ecoformer.nn.inputs import example_input, in_words, takes_sequences
+from ecoformer.nn.inputs import example_input, takes_sequences
 from ecoformer.nn.specs import AttentionSpec, split_setting
 from ecoformer.ops.ecoformer import triton_kernels
 
@@ -89,16 +89,9 @@ def cuda_graph(run: Pass) -> Pass:
 
 
 @dataclass(frozen=True)
-class SpeedCase:
-    """What is timed. `layer` 0 is the whole model, n its n-th attention layer alone, on what the model feeds it.
+class SpeedCase(Subject):
+    """What is timed. `layer` 0 is the whole model, n its n-th attention layer alone, on what the model feeds it."""
 
-    `img_size`: pixels, or tokens of a model of sequences. `checkpoint`: a run whose model this is (of its own kind), or
-    whose architecture (of any other attention). `clamp`: settings that the tokens are too few for give way.
-    """
-
-    model: str
-    attention: str = "stock"
-    img_size: int = 224
     batch_size: int = 32
     mode: str = "eval"
     device: str = "cpu"
@@ -106,28 +99,11 @@ class SpeedCase:
     channels_last: bool = False
     layer: int = 0
     seed: int = 0
-    clamp: bool = False
-    checkpoint: str | None = None
-
-    @property
-    def size(self) -> str:
-        """The size in words."""
-        return in_words(self.model, self.img_size)
-
-    @property
-    def name(self) -> str:
-        """What messages call it: "pvt_v2_b0 ecoformer 224 px"."""
-        return f"{self.model} {self.attention} {self.size}"
 
     @property
     def kind(self) -> str:
         """The attention without suffixes, with its settings."""
         return self.attention if ":" in self.attention else Variant.parse(self.attention).kind
-
-    @property
-    def trained(self) -> bool:
-        """Whether it is the model of its checkpoint, not another attention of that architecture."""
-        return self.checkpoint is not None and self.kind == own_attention(self.checkpoint)
 
     def build(self) -> nn.Module:
         """The model on its device: a checkpoint's, or random weights of the seed, unfitted hash functions fitted to a
@@ -142,7 +118,7 @@ class SpeedCase:
         if spec is not None and "clamp" in known and self.clamp:
             spec = replace(spec, clamp=True)  # type: ignore[call-arg]
         torch.manual_seed(self.seed)
-        model = built(self.model, self.kind, spec, self.img_size, self.checkpoint)
+        model = self.make(spec)
         require_input(model, self.img_size)
         if self.channels_last and takes_sequences(model):
             raise InputError(f"--channels-last is a layout of images, {self.model} takes sequences: leave it out")

@@ -11,7 +11,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import redirect_stdout
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from ecoformer.engine.trainer import Trainer
 from ecoformer.errors import InputError
 from ecoformer.files import json_text, write_json
 from ecoformer.files.table import Column, Table, markdown, render
-from ecoformer.lab.speed.cases import SpeedCase
+from ecoformer.lab.speed.cases import SpeedCase, Variant
 from ecoformer.lab.speed.throughput import PRECISIONS, wait_for
 from ecoformer.nn.inputs import example_input
 
@@ -35,7 +34,12 @@ Row = dict[str, Any]
 
 
 def run(args: argparse.Namespace, cases: list[SpeedCase], machine: Row) -> int:
-    """Time every case and print, or write, a row of each."""
+    """Time every case and print, or write, a row of each. Raises InputError for what a loop is not measured with."""
+    if args.layer or args.beside_load or args.profile or args.joules:
+        others = "--layer, --beside-load, --profile and --joules"
+        raise InputError(f"--loop trains whole models and measures nothing else: leave {others} out")
+    if suffixed := [case.attention for case in cases if Variant.parse(case.attention).suffixes]:
+        raise InputError(f"--loop runs no variant with a suffix, which {suffixed[0]} has: leave it out")
     rows = [measure(case, args.rounds) | machine for case in cases]
     if args.out is not None:
         write_json(args.out, rows)
@@ -50,8 +54,6 @@ def measure(case: SpeedCase, rounds: int, steps: int = STEPS) -> Row:
 
     The first round warms up and does not count. Raises InputError as `SpeedCase.build` does.
     """
-    if case.layer:
-        raise InputError("--loop trains whole models: leave --layer out")
     device, model = torch.device(case.device), case.build()
     batches = Batches(model, case, steps, device)
     turns = Turns(batches, PRECISIONS[case.precision], device)
@@ -75,7 +77,7 @@ def measure(case: SpeedCase, rounds: int, steps: int = STEPS) -> Row:
     ratios = [whole / bare for bare, whole in pairs]
     medians = [statistics.median(side) for side in (*zip(*pairs, strict=True), ratios)]
     figures = zip(FIGURES, (*medians, min(ratios), max(ratios)), strict=True)
-    return {**asdict(case), "steps": steps, "rounds": rounds, **{key: round(value, 4) for key, value in figures}}
+    return {**case.settings(), "steps": steps, "rounds": rounds, **{key: round(value, 4) for key, value in figures}}
 
 
 class Batches:
