@@ -29,7 +29,6 @@ from torchvision.ops import FeaturePyramidNetwork
 from ecoformer import InputError, convert, fit_hashes
 from ecoformer.cli.arguments import positive, script
 from ecoformer.energy import count
-from ecoformer.energy.profile_files import load_profile
 from ecoformer.files import read_json, write_json, write_text
 from ecoformer.files.table import Column, Table, render, saves, share
 from ecoformer.fit.hashes import has_hashes
@@ -132,16 +131,16 @@ def converted(model, setting, size, images=None, most_steps=None):
 
 def costs(model):
     """Modelled picojoules of one square image: of all, and of what runs inside of attention layers."""
-    prices, found = load_profile("45nm_fp32"), {}
+    found = {}
     for convention in ("paper", "audited"):
         for size in SIZES:
             ledger = count(model, size, convention=convention)
-            found[f"{convention}_{size}_pj"] = ledger.energy_pj(prices)
-            found[f"{convention}_{size}_attention_pj"] = ledger.attention(projections=True).energy_pj(prices)
+            found[f"{convention}_{size}_pj"] = ledger.energy_pj("45nm_fp32")
+            found[f"{convention}_{size}_attention_pj"] = ledger.attention(projections=True).energy_pj("45nm_fp32")
     return found
 
 
-def run(args):
+def segment(args):
     if args.data == "generated":
         classes, size = SCENE, tuple(args.size or (96, 96))
         (images, masks), test = scenes(args.scenes, size, 1), scenes(100, size, 2)
@@ -227,7 +226,12 @@ NUMBERS = {
 }
 
 
-@script(lambda args: {"run": run, "time": time}[args.part](args) or 0, __doc__)
+def run(args):
+    {"run": segment, "time": time}[args.part](args)
+    return 0
+
+
+@script(__name__, __doc__)
 def main(p):
     p.add_argument("part", choices=("run", "time"))
     p.add_argument("--out", type=Path, required=True, help="folder for what it leaves")
