@@ -76,11 +76,43 @@ def _name_at_the_ends(axis: Axes) -> None:
             last = x[known[-1]], y[known[-1]]
             ends.append(((axis.transData + axis.transAxes.inverted()).transform(last)[1], line))
     ends.sort(key=lambda end: end[0])
-    places = [height for height, _ in ends]
+    for place, (_, line) in zip(_apart([height for height, _ in ends]), ends, strict=True):
+        text = f" {line.get_label()}"
+        axis.annotate(text, (1, place), xycoords="axes fraction", va="center", fontsize=8, color=line.get_color())
+
+
+def name_points(axis: Axes) -> None:
+    """Labels beside the points of each label, on the side where there is room, moved apart where they would touch."""
+    axis.margins(x=0.06, y=0.1)
+    axis.get_ylim()  # settles the limits
+    to_axes = axis.transData + axis.transAxes.inverted()
+    sides: dict[bool, list[tuple[float, float, Any]]] = {True: [], False: []}
+    for line in axis.lines:
+        x, y = to_axes.transform(np.asarray(line.get_xydata(), float).mean(axis=0))
+        sides[x > 0.5].append((y, x, line))
+    for is_right, points in sides.items():
+        points.sort(key=lambda point: point[0])
+        for place, (y, x, line) in zip(_apart([point[0] for point in points]), points, strict=True):
+            near = [other for height, other, _ in points if abs(height - y) < 0.1 and abs(other - x) < 0.1]
+            colour = line.get_color()
+            axis.annotate(
+                str(line.get_label()),
+                (x, y),
+                (min(near) - 0.03 if is_right else max(near) + 0.03, place),
+                xycoords="axes fraction",
+                ha="right" if is_right else "left",
+                va="center",
+                fontsize=8,
+                color=colour,
+                arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5, "relpos": (float(is_right), 0.5)},
+            )
+
+
+def _apart(places: Sequence[float]) -> list[float]:
+    """Heights in order, as shares of a panel, moved so far that labels at them do not touch."""
+    places = list(places)
     for _ in range(100):
         for low in range(len(places) - 1):
             overlap = max(0.0, 0.05 - (places[low + 1] - places[low])) / 2
             places[low], places[low + 1] = places[low] - overlap, places[low + 1] + overlap
-    for place, (_, line) in zip(places, ends, strict=True):
-        text = f" {line.get_label()}"
-        axis.annotate(text, (1, place), xycoords="axes fraction", va="center", fontsize=8, color=line.get_color())
+    return places

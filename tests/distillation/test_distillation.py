@@ -2,6 +2,7 @@
 
 import copy
 import importlib
+import itertools
 import json
 import statistics
 from pathlib import Path
@@ -185,6 +186,10 @@ def test_the_front_shows_every_kind_of_the_same_model(tmp_path, monkeypatch):
         "ecoformer kernel numerator": [[3, 20]],
         "distilled: 28 shifts of 16 levels, ternary": [[2, 70], [2, 71]],
     }
+    drawn[0].draw_without_rendering()
+    boxes = {text.get_text(): text.get_window_extent() for text in axis.texts}
+    assert boxes.keys() == points.keys() and not drawn[0].legends
+    assert not any(one.overlaps(two) for one, two in itertools.combinations(boxes.values(), 2))
 
 
 def test_the_study_tells_relaxations_and_layers_apart(run, tmp_path, capsys):

@@ -18,7 +18,7 @@ from ecoformer.lab.study.tables import with_spread
 from ecoformer.model.layers import attention_layers
 from ecoformer.nn.msa import MSASpec
 from ecoformer.report.code_maps import draw_maps, layer_weights
-from ecoformer.report.figures import name_curves, panels, save_figure, style
+from ecoformer.report.figures import name_points, panels, save_figure, style
 
 Figures = dict[str, Any]
 
@@ -219,12 +219,12 @@ def plot_front(rows: list[Figures], beside: list[Figures], out: Path) -> None:
             kind = "distilled_hash" if row["codes"] == "bits" else "distilled"
             label = f"{kind}: {code_text(row)}{joint}"
             points.setdefault(label, []).append((row["energy_pj"] / 1e6, row["top1_after"]))
-    figure, (axis,) = panels(1, 1, (9, 4.6))
+    figure, (axis,) = panels(1, 1, (7.5, 4.6))
     for number, (label, found) in enumerate(points.items()):
         axis.plot(*zip(*found, strict=True), linestyle="", label=label, **style(label, number))
-    axis.set(xlabel="energy of an image, µJ (whole model, paper convention)", ylabel="top-1 without training, %")
+    name_points(axis)
+    axis.set(xlabel="energy of an image, µJ (whole model, paper convention)", ylabel="top-1, %")
     axis.set_title(f"{first['model']} on {first['dataset']}: converted, not trained")
-    name_curves(figure, [axis])
     save_figure(figure, out)
 
 
