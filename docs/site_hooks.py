@@ -44,11 +44,17 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 class Sections(Extension):
-    """griffe finds a section of a docstring below an empty line alone; ours follow each other without one."""
+    """griffe takes a section of a docstring below an empty line alone, and one argument a line; ours are shorter."""
 
     def on_object(self, *, obj: Object, **_: Any) -> None:
         if obj.docstring:
-            obj.docstring.value = re.sub(r"\n(Args|Attributes|Returns|Raises):\n", r"\n\n\1:\n", obj.docstring.value)
+            text = re.sub(r"\n(Args|Attributes|Returns|Raises):\n", r"\n\n\1:\n", obj.docstring.value)
+            obj.docstring.value = re.sub(r"^    ((?:\w+, )+)(\w+): ", one_by_one, text, flags=re.MULTILINE)
+
+
+def one_by_one(listed: re.Match[str]) -> str:
+    """The lines of several arguments that are described together."""
+    return "".join(f"    {name}: see {listed[2]}.\n" for name in listed[1].split(", ")[:-1]) + f"    {listed[2]}: "
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
@@ -109,7 +115,10 @@ def commands() -> str:
     """The page of all commands: what --help prints of each."""
     from ecoformer.cli.main import COMMANDS, main
 
-    parts = ["# Commands", "From a checkout `python scripts/COMMAND.py` is the same as `ecoformer COMMAND`."]
+    parts = [
+        "# Commands",
+        "What `ecoformer COMMAND --help` prints; the files of `scripts/` are the same commands, from a checkout.",
+    ]
     with mock.patch.dict(os.environ, COLUMNS="100"), mock.patch("sys.argv", ["ecoformer"]):
         for name, (_, about) in COMMANDS.items():
             printed = io.StringIO()
