@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pkgutil
 import re
 from pathlib import Path
 
@@ -39,6 +40,17 @@ def test_links_lead_somewhere() -> None:
         if not (page.parent / link).exists() and (page.parent / link).resolve() not in made
     ]
     assert not missing
+
+
+def test_the_site_has_every_page_and_knows_every_name() -> None:
+    nav = (ROOT / "mkdocs.yml").read_text()
+    pages = [page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")]
+    assert [page for page in pages if not re.search(rf": {re.escape(page)}$", nav, flags=re.MULTILINE)] == []
+    reference = "".join(page.read_text() for page in (ROOT / "docs" / "reference").glob("*.md"))
+    names = re.findall(r"^::: (\S+)$", reference, flags=re.MULTILINE)
+    assert len(names) > 50
+    for name in names:
+        assert pkgutil.resolve_name(name).__doc__, name
 
 
 def test_the_python_of_the_readme_runs(capsys: pytest.CaptureFixture[str]) -> None:

@@ -110,9 +110,9 @@ def name_points(axis: Axes) -> None:
 
 def _apart(places: Sequence[float]) -> list[float]:
     """Heights in order, as shares of a panel, moved so far that labels at them do not touch."""
-    places = list(places)
+    moved = list(places)
     for _ in range(100):
-        for low in range(len(places) - 1):
-            overlap = max(0.0, 0.05 - (places[low + 1] - places[low])) / 2
-            places[low], places[low + 1] = places[low] - overlap, places[low + 1] + overlap
-    return places
+        for low in range(len(moved) - 1):
+            overlap = max(0.0, 0.05 - (moved[low + 1] - moved[low])) / 2
+            moved[low], moved[low + 1] = moved[low] - overlap, moved[low + 1] + overlap
+    return moved
