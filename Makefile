@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 .PHONY: help setup demo test lint types docs clean
 
 help:
-	@echo "make demo   train, convert, fit and compare on bundled digits (under 4 minutes on 2 cores)"
+	@echo "make demo   train, convert without training and compare on bundled digits (about two minutes on 2 cores)"
 	@echo "make test   run the tests"
 	@echo "make lint   ruff check and format check"
 	@echo "make types  mypy"

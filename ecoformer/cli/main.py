@@ -26,7 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "import-sequences": ("import_sequences", "others' pickled sequences to a file that training reads"),
     "average": ("average", "the mean of several checkpoints' weights, as a checkpoint"),
     "hub": ("hub", "a checkpoint to safetensors and a model card that timm loads"),
-    "demo": ("demo", "train, convert, fit and compare on bundled digits"),
+    "demo": ("demo", "the point in two minutes: train, convert without training, compare, on bundled digits"),
     "kinds": ("kinds", "runs that differ in their attention alone, side by side"),
     "plot-speed": ("plot_speed", "a picture of benchmark results"),
     "speed-section": ("speed_section", "write benchmark results into a document"),

@@ -104,12 +104,6 @@ class Table:
         """Characters of a column's widest text."""
         return max(len(column.heading), *(len(column.text(row)) for row in self.rows), 0)
 
-    def turned(self) -> Table:
-        """Columns as rows: for a few rows of many figures on a terminal."""
-        first, *others = zip(self.headings, *self.cells, strict=True)
-        columns = [Column(heading, number, left=number == 0) for number, heading in enumerate(first)]
-        return Table(columns, others)
-
 
 def render(table: Table, format: str, title: str = "", notes: Sequence[str] = ()) -> str:
     """A table in one of FORMATS; titles and notes are left out of data formats."""

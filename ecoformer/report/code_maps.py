@@ -1,7 +1,4 @@
-"""What the hash codes do: whom a token attends to in MSA, and whose codes are similar, for one image.
-
-Shapes: H heads, N tokens, K code bits, S pixels.
-"""
+"""Whom a token attends to, in one image. Shapes: B batch, H heads, N tokens, S pixels."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,20 +25,6 @@ def layer_weights(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
         return {name: layers[name].attention_weights(x_BND) for name, (x_BND, _) in calls.items()}
 
 
-def plot_code_maps(msa: nn.Module, ecoformer: nn.Module, image_3SS: Tensor, out: Path, title: str) -> None:
-    """For each block that both models replaced: where one token looks, by softmax attention and by codes.
-
-    The query is the image's brightest token. Maps show the mean over heads of the weights of that row, each scaled to
-    its own range, with the range in the title: the ranges themselves differ, because codes give nearly flat weights.
-    """
-    softmax, codes = (layer_weights(model, image_3SS[None]) for model in (msa, ecoformer))
-    picture, rows = image_3SS.mean(0), {}
-    for label, weights in (("MSA attention", softmax), ("code similarity", codes)):
-        means = {name.removesuffix(".attn"): weights[name][0].mean(0) for name in softmax if name in codes}
-        rows[label] = [(*_of_brightest(picture, mean_NN), f"{name}\n") for name, mean_NN in means.items()]
-    draw_maps(rows, picture, title, out, (1.9 * len(means) + 1.9, 4.4))
-
-
 def draw_maps(
     rows: Mapping[str, Sequence[Map]], picture_SS: Tensor, title: str, out: Path, size: tuple[float, float]
 ) -> None:
@@ -60,10 +43,3 @@ def draw_maps(
         axis.set_yticks([])
     figure.suptitle(title, fontsize=9)
     save_figure(figure, out)
-
-
-def _of_brightest(picture_SS: Tensor, weights_NN: Tensor) -> tuple[Tensor, tuple[int, int]]:
-    """The map of the image's brightest token, and where that lies."""
-    side = int(weights_NN.shape[0] ** 0.5)
-    query = int(torch.nn.functional.adaptive_avg_pool2d(picture_SS[None, None], side).argmax())
-    return weights_NN[query].reshape(side, side), (query // side, query % side)

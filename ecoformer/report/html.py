@@ -78,18 +78,21 @@ def preformatted(text: str) -> str:
 
 
 def from_markdown(text: str) -> list[str]:
-    """The tables of a Markdown file that this package wrote, as tables, and the lines around them as notes."""
+    """The tables of a Markdown file that this package wrote, its headings, and the lines around them as notes.
+
+    Its pictures are left out: a report shows those of a folder apart.
+    """
     parts: list[str] = []
     block: list[str] = []
-    for line in [*text.splitlines(), ""]:
+    for line in [*text.replace("\n  ", " ").splitlines(), ""]:  # an indented line goes on with the one before
         if line.startswith("|"):
             block.append(line)
             continue
         if block:
             parts.append(table(_parsed(block)))
             block = []
-        if said := line.strip(" *#"):
-            parts.append(note(said))
+        if (said := line.strip(" *#`-")) and not line.startswith("!["):
+            parts.append(f"<h3>{escape(said)}</h3>" if line.startswith("#") else note(said))
     return parts
 
 

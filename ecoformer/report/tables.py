@@ -40,14 +40,14 @@ def comparison_table(rows: Sequence[dict[str, Any]]) -> Table:
     columns = [
         Column("attention", "attention", left=True),
         Column("top-1 %", "top1", "{:.2f}"),
-        Column("params M", "params", "{:.2f}", 1e6),
-        Column(f"#Mul {name}", "muls", "{:.4g}", operations),
-        Column(f"#Add {name}", "adds", "{:.4g}", operations),
+        Column("params M", "params", "{:.2f}", 1e6, wide=True),
+        Column(f"#Mul {name}", "muls", "{:.4g}", operations, wide=True),
+        Column(f"#Add {name}", "adds", "{:.4g}", operations, wide=True),
         Column(f"energy {pj}", "energy_pj", "{:.4g}", energy),
         *(saves(f"saves vs {kind}", rows, kind, "energy_pj") for kind in baselines),
         Column(f"attention only {pj}", "attention_energy_pj", "{:.4g}", energy),
         *(saves(f"saves vs {kind}", rows, kind, "attention_energy_pj") for kind in baselines),
-        Column("images/s", "images_per_second", "{:.0f}"),
+        Column("images/s", "images_per_second", "{:.0f}", wide=True),
     ]
     return Table(columns, rows)
 

@@ -1,54 +1,63 @@
-"""The demo end to end, one short epoch a run: the files, the rows, and the commands that it prints."""
+"""The demo end to end, one short epoch a training: the files, the rows, and the commands that it prints."""
 
-import functools
+from __future__ import annotations
+
 import json
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from app_helpers import TINY_HASH, TINY_PVT
 
 from ecoformer.cli import demo
-from ecoformer.lab.speed import throughput
+from ecoformer.lab import demo as measured
 
 KEYS = [
     *("model", "attention", "dataset", "img_size", "epochs", "top1", "top5", "params", "muls", "adds", "energy_pj"),
-    *("attention_energy_pj", "energy_convention", "images_per_second", "seed", "duration_s", "versions"),
+    *("attention_energy_pj", "energy_convention", "seed", "versions", "how", "seconds"),
 ]
 
 
-def test_demo_leaves_table_report_and_plots(
-    command: Callable[..., int],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    capfd: pytest.CaptureFixture[str],
+@pytest.fixture(autouse=True)
+def _arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["demo"])  # Hydra reads the settings of a training there
+
+
+def test_demo_leaves_tables_a_picture_and_reports(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, drawn: dict[str, Any], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    run = subprocess.run
-
-    def in_this_process(line: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
-        if "train" not in line:  # git, of which a run asks where it comes from
-            return run(line, **options)
-        train = line.index("train")
-        return subprocess.CompletedProcess(line, command("train", *line[train + 1 :]))
-
-    monkeypatch.setattr(demo.subprocess, "run", in_this_process)  # the next test starts a process
-    quick = functools.partial(throughput.interleaved_throughput, rounds=2, min_seconds=0)
-    monkeypatch.setattr(throughput, "interleaved_throughput", quick)
-    settings = [TINY_PVT, TINY_HASH[1], "train.epochs=1", "train.max_steps=2", "data.max_val_samples=40"]
-    assert demo.main(["--out", str(tmp_path), *settings]) == 0
+    monkeypatch.setattr(
+        demo, "KINDS", {kind: {"fit_steps": 2} for kind in ("distilled", "ecoformer", "uniform", "none")}
+    )
+    monkeypatch.setattr(demo, "SIZES", (224,))
+    monkeypatch.setattr(measured, "FIT_IMAGES", 32)
+    quick = ["data.img_size=48", "data.max_train_samples=128", "data.max_val_samples=40", "train.max_steps=2"]
+    assert demo.main(["--out", str(tmp_path), *quick, "train.epochs=1", "train.progress=false"]) == 0
     rows = json.loads((tmp_path / "table.json").read_text())
-    assert [row["attention"] for row in rows] == ["stock", "msa", "ecoformer"]
+    assert [(row["attention"], row["how"]) for row in rows] == [
+        ("msa", "trained, 1 epoch"),
+        *((kind, "converted") for kind in ("distilled", "ecoformer", "uniform", "none")),
+        ("ecoformer", "converted, then 1 epoch"),
+    ]
     assert all(key in row for row in rows for key in KEYS)
-    assert all(row["command"].startswith("python train.py experiment=digits_") for row in rows)
+    # Converting changes what attention costs, training does not.
+    assert rows[2]["energy_pj"] == rows[5]["energy_pj"] < rows[0]["energy_pj"]
+    assert rows[3]["attention_energy_pj"] < rows[1]["attention_energy_pj"]
+    sizes = json.loads((tmp_path / "energy.json").read_text())
+    assert [row["attention"] for row in sizes] == ["stock", "msa", "ecoformer", "distilled"]
     report = (tmp_path / "report.md").read_text()
-    assert "40 validation images" in report and "saves vs stock" in report
-    assert {"training_curves.png", "code_maps.png"} <= {path.name for path in tmp_path.iterdir()}
+    assert "36 tokens" in report and "40 validation pictures" in report
+    assert report.count("- `python train.py experiment=inks_") == 2
+    views, front = drawn["demo.png"].subfigs[0].axes, drawn["demo.png"].subfigs[1].axes[0]
+    picture, *seen = (axis.images[0].get_array() for axis in views)
+    assert len(seen) == 3 and all((view <= picture + 1e-6).all() and view.max() > 0 for view in seen)
+    assert len(front.texts) == len(rows) + 1  # and guessing
+    assert "vs stock" in (tmp_path / "report.html").read_text()
     assert "init.checkpoint=" in capfd.readouterr().out
 
 
-def test_a_failed_run_ends_the_demo_with_its_code(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert demo.main(["--out", str(tmp_path), "train.epohcs=1"]) == 2
+def test_a_refused_setting_ends_the_demo_with_its_code(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        demo.main(["--out", str(tmp_path), "train.epohcs=1"])
+    assert end.value.code == 2
     assert "did you mean train.epochs" in capfd.readouterr().err
     assert not (tmp_path / "table.json").exists()

@@ -120,3 +120,8 @@ def test_a_table_of_markdown_is_the_same_table(tmp_path: Path) -> None:
     table = Table(columns, [{"name": "a|b & <c>", "x": 1.25}, {"name": "", "x": None}])
     for spaced in (False, True):
         assert html.from_markdown(markdown(table, spaced)) == [html.table(table)]
+
+
+def test_prose_of_a_markdown_file_becomes_headings_and_notes() -> None:
+    text = "# A & b\n\n![picture](picture.png)\n\n- one\n  and more\n- `command`\n"
+    assert html.from_markdown(text) == ["<h3>A &amp; b</h3>", html.note("one and more"), html.note("command")]

@@ -11,7 +11,7 @@ import torch
 from ecoformer import EcoFormerSpec, MSASpec, convert, fit_hashes
 from ecoformer.kinds import SPECS
 from ecoformer.lab.speed.throughput import interleaved_throughput
-from ecoformer.report.code_maps import layer_weights, plot_code_maps
+from ecoformer.report.code_maps import layer_weights
 from ecoformer.report.curves import plot_training_curves
 from ecoformer.report.figures import name_curves, panels, style
 from ecoformer.report.hash_fits import plot_hash_fits, read_fits
@@ -37,24 +37,6 @@ def test_layer_weights_are_those_of_the_replaced_layers(models):
         "stages.2.blocks.0.attn": (2, 5, 16, 16),
     }
     assert models["msa"].training
-
-
-def test_code_maps_are_drawn(models, tmp_path, drawn):
-    image = torch.rand(3, 64, 64)
-    plot_code_maps(models["msa"], models["ecoformer"], image, tmp_path / "maps.png", "title")
-    assert [path.name for path in tmp_path.iterdir()] == ["maps.png"]
-    axes = drawn["maps.png"].axes
-    for kind, label, (picture, *maps) in (
-        ("msa", "MSA attention", axes[:4]),
-        ("ecoformer", "code similarity", axes[4:]),
-    ):
-        assert picture.get_ylabel() == label
-        for axis, (name, weights_BHNN) in zip(maps, layer_weights(models[kind], image[None]).items(), strict=True):
-            assert axis.get_title().startswith(name.removesuffix(".attn"))
-            (column,), (line,) = axis.lines[0].get_data()
-            map_SS = torch.as_tensor(axis.images[0].get_array())
-            query = line * len(map_SS) + column
-            torch.testing.assert_close(map_SS.flatten(), weights_BHNN[0].mean(0)[query])
 
 
 def test_training_curves_are_drawn(tmp_path, drawn):

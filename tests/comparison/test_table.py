@@ -72,8 +72,6 @@ def test_every_format_says_the_same():
     assert "a\\_b & 2.50 & 73.4 \\% & x|y \\\\" in render(table, "latex").splitlines()
     _, *shown = (line.split() for line in render(table, "table").splitlines())
     assert shown == [["a_b", "2.50", "73.4", "%", "x|y"], ["c", "1.00", "-"]]
-    turned = render(table.turned(), "table").splitlines()
-    assert [line.split()[0] for line in turned] == ["model", "mJ", "saved", "note"]
 
 
 def test_a_terminal_gets_what_fits_and_the_names_of_the_rest():

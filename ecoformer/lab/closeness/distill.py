@@ -23,6 +23,7 @@ from ecoformer.lab.closeness.source import Source
 from ecoformer.lab.closeness.sweep import parse_setting
 from ecoformer.model.convert import FilterFn, convert
 from ecoformer.nn.inputs import input_size
+from ecoformer.nn.specs import AttentionSpec
 from ecoformer.ops.codes.forms import Shifts
 
 LEDGERS: dict[str, dict[str, Any]] = {
@@ -43,7 +44,7 @@ class Distilled:
 
 def distill(
     source: nn.Module,
-    spec: TaughtSpec,
+    spec: AttentionSpec,
     images: Tensor,
     *,
     seed: int,
@@ -51,7 +52,7 @@ def distill(
     on_report: Callable[[HashFitReport], None] | None = None,
     on_joint_step: Callable[[int, int], None] | None = None,
 ) -> Distilled:
-    """A copy of `source` with the attention of `spec`, fitted to that of `source`. Which layers: see `convert`.
+    """A copy of `source` with the attention of `spec`, its codes fitted. Which layers: see `convert`.
 
     Args:
         source: a timm model as it is, or one converted to MSA.

@@ -95,7 +95,7 @@ def plot_maps(figures: Figures, source: nn.Module, model: nn.Module, image_3SS: 
     left out. Returns the files.
     """
     ours = layer_weights(model, image_3SS[None])
-    theirs = _softmax_weights(source, image_3SS[None])
+    theirs = softmax_weights(source, image_3SS[None])
     picture = image_3SS.mean(0)
     files = []
     for row in figures["blocks"]:
@@ -106,7 +106,8 @@ def plot_maps(figures: Figures, source: nn.Module, model: nn.Module, image_3SS: 
     return files
 
 
-def _softmax_weights(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
+@torch.no_grad()
+def softmax_weights(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     """Attention weights (B, H, N, N) of the layers that are softmax attention over all tokens, timm's or ours."""
     layers = {layer.name: layer.module for layer in attention_layers(model) if MSASpec().is_met_by(layer.module)}
     calls = layer_calls(model, layers, images)
