@@ -65,7 +65,7 @@ def test_the_python_of_the_readme_runs(capsys: pytest.CaptureFixture[str]) -> No
     for block in blocks:
         exec(compile(block.replace("pretrained=True", "pretrained=False"), "README.md", "exec"), names)
     printed = capsys.readouterr().out
-    assert "stages.0.blocks.0.attn" in printed and "mJ before" in printed
+    assert "stages.0.blocks.0.attn" in printed and "J before" in printed
     assert len(blocks) == 2
 
 
