@@ -15,7 +15,7 @@ from ecoformer.data import build_data
 from ecoformer.run.build import data_config_note
 from ecoformer.run.start import build_model
 
-GOLDEN = ROOT / "tests" / "weights" / "golden" / "official_pvt_tiny_ecoformer.npz"
+GOLDEN = ROOT / "tests" / "models" / "golden" / "official_pvt_tiny_ecoformer.npz"
 TINY = "+model.kwargs={embed_dims:[16,32,40,64],depths:[1,2,1,1],mlp_ratios:[2,2,2,2]}"
 HASH = [
     "attention.num_bits=8",
