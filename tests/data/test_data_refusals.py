@@ -27,12 +27,13 @@ def refusal(call) -> str:
         (
             {"name": "cifar11"},
             "data.name=cifar11 does not exist; did you mean cifar10? "
-            "Options: digits, cifar10, cifar100, imagenet, folder, webdataset, hfds, listops, text_bytes, pixels",
+            "Options: digits, inks, cifar10, cifar100, imagenet, folder, webdataset, hfds, listops, text_bytes, pixels, "
+            "imagenet_v2, imagenet_a, imagenet_r, imagenet_real",
         ),
         (
             {"name": "voc"},
-            "data.name=voc does not exist; choose one of digits, cifar10, cifar100, imagenet, folder, webdataset, "
-            "hfds, listops, text_bytes, pixels",
+            "data.name=voc does not exist; choose one of digits, inks, cifar10, cifar100, imagenet, folder, "
+            "webdataset, hfds, listops, text_bytes, pixels, imagenet_v2, imagenet_a, imagenet_r, imagenet_real",
         ),
         (
             {"name": "folder", "root": "x", "num_classes": 3},
