@@ -27,8 +27,8 @@ def refusal(call) -> str:
         (
             {"name": "cifar11"},
             "data.name=cifar11 does not exist; did you mean cifar10? "
-            "Options: digits, inks, cifar10, cifar100, imagenet, folder, webdataset, hfds, listops, text_bytes, pixels, "
-            "imagenet_v2, imagenet_a, imagenet_r, imagenet_real",
+            "Options: digits, inks, cifar10, cifar100, imagenet, folder, webdataset, hfds, listops, text_bytes, "
+            "pixels, imagenet_v2, imagenet_a, imagenet_r, imagenet_real",
         ),
         (
             {"name": "voc"},
