@@ -77,7 +77,6 @@ def run(args: argparse.Namespace) -> int:
     from ecoformer.lab.closeness.distill import measure_distilled, spec_of
     from ecoformer.lab.closeness.distill_report import block_table, code_text, plot_errors, plot_maps, summary_lines
     from ecoformer.lab.closeness.source import load_source
-    from ecoformer.nn.inputs import takes_sequences
 
     check(args)
     spec = spec_of(
@@ -116,8 +115,7 @@ def run(args: argparse.Namespace) -> int:
     folder = args.out.with_suffix("")
     folder = folder.with_name(folder.name + "_pictures")
     plot_errors(figures, folder / "errors.png")
-    if not takes_sequences(model):  # maps lie over an image
-        plot_maps(figures, source.model, model, source.held_out(1)[0], folder)
+    plot_maps(figures, source.model, model, source.held_out(1)[0], folder)
     if args.format == "json":
         print(json_text(figures, indent=2))
         return 0

@@ -23,6 +23,15 @@ TINY_TWINS = "+model.kwargs={depths:[1,1,2,1],embed_dims:[16,32,64,128]}"
 QUICK = ["train.progress=false", "device=cpu", "train.epochs=1", "train.max_steps=2", "train.batch_size=8"]
 TINY_DIGITS = [TINY_PVT, *QUICK, "data.max_train_samples=64", "data.max_val_samples=32"]
 TINY_HASH = ["attention.fit_steps=2", "callbacks.hash_update.num_images=4"]
+FIT = ["callbacks.hash_update.num_images=4", "callbacks.hash_update.held_out_images=0"]
+# What each kind needs at the token counts of TINY_PVT, and fits that take no time.
+OPTIONS = {
+    "ecoformer": ["attention.clamp=true", "attention.fit_steps=1"],
+    "random_hash": ["attention.clamp=true"],
+    "ecoformer_tuned": ["attention.fit_steps=1", "attention.num_anchors=2"],
+    "distilled": ["attention.fit_steps=1", "attention.projection=ternary"],
+    "distilled_hash": ["attention.fit_steps=1"],
+}
 
 
 def compose_config(*overrides: str) -> Config:

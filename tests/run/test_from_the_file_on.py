@@ -14,21 +14,13 @@ from typing import Any
 import pytest
 import torch
 import use_checkpoint
-from app_helpers import QUICK, ROOT, TINY_PVT, run_task
+from app_helpers import FIT, OPTIONS, QUICK, ROOT, TINY_PVT, run_task
 from fresh import Fresh
 
 from ecoformer.kinds import BUILDERS, SPECS
 from ecoformer.run.start import model_of_run, read_run
 
 STEP = [TINY_PVT, *QUICK, "train.max_steps=1", "data.max_train_samples=8", "data.max_val_samples=8"]
-FIT = ["callbacks.hash_update.num_images=4", "callbacks.hash_update.held_out_images=0"]
-OPTIONS = {
-    "ecoformer": ["attention.clamp=true", "attention.fit_steps=1"],
-    "random_hash": ["attention.clamp=true"],
-    "ecoformer_tuned": ["attention.fit_steps=1", "attention.num_anchors=2"],
-    "distilled": ["attention.fit_steps=1", "attention.projection=ternary"],
-    "distilled_hash": ["attention.fit_steps=1"],
-}
 LOW_RANK = "low_rank"
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from app_helpers import CONFIGS, QUICK, TINY_PVT, run_task
+from app_helpers import CONFIGS, FIT, OPTIONS, QUICK, TINY_PVT, run_task
 from matplotlib.figure import Figure
 
 from ecoformer.errors import InputError
@@ -23,14 +23,6 @@ CONTRACT = {
     *("stock", "linear_sra", "msa", "msa_shared_qk", "performer", "linformer", "relu_linear", "random_hash"),
     *("binary_qk", "uniform", "none", "ecoformer", "ecoformer_tuned", "distilled", "distilled_hash"),
 }
-OPTIONS = {
-    "ecoformer": ["attention.clamp=true", "attention.fit_steps=1"],
-    "random_hash": ["attention.clamp=true"],
-    "ecoformer_tuned": ["attention.fit_steps=1", "attention.num_anchors=2"],
-    "distilled": ["attention.fit_steps=1", "attention.projection=ternary"],
-    "distilled_hash": ["attention.fit_steps=1"],
-}
-FIT = ["callbacks.hash_update.num_images=4", "callbacks.hash_update.held_out_images=0"]
 STEP = [TINY_PVT, *QUICK, *FIT, "train.max_steps=1", "data.max_train_samples=8", "data.max_val_samples=8"]
 
 

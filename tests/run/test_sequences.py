@@ -12,7 +12,7 @@ import timm
 import torch
 from app_helpers import QUICK, TINY_HASH, run_task
 
-from ecoformer.cli import benchmark, energy, export, hub
+from ecoformer.cli import benchmark, distill, energy, export, hub
 from ecoformer.run.start import model_of_run, read_run
 
 SEQ_LEN = 24
@@ -107,6 +107,16 @@ def test_words_of_a_run(command: Callable[..., int], capsys: pytest.CaptureFixtu
     ):
         assert words in said, words
     assert "image" not in said
+
+
+def test_distilled_without_training(stock: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    found = tmp_path / "distilled.pt"
+    fit = ["--attention=distilled:fit_steps=2", "--num-images=8", "--held-out=4", "--no-controls", "--threads=1"]
+    assert distill.main([f"--checkpoint={stock / 'best.pt'}", f"--out={found}", *fit]) == 0
+    said = capsys.readouterr().out
+    assert "J a sample" in said and "on 16 samples" in said
+    assert model_of_run(read_run(found))(ids(20)).isfinite().all()
+    assert [path.name for path in (tmp_path / "distilled_pictures").iterdir()] == ["errors.png"]
 
 
 def test_commands_without_data(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

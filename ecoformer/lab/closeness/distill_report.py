@@ -16,6 +16,7 @@ from ecoformer.fit.target import SoftmaxTarget
 from ecoformer.lab.closeness.quality_report import short_name
 from ecoformer.lab.study.tables import with_spread
 from ecoformer.model.layers import attention_layers
+from ecoformer.nn.inputs import takes_sequences
 from ecoformer.nn.msa import MSASpec
 from ecoformer.report.code_maps import draw_maps, layer_weights
 from ecoformer.report.figures import name_points, panels, save_figure, style
@@ -50,11 +51,12 @@ def block_table(figures: Figures) -> Table:
 def summary_lines(figures: Figures) -> list[str]:
     """Accuracy and energy, a line each."""
     lines = []
+    one, many = ("a sample", "samples") if takes_sequences(figures["model"]) else ("an image", "images")
     if figures["top1_before"] is not None and figures["top1_after"] is not None:
         top1 = {"before": figures["top1_before"], "distilled": figures["top1_after"]}
         top1 |= {f"{name} (values fitted)": control["top1"] for name, control in figures["controls"].items()}
         listed = ", ".join(f"{name} {value:.2f}" for name, value in top1.items())
-        lines.append(f"top-1 % on {figures['num_val']} images, no training: {listed}")
+        lines.append(f"top-1 % on {figures['num_val']} {many}, no training: {listed}")
         apart = {"distilled": figures} | figures["controls"]
         listed = ", ".join(f"{name} {row['kl']:.4f} ({row['agreement']:.1%} same class)" for name, row in apart.items())
         lines.append(f"KL to the original, nats: {listed}")
@@ -64,7 +66,7 @@ def summary_lines(figures: Figures) -> list[str]:
             f"{name} {energy[name] / 1e6:.4g} ({1 - after / energy[name]:+.1%} saved)"
             for name in ("stock", "msa", "ecoformer")
         )
-        lines.append(f"energy, {convention}, µJ an image: distilled {after / 1e6:.4g}; {against}")
+        lines.append(f"energy, {convention}, µJ {one}: distilled {after / 1e6:.4g}; {against}")
     if figures["sum_bits"] is not None:
         lines.append(f"integers: sums of rows of 8-bit tokens fit into {figures['sum_bits']} bits")
     return lines
@@ -92,8 +94,10 @@ def plot_maps(figures: Figures, source: nn.Module, model: nn.Module, image_3SS: 
     """One picture a block: whom three tokens attend to, in the original (where it shows weights) and in codes.
 
     Maps are means over the heads, each scaled to its own range. Tokens that lie on no square map (a class token) are
-    left out. Returns the files.
+    left out. Returns the files: none of a model of sequences, whose tokens lie on no map.
     """
+    if takes_sequences(model):
+        return []
     ours = layer_weights(model, image_3SS[None])
     theirs = softmax_weights(source, image_3SS[None])
     picture = image_3SS.mean(0)
