@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ecoformer.ops.ecoformer.columns_backward import layer_backward
-from ecoformer.ops.ecoformer.columns_forward import ColumnLayer, Linear, Output, State, layer_forward
+from ecoformer.ops.ecoformer.columns_forward import ColumnLayer, Linear, State, layer_forward
 
 
 def kernel_hash_layer(
@@ -34,19 +34,10 @@ def kernel_hash_layer(
         numerator: "own_token" or "kernel".
         mask_BN: True where a token takes part: as a key, and in sigma. At least one a sample; None: all do.
     """
-    output: Output = proj
-    if len(state[0]) == 1:
-        to_v, output = _in_one(to_v, proj)
-    tensors = (x_BND, *to_qk, *to_v, *output)
+    tensors = (x_BND, *to_qk, *to_v, *proj)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         return _Recomputed.apply(*tensors, *state, mask_BN, numerator)
-    return layer_forward(x_BND, ColumnLayer.of((to_qk, to_v, output), state, numerator), mask_BN)
-
-
-def _in_one(to_v: Linear, proj: Linear) -> tuple[Linear, Output]:
-    """With one head the output projection can meet v before the attention: one product over the tokens less."""
-    (v, v_bias), (weight, bias) = to_v, proj
-    return (weight @ v, None if v_bias is None else weight @ v_bias), (None, bias)
+    return layer_forward(x_BND, ColumnLayer.of((to_qk, to_v, proj), state, numerator), mask_BN)
 
 
 class _Recomputed(torch.autograd.Function):
@@ -69,5 +60,5 @@ class _Recomputed(torch.autograd.Function):
 
 
 def _layer(parts: list[Any], numerator: str) -> ColumnLayer:
-    linears: tuple[Linear, Linear, Output] = (parts[0], parts[1]), (parts[2], parts[3]), (parts[4], parts[5])
+    linears = (parts[0], parts[1]), (parts[2], parts[3]), (parts[4], parts[5])
     return ColumnLayer.of(linears, (parts[6], parts[7], parts[8]), numerator)

@@ -26,13 +26,12 @@ from ecoformer.ops.ecoformer.columns_forward import (
 
 def layer_backward(
     grad_out_BND: Tensor, x_BND: Tensor, layer: ColumnLayer, mask_BN: Tensor | None
-) -> tuple[Tensor | None, ...]:
-    """Gradients of x and of weights and biases of to_qk, to_v and proj (None for no weight), in this order."""
+) -> tuple[Tensor, ...]:
+    """Gradients of x and of weights and biases of to_qk, to_v and proj, in this order."""
     grad_x_BND = torch.empty_like(x_BND, memory_format=torch.contiguous_format)
-    grads = [torch.zeros_like(w) for w in (layer.qk_DD, layer.v_HVD)]
+    grads = [torch.zeros_like(w) for w in (layer.qk_DD, layer.v_HVD, layer.proj_DHV)]
     grads += [torch.zeros_like(b).view(-1) for b in (layer.qk_bias_D1, layer.v_bias_HV1)]
-    grad_qk, grad_v, grad_qk_bias, grad_v_bias = grads
-    grad_proj = None if layer.proj_DHV is None else torch.zeros_like(layer.proj_DHV)
+    grad_qk, grad_v, grad_proj, grad_qk_bias, grad_v_bias = grads
     for group, own in groups(x_BND, layer):
         x_BDN, rows = pieces_of(x_BND[group], own).transpose(1, 2), pieces_of(grad_out_BND[group], own)
         grad_x = pieces_of(grad_x_BND[group], own)
@@ -43,17 +42,10 @@ def layer_backward(
         code_GLN = torch.ge(pre_code_GLN, 0, out=torch.empty_like(pre_code_GLN))
         readout_GLV = readout(v_GVN, hashed.of_keys(code_GLN), hashed, own)
         attended_GVN = read(readout_GLV, v_GVN.clone(), code_GLN, own)
-        grad_attended_GVN = torch.empty_like(v_GVN)
-        if grad_proj is None or own.proj_DHV is None:
-            grad_attended_GVN[:, :-1] = rows.transpose(1, 2)
-        else:
-            columns_BEN = attended_GVN.view(samples, -1, tokens)
-            grad_proj += torch.bmm(rows.transpose(1, 2), columns_BEN.transpose(1, 2)).sum(dim=0)
-            torch.bmm(
-                every(own.proj_DHV.t(), samples), rows.transpose(1, 2), out=grad_attended_GVN.view_as(columns_BEN)
-            )
+        grad_proj += torch.bmm(rows.transpose(1, 2), attended_GVN.view(samples, -1, tokens).transpose(1, 2)).sum(dim=0)
+        grad_attended_BEN = torch.bmm(every(own.proj_DHV.t(), samples), rows.transpose(1, 2))
         grad_code_GLN, grad_v_GVN = _attention_backward(
-            grad_attended_GVN, attended_GVN, v_GVN, code_GLN, readout_GLV, hashed, own
+            grad_attended_BEN.view_as(v_GVN), attended_GVN, v_GVN, code_GLN, readout_GLV, hashed, own
         )
         # What passes straight through the sign is the gradient of hardtanh: 0 unless -1 < pre-code < 1. Codes of
         # -1/+1 are twice these.
@@ -73,7 +65,7 @@ def layer_backward(
         grad_qk_bias,
         grad_v.view(heads, -1, grad_v.shape[-1])[:, :-1].flatten(0, 1),
         grad_v_bias.view(heads, -1)[:, :-1].flatten(),
-        grad_proj if grad_proj is None else grad_proj.view(len(grad_proj), heads, -1)[..., :-1].flatten(1),
+        grad_proj.view(len(grad_proj), heads, -1)[..., :-1].flatten(1),
         grad_out_BND.sum(dim=(0, 1)),
     )
 

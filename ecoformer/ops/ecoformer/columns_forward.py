@@ -4,8 +4,8 @@ Projected as W x^T, tokens come out with their heads split, and everything after
 sigma scale whole rows, and no pass has a short inner loop. Three rows come along that save passes over the others:
 a row of ones beside v (so that one product gives context and sum of codes, and one numerator and denominator), a row
 of ones beside the codes (whose product with v is the sum of all v), and the mean anchor beside the anchors (for sigma).
-Codes are 0/1, one comparison; the small context is what turns them into -1/+1. Samples go through in groups that stay
-in the caches, so queries, keys and v are never whole in memory.
+Codes are 0/1, one comparison; the small context is what turns them into -1/+1. Samples go through in groups of some
+MiB, so queries, keys and v are never whole in memory.
 
 Shapes: B samples (of a group), H heads, G = B H, N tokens, D model channels, C head channels, K code bits, M anchors;
 V = C + 1, L = K + 1 and R = M + 1 count the rows with their extra one, which is the last.
@@ -23,9 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Linear = tuple[Tensor, Tensor | None]  # weight (out, in), bias (out)
-Output = tuple[Tensor | None, Tensor | None]  # as Linear; without a weight v is projected already
 State = tuple[Tensor, Tensor, Tensor]  # anchors_HMC, A_HKM, mean_HM
-GROUP_BYTES = 2**22  # of intermediate results in a group of samples, per thread
+GROUP_BYTES = 2**24  # of intermediate results in a group of samples, per thread; smaller ones wake threads too often
 PIECE_TOKENS = 4000  # longer rows cost products of 16 to 32 rows a third of their speed
 
 
@@ -39,7 +38,7 @@ class ColumnLayer:
     qk_bias_D1: Tensor
     v_HVD: Tensor  # the last row of a head is 0 and its bias 1: the ones
     v_bias_HV1: Tensor
-    proj_DHV: Tensor | None  # the last column of a head is 0: the denominators; None: v is projected already
+    proj_DHV: Tensor  # the last column of a head is 0: the denominators
     proj_bias_D: Tensor
     anchors_GRC: Tensor
     squares_GM1: Tensor  # |x|^2 + |a|^2 of tokens of norm 1
@@ -50,7 +49,7 @@ class ColumnLayer:
     pieces: int  # of every sample's tokens
 
     @classmethod
-    def of(cls, linears: tuple[Linear, Linear, Output], state: State, numerator: str) -> ColumnLayer:
+    def of(cls, linears: tuple[Linear, Linear, Linear], state: State, numerator: str) -> ColumnLayer:
         (qk, qk_bias), (v, v_bias), (proj, proj_bias) = linears
         anchors_HMC, A_HKM, mean_HM = state
         num_heads, _, channels = anchors_HMC.shape
@@ -68,7 +67,7 @@ class ColumnLayer:
             qk_bias_D1=(zero_D if qk_bias is None else qk_bias).unsqueeze(-1),
             v_HVD=F.pad(v.reshape(num_heads, channels, -1), (0, 0, 0, 1)).flatten(0, 1),
             v_bias_HV1=F.pad((zero_D if v_bias is None else v_bias).view(num_heads, -1), (0, 1), value=1.0).view(-1, 1),
-            proj_DHV=None if proj is None else F.pad(proj.reshape(-1, num_heads, channels), (0, 1)).flatten(1),
+            proj_DHV=F.pad(proj.reshape(-1, num_heads, channels), (0, 1)).flatten(1),
             proj_bias_D=zero_D if proj_bias is None else proj_bias,
             anchors_GRC=torch.cat([anchors_HMC, anchors_HMC.mean(dim=1, keepdim=True)], dim=1),
             squares_GM1=squares_HM1,
@@ -94,7 +93,7 @@ class ColumnLayer:
 
 
 def groups(x_BND: Tensor, layer: ColumnLayer) -> Iterator[tuple[slice, ColumnLayer]]:
-    """Samples to work on at a time, as many a thread as stay in the caches, and the layer for that many."""
+    """Samples to work on at a time, as many a thread as GROUP_BYTES allow, and the layer for that many."""
     (samples, tokens, dim), threads = x_BND.shape, torch.get_num_threads()
     rows = 3 * dim + layer.num_heads * (2 + layer.anchors_GRC.shape[1] + layer.A_GLM.shape[1])
     size = threads * max(1, GROUP_BYTES // (rows * tokens * x_BND.element_size()))
@@ -115,11 +114,8 @@ def layer_forward(x_BND: Tensor, layer: ColumnLayer, mask_BN: Tensor | None) -> 
         v_GVN = project(x_BDN, own.v_HVD, own.v_bias_HV1, own.num_heads)
         code_GLN = hashed.pre_code_GLN.ge_(own.threshold_GL1)
         attended_GVN = read(readout(v_GVN, hashed.of_keys(code_GLN), hashed, own), v_GVN, code_GLN, own)
-        if own.proj_DHV is None:
-            torch.add(own.proj_bias_D, attended_GVN[:, :-1].transpose(1, 2), out=out)
-        else:
-            columns_BND = attended_GVN.view(len(out), -1, out.shape[1]).transpose(1, 2)
-            torch.baddbmm(own.proj_bias_D.expand_as(out), columns_BND, every(own.proj_DHV.t(), len(out)), out=out)
+        columns_BND = attended_GVN.view(len(out), -1, out.shape[1]).transpose(1, 2)
+        torch.baddbmm(own.proj_bias_D.expand_as(out), columns_BND, every(own.proj_DHV.t(), len(out)), out=out)
     return out_BND
 
 
