@@ -58,8 +58,11 @@ def require_present(config: Any) -> None:
     for path in filter(None, names):
         if not Path(path).expanduser().exists():
             raise InputError(f"checkpoint {path} does not exist: give the path of a run's last.pt or best.pt")
-    root, of_folders = given["data.root"], given["data.name"] in (None, "imagenet", "folder", *ARCHIVES)
-    if root is not None and of_folders and not Path(root).expanduser().is_dir():
+    root, name = given["data.root"], given["data.name"]
+    if root is None or (name is not None and name not in ("imagenet", "folder", *ARCHIVES)):
+        return
+    # Without a name the data are those of the checkpoint, and may be one file: a table of texts.
+    if not (Path(root).expanduser().is_dir() or (name is None and Path(root).expanduser().is_file())):
         raise InputError(f"data.root={root} is not a folder: set data.root to the folder of the data")
 
 

@@ -109,6 +109,20 @@ def test_words_of_a_run(command: Callable[..., int], capsys: pytest.CaptureFixtu
     assert "image" not in said
 
 
+def test_texts_of_one_file_are_evaluated_on_another(
+    train: Callable[..., dict[str, Any]], command: Callable[..., int], tmp_path: Path
+) -> None:
+    lines = [
+        f"texts/{split}/{name}/{n}.txt\t{name} {n}\n" for split in ("train", "test") for n in range(8) for name in "ab"
+    ]
+    (tmp_path / "one.tsv").write_text("".join(lines))
+    (tmp_path / "other.tsv").write_text("".join(lines))
+    texts = [setting for setting in LISTOPS if not setting.startswith(("data.m", "data=")) or "samples" in setting]
+    sizes = ["data.max_train_samples=8", "data.max_val_samples=2"]
+    train(tmp_path / "run", *texts, *sizes, "data=text_bytes", f"data.root={tmp_path / 'one.tsv'}")
+    assert command("eval", f"checkpoint={tmp_path / 'run'}", f"data.root={tmp_path / 'other.tsv'}") == 0
+
+
 def test_distilled_without_training(stock: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     found = tmp_path / "distilled.pt"
     fit = ["--attention=distilled:fit_steps=2", "--num-images=8", "--held-out=4", "--no-controls", "--threads=1"]
