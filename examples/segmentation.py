@@ -1,11 +1,11 @@
-"""A converted backbone in segmentation: PVTv2-B0 under a feature pyramid, on CamVid; docs/segmentation.md.
+"""A converted backbone in segmentation: PVTv2-B0 under a feature pyramid; docs/segmentation.md.
 
     python examples/segmentation.py run --data DIR --out OUT [--init RUN/best.pt] [--device cuda]
-    python examples/segmentation.py run --data generated --out OUT
     python examples/segmentation.py time --out OUT                   # adds milliseconds to OUT's table
 
-DIR is CamVid as SegNet lays it out: train/, trainannot/, test/, testannot/, PNG, masks of class numbers, 11 = void.
-`generated` draws scenes instead; what a patch of ground is depends on whether a thing of its hue stands anywhere.
+DIR is CamVid as SegNet lays it out (train/, trainannot/, test/, testannot/, PNG, masks of class numbers, 11 = void), or
+photographs in train/CLASS/ and val/CLASS/, of which mosaics are made. `generated` draws scenes instead; what a patch of
+ground is depends on whether a thing of its hue stands anywhere.
 
 Stock attention and MSA are trained for --steps each from the same start: the backbone of a run with --init, else
 random. Each setting, SOURCE/KIND:key=value,..., is a source with its attention converted and codes fitted to training
@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from camvid import CAMVID, SCENE, VOID, camvid, scenes
+from segmentation_data import VOID, read
 from timm.models._features import FeatureGetterNet
 from torch import nn
 from torchvision.ops import FeaturePyramidNetwork
@@ -141,12 +141,8 @@ def costs(model):
 
 
 def segment(args):
-    if args.data == "generated":
-        classes, size = SCENE, tuple(args.size or (96, 96))
-        (images, masks), test = scenes(args.scenes, size, 1), scenes(100, size, 2)
-    else:
-        (images, masks), test = (camvid(Path(args.data), split, args.size) for split in ("train", "test"))
-        classes, size = CAMVID, tuple(images.shape[2:])
+    kind, classes, (images, masks), test = read(args.data, args.size, args.scenes)
+    size = tuple(images.shape[2:])
     settings = [setting.partition("/")[::2] for setting in args.settings]
     torch.manual_seed(args.seed)
     start = Segmenter(backbone_of(args.init), len(classes))
@@ -155,7 +151,7 @@ def segment(args):
             raise InputError(f"--settings: {source}/{setting} must begin with stock/ or msa/")
         converted(start, setting, size)
     used = {key: getattr(args, key) for key in ("steps", "tune_steps", "batch", "fit", "lr", "seed")}
-    used |= {"data": "generated" if args.data == "generated" else "CamVid", "init": args.init is not None, "size": size}
+    used |= {"data": kind, "init": args.init is not None, "size": size}
     few = ready(images[:: -(-len(images) // args.fit)], args)  # from all of it: neighbours are frames of one film
     sources, rows, shown = {}, [], []
     for source, setting in settings:
@@ -221,7 +217,7 @@ NUMBERS = {
     "tune-steps": (int, 400, "of every row afterwards; 0: none"),
     "batch": (positive, 8, "images a step"),
     "fit": (positive, 32, "training images, at most, that codes are fitted to"),
-    "scenes": (positive, 1000, "generated, to train on"),
+    "scenes": (positive, 1000, "or mosaics to train on; a fifth of that to test on"),
     "seed": (int, 0, "of weights and batches"),
 }
 
@@ -235,8 +231,10 @@ def run(args):
 def main(p):
     p.add_argument("part", choices=("run", "time"))
     p.add_argument("--out", type=Path, required=True, help="folder for what it leaves")
-    p.add_argument("--data", default="generated", help="folder of CamVid, or `generated` (the default)")
-    p.add_argument("--size", type=positive, nargs=2, metavar=("HEIGHT", "WIDTH"), help="of images; scenes: 96 96")
+    p.add_argument("--data", default="generated", help="folder of CamVid or of photographs, or `generated` (default)")
+    p.add_argument(
+        "--size", type=positive, nargs=2, metavar=("HEIGHT", "WIDTH"), help="of images; but for CamVid: 96 96"
+    )
     p.add_argument("--init", type=Path, metavar="RUN", help="best.pt of a stock pvt_v2_b0: its backbone's weights")
     p.add_argument("--settings", nargs="+", default=SETTINGS, help=f"default: {' '.join(SETTINGS)}")
     p.add_argument("--lr", type=float, default=1e-3, help="of the sources, five times that of the rows (1e-3)")

@@ -1,6 +1,7 @@
 """The segmentation example: CamVid's layout, mIoU by hand, and a whole run on a few small images."""
 
 import importlib
+import itertools
 import json
 import shutil
 from dataclasses import asdict
@@ -14,6 +15,7 @@ from PIL import Image
 from tiny_models import digits_run
 
 from ecoformer.config.schema import Config
+from ecoformer.data.folders import read_folders
 from ecoformer.model.checkpoint import save_checkpoint
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -30,10 +32,16 @@ def example(monkeypatch):
 
 
 @pytest.fixture
-def folder(example, tmp_path):
+def data(monkeypatch):
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    return importlib.import_module("segmentation_data")
+
+
+@pytest.fixture
+def folder(data, tmp_path):
     """CamVid's layout, with scenes in it."""
     for split, seed in (("train", 1), ("test", 2)):
-        for name, image, mask in zip("abc", *example.scenes(3, (64, 96), seed), strict=True):
+        for name, image, mask in zip("abc", *data.scenes(3, (64, 96), seed), strict=True):
             for place, pixels in ((split, image.permute(1, 2, 0)), (f"{split}annot", mask)):
                 path = tmp_path / place / f"{name}.png"
                 path.parent.mkdir(exist_ok=True)
@@ -41,18 +49,18 @@ def folder(example, tmp_path):
     return tmp_path
 
 
-def test_the_published_layout_is_read_as_it_is(example, folder):
-    images, masks = example.camvid(folder, "train", None)
-    expected_images, expected_masks = example.scenes(3, (64, 96), 1)
+def test_the_published_layout_is_read_as_it_is(data, folder):
+    images, masks = data.camvid(folder, "train", None)
+    expected_images, expected_masks = data.scenes(3, (64, 96), 1)
     assert torch.equal(images, expected_images) and torch.equal(masks, expected_masks)
-    small, halved = example.camvid(folder, "test", (32, 48))
+    small, halved = data.camvid(folder, "test", (32, 48))
     assert small.shape == (3, 3, 32, 48) and set(halved.unique().tolist()) <= {*range(9), 11}
 
 
-def test_scenes_say_whose_hue_is_where(example):
+def test_scenes_say_whose_hue_is_where(data):
     """In every patch that is not hidden the mask agrees with the hues of the things above."""
-    images, masks = example.scenes(40, (96, 96), 3)
-    again = example.scenes(40, (96, 96), 3)
+    images, masks = data.scenes(40, (96, 96), 3)
+    again = data.scenes(40, (96, 96), 3)
     assert torch.equal(images, again[0]) and torch.equal(masks, again[1])
     agree = 0
     for image, mask in zip(images.float(), masks, strict=True):
@@ -61,6 +69,42 @@ def test_scenes_say_whose_hue_is_where(example):
         if twin.sum() > 20 and things:
             agree += min(float((image[:, twin].mean(dim=1) - thing).abs().max()) for thing in things) < 130
     assert agree > 20
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """Folders of photographs of one shade each: that of class a is 50, that of class b 200."""
+    for split, kind in itertools.product(("train", "val"), "ab"):
+        path = tmp_path / "photographs" / split / kind / "1.png"
+        path.parent.mkdir(parents=True)
+        Image.new("RGB", (48, 40), (50 if kind == "a" else 200,) * 3).save(path)
+    return tmp_path / "photographs"
+
+
+def test_mosaics_show_photographs_of_the_class_that_they_say(data, photographs):
+    source = read_folders(photographs, with_train=True).train
+    images, masks = data.mosaics(source, 8, (48, 64), 3)
+    again = data.mosaics(source, 8, (48, 64), 3)
+    assert torch.equal(images, again[0]) and torch.equal(masks, again[1])
+    assert images.shape == (8, 3, 48, 64) and set(masks.unique().tolist()) == {0, 1, 11}
+    assert (masks == 11).float().mean() < 0.2
+    for number, shade in enumerate((50, 200)):
+        assert (images.movedim(1, -1)[masks == number] == shade).all()
+
+
+def test_a_run_on_photographs(example, photographs, tmp_path, capsys):
+    run = ["run", f"--data={photographs}", f"--out={tmp_path / 'out'}", *QUICK, "--settings", "stock/stock"]
+    assert example.main([*run, "--scenes=4", "--size", "64", "64"]) == 0
+    content = json.loads((tmp_path / "out" / "table.json").read_text())
+    assert content["run"]["data"] == "mosaics" and list(content["rows"][0]["ious"]) == ["a", "b"]
+    (photographs / "val" / "b" / "1.png").write_bytes(b"no")
+    assert example.main(run) == 2
+    for number in range(10):
+        shutil.copytree(photographs / "train" / "a", photographs / "train" / f"c{number}")
+        shutil.copytree(photographs / "val" / "a", photographs / "val" / f"c{number}")
+    assert example.main(run) == 2
+    damaged, many = capsys.readouterr().err.splitlines()
+    assert "b/1.png" in damaged and "12 classes: give photographs of at most 11" in many
 
 
 def test_iou_by_hand(example):

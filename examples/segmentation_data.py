@@ -1,17 +1,42 @@
-"""CamVid from a folder, and generated scenes in its place: images (N, 3, Y, X) and masks (N, Y, X), as bytes.
+"""What segmentation.py learns: CamVid from a folder, mosaics of photographs, or generated scenes, all in memory.
 
-Classes are numbers in the order of CAMVID or SCENE; 11 is void, pixels that people left out.
+Images (N, 3, Y, X) and masks (N, Y, X) are bytes. Classes are numbers in the order of CAMVID, of folders of photographs
+or of SCENE; 11 is void, pixels that people left out.
 """
+
+from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ecoformer import InputError
+from ecoformer.data.decode import open_rgb
+from ecoformer.data.folders import read_folders
 
 CAMVID = ["sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "cyclist"]
 SCENE = ["sky", "wall", "ground", "disc", "box", "triangle", "pole", "twin", "single"]
 VOID = 11
+
+
+def read(data, size, number):
+    """What the data are, the names of their classes, and images and masks to train on and to test on.
+
+    Args:
+        data: "generated", a folder of photographs as train/CLASS/ and val/CLASS/, or CamVid's.
+        size: (Y, X), or None for 96 x 96, of CamVid that of its files.
+        number: how many scenes or mosaics to train on; a fifth of them are to test on.
+    """
+    folder, new_size, fewer = Path(data), size or (96, 96), max(number // 5, 4)
+    if data == "generated":
+        return data, SCENE, scenes(number, new_size, 1), scenes(fewer, new_size, 2)
+    if not any(folder.glob("train/*/")):
+        return "CamVid", CAMVID, camvid(folder, "train", size), camvid(folder, "test", size)
+    found = read_folders(folder, with_train=True)
+    if (classes := len(found.class_names)) > VOID:
+        raise InputError(f"--data {folder} has {classes} classes: give photographs of at most {VOID}")
+    training, test = mosaics(found.train, number, new_size, 1), mosaics(found.val, fewer, new_size, 2)
+    return "mosaics", found.class_names, training, test
 
 
 def camvid(folder, split, size):
@@ -35,7 +60,30 @@ def camvid(folder, split, size):
         raise InputError(f"--data {folder}: no PNG in {split}/; give CamVid as SegNet lays it out, or `generated`")
     if len({image.shape for image, _ in found}) > 1:
         raise InputError(f"--data {folder}: images of {split}/ have several sizes; give --size HEIGHT WIDTH")
-    return tuple(torch.stack(part) for part in zip(*found, strict=True))
+    return stacked(found)
+
+
+def mosaics(photographs, number, size, seed):
+    """Images and masks as `camvid` gives them, of photographs of at most 11 classes (an ecoformer.data.FolderSource).
+
+    Four to six points of an image hold the middles of photographs, two thirds of the image's shorter side long; a pixel
+    belongs to the nearest point. So a region shows a part of a photograph, and its class is that of the whole.
+    """
+    rng, side = np.random.default_rng(seed), 2 * min(size) // 3
+    pixels = np.stack(np.mgrid[: size[0], : size[1]], axis=-1)
+    found = []
+    for _ in range(number):
+        points = rng.uniform(0, size, (rng.integers(4, 7), 2)).astype(int)
+        nearest = ((pixels[:, :, None] - points) ** 2).sum(axis=-1).argmin(axis=-1)
+        image, mask = np.empty((*size, 3), np.uint8), np.empty(size, np.uint8)
+        for cell, point in enumerate(points):
+            chosen, inside = rng.integers(len(photographs)), nearest == cell
+            photograph = np.asarray(ImageOps.fit(open_rgb(photographs, chosen), (side, side)))
+            y, x = ((pixels[inside] - point + side // 2) % side).T
+            image[inside], mask[inside] = photograph[y, x], photographs.targets[chosen]
+        mask[1:][nearest[1:] != nearest[:-1]] = mask[:, 1:][nearest[:, 1:] != nearest[:, :-1]] = VOID
+        found.append((torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(mask)))
+    return stacked(found)
 
 
 def scenes(number, size, seed):
@@ -69,4 +117,8 @@ def scenes(number, size, seed):
         mask[1:][mask[1:] != mask[:-1]] = VOID  # borders, as people leave them out
         image = (255 * (image + rng.normal(0, 0.04, image.shape))).clip(0, 255).astype(np.uint8)
         found.append((torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(mask.astype(np.uint8))))
+    return stacked(found)
+
+
+def stacked(found):
     return tuple(torch.stack(part) for part in zip(*found, strict=True))
