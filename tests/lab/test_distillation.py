@@ -54,10 +54,12 @@ def test_errors_of_the_first_block_by_hand(images):
     q, k, v = (split_heads(part, 3) for part in layer.qkv(x).chunk(3, dim=-1))
     target = join_heads(F.scaled_dot_product_attention(q, k, v))
     uniform = join_heads(v.mean(2, keepdim=True).expand_as(v))
-    assert (row.block, row.num_tokens, second.block) == ("blocks.0.attn", 17, "blocks.1.attn")
-    assert row.error == pytest.approx(relative_error(made.model.blocks[0].attn.attention_output(x), target), rel=1e-4)
-    assert row.error_uniform == pytest.approx(relative_error(uniform, target), rel=1e-4)
-    assert row.error < row.error_random
+    assert (row["block"], row["num_tokens"], second["block"]) == ("blocks.0.attn", 17, "blocks.1.attn")
+    assert row["error"] == pytest.approx(
+        relative_error(made.model.blocks[0].attn.attention_output(x), target), rel=1e-4
+    )
+    assert row["error_uniform"] == pytest.approx(relative_error(uniform, target), rel=1e-4)
+    assert row["error"] < row["error_random"]
     with pytest.raises(InputError, match="no layer that was fitted to another"):
         block_errors(source, source, images, seed=0)
 

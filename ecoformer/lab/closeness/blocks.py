@@ -4,7 +4,7 @@ Both layers of a pair get the same input, so an error of one block does not hide
 Shapes: B batch, N tokens, S pixels.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,42 +19,13 @@ from ecoformer.lab.closeness.controls import random_hash
 from ecoformer.model.layers import attention_layers
 from ecoformer.nn.projections import read_projections
 
-FLOORS = ("block", "num_tokens", "error", "error_uniform", "error_random")
-MAPS = ("num_keys", "recall", "recall_chance", "correlation")
-AGAINST_SOFTMAX = ("block", "num_tokens", "error", "error_uniform", "error_shared_qk", *MAPS)
-
-
-@dataclass(frozen=True)
-class BlockCloseness:
-    """One replaced layer against the attention that it stands for.
-
-    Errors are relative L2 of the attention output before the output projection, over all images: `error` of the layer,
-    `error_uniform` of uniform attention over the replaced layer's keys, `error_random` of random codes,
-    `error_shared_qk` of exact softmax attention that takes the queries for keys, which is what a shared projection can
-    hope for at best. `recall` is the share of the `num_keys` strongest keys found, `recall_chance` what any constant
-    weights find, `correlation` that of the weights of a token's keys. None: not asked for, or no weights to show.
-    """
-
-    block: str
-    num_tokens: int
-    error: float
-    error_uniform: float
-    error_random: float | None = None
-    error_shared_qk: float | None = None
-    num_keys: int | None = None
-    recall: float | None = None
-    recall_chance: float | None = None
-    correlation: float | None = None
-
-    def figures(self, keys: tuple[str, ...]) -> dict[str, Any]:
-        """These fields, JSON-ready: `FLOORS` or `AGAINST_SOFTMAX`."""
-        return {key: getattr(self, key) for key in keys}
+Row = dict[str, Any]
 
 
 @torch.no_grad()
 def quality(
     msa: nn.Module, replaced: nn.Module, images: Tensor, *, map_images: int = 4, num_keys: int = NUM_KEYS
-) -> list[BlockCloseness]:
+) -> list[Row]:
     """Every attention layer of `replaced` against that of `msa` of the same name, at the features of `msa`, in order.
 
     Args:
@@ -64,7 +35,12 @@ def quality(
         map_images: how many of them the recall and the correlation, which need N x N weights, are measured on.
         num_keys: strongest keys per token; lowered to N / 2 in blocks of fewer tokens.
     Returns:
-        One row for each layer that is not softmax attention in `replaced`.
+        One row for each layer that is not softmax attention in `replaced`, JSON-ready. Errors are relative L2 of the
+        attention output before the output projection, over all images: `error` of the layer, `error_uniform` of
+        uniform attention over the replaced layer's keys, `error_shared_qk` of exact softmax attention that takes the
+        queries for keys, which is what a shared projection can hope for at best. `recall` is the share of the
+        `num_keys` strongest keys found, `recall_chance` what any constant weights find, `correlation` that of the
+        weights of a token's keys; None where there are no weights to show.
     Raises:
         InputError: no layer of `replaced` differs, a layer is missing in `msa`, or one of `msa` is not softmax
             attention.
@@ -89,28 +65,28 @@ def quality(
             found = compare(module, target, x_BND, mask_BN=mask_BN, map_images=map_images, num_keys=num_keys)
             shared = replace(target, k_BHNC=target.q_BHNC)
             same = compare(lambda x, shared=shared: shared.output(), target, x_BND, mask_BN=mask_BN)
-            row = BlockCloseness(
-                block=name,
-                num_tokens=x_BND.shape[1],
-                error=found.attention_error,
-                error_uniform=found.uniform_error,
-                error_shared_qk=same.attention_error,
-                num_keys=strongest_keys(x_BND.shape[1], num_keys),
-                recall=found.recall,
-                recall_chance=found.chance_recall,
-                correlation=found.correlation,
+            rows.append(
+                {
+                    **_row(name, x_BND, found.attention_error, found.uniform_error),
+                    "error_shared_qk": same.attention_error,
+                    "num_keys": strongest_keys(x_BND.shape[1], num_keys),
+                    "recall": found.recall,
+                    "recall_chance": found.chance_recall,
+                    "correlation": found.correlation,
+                }
             )
-            rows.append(row)
     return rows
 
 
 @torch.no_grad()
-def block_errors(source: nn.Module, model: nn.Module, images: Tensor, *, seed: int) -> list[BlockCloseness]:
+def block_errors(source: nn.Module, model: nn.Module, images: Tensor, *, seed: int) -> list[Row]:
     """Every fitted layer of `model` against that of `source` of the same name, at the features of `model`, in order.
 
     Args:
         images: best not those of the fit.
         seed: of the random codes.
+    Returns:
+        Rows as `quality` gives them, of `error`, `error_uniform`, and `error_random` of random codes.
     """
     layers = {name: module for name, module in model.named_modules() if isinstance(module, TaughtAttention)}
     if not layers:
@@ -126,7 +102,9 @@ def block_errors(source: nn.Module, model: nn.Module, images: Tensor, *, seed: i
             floors = random.eval().fit_on_call(x_BND, torch.Generator().manual_seed(seed), **others)
             assert floors.uniform_error is not None
             error = compare(layers[name], target, x_BND, mask_BN=others.get("mask_BN")).attention_error
-            rows.append(
-                BlockCloseness(name, x_BND.shape[1], error, floors.uniform_error, error_random=floors.random_error)
-            )
+            rows.append({**_row(name, x_BND, error, floors.uniform_error), "error_random": floors.random_error})
     return rows
+
+
+def _row(block: str, x_BND: Tensor, error: float, uniform: float) -> Row:
+    return {"block": block, "num_tokens": x_BND.shape[1], "error": error, "error_uniform": uniform}

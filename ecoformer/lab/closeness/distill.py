@@ -17,7 +17,7 @@ from ecoformer.fit.hashes import HashFitReport, fit_hashes
 from ecoformer.fit.joint import JointFitReport, joint_line
 from ecoformer.fit.taught import TaughtSpec
 from ecoformer.kinds.distilled import DistilledHashSpec, DistilledSpec
-from ecoformer.lab.closeness.blocks import FLOORS, block_errors
+from ecoformer.lab.closeness.blocks import block_errors
 from ecoformer.lab.closeness.controls import ControlSpec
 from ecoformer.lab.closeness.source import Source
 from ecoformer.lab.closeness.sweep import parse_setting
@@ -71,7 +71,7 @@ def spec_of(text: str, **options: Any) -> DistilledSpec | DistilledHashSpec:
 
     Raises InputError for a kind that is not distilled.
     """
-    spec = parse_setting(text).spec
+    spec = parse_setting(text)
     if not isinstance(spec, DistilledSpec | DistilledHashSpec):
         raise InputError(f"attention {text!r} is not distilled: give distilled or distilled_hash, with their options")
     return replace(spec, **{key: value for key, value in options.items() if value is not None})
@@ -102,7 +102,7 @@ def measure_distilled(
         say: gets a line of progress at every step.
     Returns:
         The distilled model, and its figures, JSON-ready. `num_bits` is the code length, `sum_bits` hold sums of rows of
-        8-bit tokens (None for bits); `blocks` have the fields `FLOORS`, error_fit, seconds, energy_pj and
+        8-bit tokens (None for bits); `blocks` are rows of `block_errors`, with error_fit, seconds, energy_pj and
         energy_pj_before of their layer; kl and agreement are with the source on the validation split.
     """
     config, data = source.config, source.data
@@ -133,10 +133,7 @@ def measure_distilled(
         return {
             "model": made.model,
             "seconds": seconds,
-            "blocks": [
-                {**row.figures(FLOORS), "error_fit": report.attention_error, "seconds": report.seconds}
-                for row, report in found
-            ],
+            "blocks": [row | {"error_fit": told.attention_error, "seconds": told.seconds} for row, told in found],
             "joint_fit": None if made.joint is None else asdict(made.joint),
             **outcome(made.model, name),
         }

@@ -1,14 +1,13 @@
 """The sweep as a table and as pictures."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from ecoformer.files import write_text
-from ecoformer.files.table import Column, Table, markdown
+from ecoformer.files import write_json, write_text
+from ecoformer.files.table import Column, Table, markdown, render
 from ecoformer.report.figures import panels, save_figure
 
 Row = dict[str, Any]
@@ -30,11 +29,20 @@ def baseline(rows: Sequence[Row]) -> Row | None:
     return next((row for row in rows if row["setting"].partition(":")[0] == "ecoformer"), None)
 
 
+def as_text(found: dict[str, Any]) -> str:
+    """The table for a terminal, and top-1 of the controls where it was measured."""
+    reference = baseline(found["rows"])
+    unit = "nJ per image" if reference is None else f"relative to {reference['setting']}"
+    title = f"{found['title']}: error / uniform attention's, block by block; energy {unit}"
+    controls = ", ".join(f"{name} {value:.2f}" for name, value in found["top1"].items())
+    notes = [f"top-1 (%) on {found['num_val']} images: {controls}"] if controls else []
+    return render(quality_table(found["rows"], reference), "table", title, notes)
+
+
 def write_report(found: dict[str, Any], out: Path) -> None:
     """What `sweep` found as quality.json, table.md and two pictures of the first seed."""
     rows = found["rows"]
-    out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "quality.json", json.dumps(found, indent=2) + "\n")
+    write_json(out / "quality.json", found)
     write_text(out / "table.md", markdown(quality_table(rows, baseline(rows))) + "\n")
     first = [row for row in rows if row["seed"] == rows[0]["seed"]]
     plot_errors(first, out / "errors.png", found["title"])

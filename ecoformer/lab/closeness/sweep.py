@@ -3,45 +3,39 @@
 Shapes: B batch, S pixels.
 """
 
+import argparse
 import copy
+import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ecoformer.energy import Profile, count
+from ecoformer.energy import Profile, count, load_profile
 from ecoformer.errors import InputError
+from ecoformer.files import json_text
 from ecoformer.fit.hashes import fit_hashes
 from ecoformer.kinds import make_spec
-from ecoformer.lab.closeness.blocks import AGAINST_SOFTMAX, quality
+from ecoformer.lab.closeness import quality_report as report
+from ecoformer.lab.closeness.blocks import quality
 from ecoformer.lab.closeness.controls import RANDOM, random_hash, uniform_copy
-from ecoformer.lab.closeness.source import Source, pick_images
+from ecoformer.lab.closeness.source import load_source, pick_images
 from ecoformer.model.convert import convert
 from ecoformer.nn.specs import AttentionSpec, split_setting
 
-Accuracy = Callable[[nn.Module], float]
 
-
-@dataclass(frozen=True)
-class Setting:
-    """A replacement to measure: its name in tables, and the spec that makes it."""
-
-    name: str
-    spec: AttentionSpec
-
-
-def parse_setting(text: str) -> Setting:
-    """ "KIND" or "KIND:key=value,..." as in configs; "random-" before it leaves the hash functions random.
+def parse_setting(text: str) -> AttentionSpec:
+    """The spec of "KIND" or "KIND:key=value,..." as in configs; "random-" before it leaves hash functions random.
 
     Raises InputError for unknown kinds and options, and for a random hash of a kind without hashes.
     """
     spec = make_spec(*split_setting(text.removeprefix(RANDOM)))
     if spec is None:
         raise InputError(f"setting {text!r}: stock attention replaces nothing; name another kind")
-    return Setting(text, random_hash(spec) if text.startswith(RANDOM) else spec)
+    return random_hash(spec) if text.startswith(RANDOM) else spec
 
 
 def attention_energy(model: nn.Module, names: Iterable[str], img_size: int, profile: Profile) -> dict[str, Any]:
@@ -63,94 +57,79 @@ def attention_energy(model: nn.Module, names: Iterable[str], img_size: int, prof
 
 def measure_setting(
     msa: nn.Module,
-    setting: Setting,
+    setting: str,
     *,
     calibration: Tensor,
     held_out: Tensor,
     seed: int,
     profile: Profile,
     map_images: int = 4,
-    accuracy: Accuracy | None = None,
+    accuracy: Callable[[nn.Module], float] | None = None,
 ) -> dict[str, Any]:
     """Convert a copy of `msa`, fit its hash functions, and compare it with `msa` block by block.
 
     Args:
+        setting: as `parse_setting` reads it.
         calibration, held_out: (B, 3, S, S), normalised: images to fit on, and others to measure on.
         seed: of the random hash functions and of the fit.
         accuracy: top-1 of a model in percent; left out if None.
     Returns:
         A JSON-ready dict: setting, seed, seconds (of the fit), energy (see `attention_energy`), top1, and blocks (the
-        fields of `AGAINST_SOFTMAX`, with `fit`, the hash fit report of the block).
+        rows of `quality`, with `fit`, the hash fit report of the block).
     """
     model = copy.deepcopy(msa)
     img_size = held_out.shape[-1]
     torch.manual_seed(seed)  # kinds that draw hash functions when they are built
-    convert(model, setting.spec, img_size=img_size)
+    convert(model, parse_setting(setting), img_size=img_size)
     started = time.perf_counter()
     reports = {report.block: asdict(report) for report in fit_hashes(model, calibration, seed=seed)}
     seconds = time.perf_counter() - started
     rows = quality(msa, model, held_out, map_images=map_images)
     return {
-        "setting": setting.name,
+        "setting": setting,
         "seed": seed,
         "seconds": seconds,
         "top1": None if accuracy is None else accuracy(model),
-        "energy": attention_energy(model, [row.block for row in rows], img_size, profile),
-        "blocks": [{**row.figures(AGAINST_SOFTMAX), "fit": reports.get(row.block)} for row in rows],
+        "energy": attention_energy(model, [row["block"] for row in rows], img_size, profile),
+        "blocks": [{**row, "fit": reports.get(row["block"])} for row in rows],
     }
 
 
-def sweep(
-    source: Source,
-    settings: Sequence[Setting],
-    *,
-    fit_images: int,
-    images: int,
-    map_images: int,
-    seeds: Sequence[int],
-    profile: Profile,
-    with_accuracy: bool,
-    on_row: Callable[[dict[str, Any]], None],
-) -> dict[str, Any]:
-    """Every setting with every seed; JSON-ready, the rows under "rows".
+def run(args: argparse.Namespace) -> int:
+    """Every setting with every seed, written to --out after each: a sweep may take an hour and be cut short.
 
-    Args:
-        source: with MSA attention.
-        fit_images, images: of the training split to fit on, of the validation split to measure on.
-        with_accuracy: also top-1 on the whole validation split, of the source and of uniform attention too.
-        on_row: gets all that is found so far, after every row.
-    Raises:
-        InputError: more images than there are, or a setting that does not fit the model.
+    Raises InputError: more images than there are, or a setting that does not fit the model.
     """
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    for setting in args.settings:
+        parse_setting(setting)  # what is no setting is said before the data are read
+    profile = load_profile(args.profile)
+    source = load_source(checkpoint=args.checkpoint, root=args.data, only_msa=True)
     config, data, msa = source.config, source.data, source.model
-    held_out = pick_images(data.val_loader, data.num_val, images, seed=0)
-    rows: list[dict[str, Any]] = []
-    found = {
+    held_out = pick_images(data.val_loader, data.num_val, args.images, seed=0)
+    found: dict[str, Any] = {
         "title": f"{config.model.name} on {config.data.name}, {config.data.img_size} px",
         "model_kwargs": config.model.kwargs,
         "epochs": source.epoch,
-        "fit_images": fit_images,
-        "images": images,
+        "fit_images": args.fit_images,
+        "images": args.images,
         "num_val": data.num_val,
         "threads": torch.get_num_threads(),
         "top1": {},
-        "rows": rows,
+        "rows": [],
     }
-    if with_accuracy:
+    if args.top1:
         found["top1"] = {"msa": source.accuracy(msa), "uniform": source.accuracy(uniform_copy(msa))}
-    for seed in seeds:
-        calibration = data.calibration_images(fit_images, seed=seed)
-        for setting in settings:
-            row = measure_setting(
-                msa,
-                setting,
-                calibration=calibration,
-                held_out=held_out,
-                seed=seed,
-                profile=profile,
-                map_images=map_images,
-                accuracy=source.accuracy if with_accuracy else None,
-            )
-            rows.append(row)
-            on_row(found)
-    return found
+    common: dict[str, Any] = {"held_out": held_out, "map_images": args.map_images, "profile": profile}
+    common["accuracy"] = source.accuracy if args.top1 else None
+    for seed in args.seeds:
+        calibration = data.calibration_images(args.fit_images, seed=seed)
+        for setting in args.settings:
+            row = measure_setting(msa, setting, calibration=calibration, seed=seed, **common)
+            found["rows"].append(row)
+            print(f"{setting}, seed {seed}: worst block {report.worst(row):.2f}", file=sys.stderr, flush=True)
+            if args.out is not None:
+                report.write_report(found, args.out)
+    print(json_text(found, indent=2) if args.format == "json" else report.as_text(found))
+    return 0
