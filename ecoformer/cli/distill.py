@@ -10,7 +10,6 @@ controls without any attention whose values are fitted alike: where these lose n
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 from ecoformer.cli.arguments import Parser, require_positive, script, stage_or_pattern
@@ -108,7 +107,6 @@ def run(args: argparse.Namespace) -> int:
         with_accuracy=not args.no_accuracy,
         controls=not args.no_controls,
         layers=args.layers,
-        say=lambda line: print(line, file=sys.stderr, flush=True),
     )
     metrics = {key: figures[key] for key in ("top1_before", "top1_after", "seconds")}
     source.save(args.out, model, spec, args.layers, metrics)

@@ -12,7 +12,6 @@ attention output, on held-out images; energies picojoules of one image. Pictures
 import argparse
 import itertools
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -83,12 +82,9 @@ def run(args: argparse.Namespace) -> int:
         if not missing:
             continue
         source = load_source(checkpoint=checkpoint, root=args.data, max_val=args.max_val)
-        known = [row for row in rows if (row["checkpoint"], row["epochs"]) == (name, source.epoch)]
-        before = None
+        alike = {"checkpoint": name, "epochs": source.epoch, "num_val": source.data.num_val}
         for setting in missing:
-            same = [row for row in known if row["num_val"] == source.data.num_val]
             spec = spec_of(setting["attention"], **setting["spec"])
-            before = source.outcome(source.model) if before is None else before
             model, figures = measure_distilled(
                 source,
                 spec,
@@ -96,14 +92,11 @@ def run(args: argparse.Namespace) -> int:
                 num_held_out=args.held_out,
                 seed=setting["seed"],
                 profile=profile,
-                before=before,
-                controls=args.controls and not any("controls" in row for row in same),
+                controls=args.controls and not any("controls" in row for row in rows if alike.items() <= row.items()),
                 layers=setting["layers"],
-                say=lambda line: print(line, file=sys.stderr, flush=True),
             )
             row = table_row(setting, figures)
             rows.append(row)
-            known.append(row)
             write_text(table, json.dumps(rows, indent=1) + "\n")  # after every row: a study may be cut short
             ternary = "_ternary" if row["projection"] == "ternary" else ""
             stem = f"{name}_{row['features']}{row['codes']}{ternary}"

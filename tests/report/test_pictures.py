@@ -54,7 +54,7 @@ def test_training_curves_are_drawn(tmp_path, drawn):
 def test_throughput_is_a_median_between_low_and_high(models):
     rates = interleaved_throughput(models, torch.randn(2, 3, 64, 64), rounds=3, min_seconds=0.01)
     assert list(rates) == ["msa", "ecoformer"]
-    assert all(0 < rate.low <= rate.median <= rate.high for rate in rates.values())
+    assert all(0 < rate["low"] <= rate["median"] <= rate["high"] for rate in rates.values())
 
 
 def test_hash_fits_are_drawn_with_what_is_known(tmp_path, drawn):

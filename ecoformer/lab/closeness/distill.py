@@ -1,6 +1,7 @@
 """Convert a copy of a trained model, fit it to the original, and say what came of it: errors, accuracy, energy."""
 
 import copy
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -82,65 +83,60 @@ def measure_distilled(
     spec: DistilledSpec | DistilledHashSpec,
     *,
     num_images: int,
+    num_held_out: int,
     seed: int,
     profile: Profile,
-    num_held_out: int = 64,
-    before: tuple[float, Tensor] | None = None,
+    layers: Sequence[int | str] | None,
     with_accuracy: bool = True,
     controls: bool = True,
-    layers: Sequence[int | str] | None = None,
-    say: Callable[[str], None] = lambda line: None,
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """Distil `source` and measure it; `source.model` is left as it is.
+    """Distil `source` and measure it, with lines of progress on stderr; `source.model` is left as it is.
 
     Args:
         num_images: of the training split, for the fit.
         num_held_out: of the validation split, for the errors of the blocks.
-        before: what `source.outcome` says of the source, if it was asked before.
-        controls: also fit and measure uniform attention and none, with the same images and steps.
         layers: which attention layers, as `attention.layers`; None: those that conversion replaces anyway.
-        say: gets a line of progress at every step.
+        controls: also fit and measure uniform attention and none, with the same images and steps.
     Returns:
         The distilled model, and its figures, JSON-ready. `num_bits` is the code length, `sum_bits` hold sums of rows of
         8-bit tokens (None for bits); `blocks` are rows of `block_errors`, with error_fit, seconds, energy_pj and
         energy_pj_before of their layer; kl and agreement are with the source on the validation split.
     """
-    config, data = source.config, source.data
-    images, held_out = data.calibration_images(num_images, seed=seed), source.held_out(num_held_out)
-    filter_fn = source.layer_filter(layers)
-    if with_accuracy and before is None:
-        before = source.outcome(source.model)
-        say(f"before ({source.kind}): top-1 {before[0]:.2f} %")
-
-    def outcome(model: nn.Module, name: str) -> dict[str, float | None]:
-        if not with_accuracy or before is None:
-            return dict.fromkeys(("top1", "kl", "agreement"))
-        top1, found_BK = source.outcome(model)
-        kl, agreement = output_closeness(found_BK, before[1])
-        say(f"{name}: top-1 {top1:.2f} %, KL {kl:.4f}, same class {agreement:.1%}")
-        return {"top1": top1, "kl": kl, "agreement": agreement}
-
-    def fitted(of: TaughtSpec, name: str) -> dict[str, Any]:
-        def told(report: HashFitReport) -> None:
-            say(f"{name}: {report.block} error {report.attention_error:.3f} in {report.seconds:.1f} s")
-
-        started, step = time.perf_counter(), paced(say, f"{name}: joint fit")
-        made = distill(source.model, of, images, seed=seed, filter_fn=filter_fn, on_report=told, on_joint_step=step)
-        seconds = time.perf_counter() - started
-        if made.joint is not None:
-            say(f"{name}: {joint_line(made.joint)}")
-        found = zip(block_errors(source.model, made.model, held_out, seed=seed), made.reports, strict=True)
-        return {
-            "model": made.model,
-            "seconds": seconds,
-            "blocks": [row | {"error_fit": told.attention_error, "seconds": told.seconds} for row, told in found],
-            "joint_fit": None if made.joint is None else asdict(made.joint),
-            **outcome(made.model, name),
-        }
-
-    distilled = fitted(spec, "distilled")
-    most_tokens = max(block["num_tokens"] for block in distilled["blocks"])
+    data, held_out = source.data, source.held_out(num_held_out)
+    fit: dict[str, Any] = {"images": data.calibration_images(num_images, seed=seed), "held_out": held_out}
+    fit |= {"seed": seed, "filter_fn": source.layer_filter(layers), "with_accuracy": with_accuracy}
+    if with_accuracy:
+        say(f"before ({source.kind}): top-1 {source.own_outcome[0]:.2f} %")
+    model, found = _fitted(source, spec, "distilled", **fit)
     figures = {
+        **_origin(source, spec, max(block["num_tokens"] for block in found["blocks"])),
+        "seed": seed,
+        "num_images": num_images,
+        "num_held_out": len(held_out),
+        "num_val": data.num_val,
+        "threads": torch.get_num_threads(),
+        **{key: found[key] for key in ("seconds", "blocks", "joint_fit", "kl", "agreement")},
+        "top1_before": source.own_outcome[0] if with_accuracy else None,
+        "top1_after": found["top1"],
+        "controls": {},
+        **_energies(source, model, found["blocks"], profile),
+    }
+    for mode in ("uniform", "none") if controls else ():
+        control = _fitted(source, ControlSpec.like(spec, mode), mode, **fit)[1]
+        errors = [row["error"] for row in control["blocks"]]
+        figures["controls"][mode] = {**{key: control[key] for key in ("top1", "kl", "agreement")}, "errors": errors}
+    return model, figures
+
+
+def say(line: str) -> None:
+    """A line of progress."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def _origin(source: Source, spec: DistilledSpec | DistilledHashSpec, most_tokens: int) -> dict[str, Any]:
+    """What was distilled, and to what."""
+    config = source.config
+    return {
         "model": config.model.name,
         "model_kwargs": config.model.kwargs,
         "dataset": config.data.name,
@@ -154,22 +150,35 @@ def measure_distilled(
         "levels": 2 if spec.codes == "bits" else spec.levels,
         "projection": spec.projection,
         "sum_bits": spec.form.sum_bits(most_tokens) if isinstance(spec.form, Shifts) else None,
-        "seed": seed,
-        "num_images": num_images,
-        "num_held_out": len(held_out),
-        "num_val": data.num_val,
-        "threads": torch.get_num_threads(),
-        **{key: distilled[key] for key in ("seconds", "blocks", "joint_fit", "kl", "agreement")},
-        "top1_before": None if before is None else before[0],
-        "top1_after": distilled["top1"],
-        "controls": {},
-        **_energies(source, distilled["model"], distilled["blocks"], profile),
     }
-    for mode in ("uniform", "none") if controls else ():
-        control = fitted(ControlSpec.like(spec, mode), mode)
-        errors = [row["error"] for row in control["blocks"]]
-        figures["controls"][mode] = {**{key: control[key] for key in ("top1", "kl", "agreement")}, "errors": errors}
-    return distilled["model"], figures
+
+
+def _fitted(
+    source: Source, spec: TaughtSpec, name: str, images: Tensor, held_out: Tensor, with_accuracy: bool, **options: Any
+) -> tuple[nn.Module, dict[str, Any]]:
+    """`distill`, and what came of it: seconds, blocks, joint_fit; top1, kl and agreement, None if not asked for."""
+
+    def told(report: HashFitReport) -> None:
+        say(f"{name}: {report.block} error {report.attention_error:.3f} in {report.seconds:.1f} s")
+
+    started, step = time.perf_counter(), paced(say, f"{name}: joint fit")
+    made = distill(source.model, spec, images, on_report=told, on_joint_step=step, **options)
+    seconds = time.perf_counter() - started
+    if made.joint is not None:
+        say(f"{name}: {joint_line(made.joint)}")
+    errors = zip(block_errors(source.model, made.model, held_out, seed=options["seed"]), made.reports, strict=True)
+    found: dict[str, Any] = {
+        "seconds": seconds,
+        "blocks": [row | {"error_fit": fit.attention_error, "seconds": fit.seconds} for row, fit in errors],
+        "joint_fit": None if made.joint is None else asdict(made.joint),
+        **dict.fromkeys(("top1", "kl", "agreement")),
+    }
+    if with_accuracy:
+        top1, found_BK = source.outcome(made.model)
+        kl, agreement = output_closeness(found_BK, source.own_outcome[1])
+        say(f"{name}: top-1 {top1:.2f} %, KL {kl:.4f}, same class {agreement:.1%}")
+        found |= {"top1": top1, "kl": kl, "agreement": agreement}
+    return made.model, found
 
 
 def _energies(source: Source, model: nn.Module, blocks: list[dict[str, Any]], profile: Profile) -> dict[str, Any]:

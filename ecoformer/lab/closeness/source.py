@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,11 @@ class Source:
         with model.register_forward_hook(lambda module, args, out: found.append(out.float().log_softmax(dim=-1))):
             top1 = self.accuracy(model)
         return top1, torch.cat(found)[: self.data.num_val]  # a lone batch ran twice, for the clock
+
+    @cached_property
+    def own_outcome(self) -> tuple[float, Tensor]:
+        """That of the model itself."""
+        return self.outcome(self.model)
 
     def empty_model(self, attention: dict[str, Any]) -> nn.Module:
         """The model with another attention and no weights, on the meta device: for ledgers."""

@@ -1,7 +1,6 @@
 """Which kind costs least at a number of tokens, a width and a budget. Accuracy is not advised."""
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 from ecoformer.errors import InputError
@@ -21,15 +20,6 @@ CAVEATS = (
     "compare.",
     "Energy is modelled (audited convention, arithmetic alone, 45nm_fp32), not measured.",
 )
-
-
-@dataclass(frozen=True)
-class Advice:
-    """All kinds from cheap to dear, the first within the budget if any is, and what to mind."""
-
-    rows: list[dict[str, Any]]
-    best: str | None
-    caveats: list[str]
 
 
 def parse_budget(text: str) -> dict[str, float]:
@@ -54,12 +44,14 @@ def advise(
     tokens: int,
     budget: dict[str, float],
     measured: dict[tuple[str, int], dict[str, float]],
-) -> Advice:
+) -> dict[str, Any]:
     """Rank the kinds by measured time where all of them have one at these tokens, else by audited energy.
 
     `measured` holds figures of this shape; between measured token counts they are interpolated, beyond them they are
-    not known. The controls are listed last and never chosen. Raises InputError if a limit needs a measurement that
-    is missing.
+    not known. The controls are listed last and never chosen.
+
+    Returns `best`, the first kind within the budget if any is, `budget`, `rows` of all kinds from cheap to dear, and
+    `caveats`, what to mind. Raises InputError if a limit needs a measurement that is missing.
     """
     rows = [ledger_row(Kind.parse(kind), shape, tokens) for kind in kinds]
     for row in rows:
@@ -84,4 +76,5 @@ def advise(
     if not timed:
         caveats.append("No measurement covers all kinds here: memory traffic and kernel speed can turn the order.")
     refused = [f"{row['kind']} does not work here: {row['refused']}" for row in rows if row["refused"]]
-    return Advice(usable + [r for r in rows if r["refused"]], best, caveats + refused)
+    rows = usable + [row for row in rows if row["refused"]]
+    return {"best": best, "budget": budget, "rows": rows, "caveats": caveats + refused}

@@ -13,11 +13,11 @@ from ecoformer.errors import InputError
 from ecoformer.files import json_text, write_json, write_text
 from ecoformer.lab.sequence.advisor import advise, parse_budget
 from ecoformer.lab.sequence.encoder import SHAPES, Kind, Shape, all_kinds, token_list
-from ecoformer.lab.sequence.measurement import Measurements, Point, measure_apart, medians, read_measurements, versions
-from ecoformer.lab.sequence.plots import plot_metric
-from ecoformer.lab.sequence.sequence_tables import advice_text, as_json, as_text
+from ecoformer.lab.sequence.measurement import Measurements, Point, measure_apart, medians, read_measurements
+from ecoformer.lab.sequence.sequence_report import advice_text, as_json, as_text, plot_metric
 from ecoformer.lab.sequence.study import Study, ledger_row, merge
 from ecoformer.report.figures import save_figure
+from ecoformer.run.process import processor
 
 MEASURED = "measured.json"
 
@@ -57,26 +57,22 @@ def run(args: argparse.Namespace) -> int:
 
 def shape_of(args: argparse.Namespace) -> Shape:
     """The named shape, or one of --width. Raises InputError for sizes that contradict each other."""
-    if args.shape != "custom":
+    if args.shape != "custom" and not args.advise:
         given = [f"--{key}" for key in ("width", "heads", "mlp") if getattr(args, key) is not None]
         if given:
             raise InputError(f"{given[0]} belongs to --shape custom or --advise, --shape {args.shape} is fixed")
         return SHAPES[args.shape]
     if args.width is None:
         raise InputError("--shape custom needs --width")
-    return custom_shape(args)
-
-
-def custom_shape(args: argparse.Namespace) -> Shape:
-    width = args.width
-    heads = max(1, width // 64) if args.heads is None else args.heads
-    return Shape("custom", width, heads, 4 * width if args.mlp is None else args.mlp, args.depth)
+    heads = max(1, args.width // 64) if args.heads is None else args.heads
+    return Shape("custom", args.width, heads, 4 * args.width if args.mlp is None else args.mlp, args.depth)
 
 
 def measure_missing(points: list[Point], args: argparse.Namespace) -> None:
     """Measure what is missing, with a bar on standard error, until it is done or --max-seconds have passed."""
-    shape = points[0].shape if points else shape_of(args)
-    settings = {**block_of(shape), "layers": args.layers, "threads": args.threads, **versions()}
+    shape = shape_of(args)
+    settings = {**block_of(shape), "layers": args.layers, "threads": args.threads}
+    settings |= {"machine": processor(), "torch": torch.__version__}
     kept = Measurements(args.out / MEASURED, settings)
     todo = list(kept.todo(points, args.rounds))
     started = time.monotonic()
@@ -125,12 +121,9 @@ def advice(args: argparse.Namespace) -> str:
         raise InputError("--advise needs --at-tokens N, at least 1")
     if args.width is None:
         args.width, args.heads = SHAPES["bert_base"].width, args.heads or SHAPES["bert_base"].heads
-    shape = custom_shape(args)
+    shape = shape_of(args)
     content = held(args.out, shape, refuse=False)
     measured = {} if content is None else medians(content, shape)
     budget = parse_budget(args.budget) if args.budget else {}
     found = advise(args.kinds, shape, args.at_tokens, budget, measured)
-    if args.format == "json":
-        shown = {"best": found.best, "budget": budget, "rows": found.rows, "caveats": found.caveats}
-        return json_text(shown, indent=2)
-    return advice_text(found, budget, args.format == "md")
+    return json_text(found, indent=2) if args.format == "json" else advice_text(found, args.format == "md")

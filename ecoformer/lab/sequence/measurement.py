@@ -16,9 +16,8 @@ import torch
 from ecoformer.errors import InputError
 from ecoformer.files import read_json, write_json
 from ecoformer.lab.sequence.encoder import Encoder, Kind, Shape
-from ecoformer.lab.speed.peak_memory import PeakMemory, within_memory
+from ecoformer.lab.speed.peak_memory import PeakMemory, refuse_more_than_available, within_memory
 from ecoformer.lab.speed.throughput import forward_pass
-from ecoformer.run.process import processor
 
 FIGURES = ("forward_s", "forward_mib", "train_s", "train_mib")
 OWN_WARM_UP_S = 1.0  # a pass that takes longer is not repeated to warm up
@@ -46,6 +45,7 @@ def measure_point(point: Point) -> dict[str, float]:
     Run it in a fresh process: memory is counted from before the model is built. Raises InputError if it does not fit.
     """
     torch.set_num_threads(point.threads)
+    refuse_more_than_available()
     with within_memory(f"{point.key} tokens: needs more memory than there is"):
         _load_code(point)
         memory = PeakMemory(torch.device("cpu"))
@@ -118,11 +118,6 @@ def measure_apart(point: Point) -> dict[str, float] | str:
         raise RuntimeError(f"measuring {point.key} ended with exit code {child.exitcode}") from error
     finally:
         child.join()
-
-
-def versions() -> dict[str, str]:
-    """What figures depend on besides the model: the processor and torch."""
-    return {"machine": processor(), "torch": torch.__version__}
 
 
 class Measurements:

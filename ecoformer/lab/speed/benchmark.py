@@ -15,7 +15,7 @@ from ecoformer.errors import InputError
 from ecoformer.files import json_text, write_json
 from ecoformer.files.table import Column, Table, markdown, render
 from ecoformer.lab.speed.cases import SpeedCase, Variant
-from ecoformer.lab.speed.peak_memory import PeakMemory, no_memory, within_memory
+from ecoformer.lab.speed.peak_memory import PeakMemory, refuse_more_than_available, within_memory
 from ecoformer.lab.speed.throughput import Pass, interleaved_seconds
 from ecoformer.lab.subject import attentions_of, default_size, run_of, short_name
 from ecoformer.nn.inputs import takes_sequences
@@ -110,7 +110,9 @@ def benchmark(args: argparse.Namespace, img_size: int) -> list[dict[str, Any]]:
         try:
             # Memory first: what does not fit ends that process and not this one.
             peaks[case.attention] = None if args.no_peak else peak_apart(args, case)
-            steps[case.attention] = tried(case)
+            with within_memory(too_large(case)):
+                steps[case.attention] = case.step()
+                steps[case.attention]()
         except InputError as error:
             faults[case.attention] = str(error)
     seconds = interleaved_seconds(steps, torch.device(args.device), args.rounds, args.min_seconds)
@@ -125,18 +127,6 @@ def benchmark(args: argparse.Namespace, img_size: int) -> list[dict[str, Any]]:
         if args.profile:
             print(f"{case.attention}, {case.size}\n{profile(steps[case.attention], args.profile)}", file=sys.stderr)
     return rows
-
-
-def tried(case: SpeedCase) -> Pass:
-    """The pass of a case that ran once. Raises InputError where it cannot, for want of memory too."""
-    try:
-        step = case.step()
-        step()
-    except (MemoryError, RuntimeError) as error:
-        if not no_memory(error):
-            raise
-        raise InputError(too_large(case)) from error
-    return step
 
 
 def too_large(case: SpeedCase) -> str:
@@ -202,6 +192,7 @@ def peak_apart(args: argparse.Namespace, case: SpeedCase) -> float:
 
 
 def peak_mib(case: SpeedCase) -> float:
+    refuse_more_than_available()
     with within_memory(too_large(case)):
         memory = PeakMemory(torch.device(case.device))
         step = case.step()

@@ -59,19 +59,13 @@ class PeakMemory:
 
 @contextmanager
 def within_memory(refusal: str) -> Iterator[None]:
-    """Run what may need more memory than there is, which then is an InputError with this text and kills nothing."""
-    refuse_more_than_available()
+    """Run what may need more memory than there is, which then is an InputError with this text."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not no_memory(error):
+        if not (isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY)):
             raise
         raise InputError(refusal) from error
-
-
-def no_memory(error: BaseException) -> bool:
-    """Whether an error says that memory could not be had."""
-    return isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY)
 
 
 def refuse_more_than_available() -> None:

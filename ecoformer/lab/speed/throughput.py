@@ -3,7 +3,6 @@
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -15,19 +14,12 @@ Pass = Callable[[], object]
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-@dataclass(frozen=True)
-class Throughput:
-    """Images per second: the median over the rounds, the slowest and the fastest round."""
-
-    median: float
-    low: float
-    high: float
-
-
 def interleaved_throughput(
     models: dict[str, nn.Module], images: Tensor, rounds: int = 5, min_seconds: float = 0.3
-) -> dict[str, Throughput]:
-    """Forward passes in eval mode, one model after the other, round by round after one warm-up pass each.
+) -> dict[str, dict[str, float]]:
+    """Images per second of forward passes in eval mode, one model after the other after one warm-up pass each.
+
+    By name the median over the rounds, and the slowest ("low") and the fastest round ("high").
 
     Args:
         models: by name, on the device of `images`; left in eval mode.
@@ -38,7 +30,7 @@ def interleaved_throughput(
     passes = {name: forward_pass(model, images) for name, model in models.items()}
     seconds = interleaved_seconds(passes, images.device, rounds, min_seconds)
     rates = {name: [len(images) / s for s in seen] for name, seen in seconds.items()}
-    return {name: Throughput(statistics.median(seen), min(seen), max(seen)) for name, seen in rates.items()}
+    return {n: {"median": statistics.median(r), "low": min(r), "high": max(r)} for n, r in rates.items()}
 
 
 def interleaved_seconds(

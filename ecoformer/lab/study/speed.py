@@ -1,7 +1,6 @@
 """Images per second of a study's models, measured in turns on one machine once all are trained."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +27,7 @@ def measure_speed(checkpoints: dict[str, Path], batch_size: int) -> dict[str, An
     }
     images, _ = next(iter(next(iter(evaluations.values())).data.val_loader))
     rates = interleaved_throughput({label: found.model.eval() for label, found in evaluations.items()}, images)
-    return {
-        "batch_size": len(images),
-        "threads": torch.get_num_threads(),
-        "rates": {label: asdict(rate) for label, rate in rates.items()},
-    }
+    return {"batch_size": len(images), "threads": torch.get_num_threads(), "rates": rates}
 
 
 def with_speed(rows: Sequence[dict[str, Any]], measured: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:

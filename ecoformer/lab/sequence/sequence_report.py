@@ -1,13 +1,15 @@
-"""A study and an advice in words: tables for the terminal and Markdown, JSON."""
+"""A study and an advice: tables for the terminal and Markdown, JSON, a plot per metric."""
 
 from collections.abc import Sequence
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from ecoformer.files.table import Column, Table, markdown, render
-from ecoformer.lab.sequence.advisor import Advice
-from ecoformer.lab.sequence.crossover import describe
-from ecoformer.lab.sequence.study import BASELINE, METRICS, Study
+from ecoformer.lab.sequence.crossover import crossovers, describe, interpolate
+from ecoformer.lab.sequence.study import BASELINE, METRICS, NO_ATTENTION, Study
 from ecoformer.lab.sequence.verdict import verdicts
+from ecoformer.report.figures import name_curves, panels, style
 
 FIGURE = "{:.4g}"
 
@@ -56,7 +58,7 @@ def as_text(study: Study, in_markdown: bool = False) -> str:
     return "\n\n".join(parts)
 
 
-def advice_text(advice: Advice, budget: dict[str, float], in_markdown: bool = False) -> str:
+def advice_text(advice: dict[str, Any], in_markdown: bool = False) -> str:
     """The ranking, the choice, and the caveats."""
     columns = [
         Column("kind", "kind", left=True),
@@ -66,11 +68,34 @@ def advice_text(advice: Advice, budget: dict[str, float], in_markdown: bool = Fa
         Column("peak, MiB", "forward_mib", FIGURE, none="", left=True),
         Column("over budget", lambda row: ", ".join(row["over_budget"]) or None, left=True),
     ]
-    rows = [row for row in advice.rows if not row["refused"]]
-    limits = ", ".join(f"{key}={value:g}" for key, value in budget.items()) or "none"
-    choice = f"least cost within the budget ({limits}): {advice.best or 'no kind'}"
-    caveats = [f"- {caveat}" for caveat in advice.caveats]
+    rows = [row for row in advice["rows"] if not row["refused"]]
+    limits = ", ".join(f"{key}={value:g}" for key, value in advice["budget"].items()) or "none"
+    choice = f"least cost within the budget ({limits}): {advice['best'] or 'no kind'}"
+    caveats = [f"- {caveat}" for caveat in advice["caveats"]]
     return "\n".join([_titled("ranking", columns, rows, in_markdown), "", choice, *caveats])
+
+
+def plot_metric(study: Study, metric: str, title: str) -> Figure:
+    """Cost against tokens, a line per kind; rings mark where it crosses that of softmax attention."""
+    figure, (axis,) = panels(1, 1, (8.5, 5.0))
+    base = study.series(BASELINE, metric)
+    for index, kind in enumerate(study.kinds):
+        points = study.series(kind, metric)
+        if not points:
+            continue
+        look = style(kind, index) | {"lw": 2 if kind == BASELINE else 1.2, "ls": ":" if kind in NO_ATTENTION else "-"}
+        axis.plot(list(points), list(points.values()), label=kind, markersize=4, **look)
+        for tokens in crossovers(points, base) if kind != BASELINE else ():
+            cost = interpolate(base, tokens)
+            assert cost is not None, f"{tokens} tokens lie outside {list(base)}"
+            axis.plot([tokens], [cost], marker="o", markersize=10, fillstyle="none", color=look["color"])
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(study.tokens, [str(n) for n in study.tokens])
+    axis.set(yscale="log", xlabel="tokens", ylabel=METRICS[metric])
+    axis.minorticks_off()
+    axis.set_title(f"{title}\nrings: equal to {BASELINE}", fontsize=10, loc="left")
+    name_curves(figure, [axis])
+    return figure
 
 
 def _at(tokens: int, wide: bool) -> Column:
