@@ -12,7 +12,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from ecoformer.cli.arguments import Parser, script
 from ecoformer.lab.speed.section import read_rows
-from ecoformer.report.figures import name_curves, panels, save_figure, style
+from ecoformer.report.figures import draw_growth, name_curves, panels, save_figure
 
 PANELS = {
     "milliseconds_per_image": "ms per image",
@@ -44,14 +44,14 @@ def read(path: Path) -> list[dict[str, Any]]:
 def figure(rows: list[dict[str, Any]]) -> Figure:
     drawing, axes = panels(1, len(PANELS), (12, 4))
     for axis, (key, label) in zip(axes, PANELS.items(), strict=True):
-        for number, attention in enumerate(dict.fromkeys(row["attention"] for row in rows)):
-            line = sorted((row["img_size"], row[key]) for row in rows if row["attention"] == attention and row[key])
-            axis.plot(*zip(*line, strict=True), label=attention, **style(attention, number))
-        axis.set(xlabel="image size, px", ylabel=label, xticks=sorted({row["img_size"] for row in rows}))
+        curves: dict[str, list[tuple[int, float]]] = {}
+        for row in rows:
+            if row[key]:
+                curves.setdefault(row["attention"], []).append((row["img_size"], row[key]))
+        draw_growth(axis, curves, "image size, px", label)
         if key == "microseconds_per_token":
-            axis.set_ylim(bottom=0)
+            axis.set(yscale="linear", ylim=(0, None))
         else:
-            axis.set_yscale("log")
             axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axis.yaxis.set_major_formatter(ScalarFormatter())
             axis.yaxis.set_minor_formatter(NullFormatter())

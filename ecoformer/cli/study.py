@@ -21,7 +21,7 @@ from ecoformer.config.loading import CONFIGS
 from ecoformer.errors import InputError
 
 if TYPE_CHECKING:
-    from ecoformer.lab.study.plan import Job, StudyConfig
+    from ecoformer.lab.study.plan import Job
 
 STUDIES = sorted(path.stem for path in (CONFIGS / "study").glob("*.yaml"))
 
@@ -71,7 +71,13 @@ def run(args: argparse.Namespace) -> int:
             f"no row of {args.table} is finished: the runs that failed are listed above, with their reasons"
         )
     if args.speed:
-        write_speed(study, planned, out, args.threads)
+        import torch
+
+        from ecoformer.lab.study.speed import write_speed
+
+        if args.threads is not None:
+            torch.set_num_threads(args.threads)
+        write_speed(study, planned, out)
     print(report(study, planned, out))
     unfinished = [job.id for job in planned if not is_finished(job)]
     if unfinished:
@@ -111,25 +117,3 @@ def dry_run(planned: list[Job], launch: str) -> int:
             f"{in_attention(figures['attention_energy_pj'])}\n    {job.command(launch)}"
         )
     return 0
-
-
-def write_speed(study: StudyConfig, planned: list[Job], out: Path, threads: int | None) -> None:
-    """Write speed.json: every finished row of a backbone, its first seed, in turns."""
-    import torch
-
-    from ecoformer.files import write_json
-    from ecoformer.lab.study.runner import is_finished
-    from ecoformer.lab.study.speed import measure_speed
-
-    if threads is not None:
-        torch.set_num_threads(threads)
-    measured = {}
-    for backbone in study.backbones:
-        folders: dict[str, Path] = {}
-        for job in planned:
-            if job.backbone == backbone and job.row is not None and is_finished(job):
-                folders.setdefault(job.row.label, job.folder)
-        if folders:
-            measured[backbone] = measure_speed(folders, batch_size=64)
-    if measured:
-        write_json(out / "speed.json", measured)

@@ -26,7 +26,7 @@ from ecoformer.lab.closeness.distill_report import softmax_weights
 from ecoformer.lab.closeness.source import Source
 from ecoformer.lab.energy.energy_tables import BASELINES, summary_table
 from ecoformer.report.code_maps import layer_weights
-from ecoformer.report.figures import name_curves, save_figure, style
+from ecoformer.report.figures import draw_growth, name_curves, save_figure, style
 from ecoformer.report.tables import comparison_table
 
 Row = dict[str, Any]
@@ -169,14 +169,9 @@ def _draw_front(axis: Axes, rows: Sequence[Row]) -> None:
 
 def _draw_growth(axis: Axes, sizes: Sequence[Row]) -> None:
     scale, unit = energy_unit([min(row["energy_pj"] for row in sizes)])
-    for number, kind in enumerate(dict.fromkeys(row["attention"] for row in sizes)):
-        those = [row for row in sizes if row["attention"] == kind]
-        pixels, energies = [row["img_size"] for row in those], [row["energy_pj"] / scale for row in those]
-        axis.plot(pixels, energies, label=kind, **style(kind, number))
-    axis.set_xscale("log", base=2)
-    axis.set_yscale("log")
-    axis.set_xticks(pixels, [str(px) for px in pixels])
-    axis.minorticks_off()
-    axis.set(xlabel="image size, px", ylabel=f"modelled energy of an image, {unit}")
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for row in sizes:
+        curves.setdefault(row["attention"], []).append((row["img_size"], row["energy_pj"] / scale))
+    draw_growth(axis, curves, "image size, px", f"modelled energy of an image, {unit}")
     axis.set_title(f"{sizes[0]['model']}: energy against the size of images", fontsize=9, loc="left")
     axis.grid(alpha=0.3)

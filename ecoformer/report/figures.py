@@ -1,6 +1,6 @@
 """How figures look: panels, one colour for an attention kind everywhere, names at few curves; written whole."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,18 @@ def panels(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, 
         axis.grid(alpha=0.3)
         axis.set_axisbelow(True)
     return figure, axes
+
+
+def draw_growth(axis: Axes, curves: Mapping[str, Sequence[tuple[int, float]]], xlabel: str, ylabel: str) -> None:
+    """A cost against sizes, a curve a label: both on logarithmic scales, with a tick at each size."""
+    for number, (label, points) in enumerate(curves.items()):
+        if points:
+            axis.plot(*zip(*sorted(points), strict=True), label=label, markersize=4, **style(label, number))
+    sizes = sorted({size for points in curves.values() for size, _ in points})
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(sizes, [str(size) for size in sizes])
+    axis.set(yscale="log", xlabel=xlabel, ylabel=ylabel)
+    axis.minorticks_off()
 
 
 def name_curves(figure: Figure, axes: Sequence[Axes]) -> None:

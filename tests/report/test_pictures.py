@@ -10,7 +10,7 @@ import torch
 
 from ecoformer import EcoFormerSpec, MSASpec, convert, fit_hashes
 from ecoformer.kinds import SPECS
-from ecoformer.lab.speed.throughput import interleaved_throughput
+from ecoformer.lab.speed.throughput import forward_pass, interleaved_seconds
 from ecoformer.report.code_maps import layer_weights
 from ecoformer.report.curves import plot_training_curves
 from ecoformer.report.figures import name_curves, panels, style
@@ -51,10 +51,12 @@ def test_training_curves_are_drawn(tmp_path, drawn):
     assert list(accuracy.lines[0].get_ydata()) == [60, 80] and list(loss.lines[1].get_ydata()) == [1.5, 0.7]
 
 
-def test_throughput_is_a_median_between_low_and_high(models):
-    rates = interleaved_throughput(models, torch.randn(2, 3, 64, 64), rounds=3, min_seconds=0.01)
-    assert list(rates) == ["msa", "ecoformer"]
-    assert all(0 < rate["low"] <= rate["median"] <= rate["high"] for rate in rates.values())
+def test_models_are_timed_in_turns_round_by_round(models):
+    images = torch.randn(2, 3, 64, 64)
+    passes = {name: forward_pass(model, images) for name, model in models.items()}
+    seconds = interleaved_seconds(passes, images.device, rounds=3, min_seconds=0.01)
+    assert list(seconds) == ["msa", "ecoformer"]
+    assert all(len(seen) == 3 and min(seen) > 0 for seen in seconds.values())
 
 
 def test_hash_fits_are_drawn_with_what_is_known(tmp_path, drawn):

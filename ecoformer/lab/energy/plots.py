@@ -10,7 +10,7 @@ from ecoformer.energy.profile import Profile
 from ecoformer.errors import InputError
 from ecoformer.lab.energy.cases import Case
 from ecoformer.nn.inputs import takes_sequences
-from ecoformer.report.figures import name_curves, panels, style
+from ecoformer.report.figures import draw_growth, name_curves, panels
 
 PARTS = {
     "attention core": "#d62728",
@@ -74,15 +74,12 @@ def plot_resolution(rows: Sequence[dict[str, Any]]) -> Figure:
     unit = "tokens" if takes_sequences(rows[0]["model"]) else "image size, px"
     figure, axes = panels(1, 2, (9.5, 4.0))
     for axis, (key, name) in zip(axes, WHOLE_AND_CORES.items(), strict=True):
-        for number, (label, line) in enumerate(_lines(rows).items()):
-            points = sorted((row["img_size"], row[key] / MJ) for row in line if row[key] is not None)
-            if not points:  # no attention recognised
-                continue
-            axis.plot(*zip(*points, strict=True), label=label, markersize=4, **style(label, number))
-        axis.set_xscale("log", base=2)
-        axis.set_xticks(sizes, [str(size) for size in sizes])
-        axis.set(yscale="log", xlabel=unit, ylabel="mJ")
-        axis.minorticks_off()
+        curves: dict[str, list[tuple[int, float]]] = {}
+        for row in rows:
+            if row[key] is not None:  # else no attention was recognised
+                label = Case(row["model"], row["attention"], 0, row["num_bits"], row["num_anchors"]).label
+                curves.setdefault(label, []).append((row["img_size"], row[key] / MJ))
+        draw_growth(axis, curves, unit, "mJ")
         axis.set_title(name, fontsize=10, loc="left")
     name_curves(figure, axes)
     figure.suptitle(f"{rows[0]['model']}: {_caption(rows[0]['convention'], rows[0]['profile'])}", fontsize=11)
@@ -123,14 +120,6 @@ def plot_bits_anchors(rows: Sequence[dict[str, Any]]) -> Figure:
         fontsize=11,
     )
     return figure
-
-
-def _lines(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    lines: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        label = Case(row["model"], row["attention"], 0, row["num_bits"], row["num_anchors"]).label
-        lines.setdefault(label, []).append(row)
-    return lines
 
 
 def _caption(convention: str, profile: str) -> str:

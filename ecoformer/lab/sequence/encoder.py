@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from timm.models.vision_transformer import Block
-from torch import Tensor, nn
+from torch import nn
 
 from ecoformer.errors import InputError
 from ecoformer.fit.hashes import fit_hashes
@@ -47,20 +47,6 @@ SHAPES = {
 }
 
 
-class Encoder(nn.Module):
-    """timm's ViT blocks on (B, N, D), without embeddings, final norm or head."""
-
-    def __init__(self, shape: Shape, layers: int) -> None:
-        super().__init__()
-        ratio = shape.mlp / shape.width
-        self.blocks = nn.Sequential(
-            *(Block(shape.width, shape.heads, mlp_ratio=ratio, qkv_bias=True) for _ in range(layers))
-        )
-
-    def forward(self, x_BND: Tensor) -> Tensor:
-        return self.blocks(x_BND)
-
-
 @dataclass(frozen=True)
 class Kind:
     """What a row of the study is: an attention kind, or `low_rank`, softmax attention with low-rank weights.
@@ -83,17 +69,19 @@ class Kind:
             raise InputError(f"kind {label} does not exist; choose one of {known}")
         return cls(label, label)
 
-    def build(self, shape: Shape, tokens: int, layers: int, device: str = "meta") -> Encoder:
-        """An encoder of this kind in evaluation mode, for that many tokens; random weights, hash functions unfitted.
+    def build(self, shape: Shape, tokens: int, layers: int, device: str = "meta") -> nn.Sequential:
+        """timm's ViT blocks on (B, N, D) for that many tokens, without embeddings, final norm or head.
 
+        They are in evaluation mode; weights are random, hash functions unfitted.
         Raises InputError if the kind cannot work with the tokens or the width.
         """
+        options: dict[str, Any] = {"mlp_ratio": shape.mlp / shape.width, "qkv_bias": True}
         with torch.device(device):
-            model = Encoder(shape, layers).eval()
+            model = nn.Sequential(*(Block(shape.width, shape.heads, **options) for _ in range(layers))).eval()
         if self.name == "low_rank":
             factorize(model, LowRankSpec(rank=GREENFORMERS_RANK if self.number is None else self.number))
             return model
-        options: dict[str, Any] = {} if self.number is None else {NUMBERED[self.name]: self.number}
+        options = {} if self.number is None else {NUMBERED[self.name]: self.number}
         spec = make_spec(self.name, options)
         if spec is None:
             return model
@@ -102,7 +90,7 @@ class Kind:
         convert(model, spec.fit_to_tokens(tokens, "a block"))
         return model
 
-    def build_fitted(self, shape: Shape, tokens: int, layers: int) -> Encoder:
+    def build_fitted(self, shape: Shape, tokens: int, layers: int) -> nn.Sequential:
         """The same on CPU, hash functions fitted to random tokens."""
         torch.manual_seed(0)
         if self.name == "low_rank":  # the cost of factors does not depend on their values: no decomposition

@@ -15,7 +15,7 @@ import torch
 
 from ecoformer.errors import InputError
 from ecoformer.files import read_json, write_json
-from ecoformer.lab.sequence.encoder import Encoder, Kind, Shape
+from ecoformer.lab.sequence.encoder import Kind, Shape
 from ecoformer.lab.speed.peak_memory import PeakMemory, refuse_more_than_available, within_memory
 from ecoformer.lab.speed.throughput import forward_pass
 
@@ -70,7 +70,7 @@ def _load_code(point: Point) -> None:
     _train(model, x_BND)()
 
 
-def _train(model: Encoder, x_BND: torch.Tensor) -> Callable[[], object]:
+def _train(model: torch.nn.Module, x_BND: torch.Tensor) -> Callable[[], object]:
     def run() -> None:
         model.train()
         model.zero_grad()

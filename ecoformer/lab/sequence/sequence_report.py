@@ -9,7 +9,7 @@ from ecoformer.files.table import Column, Table, markdown, render
 from ecoformer.lab.sequence.crossover import crossovers, describe, interpolate
 from ecoformer.lab.sequence.study import BASELINE, METRICS, NO_ATTENTION, Study
 from ecoformer.lab.sequence.verdict import verdicts
-from ecoformer.report.figures import name_curves, panels, style
+from ecoformer.report.figures import draw_growth, name_curves, panels
 
 FIGURE = "{:.4g}"
 
@@ -78,21 +78,16 @@ def advice_text(advice: dict[str, Any], in_markdown: bool = False) -> str:
 def plot_metric(study: Study, metric: str, title: str) -> Figure:
     """Cost against tokens, a line per kind; rings mark where it crosses that of softmax attention."""
     figure, (axis,) = panels(1, 1, (8.5, 5.0))
-    base = study.series(BASELINE, metric)
-    for index, kind in enumerate(study.kinds):
-        points = study.series(kind, metric)
-        if not points:
-            continue
-        look = style(kind, index) | {"lw": 2 if kind == BASELINE else 1.2, "ls": ":" if kind in NO_ATTENTION else "-"}
-        axis.plot(list(points), list(points.values()), label=kind, markersize=4, **look)
-        for tokens in crossovers(points, base) if kind != BASELINE else ():
+    curves = {kind: study.series(kind, metric) for kind in study.kinds}
+    draw_growth(axis, {kind: list(points.items()) for kind, points in curves.items()}, "tokens", METRICS[metric])
+    base = curves.get(BASELINE, {})
+    for line in list(axis.lines):
+        kind = str(line.get_label())
+        line.set(lw=2 if kind == BASELINE else 1.2, ls=":" if kind in NO_ATTENTION else "-")
+        for tokens in crossovers(curves[kind], base) if kind != BASELINE else ():
             cost = interpolate(base, tokens)
             assert cost is not None, f"{tokens} tokens lie outside {list(base)}"
-            axis.plot([tokens], [cost], marker="o", markersize=10, fillstyle="none", color=look["color"])
-    axis.set_xscale("log", base=2)
-    axis.set_xticks(study.tokens, [str(n) for n in study.tokens])
-    axis.set(yscale="log", xlabel="tokens", ylabel=METRICS[metric])
-    axis.minorticks_off()
+            axis.plot([tokens], [cost], marker="o", markersize=10, fillstyle="none", color=line.get_color())
     axis.set_title(f"{title}\nrings: equal to {BASELINE}", fontsize=10, loc="left")
     name_curves(figure, [axis])
     return figure

@@ -1,6 +1,5 @@
 """Seconds per pass of several models in turn, so that a slow moment of the machine hits all of them alike."""
 
-import statistics
 import time
 from collections.abc import Callable, Mapping
 
@@ -14,29 +13,13 @@ Pass = Callable[[], object]
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def interleaved_throughput(
-    models: dict[str, nn.Module], images: Tensor, rounds: int = 5, min_seconds: float = 0.3
-) -> dict[str, dict[str, float]]:
-    """Images per second of forward passes in eval mode, one model after the other after one warm-up pass each.
-
-    By name the median over the rounds, and the slowest ("low") and the fastest round ("high").
-
-    Args:
-        models: by name, on the device of `images`; left in eval mode.
-        images: one batch (B, 3, S, S).
-        rounds: how often each model is timed.
-        min_seconds: a round repeats the batch until at least this much time has passed.
-    """
-    passes = {name: forward_pass(model, images) for name, model in models.items()}
-    seconds = interleaved_seconds(passes, images.device, rounds, min_seconds)
-    rates = {name: [len(images) / s for s in seen] for name, seen in seconds.items()}
-    return {n: {"median": statistics.median(r), "low": min(r), "high": max(r)} for n, r in rates.items()}
-
-
 def interleaved_seconds(
     passes: Mapping[str, Pass], device: torch.device, rounds: int = 5, min_seconds: float = 0.3
 ) -> dict[str, list[float]]:
-    """Seconds of one pass, for every name one figure a round; arguments as in `interleaved_throughput`."""
+    """Seconds of one pass, for every name one figure a round: one pass after the other, after one each to warm up.
+
+    A round repeats a pass until at least `min_seconds` have passed.
+    """
     for run in passes.values():
         run()
     seconds: dict[str, list[float]] = {name: [] for name in passes}

@@ -1,5 +1,6 @@
 """Images per second of a study's models, measured in turns on one machine once all are trained."""
 
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,30 +9,47 @@ import torch
 
 from ecoformer.config.schema import EvalConfig
 from ecoformer.engine.run_files import BEST
-from ecoformer.lab.speed.throughput import interleaved_throughput
+from ecoformer.files import write_json
+from ecoformer.lab.speed.throughput import forward_pass, interleaved_seconds
+from ecoformer.lab.study.plan import Job, StudyConfig
+from ecoformer.lab.study.runner import is_finished
 from ecoformer.run.build import build_evaluation
 
+BATCH_SIZE = 64
 
-def measure_speed(checkpoints: dict[str, Path], batch_size: int) -> dict[str, Any]:
-    """Forward passes of models of one backbone in turns, on validation images of the first.
 
-    Args:
-        checkpoints: label -> run directory.
-    Returns:
-        label -> {median, low, high} images/s, and "batch_size" and "threads" beside them.
-    """
+def write_speed(study: StudyConfig, planned: Sequence[Job], out: Path) -> None:
+    """Write speed.json: of every backbone its finished rows, their first seeds, in turns on one batch of images."""
+    measured = {}
+    for backbone in study.backbones:
+        folders: dict[str, Path] = {}
+        for job in planned:
+            if job.backbone == backbone and job.row is not None and is_finished(job):
+                folders.setdefault(job.row.label, job.folder)
+        if folders:
+            measured[backbone] = _rates(folders)
+    if measured:
+        write_json(out / "speed.json", measured)
+
+
+def _rates(checkpoints: dict[str, Path]) -> dict[str, Any]:
+    """Images/s of forward passes, by label the median over the rounds, the slowest ("low") and the fastest ("high")."""
     cpu = torch.device("cpu")
     evaluations = {
-        label: build_evaluation(EvalConfig(checkpoint=str(path / BEST), progress=False, batch_size=batch_size), cpu)
+        label: build_evaluation(EvalConfig(checkpoint=str(path / BEST), progress=False, batch_size=BATCH_SIZE), cpu)
         for label, path in checkpoints.items()
     }
     images, _ = next(iter(next(iter(evaluations.values())).data.val_loader))
-    rates = interleaved_throughput({label: found.model.eval() for label, found in evaluations.items()}, images)
+    passes = {label: forward_pass(found.model, images) for label, found in evaluations.items()}
+    rates: dict[str, Any] = {}
+    for label, seconds in interleaved_seconds(passes, cpu).items():
+        seen = [len(images) / each for each in seconds]
+        rates[label] = {"median": statistics.median(seen), "low": min(seen), "high": max(seen)}
     return {"batch_size": len(images), "threads": torch.get_num_threads(), "rates": rates}
 
 
 def with_speed(rows: Sequence[dict[str, Any]], measured: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows with the measured rates where there are any; `measured` maps a backbone to `measure_speed`'s result."""
+    """The rows with the measured rates where there are any; `measured` is what `write_speed` wrote."""
     return [
         row | {"images_per_second": measured[row["backbone"]]["rates"][row["label"]]["median"]}
         if row["label"] in measured.get(row["backbone"], {}).get("rates", {})
