@@ -66,21 +66,25 @@ def camvid(folder, split, size):
 def mosaics(photographs, number, size, seed):
     """Images and masks as `camvid` gives them, of photographs of at most 11 classes (an ecoformer.data.FolderSource).
 
-    Four to six points of an image hold the middles of photographs, two thirds of the image's shorter side long; a pixel
-    belongs to the nearest point. So a region shows a part of a photograph, and its class is that of the whole.
+    Every quarter of an image has a point, a pixel belongs to the nearest, and a photograph fills the box around what
+    belongs to a point. So a region shows most of a photograph, and its class is that of the photograph.
     """
-    rng, side = np.random.default_rng(seed), 2 * min(size) // 3
+    rng = np.random.default_rng(seed)
     pixels = np.stack(np.mgrid[: size[0], : size[1]], axis=-1)
+    corners = np.stack(np.mgrid[:2, :2], axis=-1).reshape(4, 2)
     found = []
     for _ in range(number):
-        points = rng.uniform(0, size, (rng.integers(4, 7), 2)).astype(int)
+        points = (corners + rng.uniform(0.2, 0.8, (4, 2))) * size / 2
         nearest = ((pixels[:, :, None] - points) ** 2).sum(axis=-1).argmin(axis=-1)
         image, mask = np.empty((*size, 3), np.uint8), np.empty(size, np.uint8)
-        for cell, point in enumerate(points):
-            chosen, inside = rng.integers(len(photographs)), nearest == cell
-            photograph = np.asarray(ImageOps.fit(open_rgb(photographs, chosen), (side, side)))
-            y, x = ((pixels[inside] - point + side // 2) % side).T
-            image[inside], mask[inside] = photograph[y, x], photographs.targets[chosen]
+        for cell in range(4):
+            inside = nearest == cell
+            (top, left), (bottom, right) = pixels[inside].min(axis=0), pixels[inside].max(axis=0) + 1
+            chosen = rng.integers(len(photographs))
+            photograph = ImageOps.fit(open_rgb(photographs, chosen), (right - left, bottom - top))
+            box = (slice(top, bottom), slice(left, right))
+            image[box][inside[box]] = np.asarray(photograph)[inside[box]]
+            mask[inside] = photographs.targets[chosen]
         mask[1:][nearest[1:] != nearest[:-1]] = mask[:, 1:][nearest[:, 1:] != nearest[:, :-1]] = VOID
         found.append((torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(mask)))
     return stacked(found)
