@@ -13,7 +13,6 @@ sentence-transformers) of each text over all others. With --fine-tuned they are 
 its tables; rows of other settings, seeds and steps that stand there stay.
 """
 
-import argparse
 import copy
 import statistics
 import time
@@ -22,18 +21,19 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 import transformers
+from tuning import converted, tune
 
-from ecoformer import attention_layers, convert, fit_hashes
+from ecoformer import InputError, attention_layers, convert
+from ecoformer.cli.arguments import script
 from ecoformer.energy import count
 from ecoformer.energy.profile_files import load_profile
 from ecoformer.files import read_json, write_json, write_text
 from ecoformer.files.table import Column, Table, render, share
 from ecoformer.fit.compare import compare, layer_calls, output_closeness
-from ecoformer.fit.hashes import has_hashes
 from ecoformer.fit.target import SoftmaxTarget
 from ecoformer.model.bert import Ids, from_pretrained
 from ecoformer.model.low_rank import LowRankSpec, factorize
-from ecoformer.nn.specs import make_spec, split_setting
+from ecoformer.nn.specs import make_spec
 
 TOKENS, BATCH, DEV, ERROR_TEXTS, TURNS = 128, 16, 1000, 64, 6
 RANKS = ("full", "energy=0.9", "energy=0.8", "rank=192", "rank=128", "rank=64", "uniform", "none")  # and controls
@@ -48,12 +48,8 @@ SETTINGS = (
     f"distilled:num_features=16,{FIT}",
     f"distilled:num_features=32,projection=ternary,{FIT}",
 )
-ERRORS = {
-    "attention_error": "error",
-    "of_uniform": "of uniform's",
-    "random_error": "not fitted",
-    "uniform_error": "uniform",
-}
+ERRORS = {"attention_error": "error", "of_uniform": "of uniform's", "random_error": "not fitted"}
+ERRORS["uniform_error"] = "uniform"
 KEYS = {"recall": "keys found", "random_recall": "not fitted finds", "chance_recall": "by chance"}
 
 
@@ -71,36 +67,33 @@ def texts(args, split, number, draw=0):
     return ids, torch.tensor([lines[n][0].split("/")[2] == "pos" for n in chosen]).long()
 
 
-def draw(args, purpose):
-    """The draw of training texts that a seed takes for "training", "tuning" or "fitting"."""
-    return 3 * args.seed + ("training", "tuning", "fitting").index(purpose)
+def training_texts(args, purpose, number):
+    """Those that a seed draws for "training", "tuning" or "fitting"."""
+    return texts(args, "train", number, 3 * args.seed + ("training", "tuning", "fitting").index(purpose))
 
 
-def train(model, ids, labels, steps, lr, seed):
-    """AdamW over all weights in mixed precision, the rate rising over a tenth of the steps and falling to zero."""
+def train(args, model, purpose, steps, lr):
+    """`tune` in mixed precision, on all texts in turns."""
+    (ids, labels), seed = training_texts(args, purpose, BATCH * steps), args.seed
     generator = torch.Generator().manual_seed(seed)
-    torch.manual_seed(seed)
-    optimizer = torch.optim.AdamW(model.train().parameters(), lr=lr, weight_decay=0.01)
     order = torch.cat([torch.randperm(len(ids), generator=generator) for _ in range(steps * BATCH // len(ids) + 1)])
-    for step in range(steps):
-        optimizer.param_groups[0]["lr"] = lr * min((step + 1) / (0.1 * steps), (steps - step) / (0.9 * steps))
+
+    def loss_of(step, _):
         some = order[step * BATCH : (step + 1) * BATCH]
-        optimizer.zero_grad()
         with torch.autocast("cpu", torch.bfloat16):
             out = model(ids[some])
-        F.cross_entropy(out.float(), labels[some]).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        return F.cross_entropy(out.float(), labels[some])
+
+    tune(model, loss_of, steps, lr, seed)
 
 
 def finetune(args):
     torch.manual_seed(args.seed)  # of the new head
     model = transformers.BertForSequenceClassification.from_pretrained(args.model, attention_probs_dropout_prob=0.0)
-    some = texts(args, "train", BATCH * args.steps, draw(args, "training"))
-    train(Ids(model), *some, args.steps, 1e-4, args.seed)
+    train(args, Ids(model), "training", args.steps, 1e-4)
     convert(model, make_spec("msa"))  # the same function
     model.save_pretrained(args.work / f"finetuned{args.seed}")
-    return []
+    yield []
 
 
 def source(args):
@@ -135,8 +128,7 @@ class Judge:
         for steps in self.args.tune_steps:
             tuned = copy.deepcopy(model)
             if steps:
-                some = texts(self.args, "train", BATCH * steps, draw(self.args, "tuning"))
-                train(tuned, *some, steps, self.args.tune_lr, self.args.seed)
+                train(self.args, tuned, "tuning", steps, self.args.tune_lr)
             lr = self.args.tune_lr if steps else None
             yield self.row({"setting": setting, "seed": self.args.seed, "steps": steps, "lr": lr}, tuned)
 
@@ -160,7 +152,7 @@ class Judge:
 def compressed(model, setting):
     """Of a rank; an attention setting, a control, is converted to."""
     if "=" not in setting:
-        return copy.deepcopy(model) if setting == "full" else converted(model, setting)
+        return copy.deepcopy(model) if setting == "full" else converted(model, setting, TOKENS)
     model, (key, value) = copy.deepcopy(model), setting.split("=")
     spec = LowRankSpec(**{key: float(value) if key == "energy" else int(value)})
     factorize(model, spec, lambda module, name: ".encoder." in name, img_size=TOKENS)
@@ -172,16 +164,7 @@ def low_rank(args):
     for setting in args.settings or RANKS:
         for row in judge.rows(setting, compressed(judge.model, setting)):
             rows.append(row)
-            keep(args, rows)
-    return rows
-
-
-def converted(model, setting, fit_ids=None, seed=0):
-    model = copy.deepcopy(model)
-    convert(model, make_spec(*split_setting(setting)), img_size=TOKENS)
-    if has_hashes(model):
-        fit_hashes(model, fit_ids, seed=seed)
-    return model
+            yield rows
 
 
 def floor(setting):
@@ -208,15 +191,14 @@ def layer_errors(model, random, original, ids):
 
 
 def attention(args):
-    judge, rows, (fit_ids, _) = Judge(args), [], texts(args, "train", args.fit, draw(args, "fitting"))
+    judge, rows, (fit_ids, _) = Judge(args), [], training_texts(args, "fitting", args.fit)
     for setting in args.settings or SETTINGS:
-        model, bare = converted(judge.model, setting, fit_ids, args.seed), floor(setting)
-        random = converted(judge.model, bare, fit_ids[:ERROR_TEXTS], args.seed) if bare else torch.nn.Identity()
+        model, bare = converted(judge.model, setting, TOKENS, fit_ids, args.seed), floor(setting)
+        random = converted(judge.model, bare, TOKENS, fit_ids[:ERROR_TEXTS], args.seed) if bare else torch.nn.Identity()
         layers = layer_errors(model, random, judge.model, judge.ids)
         for row in judge.rows(setting, model):
             rows.append(row | ({} if row["steps"] else {"layers": layers}))
-            keep(args, rows)
-    return rows
+            yield rows
 
 
 @torch.no_grad()
@@ -226,11 +208,11 @@ def times(args):
     One thread: its CPU time is what the pass takes on an idle core, but for caches that others fill.
     """
     torch.set_num_threads(1)
-    original, few = source(args), texts(args, "train", BATCH, draw(args, "fitting"))[0]
+    original, few = source(args), training_texts(args, "fitting", BATCH)[0]
     models = {
         setting: compressed(original, setting)
         if "=" in setting.partition(":")[0]
-        else converted(original, setting.replace("fit_steps=400", "fit_steps=2"), few)
+        else converted(original, setting, TOKENS, few, most_steps=2)
         for setting in args.settings or (*SETTINGS, *RANKS[1:-2])
     }
     rows = [{"setting": setting} for setting in models]
@@ -239,16 +221,11 @@ def times(args):
         for _ in range(TURNS):
             for setting, model in models.items():
                 started = time.process_time()
-                encoder_of(model)(x)
+                getattr(model.model, "bert", model.model).encoder(x)
                 seconds[setting].append(time.process_time() - started)
         for row in rows:
             row[f"{tokens} tokens, ms"] = statistics.median(seconds[row["setting"]][1:]) * 1e3
-        keep(args, rows)
-    return rows
-
-
-def encoder_of(model):
-    return getattr(model.model, "bert", model.model).encoder
+        yield rows
 
 
 def mean(key):
@@ -286,7 +263,7 @@ def keep(args, rows):
     file, run = args.out / f"{args.part}.json", {key: x for key, x in vars(args).items() if key not in FREE}
     before = read_json(file) if file.is_file() else {"run": run, "rows": []}
     if before["run"] != run:
-        raise SystemExit(f"{file} holds rows of {before['run']}, not of {run}: choose another --out")
+        raise InputError(f"{file} holds rows of {before['run']}, not of {run}: choose another --out")
     new = [[row.get(key) for key in KEY] for row in rows]
     rows = [row for row in before["rows"] if [row.get(key) for key in KEY] not in new] + rows
     write_json(file, {"run": run, "rows": rows})
@@ -299,21 +276,30 @@ PARTS = {"finetune": finetune, "low_rank": low_rank, "attention": attention, "ti
 FREE = ("part", "model", "texts", "work", "out", "settings", "seed", "tune_steps", "tune_lr")
 KEY = ("setting", "seed", "steps", "lr")
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=PARTS)
+
+def run(args):
+    for rows in PARTS[args.part](args):  # all rows so far
+        keep(args, rows)
+    return 0
+
+
+@script(__name__, __doc__)
+def main(p):
+    p.add_argument("part", choices=PARTS)
     for name in ("model", "texts", "work"):
-        parser.add_argument(name, type=Path)
-    parser.add_argument("--out", type=Path, default=Path("results/language/minilm"))
-    parser.add_argument("--fine-tuned", action="store_true", help="start from what finetune left in WORK")
-    parser.add_argument("--steps", type=int, default=96, help="of the fine-tuning")
-    parser.add_argument("--seed", type=int, default=0, help="of training, fits and the texts that they see")
-    parser.add_argument("--judge", choices=["dev", "test"], default="test")
-    parser.add_argument("--test", type=int, default=512, help="texts to judge by")
-    parser.add_argument("--fit", type=int, default=512, help="texts that codes are fitted to")
+        p.add_argument(name, type=Path)
+    p.add_argument("--out", type=Path, default=Path("results/language/minilm"))
+    p.add_argument("--fine-tuned", action="store_true", help="start from what finetune left in WORK")
+    p.add_argument("--steps", type=int, default=96, help="of the fine-tuning")
+    p.add_argument("--seed", type=int, default=0, help="of training, fits and the texts that they see")
+    p.add_argument("--judge", choices=["dev", "test"], default="test")
+    p.add_argument("--test", type=int, default=512, help="texts to judge by")
+    p.add_argument("--fit", type=int, default=512, help="texts that codes are fitted to")
     help_ = "of training after a conversion or compression: a row for each"
-    parser.add_argument("--tune-steps", type=int, nargs="+", default=[0], help=help_)
-    parser.add_argument("--tune-lr", type=float, default=2e-4)
-    parser.add_argument("--settings", nargs="+", help="attention settings or ranks; default: all of the tables")
-    arguments = parser.parse_args()
-    keep(arguments, PARTS[arguments.part](arguments))
+    p.add_argument("--tune-steps", type=int, nargs="+", default=[0], help=help_)
+    p.add_argument("--tune-lr", type=float, default=2e-4)
+    p.add_argument("--settings", nargs="+", help="attention settings or ranks; default: all of the tables")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

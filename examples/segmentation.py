@@ -13,9 +13,7 @@ images; mIoU is that of the test images, void left out, then and after --tune-st
 and table.md, row by row, and predictions.png.
 """
 
-import copy
 import statistics
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,16 +23,15 @@ from segmentation_data import VOID, read
 from timm.models._features import FeatureGetterNet
 from torch import nn
 from torchvision.ops import FeaturePyramidNetwork
+from tuning import converted, tune
 
-from ecoformer import InputError, convert, fit_hashes
+from ecoformer import InputError
 from ecoformer.cli.arguments import positive, script
 from ecoformer.energy import count
 from ecoformer.files import read_json, write_json, write_text
 from ecoformer.files.table import Column, Table, render, saves, share
-from ecoformer.fit.hashes import has_hashes
 from ecoformer.lab.speed.throughput import forward_pass, interleaved_seconds
 from ecoformer.model.create import create
-from ecoformer.nn.specs import make_spec, split_setting
 from ecoformer.report.figures import panels, save_figure
 from ecoformer.run.start import model_of_run, read_run
 
@@ -80,23 +77,19 @@ def ready(images, args):
 
 
 def train(model, images, masks, steps, lr, args):
-    """AdamW, the rate rising over a tenth of the steps and falling to zero; every other batch is mirrored."""
-    generator = torch.Generator().manual_seed(args.seed)
-    torch.manual_seed(args.seed)
-    optimizer = torch.optim.AdamW(model.train().parameters(), lr=lr, weight_decay=0.01)
-    for step in range(steps):
-        optimizer.param_groups[0]["lr"] = lr * min((step + 1) / (0.1 * steps), (steps - step) / (0.9 * steps))
+    """`tune` on batches of images, every other one mirrored."""
+
+    def loss_of(step, generator):
         some = torch.randint(len(images), (args.batch,), generator=generator)
         x, target = ready(images[some], args), masks[some].long().to(args.device)
         if step % 2:
             x, target = x.flip(-1), target.flip(-1)
-        optimizer.zero_grad()
         loss = F.cross_entropy(model(x), target, ignore_index=VOID)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
         if step % 100 == 99:
             print(f"step {step + 1} of {steps}: loss {loss.item():.3f}", flush=True)
+        return loss
+
+    tune(model, loss_of, steps, lr, args.seed)
 
 
 @torch.no_grad()
@@ -115,18 +108,6 @@ def class_ious(found, masks, num_classes):
     confusion_KK = torch.bincount(pairs, minlength=num_classes**2).view(num_classes, num_classes).double()
     hits, pixels = confusion_KK.diagonal(), confusion_KK.sum(dim=1)
     return (hits / (pixels + confusion_KK.sum(dim=0) - hits)).masked_fill(pixels == 0, float("nan"))
-
-
-def converted(model, setting, size, images=None, most_steps=None):
-    """A copy of a source with another attention, its codes fitted to images where they are given."""
-    model, spec = copy.deepcopy(model), make_spec(*split_setting(setting))
-    if most_steps is not None and hasattr(spec, "fit_steps"):
-        spec = replace(spec, fit_steps=most_steps)
-    if spec is not None:
-        convert(model, spec, img_size=size)
-    if images is not None and has_hashes(model):
-        fit_hashes(model, images, seed=0)
-    return model
 
 
 def costs(model):
@@ -190,7 +171,7 @@ def time(args):
     """Median milliseconds of one square image, the models of OUT's table, with new weights, in turns."""
     kept = read_json(args.out / "table.json", "table of this example")
     start, few = Segmenter(backbone_of(None), len(kept["rows"][0]["ious"])), torch.randn(2, 3, 96, 96)
-    models = [converted(start, row["attention"], 96, few, 2).to(args.device) for row in kept["rows"]]
+    models = [converted(start, row["attention"], 96, few, most_steps=2).to(args.device) for row in kept["rows"]]
     for size in SIZES:
         image = torch.randn(1, 3, size, size, device=args.device)
         passes = {str(number): forward_pass(model, image) for number, model in enumerate(models)}
