@@ -39,7 +39,7 @@ def of_runs(folder: Path) -> list[tuple[str, list[str]]]:
 
     Raises InputError if it holds neither tables nor runs.
     """
-    from ecoformer.lab.study.sweep import sweep_report
+    from ecoformer.lab.study.reports import sweep_report
     from ecoformer.report import pages
     from ecoformer.report.runs import find_runs
 

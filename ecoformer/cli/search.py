@@ -32,8 +32,8 @@ def run(args: argparse.Namespace) -> int:
     if importlib.util.find_spec("optuna") is None:
         raise InputError("the search needs Optuna: pip install 'ecoformer[sweep]'")
     # Imported late: --help should not wait for torch.
+    from ecoformer.lab.study.reports import sweep_report
     from ecoformer.lab.study.search import RUNS, Search, front, parse_space
-    from ecoformer.lab.study.sweep import sweep_report
     from ecoformer.run.process import module
 
     def show(line: str) -> None:

@@ -46,13 +46,13 @@ def main(p: Parser) -> None:
 def run(args: argparse.Namespace) -> int:
     out: Path = args.out or Path("outputs/study") / args.table
     if args.table == "energy":
-        from ecoformer.lab.study.energy_table import report_energy
+        from ecoformer.lab.study.reports import report_energy
 
         return report_energy(out)
     # Imported late: --help should not wait for torch.
     from ecoformer.lab.study.plan import jobs, load_study
+    from ecoformer.lab.study.reports import report
     from ecoformer.lab.study.runner import is_finished, run_jobs
-    from ecoformer.lab.study.study_report import report
     from ecoformer.run.process import module
 
     study = load_study(CONFIGS / "study" / f"{args.table}.yaml")

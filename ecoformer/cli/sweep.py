@@ -9,5 +9,5 @@ settings in which they differ. Failed and unfinished runs are listed with how fa
 from ecoformer.cli.arguments import folder_report
 
 main = folder_report(
-    __doc__, "DIR", "sweep.json, .md, .csv, .tex and front.png go", "ecoformer.lab.study.sweep.sweep_report"
+    __doc__, "DIR", "sweep.json, .md, .csv, .tex and front.png go", "ecoformer.lab.study.reports.sweep_report"
 )

@@ -26,7 +26,7 @@ from ecoformer.lab.closeness.distill_report import softmax_weights
 from ecoformer.lab.closeness.source import Source
 from ecoformer.lab.energy.energy_tables import BASELINES, summary_table
 from ecoformer.report.code_maps import layer_weights
-from ecoformer.report.figures import draw_growth, name_curves, save_figure, style
+from ecoformer.report.figures import draw_growth, name_curves, name_points, save_figure, style
 from ecoformer.report.tables import comparison_table
 
 Row = dict[str, Any]
@@ -151,18 +151,15 @@ def _draw_views(axes: Sequence[Axes], models: Mapping[str, nn.Module], image_3SS
 
 def _draw_front(axis: Axes, rows: Sequence[Row]) -> None:
     scale, unit = energy_unit([row["energy_pj"] for row in rows])
-    most = max(row["energy_pj"] for row in rows) / scale
-    heights: list[float] = []  # of the names, which must not touch
-    for row in sorted(rows, key=lambda row: -row["top1"]):
-        energy, colour = row["energy_pj"] / scale, style(row["attention"])["color"]
-        fill = "none" if row["how"] == CONVERTED else "full"
-        axis.plot(energy, row["top1"], "o", markersize=8, fillstyle=fill, color=colour)
-        heights.append(min([row["top1"], *(height - 6 for height in heights)]))
-        name = f"{row['attention']}, {row['how']}"
-        axis.text(energy + 0.03 * most, heights[-1], name, va="center", fontsize=8, color=colour)
+    for row in rows:
+        fill, colour = "none" if row["how"] == CONVERTED else "full", style(row["attention"])["color"]
+        look: dict[str, Any] = {"markersize": 8, "fillstyle": fill, "color": colour}
+        axis.plot(row["energy_pj"] / scale, row["top1"], "o", label=f"{row['attention']}, {row['how']}", **look)
+    name_points(axis)
     axis.axhline(100 / INKS, color="grey", linestyle=":")
-    axis.text(0.01 * most, 100 / INKS + 3, "guessing among a picture's digits", va="center", fontsize=8, color="grey")
-    axis.set(xlabel=f"modelled energy of an image, {unit}", ylabel="top-1, %", xlim=(0, 1.5 * most), ylim=(0, 108))
+    guess, of_axis = "guessing among a picture's digits", axis.get_yaxis_transform()
+    axis.text(0.01, 100 / INKS + 3, guess, transform=of_axis, fontsize=8, color="grey")
+    axis.set(xlabel=f"modelled energy of an image, {unit}", ylabel="top-1, %")
     axis.set_title("this model: accuracy against energy (hollow: without training)", fontsize=9, loc="left")
     axis.grid(alpha=0.3)
 

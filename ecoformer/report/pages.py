@@ -10,10 +10,9 @@ from ecoformer.errors import InputError
 from ecoformer.files import read_json, read_text
 from ecoformer.files.table import Column, Table
 from ecoformer.report import html
-from ecoformer.report.curves import plot_training_curves
-from ecoformer.report.hash_fits import plot_hash_fits
 from ecoformer.report.runs import RunRecord, has_epochs, read_run_dir
 from ecoformer.report.tables import figure_rows
+from ecoformer.report.training import plot_hash_fits, plot_training_curves
 
 Sections = list[tuple[str, list[str]]]
 LOG_LINES = 200  # of the console log's end

@@ -69,7 +69,7 @@ def write_compression(folder: Path, report: CompressionReport | None) -> None:
 def draw_hash_fits(run_dir: Path, model: nn.Module) -> None:
     """hash_fits.png: what every fit of the run's hash functions was worth; nothing for a run without fits."""
     if has_hashes(model):
-        from ecoformer.report.hash_fits import plot_hash_fits  # imported late: matplotlib takes its time
+        from ecoformer.report.training import plot_hash_fits  # imported late: matplotlib takes its time
 
         plot_hash_fits(run_dir, run_dir / HASH_FITS)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ecoformer.lab.study.plan import jobs, load_study
-from ecoformer.lab.study.study_report import write_tables
+from ecoformer.lab.study.reports import write_tables
 
 ROOT = Path(__file__).resolve().parents[2]
 MEASURED = ("speed.json", "steps.json")  # what a report reads beside the runs

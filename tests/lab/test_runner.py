@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ecoformer.lab.study.plan import RowConfig, StudyConfig, jobs
+from ecoformer.lab.study.reports import report
 from ecoformer.lab.study.rows import collect, over_seeds, over_stage1_seeds
 from ecoformer.lab.study.runner import is_finished, run_jobs
-from ecoformer.lab.study.study_report import report
 from ecoformer.run.provenance import commit
 
 

@@ -14,9 +14,8 @@ from study_helpers import write_run
 from ecoformer.files.table import energy_unit
 from ecoformer.lab.study.plan import StudyConfig, jobs
 from ecoformer.lab.study.plots import front, plot_hash_quality
+from ecoformer.lab.study.reports import report, sweep_report
 from ecoformer.lab.study.runner import run_jobs
-from ecoformer.lab.study.study_report import report
-from ecoformer.lab.study.sweep import sweep_report
 from ecoformer.report.runs import find_runs, read_epochs, read_records
 
 ROOT = Path(__file__).resolve().parents[2]

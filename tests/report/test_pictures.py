@@ -12,9 +12,8 @@ from ecoformer import EcoFormerSpec, MSASpec, convert, fit_hashes
 from ecoformer.kinds import SPECS
 from ecoformer.lab.speed.throughput import forward_pass, interleaved_seconds
 from ecoformer.report.code_maps import layer_weights
-from ecoformer.report.curves import plot_training_curves
 from ecoformer.report.figures import name_curves, panels, style
-from ecoformer.report.hash_fits import plot_hash_fits, read_fits
+from ecoformer.report.training import plot_hash_fits, plot_training_curves, read_fits
 
 
 @pytest.fixture

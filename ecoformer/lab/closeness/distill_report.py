@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from ecoformer.files.table import Column, Table
 from ecoformer.fit.compare import layer_calls
 from ecoformer.fit.target import SoftmaxTarget
-from ecoformer.lab.closeness.quality_report import short_name
+from ecoformer.lab.closeness import quality_report
 from ecoformer.lab.study.tables import with_spread
 from ecoformer.model.layers import attention_layers
 from ecoformer.nn.inputs import takes_sequences
@@ -74,19 +73,14 @@ def summary_lines(figures: Figures) -> list[str]:
 
 def plot_errors(figures: Figures, out: Path) -> None:
     """Error of every block beside uniform attention and random codes."""
-    blocks = figures["blocks"]
-    figure = Figure(figsize=(max(6, 0.7 * len(blocks) + 2), 3.6), layout="constrained")
-    axes = figure.subplots()
-    bars = (("error", "distilled"), ("error_uniform", "uniform attention"), ("error_random", "random codes"))
-    for place, (key, label) in enumerate(bars):
-        positions = [index + 0.27 * (place - 1) for index in range(len(blocks))]
-        axes.bar(positions, [row[key] for row in blocks], width=0.25, label=label)
-    axes.set_xticks(range(len(blocks)), [short_name(row["block"]) for row in blocks], fontsize=8)
     title = f"{figures['model']} on {figures['dataset']}\n{code_text(figures)}, from {figures['source']}"
-    axes.set(ylabel="error of the attention output\n(relative L2, held-out images)", xlabel="block", title=title)
-    figure.legend(loc="outside lower center", ncols=3, fontsize=8)  # inside it would cover bars
-    axes.grid(alpha=0.3, axis="y")
-    save_figure(figure, out)
+    floors = {"error_uniform": "uniform attention", "error_random": "random codes"}
+    quality_report.plot_errors([{"setting": "distilled", "blocks": figures["blocks"]}], out, title, floors)
+
+
+def ratios(row: Figures) -> list[float]:
+    """Error of each block of a study's row against uniform attention's."""
+    return [error / other for error, other in zip(row["error_per_block"], row["uniform_per_block"], strict=True)]
 
 
 @torch.no_grad()
@@ -146,11 +140,6 @@ def study_table(rows: list[Figures]) -> Table:
         found = [row["top1_after"] for row in group]
         return with_spread(statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else None)
 
-    def ratios(row: Figures) -> list[float]:
-        return [
-            error / uniform for error, uniform in zip(row["error_per_layer"], row["uniform_per_layer"], strict=True)
-        ]
-
     measured = [group for group in groups.values() if all(row["top1_after"] is not None for row in group)]
     columns = [
         Column("model", lambda group: f"{group[0]['checkpoint']} ({group[0]['source']})", left=True),
@@ -189,8 +178,7 @@ def plot_study(rows: list[Figures], out: Path) -> None:
         style: dict[str, Any] = {"marker": marker, "linestyle": "", "color": color, "label": f"{source}, {form}"}
         if all(row["top1_after"] is not None for row in mine):
             lost.plot(energy, [row["top1_before"] - row["top1_after"] for row in mine], **style)
-        pairs = [zip(row["error_per_block"], row["uniform_per_block"], strict=True) for row in mine]
-        worst.plot(energy, [max(error / uniform for error, uniform in pair) for pair in pairs], **style)
+        worst.plot(energy, [max(ratios(row)) for row in mine], **style)
     lost.axhline(0.33, color="grey", lw=0.8)
     lost.set(ylabel="top-1 lost without training (points); grey: 0.33")
     worst.set(ylabel="worst layer: error / uniform's")

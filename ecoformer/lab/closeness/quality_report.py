@@ -1,6 +1,6 @@
 """The sweep as a table and as pictures."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from ecoformer.report.figures import panels, save_figure
 
 Row = dict[str, Any]
 GOAL = 0.75  # of uniform attention's error
+FLOORS = {"error_uniform": "uniform attention", "error_shared_qk": "softmax, queries for keys"}
 
 
 def ratios(row: Row) -> list[float]:
@@ -76,14 +77,13 @@ def quality_table(rows: Sequence[Row], baseline: Row | None) -> Table:
     return Table(columns, rows)
 
 
-def plot_errors(rows: Sequence[Row], out: Path, title: str) -> None:
-    """Error of the attention output, block by block, one line a setting, between the floors."""
+def plot_errors(rows: Sequence[Row], out: Path, title: str, floors: Mapping[str, str] = FLOORS) -> None:
+    """Error of the attention output, block by block, one line a setting, beside the floors of the first one."""
     blocks = rows[0]["blocks"]
     places = range(len(blocks))
     figure, (axes,) = panels(1, 1, (9.5, 4.2))
-    floors = (("error_uniform", "uniform attention", "--"), ("error_shared_qk", "softmax, queries for keys", ":"))
-    for key, label, style in floors:
-        axes.plot(places, [block[key] for block in blocks], color="black", linestyle=style, label=label)
+    for (key, label), line in zip(floors.items(), ("--", ":"), strict=True):
+        axes.plot(places, [block[key] for block in blocks], color="black", linestyle=line, label=label)
     axes.plot(places, [GOAL * block["error_uniform"] for block in blocks], color="grey", lw=0.8, label="goal: 75 %")
     for number, row in enumerate(rows):
         errors = [block["error"] for block in row["blocks"]]
