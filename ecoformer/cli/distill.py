@@ -74,7 +74,8 @@ def run(args: argparse.Namespace) -> int:
     from ecoformer.files import json_text
     from ecoformer.files.table import render
     from ecoformer.lab.closeness.distill import measure_distilled, spec_of
-    from ecoformer.lab.closeness.distill_report import block_table, code_text, plot_errors, plot_maps, summary_lines
+    from ecoformer.lab.closeness.distill_report import block_table, code_text, plot_errors, summary_lines
+    from ecoformer.lab.closeness.maps import plot_maps
     from ecoformer.lab.closeness.source import load_source
 
     check(args)
@@ -113,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
     folder = args.out.with_suffix("")
     folder = folder.with_name(folder.name + "_pictures")
     plot_errors(figures, folder / "errors.png")
-    plot_maps(figures, source.model, model, source.held_out(1)[0], folder)
+    plot_maps(figures["blocks"], source.model, model, source.held_out(1)[0], folder)
     if args.format == "json":
         print(json_text(figures, indent=2))
         return 0

@@ -22,10 +22,9 @@ from ecoformer.files.table import Column, Table, energy_unit, markdown
 from ecoformer.kinds import SPECS
 from ecoformer.lab.closeness.controls import ControlSpec
 from ecoformer.lab.closeness.distill import distill
-from ecoformer.lab.closeness.distill_report import softmax_weights
+from ecoformer.lab.closeness.maps import layer_weights
 from ecoformer.lab.closeness.source import Source
 from ecoformer.lab.energy.energy_tables import BASELINES, summary_table
-from ecoformer.report.code_maps import layer_weights
 from ecoformer.report.figures import draw_growth, name_curves, name_points, save_figure, style
 from ecoformer.report.tables import comparison_table
 
@@ -127,8 +126,7 @@ def _draw_views(axes: Sequence[Axes], models: Mapping[str, nn.Module], image_3SS
     """The picture, and again for each kind with every digit as bright as the weight that the boxed one gives it."""
     low, high = image_3SS.min(), image_3SS.max()
     picture_SS3 = ((image_3SS - low) / (high - low)).permute(1, 2, 0)
-    seen = {kind: layer_weights(models[kind], image_3SS[None]) for kind in SEEN[1:]}
-    seen["msa"] = softmax_weights(models["msa"], image_3SS[None])
+    seen = {kind: layer_weights(models[kind], image_3SS[None]) for kind in SEEN}
     maps = {name: weights[0].mean(0) for name, weights in seen["msa"].items()}
     side = round(len(next(iter(maps.values()))) ** 0.5)
     cell = len(picture_SS3) // side

@@ -40,7 +40,7 @@ def run_sections(folder: Path, ledger: Sequence[str]) -> Sections:
     if run.summary is not None:
         figures.append(html.pairs(figure_rows(run.summary)))
     log = folder / CONSOLE
-    lines = read_text(log).splitlines() if log.is_file() else []
+    end = "\n".join(read_text(log).splitlines()[-LOG_LINES:]) if log.is_file() else ""
     return [
         ("Figures", figures),
         ("Training", curves),
@@ -50,7 +50,7 @@ def run_sections(folder: Path, ledger: Sequence[str]) -> Sections:
         ("Pictures", [html.picture(path) for path in sorted(folder.glob("*.png")) if path.name != HASH_FITS]),
         ("Provenance", [html.pairs(_start_rows(start)) for start in starts_of(folder)]),
         ("Settings", _settings(run)),
-        ("Console", [html.folded(f"the last {LOG_LINES} lines", _end(lines))] if lines else []),
+        ("Console", [html.folded(f"the last {LOG_LINES} lines", html.preformatted(end))] if end else []),
     ]
 
 
@@ -132,7 +132,3 @@ def _settings(run: RunRecord) -> list[str]:
 
 def _markdown(path: Path) -> list[str]:
     return html.from_markdown(read_text(path)) if path.is_file() else []
-
-
-def _end(lines: Sequence[str]) -> str:
-    return html.preformatted("\n".join(lines[-LOG_LINES:]))

@@ -22,7 +22,7 @@ from ecoformer.engine.run_files import CONFIG, LAST, LAUNCH, can_resume, read_in
 from ecoformer.errors import InputError
 from ecoformer.files import unwritable, write_json, write_text
 from ecoformer.run.lock import owned, refuse_if_owned, started
-from ecoformer.run.start import SavedRun, read_run
+from ecoformer.run.start import read_run
 
 JOB = "ECOFORMER_JOB"  # set by ecoformer.run.launch: one scheduler job, over all its starts
 
@@ -167,10 +167,6 @@ def _folder(config: Config, default: Path | None) -> Path:
 def _continued(config: Config, checkpoint: Path) -> tuple[Path, list[str]]:
     """The checkpoint to go on from, which is the one before where `checkpoint` is damaged, and notes on differences."""
     path, run = read_intact(checkpoint, read_run)
-    return path, _compare(config, run)
-
-
-def _compare(config: Config, run: SavedRun) -> list[str]:
     saved = run.config
     then, now = flat(asdict(saved)), flat(asdict(config))
     for key in sorted({*then, *now}):
@@ -180,5 +176,6 @@ def _compare(config: Config, run: SavedRun) -> list[str]:
                 "keep it, or start a new run in another output_dir"
             )
     if saved.train.epochs != config.train.epochs:
-        return [f"train.epochs was {saved.train.epochs}, now {config.train.epochs}: the schedule is stretched to it"]
-    return []
+        note = f"train.epochs was {saved.train.epochs}, now {config.train.epochs}: the schedule is stretched to it"
+        return path, [note]
+    return path, []

@@ -18,7 +18,7 @@ from ecoformer.kinds import BUILDERS
 from ecoformer.model.layers import attention_layers
 from ecoformer.model.low_rank import low_rank_layers
 from ecoformer.models.converted import ARCHITECTURE
-from ecoformer.nn.inputs import RGB, Size, example_input, input_size
+from ecoformer.nn.inputs import RGB, example_input, input_size
 from ecoformer.run.checks import attention_spec
 from ecoformer.run.start import SavedRun, model_of_run
 from ecoformer.run.summary import run_energy
@@ -42,7 +42,10 @@ def export_folder(run: SavedRun, folder: Path, name: str) -> float:
         file.write(safetensors.torch.save(tensors, metadata={"format": "pt"}))
     write_json(folder / CONFIG, config)
     write_text(folder / CARD, model_card(run, name, figures))
-    return _difference(model, folder, input_size(model, run.config.data.img_size))
+    again = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    inputs = example_input(model, input_size(model, run.config.data.img_size), 2)
+    with torch.no_grad():
+        return float((again(inputs) - model(inputs)).abs().max())
 
 
 def timm_config(run: SavedRun, model: nn.Module) -> dict[str, Any]:
@@ -162,13 +165,6 @@ model = timm.create_model("hf-hub:USER/NAME", pretrained=True)  # or "local-dir:
 EcoFormer: J. Liu, Z. Pan, H. He, J. Cai, B. Zhuang. *EcoFormer: Energy-Saving Attention with Linear Complexity.*
 NeurIPS 2022.
 """
-
-
-@torch.no_grad()
-def _difference(model: nn.Module, folder: Path, size: Size) -> float:
-    again = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    inputs = example_input(model, size, 2)
-    return float((again(inputs) - model(inputs)).abs().max())
 
 
 def push_folder(folder: Path, repo: str, *, private: bool) -> str:

@@ -83,11 +83,6 @@ def module(command: str) -> list[str]:
     return ["-m", "ecoformer", command]
 
 
-def command_line(command: str) -> list[str]:
-    """The start of a command line that runs a command of ours with this interpreter."""
-    return [sys.executable, *module(command)]
-
-
 def environment(**changes: str) -> dict[str, str]:
     """This process's environment, in which a child finds this package before any other that is installed."""
     path = os.pathsep.join(filter(None, [str(SOURCE), os.environ.get("PYTHONPATH", "")]))
@@ -97,7 +92,7 @@ def environment(**changes: str) -> dict[str, str]:
 
 def json_of(command: str, arguments: Sequence[str]) -> Any:
     """What a command of ours prints as JSON, in a process of its own. Raises InputError with its line for code 2."""
-    line = [*command_line(command), *arguments]
+    line = [sys.executable, *module(command), *arguments]
     done = subprocess.run(line, capture_output=True, text=True, env=environment())
     if done.returncode == 2:
         raise InputError(done.stderr.strip().splitlines()[-1].removeprefix("error: "))

@@ -10,8 +10,8 @@ import torch
 
 from ecoformer import EcoFormerSpec, MSASpec, convert, fit_hashes
 from ecoformer.kinds import SPECS
+from ecoformer.lab.closeness.maps import layer_weights
 from ecoformer.lab.speed.throughput import forward_pass, interleaved_seconds
-from ecoformer.report.code_maps import layer_weights
 from ecoformer.report.figures import name_curves, panels, style
 from ecoformer.report.training import plot_hash_fits, plot_training_curves, read_fits
 
@@ -28,12 +28,13 @@ def models():
     return {"msa": msa.train(), "ecoformer": eco}
 
 
-def test_layer_weights_are_those_of_the_replaced_layers(models):
+def test_layer_weights_are_those_of_the_replaced_layers_and_of_softmax_attention(models):
     weights = layer_weights(models["msa"], torch.randn(2, 3, 64, 64))
     assert {name: tuple(w.shape) for name, w in weights.items()} == {
         "stages.0.blocks.0.attn": (2, 1, 256, 256),
         "stages.1.blocks.0.attn": (2, 2, 64, 64),
         "stages.2.blocks.0.attn": (2, 5, 16, 16),
+        "stages.3.blocks.0.attn": (2, 8, 4, 4),
     }
     assert models["msa"].training
 

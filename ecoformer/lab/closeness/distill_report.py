@@ -1,4 +1,4 @@
-"""A distillation as a table and as pictures."""
+"""A distillation as a table and as a picture, and a study of many."""
 
 import itertools
 import statistics
@@ -6,18 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
 
 from ecoformer.files.table import Column, Table
-from ecoformer.fit.compare import layer_calls
-from ecoformer.fit.target import SoftmaxTarget
 from ecoformer.lab.closeness import quality_report
 from ecoformer.lab.study.tables import with_spread
-from ecoformer.model.layers import attention_layers
 from ecoformer.nn.inputs import takes_sequences
-from ecoformer.nn.msa import MSASpec
-from ecoformer.report.code_maps import draw_maps, layer_weights
 from ecoformer.report.figures import name_points, panels, save_figure, style
 
 Figures = dict[str, Any]
@@ -81,48 +74,6 @@ def plot_errors(figures: Figures, out: Path) -> None:
 def ratios(row: Figures) -> list[float]:
     """Error of each block of a study's row against uniform attention's."""
     return [error / other for error, other in zip(row["error_per_block"], row["uniform_per_block"], strict=True)]
-
-
-@torch.no_grad()
-def plot_maps(figures: Figures, source: nn.Module, model: nn.Module, image_3SS: Tensor, folder: Path) -> list[Path]:
-    """One picture a block: whom three tokens attend to, in the original (where it shows weights) and in codes.
-
-    Maps are means over the heads, each scaled to its own range. Tokens that lie on no square map (a class token) are
-    left out. Returns the files: none of a model of sequences, whose tokens lie on no map.
-    """
-    if takes_sequences(model):
-        return []
-    ours = layer_weights(model, image_3SS[None])
-    theirs = softmax_weights(source, image_3SS[None])
-    picture = image_3SS.mean(0)
-    files = []
-    for row in figures["blocks"]:
-        name = row["block"]
-        rows = {"distilled": ours[name]} | ({"original": theirs[name]} if name in theirs else {})
-        files.append(folder / f"{name}.png")
-        _plot_block({label: weights[0].mean(0) for label, weights in rows.items()}, picture, row, files[-1])
-    return files
-
-
-@torch.no_grad()
-def softmax_weights(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
-    """Attention weights (B, H, N, N) of the layers that are softmax attention over all tokens, timm's or ours."""
-    layers = {layer.name: layer.module for layer in attention_layers(model) if MSASpec().is_met_by(layer.module)}
-    calls = layer_calls(model, layers, images)
-    return {name: SoftmaxTarget.of(layers[name], name, x_BND).maps() for name, (x_BND, _) in calls.items()}
-
-
-def _plot_block(rows: dict[str, Tensor], picture_SS: Tensor, row: dict[str, Any], out: Path) -> None:
-    num_tokens = row["num_tokens"]
-    side = int(num_tokens**0.5)
-    extra = num_tokens - side * side  # class tokens come first
-    queries = [(side // 4, side // 4), (side // 2, side // 2), (3 * side // 4, side // 3)]
-    maps = {
-        label: [(weights_NN[extra + y * side + x, extra:].reshape(side, side), (y, x), "") for y, x in queries]
-        for label, weights_NN in rows.items()
-    }
-    title = f"{row['block']}: error {row['error']:.3f}, uniform {row['error_uniform']:.3f}"
-    draw_maps(maps, picture_SS, title, out, (8, 2.2 * len(rows) + 0.4))
 
 
 def study_table(rows: list[Figures]) -> Table:

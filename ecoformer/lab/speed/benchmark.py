@@ -47,25 +47,30 @@ def run(args: argparse.Namespace) -> int:
         from ecoformer.lab.speed import loop
 
         cases = [speed_case(args, label, size) for size in args.img_size for label in args.attention]
-        return loop.run(args, cases, machine(args))
+        rows = loop.run(args, cases, machine(args))
+        show(args, rows, loop.table(rows))
+        return 0
     rows = [row for img_size in args.img_size for row in benchmark(args, img_size)]
     refused = [row for row in rows if "error" in row]
     if len(refused) == len(rows):
         raise InputError(rows[0]["error"])
     if args.beside_load:
         rows += beside_load(args, rows)
-    if args.out is not None:
-        write_json(args.out, rows)
-    if args.format == "json":
-        print(json_text(rows, indent=2))
-    else:
-        print(markdown(table(rows)) if args.format == "markdown" else render(table(rows), "table"))
+    show(args, rows, table(rows))
     for row in refused:
         print(
             f"error: {speed_case(args, row['attention'], row['img_size']).name} is left out: {row['error']}",
             file=sys.stderr,
         )
     return 2 if refused else 0
+
+
+def show(args: argparse.Namespace, rows: list[dict[str, Any]], table: Table) -> None:
+    """Print rows in --format, and write them to --out."""
+    if args.out is not None:
+        write_json(args.out, rows)
+    texts = {"json": json_text(rows, indent=2), "markdown": markdown(table)}
+    print(texts.get(args.format) or render(table, "table"))
 
 
 def settle(args: argparse.Namespace) -> None:

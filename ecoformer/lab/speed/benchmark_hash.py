@@ -61,10 +61,7 @@ def time_fit(args: argparse.Namespace) -> dict[str, Any]:
         "accepted_bits": int(result.accepted_K.sum()),
         "num_bits": args.num_bits,
         "shape": list(args.shape),
-        "num_anchors": args.num_anchors,
-        "top_k": args.top_k,
-        "steps": args.steps,
-        "threads": args.threads,
+        **{key: getattr(args, key) for key in ("num_anchors", "top_k", "steps", "threads")},
         "torch": torch.__version__,
         "machine": processor(),
     }

@@ -22,8 +22,7 @@ from ecoformer.engine.autocast import autocast
 from ecoformer.engine.callbacks import Callback, Training
 from ecoformer.engine.trainer import Trainer
 from ecoformer.errors import InputError
-from ecoformer.files import json_text, write_json
-from ecoformer.files.table import Column, Table, markdown, render
+from ecoformer.files.table import Column, Table
 from ecoformer.lab.speed.cases import SpeedCase, Variant
 from ecoformer.lab.speed.throughput import PRECISIONS, wait_for
 from ecoformer.nn.inputs import example_input
@@ -33,29 +32,28 @@ FIGURES = ("bare_milliseconds", "trainer_milliseconds", "ratio", "ratio_low", "r
 Row = dict[str, Any]
 
 
-def run(args: argparse.Namespace, cases: list[SpeedCase], machine: Row) -> int:
-    """Time every case and print, or write, a row of each. Raises InputError for what a loop is not measured with."""
+def run(args: argparse.Namespace, cases: list[SpeedCase], machine: Row) -> list[Row]:
+    """A row of every case. Raises InputError for what a loop is not measured with."""
     if args.layer or args.beside_load or args.profile or args.joules:
         others = "--layer, --beside-load, --profile and --joules"
         raise InputError(f"--loop trains whole models and measures nothing else: leave {others} out")
     if suffixed := [case.attention for case in cases if Variant.parse(case.attention).suffixes]:
         raise InputError(f"--loop runs no variant with a suffix, which {suffixed[0]} has: leave it out")
-    rows = [measure(case, args.rounds) | machine for case in cases]
-    if args.out is not None:
-        write_json(args.out, rows)
-    table = Table([Column(key, key) for key in ("model", "attention", *FIGURES)], rows)
-    texts = {"json": json_text(rows, indent=2), "markdown": markdown(table)}
-    print(texts.get(args.format) or render(table, "table"))
-    return 0
+    return [measure(case, args.rounds) | machine for case in cases]
 
 
-def measure(case: SpeedCase, rounds: int, steps: int = STEPS) -> Row:
+def table(rows: list[Row]) -> Table:
+    """Both loops side by side."""
+    return Table([Column(key, key) for key in ("model", "attention", *FIGURES)], rows)
+
+
+def measure(case: SpeedCase, rounds: int) -> Row:
     """Milliseconds of a step in either loop, medians over the rounds, and of each round's ratio the same.
 
     The first round warms up and does not count. Raises InputError as `SpeedCase.build` does.
     """
     device, model = torch.device(case.device), case.build()
-    batches = Batches(model, case, steps, device)
+    batches = Batches(model, case, device)
     turns = Turns(batches, PRECISIONS[case.precision], device)
     epochs = rounds + 2  # the last would be evaluated, and is never begun
     amp = "off" if case.precision == "fp32" else case.precision
@@ -73,11 +71,11 @@ def measure(case: SpeedCase, rounds: int, steps: int = STEPS) -> Row:
             callbacks=[turns],
         )
         trainer.fit(stop_after=epochs - 1)
-    pairs = [(1e3 * bare / steps, 1e3 * whole / steps) for bare, whole in turns.seconds[1:]]
+    pairs = [(1e3 * bare / STEPS, 1e3 * whole / STEPS) for bare, whole in turns.seconds[1:]]
     ratios = [whole / bare for bare, whole in pairs]
     medians = [statistics.median(side) for side in (*zip(*pairs, strict=True), ratios)]
     figures = zip(FIGURES, (*medians, min(ratios), max(ratios)), strict=True)
-    return {**case.settings(), "steps": steps, "rounds": rounds, **{key: round(value, 4) for key, value in figures}}
+    return {**case.settings(), "steps": STEPS, "rounds": rounds, **{key: round(value, 4) for key, value in figures}}
 
 
 class Batches:
@@ -86,20 +84,20 @@ class Batches:
     samples = "samples"
     val_loader: Any = None
 
-    def __init__(self, model: Any, case: SpeedCase, steps: int, device: torch.device) -> None:
+    def __init__(self, model: Any, case: SpeedCase, device: torch.device) -> None:
         targets = torch.arange(case.batch_size, device=device) % model.num_classes
         self.held = [
             (example_input(model, case.img_size, case.batch_size, seed=seed, device=device), targets)
             for seed in range(BATCHES)
         ]
-        self.steps, self.img_size, self.num_train = steps, case.img_size, steps * case.batch_size
+        self.img_size, self.num_train = case.img_size, STEPS * case.batch_size
         self.train_loader: Any = self
 
     def __len__(self) -> int:
-        return self.steps
+        return STEPS
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return (self.held[step % BATCHES] for step in range(self.steps))
+        return (self.held[step % BATCHES] for step in range(STEPS))
 
     def set_epoch(self, epoch: int, first_batch: int) -> None:
         """All epochs are alike."""
