@@ -47,6 +47,24 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def positives(words: str, many: int | None = None) -> Callable[[str], list[int]]:
+    """A type: comma-separated numbers of at least 1, `many` of them if given; others are refused as no WORDS.
+
+    It raises ArgumentTypeError as `positive` does.
+    """
+
+    def parsed(text: str) -> list[int]:
+        try:
+            found = [positive(part.strip()) for part in text.split(",")]
+        except argparse.ArgumentTypeError:
+            found = []
+        if not found or many not in (None, len(found)):
+            raise argparse.ArgumentTypeError(f"{text!r} must be {words}")
+        return found
+
+    return parsed
+
+
 def stage_or_pattern(text: str) -> int | str:
     """An item of `attention.layers`: a stage's number, or a pattern of module names."""
     return int(text) if text.isdecimal() else text

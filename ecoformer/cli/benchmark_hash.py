@@ -10,23 +10,14 @@ was running. Objectives are means over the bits (lower is better). `--implementa
 turn, each --repeats times in a process of its own, and adds medians and ratios.
 """
 
-import argparse
+from ecoformer.cli.arguments import Parser, positive, positives, script
 
-from ecoformer.cli.arguments import Parser, positive, script
-
-
-def shape_BHNC(text: str) -> tuple[int, ...]:
-    parts = text.split(",")
-    if len(parts) != 4 or not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} must be four whole numbers of at least 1, as batch,heads,tokens,head_channels"
-        )
-    return tuple(int(part) for part in parts)
+SHAPE = "four whole numbers of at least 1, as batch,heads,tokens,head_channels"
 
 
 @script("ecoformer.lab.speed.benchmark_hash", __doc__)
 def main(p: Parser) -> None:
-    p.add_argument("--shape", type=shape_BHNC, default=(32, 1, 3136, 32), help="B,H,N,C (32,1,3136,32)")
+    p.add_argument("--shape", type=positives(SHAPE, 4), default=(32, 1, 3136, 32), help="B,H,N,C (32,1,3136,32)")
     p.add_argument("--num-bits", type=positive, default=16, help="code length per head (16)")
     p.add_argument("--num-anchors", type=positive, default=25, help="kernel anchors per head (25)")
     p.add_argument("--top-k", type=positive, default=10, help="similar and dissimilar tokens each (10)")

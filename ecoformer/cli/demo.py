@@ -16,16 +16,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ecoformer.cli.arguments import Parser, script
+
 # Kinds that the trained model is converted to, with their options; and what is counted beside it.
 KINDS: dict[str, dict[str, Any]] = {"distilled": {}, "ecoformer": {}, "uniform": {}, "none": {}}
 BACKBONE, COUNTED, SIZES = "pvt_v2_b0", ("stock", "msa", "ecoformer", "distilled"), (224, 512, 1024)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("outputs/demo"), help="folder for everything it leaves")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings for both trainings")
-    options = parser.parse_args(argv)
+@script(__name__, __doc__)
+def main(p: Parser) -> None:
+    p.add_argument("--out", type=Path, default=Path("outputs/demo"), help="folder for everything it leaves")
+    p.add_argument("overrides", nargs="*", metavar="key=value", help="settings for both trainings")
+
+
+def run(options: argparse.Namespace) -> int:
     started, out = time.perf_counter(), options.out
     checkpoint = out / "msa" / "best.pt"
     softmax = train("msa", out, options.overrides)

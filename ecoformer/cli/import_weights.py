@@ -17,7 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ecoformer.cli.arguments import Parser, script
+from ecoformer.cli.arguments import Parser, positives, script
 from ecoformer.errors import InputError
 from ecoformer.files import json_text
 
@@ -34,22 +34,20 @@ def main(p: Parser) -> None:
     p.add_argument("file", type=Path, metavar="FILE")
     p.add_argument("--model", required=True, help="a timm name, with _msa or _ecoformer where the weights are such")
     p.add_argument("--out", type=Path, metavar="FILE.pt", help="checkpoint to write; without it, only the report")
-    p.add_argument("--heads", type=heads, metavar="N,N,N,N", help="per stage, if the weights do not show them")
+    p.add_argument(
+        "--heads",
+        type=positives("whole numbers of at least 1, such as 1,2,5,8"),
+        metavar="N,N,N,N",
+        help="per stage, if the weights do not show them",
+    )
     p.add_argument("--classes", type=Path, metavar="TXT", help="class names, one a line; 1000 classes: ImageNet's")
     p.add_argument("--plain", action="store_true", help="as init.use_ema=false: of averaged and plain weights, these")
     p.add_argument("--format", choices=("table", "json"), default="table")
 
 
-def heads(text: str) -> list[int]:
-    numbers = [int(part) if part.strip().isdigit() else 0 for part in text.split(",")]
-    if min(numbers) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} must be whole numbers of at least 1, such as 1,2,5,8")
-    return numbers
-
-
 def run(args: argparse.Namespace) -> int:
-    from ecoformer.model.checkpoint import save_checkpoint
     from ecoformer.models.official import read_foreign
+    from ecoformer.run.saved import save_weights
     from ecoformer.run.start import foreign_run, model_of_run
 
     weights = read_foreign(args.file, use_ema=not args.plain)
@@ -64,14 +62,7 @@ def run(args: argparse.Namespace) -> int:
         return 1
     model_of_run(run)  # refuses tensors that have the right names and other shapes
     if args.out is not None:
-        content = {
-            "kind": "weights",
-            "config": {"settings": asdict(run.config), "class_names": run.class_names},
-            "step": 0,
-            "metrics": {},
-            **run.content,
-        }
-        save_checkpoint(args.out, content)
+        save_weights(args.out, run)
         notes.append(f"written to {args.out}")
     show(args.format, weights, notes, config.model.kwargs)
     return 0

@@ -10,9 +10,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ecoformer.errors import InputError
 from ecoformer.model.checkpoint import evaluated_weights, load_weights, save_checkpoint
-from ecoformer.run.start import SavedRun, model_of_run, read_run
+from ecoformer.run.saved import SavedRun, read_run
+from ecoformer.run.start import model_of_run
 
 SAME = ("model", "attention", "compress")  # settings that say what the weights are
+REMEDY = "average checkpoints of one run"
 
 
 def run(args: argparse.Namespace) -> int:
@@ -21,8 +23,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("one checkpoint has no average: give at least two")
     runs = [read_run(path) for path in args.checkpoints]
     weights = average(runs)
-    last = runs[-1].content
-    content = {key: last[key] for key in ("config", "epoch", "step")}
+    content = {key: runs[-1].content[key] for key in ("config", "epoch", "step")}
     save_checkpoint(args.out, {"kind": "weights", **content, "metrics": None, "model": weights})
     print(f"{args.out}: the average of {len(runs)} checkpoints, not evaluated: ecoformer eval checkpoint={args.out}")
     return 0
@@ -38,9 +39,10 @@ def average(runs: Sequence[SavedRun]) -> dict[str, Tensor]:
     """
     last = runs[-1]
     for other in runs:
-        for key in SAME:
-            _require_same(other, last, key, getattr(other.config, key), getattr(last.config, key))
-        _require_same(other, last, "classes", other.class_names, last.class_names)
+        for what in (*SAME, "classes"):
+            own, wanted = (run.class_names if what == "classes" else getattr(run.config, what) for run in (other, last))
+            if own != wanted:
+                raise InputError(f"{other.path} and {last.path} are not of the same {what}: {REMEDY}")
     model = model_of_run(last)
     norms = {f"{name}." for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
     meaned = dict(model.named_parameters()).keys() | {
@@ -68,8 +70,3 @@ def average(runs: Sequence[SavedRun]) -> dict[str, Tensor]:
 
 def _owner(name: str) -> str:
     return name.rpartition(".")[0] + "."
-
-
-def _require_same(one: SavedRun, two: SavedRun, what: str, own: Any, other: Any) -> None:
-    if own != other:
-        raise InputError(f"{one.path} and {two.path} are not of the same {what}: average checkpoints of one run")

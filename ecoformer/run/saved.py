@@ -1,6 +1,6 @@
 """What a checkpoint says about the run that wrote it."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,7 @@ from ecoformer.config.loading import load_config
 from ecoformer.config.schema import Config
 from ecoformer.engine.run_files import BEST, LAST
 from ecoformer.errors import InputError
-from ecoformer.model.checkpoint import FORMAT, load_checkpoint
+from ecoformer.model.checkpoint import FORMAT, load_checkpoint, save_checkpoint
 from ecoformer.models.weight_files import format_of
 from ecoformer.nn.specs import without_removed
 
@@ -41,6 +41,12 @@ def read_run(path: Path | str) -> SavedRun:
         raise InputError(f"checkpoint {path} was written by another version of this program: {error}") from error
     config.attention = without_removed(config.attention.get("name", "stock"), config.attention)
     return SavedRun(path, content, config, saved["class_names"], saved.get("sequences", {}))
+
+
+def save_weights(path: Path, run: SavedRun) -> None:
+    """Write a model without the state of its training, as a checkpoint for eval and for init.checkpoint."""
+    config = {"settings": asdict(run.config), "class_names": run.class_names, "sequences": run.sequences}
+    save_checkpoint(path, {"step": 0, "metrics": {}, **run.content, "kind": "weights", "config": config})
 
 
 def checkpoint_in(path: Path) -> Path:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-
 from ecoformer.files.table import Column, Table
 from ecoformer.lab.closeness import quality_report
 from ecoformer.lab.study.tables import with_spread

@@ -28,8 +28,10 @@ def layer_weights(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     found = {}
     for name, (x_BND, _) in layer_calls(model, layers, images).items():
         layer = layers[name]
-        own = isinstance(layer, ReplacementAttention)
-        found[name] = layer.attention_weights(x_BND) if own else SoftmaxTarget.of(layer, name, x_BND).maps()
+        if isinstance(layer, ReplacementAttention):
+            found[name] = layer.attention_weights(x_BND)
+        else:
+            found[name] = SoftmaxTarget.of(layer, name, x_BND).maps()
     return found
 
 

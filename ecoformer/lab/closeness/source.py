@@ -14,7 +14,6 @@ from ecoformer.config.schema import Config
 from ecoformer.data import DataModule, build_data
 from ecoformer.engine.evaluation import evaluate
 from ecoformer.errors import InputError
-from ecoformer.model.checkpoint import save_checkpoint
 from ecoformer.model.chosen import layer_filter
 from ecoformer.model.convert import FilterFn
 from ecoformer.model.layers import attention_layers
@@ -23,7 +22,8 @@ from ecoformer.nn.inputs import size_of
 from ecoformer.nn.msa import MSASpec
 from ecoformer.nn.specs import AttentionSpec
 from ecoformer.run.build import sequences_of
-from ecoformer.run.start import build_model, is_own, model_of_run, read_run
+from ecoformer.run.saved import SavedRun, is_own, read_run, save_weights
+from ecoformer.run.start import build_model, model_of_run
 
 
 @dataclass
@@ -94,17 +94,9 @@ class Source:
     ) -> None:
         """Write a copy that was converted to `spec` as a weights checkpoint, for eval.py and for init.checkpoint."""
         attention = {"name": spec.name, **asdict(spec), "layers": None if layers is None else list(layers)}
-        settings = asdict(replace(self.config, attention=attention))
-        names, sequences = list(self.data.class_names), sequences_of(self.data)
-        content = {
-            "kind": "weights",
-            "config": {"settings": settings, "class_names": names, "sequences": sequences},
-            "epoch": self.epoch,
-            "step": 0,
-            "metrics": metrics,
-            "model": dict(model.state_dict()),
-        }
-        save_checkpoint(path, content)
+        content = {"epoch": self.epoch, "metrics": metrics, "model": dict(model.state_dict())}
+        config, names = replace(self.config, attention=attention), list(self.data.class_names)
+        save_weights(path, SavedRun(path, content, config, names, sequences_of(self.data)))
 
 
 def pick_images(loader: Iterable[tuple[Tensor, Tensor]], total: int, num_images: int, seed: int) -> Tensor:

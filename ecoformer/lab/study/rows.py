@@ -73,12 +73,10 @@ def over_seeds(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
         groups.setdefault((row["backbone"], row["label"]), []).append(row)
     merged: list[Row] = []
     for found in groups.values():
-        top1 = [row["top1"] for row in found]
         merged.append(
             {
                 **found[0],
-                "top1": statistics.fmean(top1),
-                "top1_sd": statistics.stdev(top1) if len(top1) > 1 else None,
+                **mean_and_spread("top1", found),
                 "seeds": [row["seed"] for row in found],
                 "images_per_second": statistics.median(row["images_per_second"] for row in found),
             }
@@ -105,18 +103,19 @@ def over_stage1_seeds(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
         {
             **found[0],
             "stage1_seeds": [row["stage1_seed"] for row in found],
-            **{name: value for key in keys for name, value in _mean_and_spread(key, found).items()},
+            **{name: value for key in keys for name, value in mean_and_spread(key, found).items()},
         }
         for found in groups.values()
         if len(found) > 1
     ]
 
 
-def _mean_and_spread(key: str, rows: Sequence[Row]) -> dict[str, float | None]:
+def mean_and_spread(key: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """Mean and sample deviation of a figure as KEY and KEY_sd; None where a row has none, the latter of one row too."""
     values = [row[key] for row in rows]
     if None in values:
         return {key: None, f"{key}_sd": None}
-    return {key: statistics.fmean(values), f"{key}_sd": statistics.stdev(values)}
+    return {key: statistics.fmean(values), f"{key}_sd": statistics.stdev(values) if len(values) > 1 else None}
 
 
 def baseline(row: Mapping[str, Any], rows: Sequence[Row], attention: str) -> Row | None:
