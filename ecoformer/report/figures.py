@@ -64,12 +64,19 @@ def draw_growth(axis: Axes, curves: Mapping[str, Sequence[tuple[int, float]]], x
 
 def name_curves(figure: Figure, axes: Sequence[Axes]) -> None:
     """Say what each curve is: at its end where a panel has few, else in one legend beside the panels."""
-    handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    if len(handles) > FEW:
-        figure.legend(list(handles.values()), list(handles), loc="outside right upper", fontsize=7)
+    if len({label for axis in axes for label in axis.get_legend_handles_labels()[1]}) > FEW:
+        legend(figure, axes)
         return
     for axis in axes:
         _name_at_the_ends(axis)
+
+
+def legend(figure: Figure, axes: Sequence[Axes], order: Sequence[str] = (), **options: Any) -> None:
+    """One legend beside all panels, each label once; those of `order` alone, if given, in that order."""
+    handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    labels = [label for label in order or handles if label in handles]
+    placed: dict[str, Any] = {"loc": "outside right upper", "fontsize": 7} | options
+    figure.legend([handles[label] for label in labels], labels, **placed)
 
 
 def save_figure(figure: Figure, out: Path) -> None:

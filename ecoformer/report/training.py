@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from ecoformer.report.figures import name_curves, panels, save_figure, style
+from ecoformer.report.figures import legend, name_curves, panels, save_figure, style
 from ecoformer.report.runs import read_epochs, read_records
 
 Fits = dict[str, list[dict[str, Any]]]
@@ -80,7 +80,7 @@ def plot_hash_fits(run_dir: Path, out: Path) -> bool:
     figure.suptitle(
         f"Hash functions at every fit, on {images}; dashed: uniform attention, dotted: random hash", fontsize=9
     )
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=7)
+    legend(figure, axes[:1])
     save_figure(figure, out)
     return True
 

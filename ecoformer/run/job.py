@@ -14,6 +14,7 @@ from ecoformer.engine.real_labels import RealLabels
 from ecoformer.engine.run_files import SUMMARY
 from ecoformer.errors import InputError
 from ecoformer.files import write_json
+from ecoformer.report.tables import figure_rows
 from ecoformer.run import summary
 from ecoformer.run.build import build_evaluation, build_run, session, settle
 from ecoformer.run.checks import check_config
@@ -38,12 +39,12 @@ def train(config: Config) -> float | None:
             if distributed.is_main():
                 summary.write_compression(folder.path, run.built.compression)
             if config.train.progress:
-                summary.show_plan(launch_plan(run, plan_figures(run)), notes + opening)
+                summary.show(launch_plan(run, plan_figures(run)), notes=notes + opening)
             figures = summary.whole_summary(config, run.trainer.skeleton, run.trainer.fit(folder.resume))
             if distributed.is_main():
                 write_json(folder.path / SUMMARY, figures)
                 summary.draw_hash_fits(folder.path, run.built.model)
-            summary.show_figures(f"{config.name}: {folder.path}", figures)
+            summary.show(figure_rows(figures), title=f"{config.name}: {folder.path}")
         return figures["top1"]
 
 
@@ -63,13 +64,7 @@ def evaluate_checkpoint(config: EvalConfig) -> float:
                 if taker is not None:
                     taker.add(logits, labels)
 
-        result = evaluate(
-            evaluation.on_data,
-            data.val_loader,
-            device,
-            evaluation.amp,
-            on_logits=take,
-        )
+        result = evaluate(evaluation.on_data, data.val_loader, device, evaluation.amp, on_logits=take)
         if real is not None:
             result = replace(result, **real.figures(device))
         if predictions is not None and config.details is not None:
@@ -80,5 +75,5 @@ def evaluate_checkpoint(config: EvalConfig) -> float:
         for note in data.notes if distributed.is_main() else ():
             print(note)
         title = evaluation.origin.get("checkpoint", f"timm's weights, {described.data.img_size} px")
-        summary.show_figures(f"{described.name}: {title}", figures)
+        summary.show(figure_rows(figures), title=f"{described.name}: {title}")
         return result.top1

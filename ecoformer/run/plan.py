@@ -28,7 +28,7 @@ def dry_run(run: Run, notes: list[str]) -> None:
     """Print the plan, measured unless `dry_run_probe=false`; every process calls it. Writes `dry_run_out` alone."""
     config = run.config
     figures = plan_figures(run, probe_run(run) if config.dry_run_probe else None)
-    summary.show_plan(launch_plan(run, figures), notes)
+    summary.show(launch_plan(run, figures), notes=notes)
     if config.dry_run_out is not None and distributed.is_main():
         write_json(Path(config.dry_run_out), figures)
 

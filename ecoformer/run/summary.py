@@ -1,6 +1,7 @@
 """What a run tells at its start and its end: notes and plan, summary.json, and the table of figures."""
 
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from ecoformer.files import write_json, write_text
 from ecoformer.fit.hashes import has_hashes
 from ecoformer.model.low_rank import CompressionReport
 from ecoformer.nn.inputs import input_size
-from ecoformer.report.tables import Rows, compression_markdown, figure_rows
+from ecoformer.report.tables import Rows, compression_markdown
 
 
 def whole_summary(config: Config, model: nn.Module, figures: dict[str, Any]) -> dict[str, Any]:
@@ -74,13 +75,8 @@ def draw_hash_fits(run_dir: Path, model: nn.Module) -> None:
         plot_hash_fits(run_dir, run_dir / HASH_FITS)
 
 
-def show_plan(rows: Rows, notes: list[str]) -> None:
-    """Print the launch plan and the notes, a line each; rank 0 alone does."""
+def show(rows: Rows, *, title: str = "", notes: Sequence[str] = ()) -> None:
+    """Print names and values, a line each, below a title and above notes; rank 0 alone does."""
     if distributed.is_main():
-        print("\n".join([*(f"{name:<14} {value}" for name, value in rows), *(f"note: {note}" for note in notes)]))
-
-
-def show_figures(title: str, figures: dict[str, Any]) -> None:
-    """Print the table that a run ends with; rank 0 alone does."""
-    if distributed.is_main():
-        print("\n".join([title, *(f"  {name:<16} {value}" for name, value in figure_rows(figures))]))
+        head, row = ([title], "  {:<16} {}") if title else ([], "{:<14} {}")
+        print("\n".join([*head, *(row.format(*pair) for pair in rows), *(f"note: {note}" for note in notes)]))

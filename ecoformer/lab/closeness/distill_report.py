@@ -10,7 +10,7 @@ from ecoformer.files.table import Column, Table
 from ecoformer.lab.closeness import quality_report
 from ecoformer.lab.study.tables import with_spread
 from ecoformer.nn.inputs import takes_sequences
-from ecoformer.report.figures import name_points, panels, save_figure, style
+from ecoformer.report.figures import legend, name_points, panels, save_figure, style
 
 Figures = dict[str, Any]
 
@@ -137,7 +137,7 @@ def plot_study(rows: list[Figures], out: Path) -> None:
         axis.axvline(1, color="grey", lw=0.8)
         axis.set_xlabel("energy of an image / EcoFormer's (paper convention)")
     # Outside of the axes: inside it would cover points.
-    figure.legend(*worst.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=7)
+    legend(figure, [worst], loc="outside lower center", ncols=2)
     save_figure(figure, out)
 
 

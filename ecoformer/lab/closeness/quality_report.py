@@ -4,11 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from ecoformer.files import write_json, write_text
 from ecoformer.files.table import Column, Table, markdown, render
-from ecoformer.report.figures import panels, save_figure
+from ecoformer.report.figures import legend, panels, save_figure
 
 Row = dict[str, Any]
 GOAL = 0.75  # of uniform attention's error
@@ -91,32 +89,26 @@ def plot_errors(rows: Sequence[Row], out: Path, title: str, floors: Mapping[str,
     axes.set_xticks(list(places), [short_name(block["block"]) for block in blocks], fontsize=8)
     axes.set(ylabel="error of the attention output\n(relative L2, held-out images)", xlabel="block", title=title)
     axes.set_ylim(bottom=0)
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize=7)
+    legend(figure, [axes])
     save_figure(figure, out)
 
 
 def plot_energy(rows: Sequence[Row], out: Path, title: str) -> None:
     """Worst block's error over uniform attention's, against attention energy: core alone, and with its projections."""
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
+    figure, axes = panels(1, 2, (11, 4.2))
     for axis, key, label in zip(axes, ("core_pj", "layer_pj"), ("attention core", "core and projections"), strict=True):
         for number, row in enumerate(rows):
-            found = ratios(row)
-            energy = row["energy"]["paper"][key] / 1e6
+            found, energy = ratios(row), row["energy"]["paper"][key] / 1e6
             mean = sum(found) / len(found)
-            colour = f"C{number % 10}"
-            axis.plot([energy, energy], [min(found), max(found)], color=colour, lw=1, alpha=0.6)
-            marker = "os^Dv<>pP*X"[number // 10 + number % 10]
-            axis.plot(energy, mean, marker, color=colour, label=row["setting"] if key == "core_pj" else None)
-        first = key == "core_pj"
-        axis.axhline(1, color="black", linestyle="--", lw=0.8, label="uniform attention" if first else None)
-        axis.axhline(GOAL, color="grey", lw=0.8, label="goal: 75 %" if first else None)
-        most = max(row["energy"]["paper"][key] for row in rows) / 1e6
-        axis.set(xlabel=f"{label} (µJ per image)", xlim=(0, 1.08 * most))
-        axis.grid(alpha=0.3)
-    axes[0].set(ylabel="error / uniform attention's error\nmean over blocks, bar: best to worst block", ylim=(0, None))
+            look: dict[str, Any] = {"marker": "os^Dv<>pP*X"[number // 10 + number % 10], "color": f"C{number % 10}"}
+            bar = [[mean - min(found)], [max(found) - mean]]
+            axis.errorbar(energy, mean, bar, linestyle="", elinewidth=1, label=row["setting"], **look)
+        axis.axhline(1, color="black", linestyle="--", lw=0.8, label="uniform attention")
+        axis.axhline(GOAL, color="grey", lw=0.8, label="goal: 75 %")
+        axis.set(xlabel=f"{label} (µJ per image)", xlim=(0, None), ylim=(0, None))
+    axes[0].set(ylabel="error / uniform attention's error\nmean over blocks, bar: best to worst block")
     figure.suptitle(f"{title}\nenergy of the converted layers, paper convention", fontsize=9)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=7)
+    legend(figure, axes)
     save_figure(figure, out)
 
 

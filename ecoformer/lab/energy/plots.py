@@ -10,7 +10,7 @@ from ecoformer.energy.profile import Profile
 from ecoformer.errors import InputError
 from ecoformer.lab.energy.cases import Case
 from ecoformer.nn.inputs import takes_sequences
-from ecoformer.report.figures import draw_growth, name_curves, panels
+from ecoformer.report.figures import draw_growth, legend, name_curves, panels
 
 PARTS = {
     "attention core": "#d62728",
@@ -59,9 +59,7 @@ def plot_layers(ledgers: Mapping[str, Ledger], profile: Profile, title: str) -> 
         axis.set_xticks(range(len(layers)), [_short(layer) for layer in layers], rotation=60, ha="right", fontsize=7)
         axis.set_ylabel("mJ")
         axis.grid(visible=False, axis="x")
-    handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    ordered = [part for part in PARTS if part in handles]
-    figure.legend([handles[part] for part in ordered], ordered, loc="outside lower center", ncols=3, fontsize=8)
+    legend(figure, axes, list(PARTS), loc="outside lower center", ncols=3, fontsize=8)
     figure.suptitle(title, fontsize=11)
     return figure
 

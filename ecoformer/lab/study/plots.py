@@ -8,7 +8,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from ecoformer.files.table import energy_unit
-from ecoformer.report.figures import panels, save_figure, style
+from ecoformer.report.figures import legend, panels, save_figure, style
 
 PANELS = (("energy_pj", "whole model"), ("attention_energy_pj", "attention cores alone"))
 FILLS = {"no training": "none", "from scratch": "left"}  # of markers, by how a row's label ends
@@ -100,6 +100,6 @@ def plot_hash_quality(fits: Mapping[str, Sequence[Mapping[str, Any]]], out: Path
     )
     axis.set_ylim(0, None)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.legend(*axis.get_legend_handles_labels(), loc="outside right upper", fontsize=7)
+    legend(figure, [axis])
     save_figure(figure, out)
     return True
