@@ -132,10 +132,8 @@ def _in_own_folder(cfg: DictConfig) -> DictConfig:
         return cfg
     folder, sweep = HydraConfig.get().runtime.output_dir, Path(HydraConfig.get().sweep.dir)
     own: dict[str, Any] = {"output_dir": folder}
-    wandb = cfg.logger.wandb
-    if (
-        wandb.enabled and wandb.group is None and Path(folder).resolve() != sweep.resolve()
-    ):  # else it is a launcher's single run
+    wandb, is_single_run = cfg.logger.wandb, Path(folder).resolve() == sweep.resolve()  # of a launcher
+    if wandb.enabled and wandb.group is None and not is_single_run:
         own["logger"] = {"wandb": {"group": "/".join(sweep.parts[-2:])}}
     return OmegaConf.merge(cfg, own)  # type: ignore[return-value]
 

@@ -56,10 +56,9 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from ecoformer.energy import load_profile
-    from ecoformer.files import read_json, write_text
-    from ecoformer.files.table import render
+    from ecoformer.files import write_text
     from ecoformer.lab.closeness.distill import measure_distilled, spec_of
-    from ecoformer.lab.closeness.distill_report import plot_errors, plot_front, plot_study, study_table
+    from ecoformer.lab.closeness.distill_report import plot_errors
     from ecoformer.lab.closeness.source import load_source
 
     torch.set_num_threads(args.threads)
@@ -106,14 +105,23 @@ def run(args: argparse.Namespace) -> int:
                 metrics = {key: row[key] for key in ("top1_before", "top1_after")}
                 source.save(args.keep / f"{stem}_seed{setting['seed']}.pt", model, spec, args.layers, metrics)
     if rows:
-        plot_study([OLDER | row for row in rows], args.out / "study.png")
-        told = [OLDER | row for row in rows if "kl" in row]  # not those of earlier versions
-        write_text(args.out / "table.md", render(study_table(told), "md") + "\n")
-        print(render(study_table(told), "table"))
-    if rows and args.beside is not None:
-        plot_front(rows, read_json(args.beside), args.out / "front.png")
+        report(rows, args.out, args.beside)
     print(f"{len(rows)} rows in {table}")
     return 0
+
+
+def report(rows: list[dict[str, Any]], out: Path, beside: Path | None) -> None:
+    """Draw the rows anew, and print them."""
+    from ecoformer.files import read_json, write_text
+    from ecoformer.files.table import render
+    from ecoformer.lab.closeness.distill_report import plot_front, plot_study, study_table
+
+    plot_study([OLDER | row for row in rows], out / "study.png")
+    told = study_table([OLDER | row for row in rows if "kl" in row])  # not those of earlier versions
+    write_text(out / "table.md", render(told, "md") + "\n")
+    print(render(told, "table"))
+    if beside is not None:
+        plot_front(rows, read_json(beside), out / "front.png")
 
 
 def spec_keys(spec: Any) -> dict[str, Any]:

@@ -73,8 +73,8 @@ def build_model(
         return built
     pretrained = config.init.pretrained and with_weights
     model = _create(config, num_classes, pretrained, sequences)
-    built = BuiltModel(model, "timm's pretrained weights" if pretrained else "new", from_timm=pretrained)
-    _convert(built, config)
+    notes = _convert(model, config)
+    built = BuiltModel(model, "timm's pretrained weights" if pretrained else "new", notes, from_timm=pretrained)
     if config.compress.name == "none":
         return built
     if resume is not None:
@@ -91,7 +91,7 @@ def model_of_run(run: SavedRun, *, drop_path_rate: float = 0.0) -> nn.Module:
     config = run.config
     config.model.drop_path_rate = drop_path_rate
     model = _create(config, len(run.class_names), pretrained=False, sequences=run.sequences)
-    _convert(BuiltModel(model, ""), config)
+    _convert(model, config)
     weights = evaluated_weights(run.content)
     if config.compress.name != "none":
         take_ranks(model, ranks_in(weights))
@@ -107,15 +107,15 @@ def foreign_run(weights: ForeignWeights, config: Config, class_names: list[str] 
     Raises:
         InputError: the model has other dimensions, or the file does not fill it; see `weights.report` for every key.
     """
-    dims = dims_of(weights.tensors)
+    dims, size = dims_of(weights.tensors), weights.img_size
+    if not dims:  # a plain ViT has a position embedding for one size; relative positions are fitted to that asked for
+        size = vit_img_size(weights.tensors) if "pos_embed" in weights.tensors else config.data.img_size
     saved = replace(
         config,
         model=replace(config.model, in_chans=RGB, patch_stride=None, drop_path_rate=0.0),
         attention=weights.attention,
         compress=CompressConfig(),
-        # Of the published weights; a plain ViT has no stages, but a position embedding for one size alone. Relative
-        # positions say no size: they are fitted to the one asked for.
-        data=replace(config.data, img_size=_img_size(weights, config)),
+        data=replace(config.data, img_size=size),
     )
     num_classes = num_classes_of(weights.tensors, config.model.name)
     model = _create(saved, num_classes, pretrained=False)
@@ -126,7 +126,7 @@ def foreign_run(weights: ForeignWeights, config: Config, class_names: list[str] 
                 f"{weights.path} has {key}={dims.get(key)}, model.name={config.model.name} has {own.get(key)}: "
                 "name the model that the weights are for"
             )
-    _convert(BuiltModel(model, ""), saved)
+    _convert(model, saved)
     report = weights.compare(model.state_dict())
     if not report.complete:
         kind, keys = ("misses", report.missing) if report.missing else ("has unknown", report.unknown)
@@ -138,12 +138,6 @@ def foreign_run(weights: ForeignWeights, config: Config, class_names: list[str] 
     tensors, notes = fit_sizes(weights.tensors, model)
     weights.notes += notes
     return SavedRun(weights.path, {"epoch": 0, "model": tensors}, saved, names)
-
-
-def _img_size(weights: ForeignWeights, config: Config) -> int:
-    if dims_of(weights.tensors):
-        return weights.img_size
-    return vit_img_size(weights.tensors) if "pos_embed" in weights.tensors else config.data.img_size
 
 
 def _from_run(config: Config, run: SavedRun, num_classes: int, sequences: Mapping[str, int]) -> BuiltModel:
@@ -182,7 +176,7 @@ def _from_run(config: Config, run: SavedRun, num_classes: int, sequences: Mappin
     if len(run.class_names) != num_classes:
         model.reset_classifier(num_classes)  # type: ignore[operator]
         built.notes.append(f"new classifier head: {len(run.class_names)} -> {num_classes} classes")
-    _convert(built, wanted)
+    built.notes += _convert(model, wanted)
     if not low_rank_layers(model):
         _compress(built, wanted)
     return built
@@ -241,13 +235,12 @@ def _create(
     )
 
 
-def _convert(built: BuiltModel, config: Config) -> None:
+def _convert(model: nn.Module, config: Config) -> list[str]:
     spec = attention_spec(config.attention)
     if spec is None:
-        return
-    size = input_size(built.model, config.data.img_size)
-    report = convert(built.model, spec, layer_filter(built.model, config.attention), size)
-    built.notes += report.notes
+        return []
+    size = input_size(model, config.data.img_size)
+    return convert(model, spec, layer_filter(model, config.attention), size).notes
 
 
 def _compress(built: BuiltModel, config: Config) -> None:

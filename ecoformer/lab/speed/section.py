@@ -10,11 +10,7 @@ from ecoformer.files.table import Column, Table, markdown
 
 START, END = "<!-- speed: written by scripts/speed_section.py -->", "<!-- end of speed -->"
 KEYS = ("model", "attention", "img_size", "batch_size", "mode", "threads", "precision", "images_per_second", "machine")
-APART = (
-    "loader",
-    "loop",
-    "resolution",
-)  # what other files of the folder begin with, whose tables stand in docs/speed.md
+APART = ("loader", "loop", "resolution")  # how other files of the folder begin; their tables stand in docs/speed.md
 Row = dict[str, Any]
 
 
