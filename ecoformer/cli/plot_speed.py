@@ -44,11 +44,8 @@ def read(path: Path) -> list[dict[str, Any]]:
 def figure(rows: list[dict[str, Any]]) -> Figure:
     drawing, axes = panels(1, len(PANELS), (12, 4))
     for axis, (key, label) in zip(axes, PANELS.items(), strict=True):
-        curves: dict[str, list[tuple[int, float]]] = {}
-        for row in rows:
-            if row[key]:
-                curves.setdefault(row["attention"], []).append((row["img_size"], row[key]))
-        draw_growth(axis, curves, "image size, px", label)
+        points = [(row["attention"], row["img_size"], row[key]) for row in rows if row[key]]
+        draw_growth(axis, points, "image size, px", label)
         if key == "microseconds_per_token":
             axis.set(yscale="linear", ylim=(0, None))
         else:

@@ -164,9 +164,7 @@ def _draw_front(axis: Axes, rows: Sequence[Row]) -> None:
 
 def _draw_growth(axis: Axes, sizes: Sequence[Row]) -> None:
     scale, unit = energy_unit([min(row["energy_pj"] for row in sizes)])
-    curves: dict[str, list[tuple[int, float]]] = {}
-    for row in sizes:
-        curves.setdefault(row["attention"], []).append((row["img_size"], row["energy_pj"] / scale))
-    draw_growth(axis, curves, "image size, px", f"modelled energy of an image, {unit}")
+    points = [(row["attention"], row["img_size"], row["energy_pj"] / scale) for row in sizes]
+    draw_growth(axis, points, "image size, px", f"modelled energy of an image, {unit}")
     axis.set_title(f"{sizes[0]['model']}: energy against the size of images", fontsize=9, loc="left")
     axis.grid(alpha=0.3)

@@ -1,6 +1,6 @@
 """How figures look: panels, one colour for an attention kind everywhere, names at few curves; written whole."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +50,14 @@ def panels(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, 
     return figure, axes
 
 
-def draw_growth(axis: Axes, curves: Mapping[str, Sequence[tuple[int, float]]], xlabel: str, ylabel: str) -> None:
-    """A cost against sizes, a curve a label: both on logarithmic scales, with a tick at each size."""
-    for number, (label, points) in enumerate(curves.items()):
-        if points:
-            axis.plot(*zip(*sorted(points), strict=True), label=label, markersize=4, **style(label, number))
-    sizes = sorted({size for points in curves.values() for size, _ in points})
+def draw_growth(axis: Axes, points: Iterable[tuple[str, int, float]], xlabel: str, ylabel: str) -> None:
+    """A cost against sizes, from (label, size, cost), a curve a label: both scales logarithmic, a tick at each size."""
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for label, size, cost in points:
+        curves.setdefault(label, []).append((size, cost))
+    for number, (label, curve) in enumerate(curves.items()):
+        axis.plot(*zip(*sorted(curve), strict=True), label=label, markersize=4, **style(label, number))
+    sizes = sorted({size for curve in curves.values() for size, _ in curve})
     axis.set_xscale("log", base=2)
     axis.set_xticks(sizes, [str(size) for size in sizes])
     axis.set(yscale="log", xlabel=xlabel, ylabel=ylabel)

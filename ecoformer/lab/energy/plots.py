@@ -72,12 +72,10 @@ def plot_resolution(rows: Sequence[dict[str, Any]]) -> Figure:
     unit = "tokens" if takes_sequences(rows[0]["model"]) else "image size, px"
     figure, axes = panels(1, 2, (9.5, 4.0))
     for axis, (key, name) in zip(axes, WHOLE_AND_CORES.items(), strict=True):
-        curves: dict[str, list[tuple[int, float]]] = {}
-        for row in rows:
-            if row[key] is not None:  # else no attention was recognised
-                label = Case(row["model"], row["attention"], 0, row["num_bits"], row["num_anchors"]).label
-                curves.setdefault(label, []).append((row["img_size"], row[key] / MJ))
-        draw_growth(axis, curves, unit, "mJ")
+        known = [row for row in rows if row[key] is not None]  # else no attention was recognised
+        labels = [Case(row["model"], row["attention"], 0, row["num_bits"], row["num_anchors"]).label for row in known]
+        points = [(label, row["img_size"], row[key] / MJ) for label, row in zip(labels, known, strict=True)]
+        draw_growth(axis, points, unit, "mJ")
         axis.set_title(name, fontsize=10, loc="left")
     name_curves(figure, axes)
     figure.suptitle(f"{rows[0]['model']}: {_caption(rows[0]['convention'], rows[0]['profile'])}", fontsize=11)

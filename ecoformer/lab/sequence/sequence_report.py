@@ -79,7 +79,8 @@ def plot_metric(study: Study, metric: str, title: str) -> Figure:
     """Cost against tokens, a line per kind; rings mark where it crosses that of softmax attention."""
     figure, (axis,) = panels(1, 1, (8.5, 5.0))
     curves = {kind: study.series(kind, metric) for kind in study.kinds}
-    draw_growth(axis, {kind: list(points.items()) for kind, points in curves.items()}, "tokens", METRICS[metric])
+    points = [(kind, tokens, cost) for kind, curve in curves.items() for tokens, cost in curve.items()]
+    draw_growth(axis, points, "tokens", METRICS[metric])
     base = curves.get(BASELINE, {})
     for line in list(axis.lines):
         kind = str(line.get_label())
