@@ -33,8 +33,8 @@ def load_archives(data: DataConfig, *, with_train: bool, num_classes: int | None
         raise InputError(f"data.root={root}: the training and validation splits name different classes")
     names = class_names(data, root, known, num_classes)
     for source, split in ((train, "training"), (val, "validation")):
-        if source is not None:
-            check_labels(source.targets, names, f"data.root={root}: the {split} split")
+        if source is not None and (faults := label_faults(source.targets, names)):
+            raise InputError(f"data.root={root}: the {split} split {faults[0]}")
     return Splits(names, train, val, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, crop_pct=0.875)
 
 
@@ -77,15 +77,8 @@ def class_names(data: DataConfig, root: Path, known: list[str] | None, num_class
     return names
 
 
-def check_labels(targets: np.ndarray, names: list[str], where: str) -> None:
-    """Raise InputError for labels outside the classes, and for classes without images."""
-    faults = label_faults(targets, names)
-    if faults:
-        raise InputError(f"{where} {faults[0]}")
-
-
 def label_faults(targets: np.ndarray, names: list[str]) -> list[str]:
-    """What is wrong with the labels of a split, in words that go on from its name."""
+    """Labels outside the classes, and classes without images, in words that go on from the name of the split."""
     faults = []
     if len(targets) and not (targets.min() >= 0 and targets.max() < len(names)):
         wrong = int(targets.max() if targets.max() >= len(names) else targets.min())

@@ -97,11 +97,6 @@ def read_image(source: ImageSource, index: int, transform: Callable[[Image.Image
         raise CorruptImage(source.name(index), one_line(fault)) from fault
 
 
-def open_rgb(source: ImageSource, index: int) -> Image.Image:
-    """The decoded image. Raises CorruptImage (an InputError) naming the file when it cannot be decoded."""
-    return read_image(source, index, lambda image: image)
-
-
 @dataclass(frozen=True)
 class EvalTransform:
     """Resize the shorter side to floor(S / crop_pct), then take the central S x S square (as timm evaluates).

@@ -53,15 +53,14 @@ class FolderScan:
     def source(self) -> FolderSource:
         return FolderSource(self.split, self.paths, self.targets)
 
-    def skipped_note(self) -> str | None:
-        return f"{self.split}: {self.skipped} hidden or system files and folders skipped" if self.skipped else None
-
-    def unread_note(self) -> str | None:
-        if not self.unread:
-            return None
-        endings = Counter(os.path.splitext(path)[1].lower() or "none" for path in self.unread)
-        listed = [f"{ending} {count}" for ending, count in endings.most_common()]
-        return f"{self.split}: {len(self.unread)} files of other endings are not read as images ({shorten(listed)})"
+    def notes(self, unread: bool = True) -> list[str]:
+        """What was passed over; `unread`: files of other endings too."""
+        notes = [f"{self.split}: {self.skipped} hidden or system files and folders skipped"] if self.skipped else []
+        if unread and self.unread:
+            endings = Counter(os.path.splitext(path)[1].lower() or "none" for path in self.unread)
+            listed = shorten([f"{ending} {count}" for ending, count in endings.most_common()])
+            notes.append(f"{self.split}: {len(self.unread)} files of other endings are not read as images ({listed})")
+        return notes
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ def scan_folder(split: Path, class_names: list[str] | None = None) -> FolderScan
         found = sorted(path.removeprefix(prefix) for path in _files(folder, scan, above | {_identity(folder)}))
         images = [path for path in found if path.lower().endswith(IMAGE_SUFFIXES)]
         scan.unread += [path for path in found if not path.lower().endswith(IMAGE_SUFFIXES)]
-        scan.twins += _twins(found)
+        scan.twins += twins(found)
         scan.paths += images
         scan.targets += [target] * len(images)
         if not images:
@@ -130,7 +129,7 @@ def read_folders(root: Path, *, with_train: bool) -> FoundFolders:
     train = checked_scan(scan_folder(train_dir, class_names)) if with_train else None
     val = checked_scan(scan_folder(val_dir, class_names))
     scans = [scan for scan in (train, val) if scan is not None]
-    notes = [note for scan in scans for note in (scan.skipped_note(), scan.unread_note()) if note]
+    notes = [note for scan in scans for note in scan.notes()]
     return FoundFolders(class_names, None if train is None else train.source(), val.source(), notes)
 
 
@@ -218,7 +217,8 @@ def of_system(name: str) -> bool:
     return name.startswith(".") or name.lower() in SYSTEM_NAMES
 
 
-def _twins(paths: list[str]) -> Iterator[tuple[str, str]]:
+def twins(paths: list[str]) -> Iterator[tuple[str, str]]:
+    """Each path whose name differs from an earlier one of its folder in the case alone, and that name."""
     seen: dict[str, str] = {}
     for path in paths:
         folder, name = os.path.split(path)

@@ -46,7 +46,7 @@ def load_imagenet_test(data: DataConfig, *, with_train: bool, **_: Any) -> Split
         )
     scan = checked_scan(scan_folder(split, present))
     source = FolderSource(split, scan.paths, [classes[target] for target in scan.targets])
-    notes = [note for note in (scan.skipped_note(), scan.unread_note()) if note]
+    notes = scan.notes()
     if len(present) < len(names):
         notes.append(f"{split} has images of {len(present)} of the {len(names)} classes of {data.name}")
     return Splits(names, None, source, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, crop_pct=0.875, notes=notes)

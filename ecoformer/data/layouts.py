@@ -2,7 +2,6 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ from ecoformer.config.keys import check_limits
 from ecoformer.config.schema import DataConfig
 from ecoformer.data.archives import class_names, label_faults
 from ecoformer.data.faults import Audit, DataFault, SequenceCount, count
-from ecoformer.data.folders import VAL_NAMES, FolderSource, class_names_of, scan_folder, too_few_classes
+from ecoformer.data.folders import VAL_NAMES, FolderSource, class_names_of, scan_folder, too_few_classes, twins
 from ecoformer.data.hf_disk import read_split, split_names
 from ecoformer.data.sequences import SequenceSource
 from ecoformer.data.shards import IMAGE_KEYS, LABEL_KEY, TRAIN_NAMES, ShardSource, find_shards, index_shards
@@ -45,20 +44,12 @@ def _look_at_split(split: Path, found: Audit) -> FolderSource:
         found.faults.append(DataFault("classes" if scan.class_names else "no classes", str(split), fault))
     for kind, paths in (("not an image", scan.unread), ("empty class", scan.empty)):
         found.faults += [DataFault(kind, str(split / path)) for path in paths]
-    for path, twin in (*scan.twins, *_same_in_lower_case(scan.class_names)):
+    for path, twin in (*scan.twins, *twins(scan.class_names)):
         found.faults.append(DataFault("same name in another case", str(split / path), f"beside {twin}"))
-    found.notes += [note for note in (scan.skipped_note(),) if note]
+    found.notes += scan.notes(unread=False)
     source = scan.source()
     found.splits.append(count(split.name, source.targets, scan.class_names))
     return source
-
-
-def _same_in_lower_case(names: Iterable[str]) -> Iterator[tuple[str, str]]:
-    seen: dict[str, str] = {}
-    for name in names:
-        twin = seen.setdefault(name.lower(), name)
-        if twin != name:
-            yield name, twin
 
 
 def look_at_shards(data: DataConfig, root: Path, found: Audit, with_train: bool) -> list[LabelledSource]:

@@ -150,9 +150,8 @@ def build_data(
 
     train_loader, num_train = None, 0 if train_source is None else len(train_source)
     if train_source is not None and with_loader:
-        if data.name not in SEQUENCES:
-            of = f"data={data.name}" if sequences else None
-            check_augment(augment, in_memory=in_memory, splits=train.aug_splits, sequences=of)
+        of = f"data={data.name}" if sequences else None
+        check_augment(augment, in_memory=in_memory, splits=train.aug_splits, sequences=of)
         check_batch(train.batch_size, world_size, num_train, "samples" if sequences else "images")
         plan = _train_plan(augment, train.smoothing, seed, len(splits.class_names), in_memory)
         train_loader = loader("train", train_source, plan, train.batch_size)

@@ -88,7 +88,8 @@ class ArraySource:
         return f"{self.label} image {index}"
 
 
-def load_digits() -> Splits:
+@data_source("digits")
+def load_digits(data: DataConfig | None = None, **_: Any) -> Splits:
     """scikit-learn's 1,797 bundled scans of handwritten digits, 8 x 8 pixels in 17 grey levels; no download.
 
     A fifth, drawn per class with a constant seed, is the validation split. The grey values are repeated
@@ -129,11 +130,6 @@ CIFAR = {
     "cifar10": CifarFacts("cifar10", "cifar-10-batches-py", 10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "cifar100": CifarFacts("cifar100", "cifar-100-python", 100, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
 }
-
-
-@data_source("digits")
-def _digits(data: DataConfig, **_: Any) -> Splits:
-    return load_digits()
 
 
 @data_source("cifar10", "cifar100")

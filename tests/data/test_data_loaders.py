@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from ecoformer.data import DataModule
-from ecoformer.data.decode import open_rgb
+from ecoformer.data.decode import read_image
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 PATHS = {"memory": True, "files": False}
@@ -149,7 +150,7 @@ def test_normalisation_is_exact(open_data, image_folder: Path):
     torch.testing.assert_close(pixels * 255, (pixels * 255).round(), rtol=0, atol=1e-4)
     expected = torch.stack([(pixels[:, 0] - 0.5) * 2, pixels[:, 1] - 0.25, (pixels[:, 2] - 0.75) * 4], 1)
     torch.testing.assert_close(images, expected, rtol=0, atol=1e-5)
-    first = open_rgb(data.train_source, 2)
+    first = read_image(data.train_source, 2, Image.Image.copy)
     assert first.size == (8, 8)  # neither resized nor cropped, so the batch holds it as it is
     plain = {"mean": [0.0] * 3, "std": [1.0] * 3, "augment": {"hflip": 0.0}, "train": {"batch_size": 12}}
     ((train, _),) = epoch(open_data(root=image_folder, **plain), 0)
@@ -190,7 +191,7 @@ def test_calibration_depends_on_its_seed_alone(open_data, image_folder: Path):
 def test_calibration_images_are_training_images_under_the_evaluation_transform(open_data, image_folder: Path):
     data = open_data(root=image_folder, crop_pct=0.7)
     everything = data.calibration_images(12, seed=0)
-    expected = torch.stack([data.eval_transform(open_rgb(data.train_source, index)) for index in range(12)])
+    expected = torch.stack([read_image(data.train_source, index, data.eval_transform) for index in range(12)])
     mean, std = (torch.tensor(value).view(3, 1, 1) for value in (data.mean, data.std))
     distances = ((expected / 255 - mean) / std)[:, None] - everything
     order = [int((row.abs().amax((1, 2, 3)) < 1e-5).nonzero()) for row in distances]

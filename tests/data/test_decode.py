@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from timm.data import create_transform
 
-from ecoformer.data.decode import EvalTransform, decode_images, open_rgb
+from ecoformer.data.decode import EvalTransform, decode_images, read_image
 from ecoformer.data.folders import FolderSource
 from ecoformer.errors import InputError
 
@@ -21,7 +21,7 @@ RGB = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)
 
 def reopen(image: Image.Image, path: Path) -> np.ndarray:
     image.save(path)
-    return np.asarray(open_rgb(FolderSource(path.parent, [path.name], [0]), 0))
+    return read_image(FolderSource(path.parent, [path.name], [0]), 0, np.array)
 
 
 def test_grey_alpha_and_bilevel_images_become_rgb(tmp_path: Path):

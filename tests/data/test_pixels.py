@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ecoformer.data.decode import open_rgb
+from ecoformer.data.decode import read_image
 from ecoformer.errors import InputError
 
 
@@ -39,7 +39,7 @@ def test_a_row_is_the_grey_image_line_by_line(open_pixels, image_folder: Path):
     calibration = data.calibration_images(12, seed=0)
     train = {tuple(row) for ids, _ in data.train_loader for row in ids.tolist()}
     assert train == {tuple(row) for row in calibration.tolist()}
-    assert open_rgb(data.train_source, 2).size == (8, 8)
+    assert read_image(data.train_source, 2, Image.Image.copy).size == (8, 8)
 
 
 def test_digits_at_their_own_size(open_pixels):
