@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageOps
 
 from ecoformer import InputError
-from ecoformer.data.decode import open_rgb
+from ecoformer.data.decode import read_image
 from ecoformer.data.folders import read_folders
 
 CAMVID = ["sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "cyclist"]
@@ -81,7 +81,8 @@ def mosaics(photographs, number, size, seed):
             inside = nearest == cell
             (top, left), (bottom, right) = pixels[inside].min(axis=0), pixels[inside].max(axis=0) + 1
             chosen = rng.integers(len(photographs))
-            photograph = ImageOps.fit(open_rgb(photographs, chosen), (right - left, bottom - top))
+            cut = partial(ImageOps.fit, size=(right - left, bottom - top))
+            photograph = read_image(photographs, chosen, cut)
             box = (slice(top, bottom), slice(left, right))
             image[box][inside[box]] = np.asarray(photograph)[inside[box]]
             mask[inside] = photographs.targets[chosen]

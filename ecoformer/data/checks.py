@@ -21,10 +21,6 @@ FILE_KEYS = (
 )
 
 
-def memory_bytes(num_images: int, img_size: int) -> int:
-    return num_images * 3 * img_size**2
-
-
 def check_data(data: DataConfig, train: TrainConfig) -> None:
     """Raise InputError for values that no data set could work with."""
     check_limits(data, "data.")
@@ -43,13 +39,10 @@ def check_data(data: DataConfig, train: TrainConfig) -> None:
             f"data.root={data.root}: data={data.name} come with scikit-learn, no folder is read: leave it out, or name "
             "the data set that lies there, as data=folder"
         )
-    if data.download and data.name in (*ARCHIVES, "listops", "text_bytes"):
-        raise InputError(f"data.download=true works for cifar10 and cifar100, not for {data.name}: unset it")
-    if data.download and data.name in ("imagenet", "folder"):
-        raise InputError(
-            f"data.download=true works for cifar10 and cifar100, not for {data.name}: "
-            "unset it, and put the images under data.root/train/CLASS and data.root/val/CLASS"
-        )
+    if data.download and data.name in (*ARCHIVES, "listops", "text_bytes", "imagenet", "folder"):
+        put = ", and put the images under data.root/train/CLASS and data.root/val/CLASS"
+        remedy = f"unset it{put if data.name in ('imagenet', 'folder') else ''}"
+        raise InputError(f"data.download=true works for cifar10 and cifar100, not for {data.name}: {remedy}")
     for key, values in (("mean", data.mean), ("std", data.std)):
         if values is not None and not all(0 <= value <= 1 for value in values):
             scaled = ",".join(f"{value / 255:.3g}" for value in values)
@@ -92,19 +85,20 @@ def check_augment(augment: AugmentConfig, *, in_memory: bool, splits: int = 0, s
     `sequences`: what the data are called, if they are no images.
     """
     check_limits(augment, "augment.")
-    if sequences is not None:
-        of_images = {f"augment.{key}": getattr(augment, key) for key in (*IMAGE_AUGMENTS, *FILE_KEYS)}
-        for key, value in (of_images | {"train.aug_splits": splits}).items():
-            if value and not (key == "augment.repeats" and value == 1):
-                raise InputError(f"{key}={value} is for images, {sequences} are sequences: set augment=none")
+    values = {f"augment.{key}": getattr(augment, key) for key in (*IMAGE_AUGMENTS, *FILE_KEYS)}
+    chosen = {key: value for key, value in (values | {"train.aug_splits": splits}).items() if value}
+    if augment.repeats == 1:  # as good as 0
+        del chosen["augment.repeats"]
+    if sequences is not None and chosen:
+        key, value = next(iter(chosen.items()))
+        raise InputError(f"{key}={value} is for images, {sequences} are sequences: set augment=none")
     if in_memory:
-        values = {f"augment.{key}": getattr(augment, key) for key in FILE_KEYS} | {"train.aug_splits": splits}
-        for key, value in values.items():
-            if value and not (key == "augment.repeats" and value == 1):
-                raise InputError(
-                    f"{key}={value} works on image files, but the data are held in memory: "
-                    f"unset it, or set data.in_memory=false"
-                )
+        of_files = [key for key in chosen if key.removeprefix("augment.") not in IMAGE_AUGMENTS]
+        if of_files:
+            raise InputError(
+                f"{of_files[0]}={chosen[of_files[0]]} works on image files, but the data are held in memory: "
+                f"unset it, or set data.in_memory=false"
+            )
     elif augment.crop_padding > 0:
         raise InputError(
             f"augment.crop_padding={augment.crop_padding} works on data held in memory: "

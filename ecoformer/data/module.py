@@ -15,7 +15,6 @@ from ecoformer.data.checks import (
     check_augment,
     check_batch,
     check_data,
-    memory_bytes,
     require_seq_len,
 )
 from ecoformer.data.corrupt import CorruptImages
@@ -245,7 +244,7 @@ def _in_memory(data: DataConfig, num_images: int, vocab_size: int | None) -> boo
                 f"{MEMORY_LIMIT / 2**30:.0f} GiB: lower it, or data.max_train_samples"
             )
         return True
-    needed = memory_bytes(num_images, data.img_size)
+    needed = num_images * 3 * data.img_size**2
     if data.in_memory is None:
         return data.img_size <= MEMORY_IMG_SIZE and needed <= MEMORY_LIMIT
     if data.in_memory and needed > MEMORY_LIMIT:

@@ -111,7 +111,6 @@ def load_digits(data: DataConfig | None = None, **_: Any) -> Splits:
         val=ArraySource("digits val", images[val], bunch.target[val]),
         mean=(mean, mean, mean),
         std=(std, std, std),
-        crop_pct=1.0,
     )
 
 
@@ -151,7 +150,7 @@ def load_cifar(data: DataConfig, *, world_size: int, with_train: bool, **_: Any)
                 f"data.root={root} has {len(found.class_names)} classes, {name} has {facts.num_classes}: "
                 "check data.root, or use data=folder"
             )
-        return Splits(found.class_names, found.train, found.val, facts.mean, facts.std, crop_pct=1.0, notes=found.notes)
+        return Splits(found.class_names, found.train, found.val, facts.mean, facts.std, notes=found.notes)
     if not unpacked and not download:
         state = "does not exist" if not path.exists() else f"holds neither {facts.archive}/ nor train/ and test/"
         raise InputError(f"data.root={root} {state}: correct data.root, or set data.download=true")
@@ -161,7 +160,7 @@ def load_cifar(data: DataConfig, *, world_size: int, with_train: bool, **_: Any)
             "download with a single process first"
         )
     train, val, class_names = _read_torchvision(facts, path, download=not unpacked, with_train=with_train)
-    return Splits(class_names, train, val, facts.mean, facts.std, crop_pct=1.0)
+    return Splits(class_names, train, val, facts.mean, facts.std)
 
 
 def _read_torchvision(
@@ -198,16 +197,8 @@ def load_folder(data: DataConfig, *, with_train: bool, **_: Any) -> Splits:
     if data.root is None:
         raise InputError(f"data={data.name} needs data.root: set it to the folder that holds train/ and val/")
     found = read_folders(Path(os.path.expanduser(data.root)), with_train=with_train)
-    num_classes = len(found.class_names)
-    if data.name == "imagenet" and num_classes != IMAGENET_CLASSES:
-        held = f"{num_classes} of ImageNet's {IMAGENET_CLASSES} classes"
-        log.warning("data.root=%s holds %s: the model gets %d outputs", data.root, held, num_classes)
-    return Splits(
-        found.class_names,
-        found.train,
-        found.val,
-        IMAGENET_DEFAULT_MEAN,
-        IMAGENET_DEFAULT_STD,
-        crop_pct=0.875,
-        notes=found.notes,
-    )
+    names, mean, std = found.class_names, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+    if data.name == "imagenet" and len(names) != IMAGENET_CLASSES:
+        held = f"{len(names)} of ImageNet's {IMAGENET_CLASSES} classes"
+        log.warning("data.root=%s holds %s: the model gets %d outputs", data.root, held, len(names))
+    return Splits(names, found.train, found.val, mean, std, crop_pct=0.875, notes=found.notes)
