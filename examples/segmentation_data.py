@@ -4,6 +4,7 @@ Images (N, 3, Y, X) and masks (N, Y, X) are bytes. Classes are numbers in the or
 or of SCENE; 11 is void, pixels that people left out.
 """
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np

@@ -54,7 +54,7 @@ def _look_at_split(split: Path, found: Audit) -> FolderSource:
 
 def look_at_shards(data: DataConfig, root: Path, found: Audit, with_train: bool) -> list[LabelledSource]:
     """Shards of both splits: samples, keys, labels."""
-    sources: list[tuple[str, ShardSource]] = []
+    sources: list[tuple[str, LabelledSource]] = []
     wanted = [("train", data.train_split, TRAIN_NAMES)] if with_train else []
     for name, split, names in (*wanted, ("val", data.val_split, ("validation", *VAL_NAMES))):
         try:
@@ -129,11 +129,7 @@ def look_at_sequences(data: DataConfig, found: Audit) -> None:
 
 
 def _check_labels(
-    data: DataConfig,
-    root: Path,
-    found: Audit,
-    sources: list[tuple[str, ShardSource]] | list[tuple[str, LabelledSource]],
-    known: list[str] | None,
+    data: DataConfig, root: Path, found: Audit, sources: list[tuple[str, LabelledSource]], known: list[str] | None
 ) -> None:
     try:
         names = class_names(data, root, known)

@@ -9,14 +9,7 @@ import torch
 from ecoformer.config.schema import SEQUENCES, AugmentConfig, DataConfig, TrainConfig
 from ecoformer.data import archives, imagenet, inks, listops, pixels, texts  # noqa: F401  they register their sources
 from ecoformer.data.augment import Mix, derive_seed
-from ecoformer.data.checks import (
-    MEMORY_IMG_SIZE,
-    MEMORY_LIMIT,
-    check_augment,
-    check_batch,
-    check_data,
-    require_seq_len,
-)
+from ecoformer.data.checks import MEMORY_IMG_SIZE, MEMORY_LIMIT, check_augment, check_batch, check_data, require_seq_len
 from ecoformer.data.corrupt import CorruptImages
 from ecoformer.data.decode import EvalTransform
 from ecoformer.data.files import FileLoader, train_transform
