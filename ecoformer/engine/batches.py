@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import torch
@@ -27,18 +28,8 @@ def num_groups(num_batches: int, group_size: int, max_groups: int | None) -> int
 
 def grouped(loader: Iterable[Batch], group_size: int, max_groups: int) -> Iterator[list[Batch]]:
     """Lists of `group_size` batches, the last one perhaps shorter, at most `max_groups` of them."""
-    if max_groups == 0:
-        return
-    group: list[Batch] = []
-    groups = 0
-    for batch in loader:
-        group.append(batch)
-        if len(group) == group_size:
-            yield group
-            group, groups = [], groups + 1
-            if groups == max_groups:
-                return
-    if group:
+    batches = islice(loader, max_groups * group_size)
+    while group := list(islice(batches, group_size)):
         yield group
 
 

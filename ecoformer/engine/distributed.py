@@ -102,28 +102,20 @@ def gather_objects(value: Any) -> list[Any]:
     return values
 
 
-def broadcast_object(value: Any) -> Any:
-    """Rank 0's value, on every rank."""
-    if world_size() == 1:
-        return value
-    holder = [value]
-    dist.broadcast_object_list(holder, src=0)
-    return holder[0]
-
-
 def decided_by_main(decide: Callable[[], T]) -> T:
     """What `decide` returns on rank 0, on every rank; an InputError that it raises there is raised on every rank.
 
     For decisions that hang on files: another rank may see an older state of a shared file system.
     """
-    value: Any = None
-    refusal: InputError | None = None
+    outcome: list[Any] = [None, None]
     if is_main():
         try:
-            value = decide()
+            outcome[0] = decide()
         except InputError as error:
-            refusal = error
-    value, refusal = broadcast_object((value, refusal))
+            outcome[1] = error
+    if world_size() > 1:
+        dist.broadcast_object_list(outcome, src=0)
+    value, refusal = outcome
     if refusal is not None:
         raise refusal
     return value

@@ -46,6 +46,7 @@ class RunState:
         saved: epochs, and steps of the next, that last.pt holds.
         last_is_good: whether run_dir/last.pt was read or written by this process.
         elapsed_s: in earlier processes of this run.
+        restored_rng: random states of every rank, of the checkpoint that was restored.
     """
 
     run_dir: Path
@@ -73,6 +74,7 @@ class RunState:
     saved: tuple[int, int] | None = None
     last_is_good: bool = False
     elapsed_s: float = 0.0
+    restored_rng: list[dict[str, Any]] | None = None
     started: float = field(default_factory=time.perf_counter)
 
     @property
@@ -85,9 +87,12 @@ class RunState:
         """The key of `train.eval_metric` in records."""
         return f"val_{self.train.eval_metric}"
 
-    def is_better(self, record: dict[str, Any], than: dict[str, Any] | None) -> bool:
-        """Whether an evaluation is better than another one; the first is."""
-        return than is None or self._rank(record) < self._rank(than)
+    def takes_as_best(self, record: dict[str, Any]) -> bool:
+        """Whether a record has the best evaluation so far, which then is the run's; the first is."""
+        if record[self.metric] is None or (self.best is not None and self._rank(record) >= self._rank(self.best)):
+            return False
+        self.best = record
+        return True
 
     def _rank(self, record: dict[str, Any]) -> float:
         """Smaller is better."""
@@ -203,8 +208,8 @@ class RunState:
 
         return check
 
-    def restore(self, path: Path) -> list[dict[str, Any]]:
-        """Put everything but the random states back, and return those, one a rank, for `restore_rng`.
+    def restore(self, path: Path) -> None:
+        """Put everything but the random states back. Writes nothing.
 
         Raises InputError: not a checkpoint, or of a run that this one cannot continue; names the setting.
         """
@@ -230,15 +235,16 @@ class RunState:
         self.saved = (self.epoch, 0 if position is None else position["steps"])
         self.last_is_good = path.resolve() == (self.run_dir / LAST).resolve()
         self.elapsed_s = training["elapsed_s"]
-        return training["rng"]
+        self.restored_rng = training["rng"]
 
-    def restore_rng(self, states: list[dict[str, Any]]) -> str | None:
+    def restore_rng(self) -> str | None:
         """Put this rank's random states back, and return a note if that cannot be; call it right before the steps."""
+        states, now = self.restored_rng, distributed.world_size()
         # The global batch is the same, but it may be spread over another number of processes.
-        now = distributed.world_size()
-        if len(states) != now:
+        if states is not None and len(states) != now:
             return f"resumed on {now} processes, was {len(states)}: augmentation and drop-path draw anew"
-        set_rng_state(states[distributed.rank()], self.device)
+        if states is not None:
+            set_rng_state(states[distributed.rank()], self.device)
         return None
 
     def open_run_dir(self, resume: Path | None) -> list[str]:

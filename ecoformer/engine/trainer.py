@@ -97,7 +97,6 @@ class Trainer:
         )
         self.signals = StopSignals()
         self.train_step = TrainingStep(self.state, train, self.network, placed.ddp, optim, teacher, self.signals)
-        self._rng_states: list[dict[str, Any]] | None = None  # of the checkpoint that was restored
 
     @property
     def model(self) -> nn.Module:
@@ -118,13 +117,6 @@ class Trainer:
             f"best.pt, is still {left:.0%} its starting weights at the end; {0.01 ** (1 / steps):.4g} would leave 1 %"
         ]
 
-    def restore(self, resume: Path) -> None:
-        """Take up the state of a last.pt; `fit` does it by itself. Writes nothing.
-
-        Raises InputError: it cannot be read, or is of a run that this one cannot continue; names the difference.
-        """
-        self._rng_states = self.state.restore(resume)
-
     def fit(self, resume: Path | None = None, stop_after: int | None = None) -> dict[str, Any]:
         """Train to the last epoch, or until `stop_after` epochs are done in all, and return the run's figures.
 
@@ -143,8 +135,8 @@ class Trainer:
         """
         state = self.state
         state.started = time.perf_counter()
-        if resume is not None and self._rng_states is None:
-            self.restore(resume)
+        if resume is not None and state.restored_rng is None:
+            state.restore(resume)
         start = state.epoch
         stop = self.train.epochs if stop_after is None else min(stop_after, self.train.epochs)
         self.display = ProgressDisplay(
@@ -158,7 +150,7 @@ class Trainer:
                 self._open(resume)
                 # Nothing that ran before may change what the epochs draw: a resumed run built its objects too.
                 seed_everything(self.seed + distributed.rank())
-                if self._rng_states is not None and (note := state.restore_rng(self._rng_states)):
+                if note := state.restore_rng():
                     self.print(note)
                 for epoch in range(start, stop):
                     if self._ends_early(epoch):
@@ -189,16 +181,14 @@ class Trainer:
                 callback.on_epoch_start(self, epoch)
             state.position = position
         metrics = self._train_epoch(epoch, state.position)
-        evaluated = (epoch + 1) % self.train.val_interval == 0 or epoch + 1 == self.train.epochs
-        evaluated = evaluated or self._step_is_evaluated()
-        metrics |= self._validate() if evaluated else dict.fromkeys(EVALUATED)
+        due = (epoch + 1) % self.train.val_interval == 0 or epoch + 1 == self.train.epochs
+        metrics |= self._validate() if due or self._step_is_evaluated() else dict.fromkeys(EVALUATED)
         for callback in self.callbacks:
             callback.on_epoch_end(self, epoch, metrics)
         metrics["seconds"] = state.position.seconds()
         state.position = None
         state.latest = self.log("epoch", **metrics)
-        if is_best := evaluated and state.is_better(state.latest, state.best):
-            state.best = state.latest
+        is_best = state.takes_as_best(state.latest)
         if state.scheduler is not None:  # moves plateau alone
             state.scheduler.step(epoch + 1, state.latest[state.metric])
         self.print(epoch_line(state.latest, self.train.epochs, is_best, self.data.samples))
@@ -211,10 +201,9 @@ class Trainer:
             return False
         over = best is not None and done - best["epoch"] > patience
         over = over and latest is not None and latest[self.state.metric] is not None  # the last epoch has figures
-        if distributed.broadcast_object(over):  # rank 0's, which alone knows whether best.pt is there
+        if over := distributed.decided_by_main(lambda: over):  # it alone knows whether best.pt is there
             self.print(f"no better {self.train.eval_metric} in {patience} epochs: the run ends (train.early_stop)")
-            return True
-        return False
+        return over
 
     def _step_is_evaluated(self) -> bool:
         return self.train.val_interval_steps > 0 and self.step % self.train.val_interval_steps == 0
@@ -227,8 +216,7 @@ class Trainer:
         with position.meter.paused():
             record = self.log("evaluation", **self._validate())
             position.evaluated = position.steps
-            if is_best := state.is_better(record, state.best):
-                state.best = record
+            is_best = state.takes_as_best(record)
             self.print(evaluation_line(record, is_best))
             state.save(is_best=is_best)
 

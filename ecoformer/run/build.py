@@ -142,7 +142,7 @@ def build_run(config: Config, folder: RunDir, device: torch.device, data: DataMo
         teacher=logit_teacher(config, data),
     )
     if folder.resume is not None:
-        trainer.restore(folder.resume)  # refuses another run's before anything is written
+        trainer.state.restore(folder.resume)  # refuses another run's before anything is written
     return Run(config, folder, data, built, trainer)
 
 
