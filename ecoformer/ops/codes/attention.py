@@ -5,12 +5,11 @@ Shapes: B batch, H heads, N tokens, C head channels, K code bits, M anchors, F f
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ecoformer.ops.ecoformer.codes import squared_distances
+from ecoformer.ops.ecoformer.codes import squared_distances, straight_through_sign
 
 
 @dataclass(frozen=True)
@@ -35,24 +34,11 @@ def token_features(x_BHNC: Tensor, anchors_HMC: Tensor | None, bandwidth_H: Tens
     return torch.exp(squared_distances(x_BHNC, anchors_HMC) * (-0.5 / bandwidth_H)[:, None, None])
 
 
-class _StraightThroughStep(torch.autograd.Function):
-    """1 where y >= 0, else 0; the gradient passes, halved, where |y| < 1: as for (sign(y) + 1) / 2."""
-
-    @staticmethod
-    def forward(ctx: Any, y: Tensor) -> Tensor:
-        ctx.save_for_backward(y.abs() < 1)
-        return (y >= 0).to(y.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
-        (inside,) = ctx.saved_tensors
-        return grad_outputs[0] * inside * 0.5
-
-
 def straight_through_step(y: Tensor) -> Tensor:
-    """Codes in {0, 1} of y's dtype, differentiable by the straight-through estimator."""
+    """Codes in {0, 1} of y's dtype, 1 where y >= 0, differentiable as (sign(y) + 1) / 2 by the straight-through
+    estimator."""
     if torch.is_grad_enabled() and y.requires_grad:
-        return _StraightThroughStep.apply(y)
+        return (straight_through_sign(y) + 1) * 0.5
     return (y >= 0).to(y.dtype)
 
 

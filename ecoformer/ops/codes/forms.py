@@ -7,7 +7,7 @@ bit, one for each exponent of a power of two, by which a sum multiplies by addin
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -60,20 +60,9 @@ class Shifts:
 
     def __call__(self, y: Tensor, slope: float | None = None) -> Tensor:
         if _needs_gradient(y):
-            return torch.exp2(_Exponent.apply(y, self.low, self.high))
+            held = y.clamp(self.low, self.high)
+            return torch.exp2(held + (held.round() - held).detach())
         return y.round_().clamp_(self.low, self.high).exp2_()
-
-
-class _Exponent(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, y: Tensor, low: int, high: int) -> Tensor:
-        ctx.save_for_backward((y >= low) & (y <= high))
-        return y.round().clamp_(low, high)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
-        (inside,) = ctx.saved_tensors
-        return grad_outputs[0] * inside, None, None
 
 
 def _needs_gradient(y: Tensor) -> bool:
