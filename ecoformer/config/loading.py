@@ -31,7 +31,7 @@ def load_config(schema: type[T], composed: DictConfig | Mapping[str, Any]) -> T:
     load_installed()  # first: what plugins bring may be what other keys name
     load_modules(OmegaConf.select(node, "plugins", default=[]))
     known = known_keys(schema)
-    for key in _keys(node, schema):
+    for key in _keys(OmegaConf.to_container(node)):
         if key not in known and not key.startswith(tuple(f"{name}." for name in OPEN_KEYS)):
             raise InputError(unknown_key(key, schema))
     try:
@@ -149,17 +149,12 @@ def describe_omegaconf(error: OmegaConfBaseException, given: str | None = None) 
     return f"{key}: {first_line}" if key else first_line
 
 
-def _keys(node: DictConfig, schema: type) -> Iterable[str]:
-    def visit(container: DictConfig, prefix: str) -> Iterable[str]:
-        for name in map(str, container):
-            key = f"{prefix}{name}"
-            yield key
-            if OmegaConf.is_missing(container, name) or OmegaConf.is_interpolation(container, name):
-                continue
-            if isinstance(container._get_node(name), DictConfig) and container[name] is not None:
-                yield from visit(container[name], f"{key}.")
-
-    return visit(node, "")
+def _keys(tree: Any, prefix: str = "") -> Iterable[str]:
+    """Dotted names of all keys of nested dictionaries, groups included."""
+    for name, value in tree.items():
+        yield f"{prefix}{name}"
+        if isinstance(value, dict):
+            yield from _keys(value, f"{prefix}{name}.")
 
 
 def expected_of(key: str) -> str | None:

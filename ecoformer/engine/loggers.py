@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 from typing import Any, TextIO
 
+from ecoformer.engine.run_files import METRICS, METRICS_TABLE
 from ecoformer.errors import InputError
 from ecoformer.files import finite, json_text, read_json_lines, unwritable, write_text
 
@@ -64,33 +65,30 @@ class _FileLogger(Logger):
     filename: str
 
     def __init__(self) -> None:
-        self.path: Path | None = None
         self.file: TextIO | None = None
 
     def open(self, run_dir: Path, resumed_epoch: int | None, config: dict[str, Any]) -> None:
-        self.path = run_dir / self.filename
-        write_text(self.path, self._start() if resumed_epoch is None else self._kept(self.path, resumed_epoch))
-        self.file = open(self.path, "a", encoding="utf-8", newline="")  # noqa: SIM115 - closed in close()
+        path = run_dir / self.filename
+        write_text(path, self._start(run_dir, resumed_epoch))
+        self.file = open(path, "a", encoding="utf-8", newline="")  # noqa: SIM115 - closed in close()
 
     def _write(self, text: str) -> None:
-        assert self.file is not None and self.path is not None, "open() comes first"
+        assert self.file is not None, "open() comes first"
         try:
             # To the disk at once: a record must not be younger than the checkpoint that follows it.
             self.file.write(text)
             self.file.flush()
             os.fsync(self.file.fileno())
         except OSError as error:
-            raise InputError(unwritable(self.path, error)) from error
+            raise InputError(unwritable(Path(self.file.name), error)) from error
 
     def close(self) -> None:
         if self.file is not None:
             self.file.close()
             self.file = None
 
-    def _start(self) -> str:
-        return ""
-
-    def _kept(self, path: Path, resumed_epoch: int) -> str:
+    def _start(self, run_dir: Path, resumed_epoch: int | None) -> str:
+        """What the file holds before the first record to come."""
         raise NotImplementedError
 
 
@@ -98,7 +96,7 @@ class JsonlLogger(_FileLogger):
     """metrics.jsonl: one JSON object a line. Numbers that JSON does not have (NaN, infinity) become null."""
 
     name = "jsonl"
-    filename = "metrics.jsonl"
+    filename = METRICS
 
     def __init__(self) -> None:
         super().__init__()
@@ -115,13 +113,9 @@ class JsonlLogger(_FileLogger):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.records = state.get("records")
 
-    def _start(self) -> str:
-        self.records = 0
-        return ""
-
-    def _kept(self, path: Path, resumed_epoch: int) -> str:
-        records = read_json_lines(path)
-        if self.records is None:
+    def _start(self, run_dir: Path, resumed_epoch: int | None) -> str:
+        records = [] if resumed_epoch is None else read_json_lines(run_dir / self.filename)
+        if self.records is None and resumed_epoch is not None:
             records = [record for record in records if record["epoch"] < resumed_epoch]
         else:
             records = records[: self.records]
@@ -133,19 +127,16 @@ class CsvLogger(_FileLogger):
     """metrics.csv: the "epoch" records, one row each."""
 
     name = "csv"
-    filename = "metrics.csv"
+    filename = METRICS_TABLE
 
     def log(self, record: dict[str, Any]) -> None:
         if record["event"] == "epoch":
             self._write(_csv_line(record))
 
-    def _start(self) -> str:
-        return ",".join(CSV_COLUMNS) + "\n"
-
-    def _kept(self, path: Path, resumed_epoch: int) -> str:
+    def _start(self, run_dir: Path, resumed_epoch: int | None) -> str:
         # Made anew from metrics.jsonl, which is cut and written first, so that the two can never disagree.
-        records = read_json_lines(path.with_name(JsonlLogger.filename))
-        return self._start() + "".join(_csv_line(record) for record in records if record["event"] == "epoch")
+        records = [record for record in read_json_lines(run_dir / METRICS) if record["event"] == "epoch"]
+        return "".join([",".join(CSV_COLUMNS) + "\n", *map(_csv_line, records)])
 
 
 def _csv_line(record: dict[str, Any]) -> str:

@@ -1,14 +1,16 @@
 """The files of a run: their names, which checkpoint to go on from, and how a new run makes room for itself."""
 
 import logging
+import os
 import shutil
 from collections.abc import Callable, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ecoformer.engine import distributed
 from ecoformer.errors import InputError
-from ecoformer.files import atomic_write, set_aside
+from ecoformer.files import atomic_write, unwritable
 from ecoformer.model.checkpoint import UnreadableCheckpoint
 
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
@@ -66,7 +68,17 @@ def set_earlier_run_aside(run_dir: Path) -> Path | None:
 
     Raises InputError: the folder cannot be written.
     """
-    return set_aside(run_dir, RUN_FILES) if results_in(run_dir) else None
+    if not results_in(run_dir):
+        return None
+    aside = next(path for number in count(1) if not (path := run_dir / f"earlier-{number}").exists())
+    try:
+        aside.mkdir()
+        for name in RUN_FILES:
+            if (run_dir / name).exists():
+                os.replace(run_dir / name, aside / name)
+    except OSError as error:
+        raise InputError(unwritable(aside, error)) from error
+    return aside
 
 
 def top_name(kept: dict[str, Any]) -> str:

@@ -4,7 +4,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -113,27 +113,6 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
             raise InputError(f"{path} line {number} is not a metrics record: repair or remove the line")
         records.append(record)
     return records
-
-
-def set_aside(folder: Path, names: Iterable[str]) -> Path | None:
-    """Move those of the named files that exist into folder/earlier-N and return it; None if there are none.
-
-    Raises InputError: the folder cannot be written.
-    """
-    present = [name for name in names if (folder / name).exists()]
-    if not present:
-        return None
-    number = 1
-    while (folder / f"earlier-{number}").exists():
-        number += 1
-    aside = folder / f"earlier-{number}"
-    try:
-        aside.mkdir()
-        for name in present:
-            os.replace(folder / name, aside / name)
-    except OSError as error:
-        raise InputError(unwritable(aside, error)) from error
-    return aside
 
 
 def remove(path: Path) -> None:
