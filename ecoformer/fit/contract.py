@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ecoformer.errors import InputError
 from ecoformer.fit.target import AttentionTarget
 from ecoformer.nn.base import given
+from ecoformer.nn.heads import real_tokens
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,14 @@ def bit_statistics(code_BHNK: Tensor) -> tuple[float, float]:
     off_diagonal = correlation_HKK.sum() - correlation_HKK.diagonal(dim1=1, dim2=2).sum()
     pairs = correlation_HKK.shape[0] * num_bits * (num_bits - 1)
     return balance, float(off_diagonal / pairs) if pairs else 0.0
+
+
+def code_figures(old_BHNK: Tensor, new_BHNK: Tensor, mask_BN: Tensor | None = None) -> dict[str, Any]:
+    """`bit_balance`, `bit_correlation` and `flipped_bits` of `HashFitReport`, of codes before and after a fit."""
+    old_BHNK, new_BHNK = (real_tokens(code, mask_BN) for code in (old_BHNK, new_BHNK))
+    balance, correlation = bit_statistics(new_BHNK)
+    flipped = float((old_BHNK != new_BHNK).float().mean())
+    return {"bit_balance": balance, "bit_correlation": correlation, "flipped_bits": flipped}
 
 
 class FittableAttention(nn.Module):

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from ecoformer.fit.compare import compare
-from ecoformer.fit.contract import FittableAttention, HashFitReport, NoFiniteImages, bit_statistics, nothing_fitted
+from ecoformer.fit.contract import FittableAttention, HashFitReport, NoFiniteImages, code_figures, nothing_fitted
 from ecoformer.nn.base import given
-from ecoformer.nn.heads import real_tokens
 
 MAP_IMAGES = 2  # recall and correlation need N x N weights, so they look at few images,
 MAP_ENTRIES = 2**25  # and at none whose H maps have more entries
@@ -53,10 +52,7 @@ def fit_and_measure(
         return report
     found: dict[str, Any] = {"held_out_images": len(held_out_BND)}
     if old_codes_BHNK is not None:
-        codes_BHNK = layer.signed_codes(held_out_BND, **mask)
-        codes_BHNK, old_codes_BHNK = (real_tokens(x, held_mask) for x in (codes_BHNK, old_codes_BHNK))
-        found["bit_balance"], found["bit_correlation"] = bit_statistics(codes_BHNK)
-        found["flipped_bits"] = float((codes_BHNK != old_codes_BHNK).float().mean())
+        found |= code_figures(old_codes_BHNK, layer.signed_codes(held_out_BND, **mask), held_mask)
     if target is not None:
         limits: dict[str, Any] = {"map_images": MAP_IMAGES, "map_entries": MAP_ENTRIES}
         found |= asdict(compare(layer, target, held_out_BND, random=random, **limits, **mask))

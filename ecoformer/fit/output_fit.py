@@ -10,16 +10,14 @@ from functools import partial
 from typing import Any, Generic, Protocol, Self, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ecoformer.fit.adam import adam_on_batches
 from ecoformer.fit.compare import compare
-from ecoformer.fit.contract import HashFitReport, bit_statistics
+from ecoformer.fit.contract import HashFitReport, code_figures
 from ecoformer.fit.target import AttentionTarget
-from ecoformer.nn.heads import as_attn_mask, real_tokens, without_padding
-from ecoformer.ops.closeness import batches, head_errors, head_ratio, head_squares
-from ecoformer.ops.codes.tuned import BinaryHash
+from ecoformer.nn.heads import without_padding
+from ecoformer.ops.closeness import head_errors, head_ratio, head_squares
 
 
 class Attends(Protocol):
@@ -126,33 +124,6 @@ def fit_to_output(
     return OutputFit(kept, before_H, torch.where(accepted_H, after_H, before_H), accepted_H, after_H.isfinite())
 
 
-def fit_binary_hash(
-    start: BinaryHash,
-    q_BHNC: Tensor,
-    k_BHNC: Tensor,
-    v_BHNC: Tensor,
-    generator: torch.Generator,
-    *,
-    lr: float,
-    steps: int,
-    batch_size: int,
-    mask_BN: Tensor | None = None,
-) -> OutputFit[BinaryHash]:
-    """Fit to softmax(q k^T / sqrt(C)) v; see `fit_to_output`.
-
-    Args:
-        start: the hash to improve, from `random_hash` or an earlier fit.
-        q_BHNC, k_BHNC, v_BHNC: float32 or float64, finite, not normalised.
-    """
-    qkv = (q_BHNC, k_BHNC, v_BHNC)
-    with torch.no_grad():
-        target_BHNC = torch.cat(
-            [F.scaled_dot_product_attention(*batch) for batch in batches(batch_size, *qkv, as_attn_mask(mask_BN))]
-        )
-    options: dict[str, Any] = {"lr": lr, "steps": steps, "batch_size": batch_size, "mask_BN": mask_BN}
-    return fit_to_output(start, qkv, target_BHNC, generator, **options)
-
-
 def output_fit_report(
     fit: OutputFit[Any],
     start: Any,
@@ -178,11 +149,7 @@ def output_fit_report(
     """
     num_heads = len(fit.accepted_H)
     masks = () if mask_BN is None else (mask_BN,)
-    balance = correlation = flipped = 0.0
-    if codes is not None:
-        old, new = (real_tokens(code, mask_BN) for code in codes)
-        balance, correlation = bit_statistics(new)
-        flipped = float((old != new).float().mean())
+    no_codes = dict.fromkeys(("bit_balance", "bit_correlation", "flipped_bits"), 0.0)
     return HashFitReport(
         block="",
         seconds=seconds,
@@ -190,10 +157,8 @@ def output_fit_report(
         objective_after=float(fit.error_after_H.mean()),
         accepted_bits=int(fit.accepted_H.sum()) * num_bits // num_heads,
         num_bits=num_bits,
-        bit_balance=balance,
-        bit_correlation=correlation,
-        flipped_bits=flipped,
         failed_bits=int((~fit.finite_H).sum()) * num_bits // num_heads,
         skipped_images=skipped_images,
+        **(no_codes if codes is None else code_figures(*codes, mask_BN)),
         **asdict(compare(fit.hashing.attend, target, *inputs, *masks, mask_BN=mask_BN, random=start.attend)),
     )

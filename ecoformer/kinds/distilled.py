@@ -221,17 +221,14 @@ class DistilledAttention(TaughtAttention):
         self, x_BND: Tensor, standard: Standardiser, generator: torch.Generator, teacher: Teacher
     ) -> DistilledHash:
         query, key = (standard.unfold(projection.like(x_BND)) for projection in (teacher.query, teacher.key))
-        weighted = self.spec.codes == "bits"
-        start = random_distilled_hash(
-            x_BND, query, key, self.num_heads, self.num_features, generator, weighted=weighted
+        sizes, weighted = (self.num_heads, self.num_features), self.spec.codes == "bits"
+        value = standard.unfold(affine(self.to_v).like(x_BND))
+        return replace(
+            random_distilled_hash(x_BND, query, key, *sizes, generator, weighted=weighted),
+            form=self.spec.form,
+            deviation_D=standard.deviation_D if self.spec.projection == "ternary" else None,
+            values=FittedValues.of(value, self.num_heads) if teacher.fits_values else None,
         )
-        start = replace(start, form=self.spec.form)
-        if self.spec.projection == "ternary":
-            start = replace(start, deviation_D=standard.deviation_D)
-        if teacher.fits_values:
-            value = standard.unfold(affine(self.to_v).like(x_BND))
-            start = replace(start, values=FittedValues.of(value, self.num_heads))
-        return start
 
     def store(self, fitted: DistilledHash, standard: Standardiser, x_BND: Tensor) -> None:
         store_affine(self.codes, standard.fold(fitted.to_codes))

@@ -180,7 +180,15 @@ class EcoFormerAttention(ReplacementAttention, FittableAttention):
         It leaves out the squares inside the distance, the normalisation of qk, v * (K + 1), the mean, exp and
         sign, as the published table does; the audited convention of `ecoformer.energy` counts them.
         """
-        heads, channels, bits, anchors = self.num_heads, self.head_dim, self.num_bits, self.num_anchors
-        per_token_muls = 2 * anchors + anchors * bits + bits + 1 + channels
-        per_token_adds = 2 * anchors * channels + anchors * bits + 2 * bits + 2 * bits * channels + channels
-        return heads * num_tokens * per_token_muls, heads * num_tokens * per_token_adds
+        muls, adds = core_ops_per_token(self.head_dim, self.num_bits, self.num_anchors)
+        return self.num_heads * num_tokens * muls, self.num_heads * num_tokens * adds
+
+
+def core_ops_per_token(channels: int, bits: int, anchors: int, num_hashes: int = 1) -> tuple[int, int]:
+    """(multiplications, additions) of one token in one head in the paper's accounting: hashed `num_hashes` times, then
+    attention on codes. Without anchors a hash is linear in the token."""
+    hash_muls, hash_adds = channels * bits, channels * bits
+    if anchors:
+        hash_muls, hash_adds = 2 * anchors + anchors * bits, 2 * anchors * channels + anchors * bits
+    adds = num_hashes * hash_adds + 2 * bits + 2 * bits * channels + channels
+    return num_hashes * hash_muls + bits + 1 + channels, adds

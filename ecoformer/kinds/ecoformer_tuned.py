@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from ecoformer.errors import InputError
 from ecoformer.fit.contract import FittableAttention, HashFitReport, finite_images
-from ecoformer.fit.output_fit import fit_binary_hash, output_fit_report
+from ecoformer.fit.output_fit import fit_to_output, output_fit_report
 from ecoformer.fit.target import KnownTarget, SoftmaxTarget
+from ecoformer.kinds.ecoformer import core_ops_per_token
 from ecoformer.kinds.token_hash import TokenHashFunctions
 from ecoformer.nn.base import ReplacementAttention, attention_kind
 from ecoformer.nn.fitted_state import FittedState
@@ -215,16 +216,16 @@ class EcoFormerTunedAttention(FittedState, ReplacementAttention, FittableAttenti
         spec = self.spec
         with without_autocast(x_BND):
             target = self.target(x_BND)
-            qkv = [target.q_BHNC, target.k_BHNC, target.v_BHNC]
-            q_BHNC, k_BHNC, v_BHNC, mask_BN = finite_images(qkv, mask_BN)
-            target = SoftmaxTarget(q_BHNC, k_BHNC, v_BHNC, mask_BN)
+            *qkv, mask_BN = finite_images([target.q_BHNC, target.k_BHNC, target.v_BHNC], mask_BN)
+            q_BHNC, k_BHNC, v_BHNC = qkv
+            softmax = SoftmaxTarget(q_BHNC, k_BHNC, v_BHNC, mask_BN)
+            known = KnownTarget(softmax.output(), softmax.uniform_output()).split_heads(self.num_heads)
             random = self._random_hash(q_BHNC, k_BHNC, mask_BN, generator)
             before = self._hashing(q_BHNC.dtype) if self.is_fitted else random
-            fit = fit_binary_hash(
+            fit = fit_to_output(
                 before,
-                q_BHNC,
-                k_BHNC,
-                v_BHNC,
+                qkv,
+                known.output(),
                 generator,
                 lr=spec.fit_lr,
                 steps=spec.fit_steps,
@@ -236,8 +237,8 @@ class EcoFormerTunedAttention(FittedState, ReplacementAttention, FittableAttenti
             return output_fit_report(
                 fit,
                 random,
-                [q_BHNC, k_BHNC, v_BHNC],
-                KnownTarget(target.output(), target.uniform_output()).split_heads(self.num_heads),
+                qkv,
+                known,
                 (old, new),
                 mask_BN=mask_BN,
                 num_bits=spec.num_bits,
@@ -257,20 +258,15 @@ class EcoFormerTunedAttention(FittedState, ReplacementAttention, FittableAttenti
     def paper_core_ops(self, num_tokens: int) -> tuple[int, int]:
         """(multiplications, additions) of one image's attention core, accounted as the paper accounts EcoFormer.
 
-        Term by term as there (see `EcoFormerAttention.paper_core_ops`), with the hash charged once for queries and
+        Term by term as there (see `core_ops_per_token`), with the hash charged once for queries and
         once for keys. New against it: the weights of the bits, where they are fitted, K (C + 1) multiplications per
         head and image. The key projection is a Linear and counted with the others.
         """
-        heads, channels, bits, anchors = self.num_heads, self.head_dim, self.num_bits, self.num_anchors
+        heads, channels, bits = self.num_heads, self.head_dim, self.num_bits
         hashes = 2 if self.spec.qk == "separate" else 1
-        if anchors:
-            hash_muls, hash_adds = 2 * anchors + anchors * bits, 2 * anchors * channels + anchors * bits
-        else:
-            hash_muls = hash_adds = channels * bits
-        per_token_muls = hashes * hash_muls + bits + 1 + channels
-        per_token_adds = hashes * hash_adds + 2 * bits + 2 * bits * channels + channels
+        muls, adds = core_ops_per_token(channels, bits, self.num_anchors, hashes)
         bit_weight_muls = bits * (channels + 1) if self.spec.bit_weights else 0
-        return heads * (num_tokens * per_token_muls + bit_weight_muls), heads * num_tokens * per_token_adds
+        return heads * (num_tokens * muls + bit_weight_muls), heads * num_tokens * adds
 
     def projections(self, where: str) -> Projections:
         if self.spec.qk == "separate":

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ecoformer.errors import InputError
-from ecoformer.fit.contract import HashFitReport, bit_statistics, finite_images
+from ecoformer.fit.contract import HashFitReport, code_figures, finite_images
 from ecoformer.fit.similarity_fit import fit_hash
 from ecoformer.nn.fitted_state import FittedState
 from ecoformer.nn.heads import real_tokens
@@ -89,9 +89,7 @@ class KernelHash(FittedState):
         else:
             before = hash_codes(x_BHNC, anchors_HMC, self.A.to(x_BHNC.dtype), result.mean_HM, mask_BN)
         after = hash_codes(x_BHNC, anchors_HMC, result.A_HKM, result.mean_HM, mask_BN)
-        before, after = real_tokens(before, mask_BN), real_tokens(after, mask_BN)
         self._store(anchors_HMC, result.A_HKM, result.mean_HM)
-        balance, correlation = bit_statistics(after)
         return HashFitReport(
             block="",
             seconds=time.perf_counter() - started,
@@ -99,11 +97,9 @@ class KernelHash(FittedState):
             objective_after=float(result.objective_after_K.mean()),
             accepted_bits=int(result.accepted_K.sum()),
             num_bits=self.A.shape[1],
-            bit_balance=balance,
-            bit_correlation=correlation,
-            flipped_bits=float((before != after).float().mean()),
             failed_bits=int((~result.finite_K).sum()),
             skipped_images=num_images - len(x_BHNC),
+            **code_figures(before, after, mask_BN),
         )
 
     @torch.no_grad()

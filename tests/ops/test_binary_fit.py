@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ecoformer.fit.output_fit import fit_binary_hash
+from ecoformer.fit.output_fit import fit_to_output
 from ecoformer.ops.codes.tuned import BinaryHash, random_hash
 
 
@@ -25,10 +25,15 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
+def fit_to_attention(start, q, k, v, draw, steps):
+    target = F.scaled_dot_product_attention(q, k, v)
+    return fit_to_output(start, (q, k, v), target, draw, lr=0.05, steps=steps, batch_size=4)
+
+
 def fitted(q, k, v, seed=0, steps=60, **options):
     draw = generator(seed)
     start = random_hash(q, k, draw, num_bits=8, num_anchors=options.pop("num_anchors", 6), **options)
-    return start, fit_binary_hash(start, q, k, v, draw, lr=0.05, steps=steps, batch_size=4)
+    return start, fit_to_attention(start, q, k, v, draw, steps)
 
 
 def errors(hashing, q, k, v):
@@ -77,7 +82,7 @@ def test_a_head_that_meets_nan_keeps_its_functions_and_the_other_is_fitted():
     q, k, v = attention_case()
     start = random_hash(q, k, generator(), num_bits=8, num_anchors=6)
     q[:, 1, 0] = float("nan")
-    fit = fit_binary_hash(start, q, k, v, generator(), lr=0.05, steps=20, batch_size=4)
+    fit = fit_to_attention(start, q, k, v, generator(), steps=20)
     assert fit.accepted_H.tolist() == fit.finite_H.tolist() == [True, False]
     for old, new in zip(start.tensors(), fit.hashing.tensors(), strict=True):
         assert torch.equal(old[1], new[1]) and new.isfinite().all()
