@@ -8,20 +8,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from ecoformer.energy.call import Call
 from ecoformer.energy.rules import PRODUCTS, SOFTMAX
-from ecoformer.energy.rules_products import ATTENTION
+from ecoformer.energy.rules_products import ATTENTION, OPERANDS
 from ecoformer.energy.values import storage_of
-
-OPERANDS = {
-    "mm": ("self", "mat2"),
-    "bmm": ("self", "mat2"),
-    "mv": ("self", "vec"),
-    "dot": ("self", "tensor"),
-    "vdot": ("self", "other"),
-    "addmm": ("mat1", "mat2"),
-    "baddbmm": ("batch1", "batch2"),
-    "addmv": ("mat", "vec"),
-}
-"""The two factors of each inner product."""
 
 # What a node is to the search for attention; see `DataFlow._role`.
 INPUT, PLAIN, PRODUCT, PARAMETRIC, FUSED, SOFT, DIVISION = range(7)

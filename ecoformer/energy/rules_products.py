@@ -8,60 +8,30 @@ from ecoformer.energy.call import Call
 from ecoformer.energy.kinds import Counts, counts, scaled
 from ecoformer.energy.rules import inner_products, rule
 
-
-def matmul_terms(left: Tensor, right: Tensor) -> int:
-    """Multiplications of (..., m, k) @ (..., k, n)."""
-    return left.numel() * right.shape[-1]
-
-
-def _is_one(number: object) -> bool:
-    return isinstance(number, int | float) and number == 1
-
-
-def _linear_combination(call: Call, product: Counts, outputs: int) -> Counts:
-    """beta * self + alpha * product: one addition an output, a multiplication for each factor that is not 1."""
-    factors = sum(not _is_one(call.arg(name, 1)) for name in ("beta", "alpha"))
-    return product + counts(add=outputs, mul=factors * outputs)
+OPERANDS = {
+    "mm": ("self", "mat2"),
+    "bmm": ("self", "mat2"),
+    "mv": ("self", "vec"),
+    "dot": ("self", "tensor"),
+    "vdot": ("self", "other"),
+    "addmm": ("mat1", "mat2"),
+    "baddbmm": ("batch1", "batch2"),
+    "addmv": ("mat", "vec"),
+}
+"""The two factors of each inner product."""
 
 
-@rule("mm", "bmm", products=True)
-def _mm(call: Call) -> Counts:
-    left, right = call.arg("self"), call.arg("mat2")
-    return inner_products(matmul_terms(left, right), call.values(left), call.values(right))
-
-
-@rule("mv", products=True)
-def _mv(call: Call) -> Counts:
-    left, right = call.arg("self"), call.arg("vec")
-    return inner_products(left.numel(), call.values(left), call.values(right))
-
-
-@rule("dot", "vdot", products=True)
-def _dot(call: Call) -> Counts:
-    left = call.arg("self")
-    right = call.arg("tensor") if call.arg("tensor") is not None else call.arg("other")
-    return inner_products(left.numel(), call.values(left), call.values(right))
-
-
-@rule("addmm", products=True)
-def _addmm(call: Call) -> Counts:
-    left, right = call.arg("mat1"), call.arg("mat2")
-    product = inner_products(matmul_terms(left, right), call.values(left), call.values(right))
-    return _linear_combination(call, product, call.elements)
-
-
-@rule("baddbmm", products=True)
-def _baddbmm(call: Call) -> Counts:
-    left, right = call.arg("batch1"), call.arg("batch2")
-    product = inner_products(matmul_terms(left, right), call.values(left), call.values(right))
-    return _linear_combination(call, product, call.elements)
-
-
-@rule("addmv", products=True)
-def _addmv(call: Call) -> Counts:
-    left, right = call.arg("mat"), call.arg("vec")
-    product = inner_products(left.numel(), call.values(left), call.values(right))
-    return _linear_combination(call, product, call.elements)
+@rule(*OPERANDS, products=True)
+def _product(call: Call) -> Counts:
+    """(..., m, k) @ (..., k, n); add...: beta * self + alpha * product, one addition an output, a multiplication for
+    each factor that is not 1."""
+    left, right = (call.arg(name) for name in OPERANDS[call.name])
+    terms = left.numel() * (right.shape[-1] if right.dim() > 1 else 1)
+    product = inner_products(terms, call.values(left), call.values(right))
+    if "add" not in call.name:
+        return product
+    factors = sum(call.arg(name, 1) != 1 for name in ("beta", "alpha"))
+    return product + counts(add=call.elements, mul=factors * call.elements)
 
 
 def convolution_terms(x: Tensor, weight: Tensor, out: Tensor, transposed: bool) -> int:
