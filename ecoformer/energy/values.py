@@ -132,19 +132,26 @@ def _two(function: Callable[[float, float], float]) -> ValueRule:
     return lambda values, call: _map(function, values("self"), values("other"))
 
 
-def _add(values: Callable[[str], Values], call: Any) -> Values:
-    alpha = float(call.arg("alpha", 1))
-    return _map(lambda a, b: a + alpha * b, values("self"), values("other"))
+def _with_alpha(function: Callable[[float, float, float], float]) -> ValueRule:
+    """Of self, other and the factor alpha."""
+
+    def rule(values: Callable[[str], Values], call: Any) -> Values:
+        alpha = float(call.arg("alpha", 1))
+        return _map(lambda a, b: function(a, b, alpha), values("self"), values("other"))
+
+    return rule
 
 
-def _sub(values: Callable[[str], Values], call: Any) -> Values:
-    alpha = float(call.arg("alpha", 1))
-    return _map(lambda a, b: a - alpha * b, values("self"), values("other"))
+def _holding(value: float) -> ValueRule:
+    return lambda values, call: frozenset({value})
 
 
-def _rsub(values: Callable[[str], Values], call: Any) -> Values:
-    alpha = float(call.arg("alpha", 1))
-    return _map(lambda a, b: b - alpha * a, values("self"), values("other"))
+def _held_by(name: str) -> ValueRule:
+    return lambda values, call: values(name)
+
+
+def _any_of(values: Callable[[str], Values], call: Any) -> Values:
+    return _union(call.values(x) for x in call.arg("tensors"))
 
 
 def _div(values: Callable[[str], Values], call: Any) -> Values:
@@ -190,42 +197,30 @@ def _exp2(values: Callable[[str], Values], call: Any) -> Values:
 
 VALUE_RULES: dict[str, ValueRule] = {
     "mul": _two(lambda a, b: a * b),
-    "add": _add,
-    "sub": _sub,
-    "rsub": _rsub,
+    "add": _with_alpha(lambda a, b, alpha: a + alpha * b),
+    "sub": _with_alpha(lambda a, b, alpha: a - alpha * b),
+    "rsub": _with_alpha(lambda a, b, alpha: b - alpha * a),
     "div": _div,
     "maximum": _two(max),
     "minimum": _two(min),
     "neg": lambda values, call: _map(lambda a: -a, values("self")),
     "abs": lambda values, call: _map(abs, values("self")),
     "relu": lambda values, call: _map(lambda a: max(a, 0.0), values("self")),
-    "sign": lambda values, call: _map(_sign, values("self")) or TERNARY,
-    "sgn": lambda values, call: _map(_sign, values("self")) or TERNARY,
+    **dict.fromkeys(("sign", "sgn"), lambda values, call: _map(_sign, values("self")) or TERNARY),
     **dict.fromkeys(("round", "floor", "ceil", "trunc"), _rounded),
     "exp2": _exp2,
-    "clamp": _clamp,
-    "clamp_min": _clamp,
-    "clamp_max": _clamp,
-    "_to_copy": _cast,
-    "to": _cast,
+    **dict.fromkeys(("clamp", "clamp_min", "clamp_max"), _clamp),
+    **dict.fromkeys(("_to_copy", "to"), _cast),
     "copy": lambda values, call: _cast(lambda _: values("src"), call),
     "where": lambda values, call: _union([values("self"), values("other")]),
     "masked_fill": lambda values, call: _union([values("self"), values("value")]),
     "constant_pad_nd": lambda values, call: _union([values("self"), call.values(call.arg("value", 0))]),
-    "cat": lambda values, call: _union(call.values(x) for x in call.arg("tensors")),
-    "stack": lambda values, call: _union(call.values(x) for x in call.arg("tensors")),
-    "full": lambda values, call: values("fill_value"),
-    "full_like": lambda values, call: values("fill_value"),
-    "new_full": lambda values, call: values("fill_value"),
-    "fill": lambda values, call: values("value"),
-    "scalar_tensor": lambda values, call: values("s"),
-    "zeros": lambda values, call: frozenset({0.0}),
-    "zeros_like": lambda values, call: frozenset({0.0}),
-    "new_zeros": lambda values, call: frozenset({0.0}),
-    "zero": lambda values, call: frozenset({0.0}),
-    "ones": lambda values, call: frozenset({1.0}),
-    "ones_like": lambda values, call: frozenset({1.0}),
-    "new_ones": lambda values, call: frozenset({1.0}),
+    **dict.fromkeys(("cat", "stack"), _any_of),
+    **dict.fromkeys(("full", "full_like", "new_full"), _held_by("fill_value")),
+    "fill": _held_by("value"),
+    "scalar_tensor": _held_by("s"),
+    **dict.fromkeys(("zeros", "zeros_like", "new_zeros", "zero"), _holding(0.0)),
+    **dict.fromkeys(("ones", "ones_like", "new_ones"), _holding(1.0)),
 }
 
 
