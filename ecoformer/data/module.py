@@ -43,17 +43,12 @@ class DataModule:
     in_memory: bool
     train_loader: BatchLoader | None
     val_loader: BatchLoader
-    device: torch.device
     train_source: Source | None
     val_source: Source
     reader: Reader
     notes: list[str]
     vocab_size: int | None = None  # of sequences, whose ids are 0 (padding) to vocab_size - 1; None for images
     seq_len: int | None = None  # tokens of every sequence, padding included; None for images
-
-    @property
-    def eval_transform(self) -> EvalTransform:
-        return self.reader.transform
 
     @property
     def samples(self) -> str:
@@ -162,7 +157,6 @@ def build_data(
         in_memory=in_memory,
         train_loader=train_loader,
         val_loader=val_loader,
-        device=device,
         train_source=train_source,
         val_source=splits.val,
         reader=reader,

@@ -127,15 +127,8 @@ def _place(path: str) -> tuple[str, str] | None:
 def _dataset(data: DataConfig, root: Path) -> dict[str, Texts]:
     """What save_to_disk wrote; one table without splits is the training split."""
     names = split_names(root)
-    there = (
-        {"train": "all"}
-        if names == ["all"]
-        else {
-            split: next(name for name in known if name in names)
-            for split, known in SPLITS.items()
-            if any(name in names for name in known)
-        }
-    )
+    there = {"train": "all"} if names == ["all"] else {}
+    there |= {split: name for split, known in SPLITS.items() for name in reversed(known) if name in names}  # the first
     found = {}
     for split, name in there.items():
         texts = found[split] = Texts(f"{root} [{name}]")

@@ -119,7 +119,9 @@ class HashUpdate(Callback):
     def _fit_if_due(self, trainer: Training, step: int) -> None:
         if not self._is_due(trainer, step):
             return
-        when, refusal = _when(step, trainer.steps_per_epoch), self._refusal(trainer)
+        epoch, step_of_epoch = divmod(step, trainer.steps_per_epoch)
+        when = f"step {step_of_epoch + 1} of epoch {epoch + 1}" if step_of_epoch else f"epoch {epoch + 1}"
+        refusal = self._refusal(trainer)
         if refusal is None:
             joint: list[JointFitReport] = []
             reports = self.fit(trainer, step, joint.append, trainer.print)
@@ -141,11 +143,6 @@ class HashUpdate(Callback):
     def _refusal(trainer: Training) -> str | None:
         refusals = (layer.refit_refusal() for layer in hash_layers(trainer.model).values())
         return next((refusal for refusal in refusals if refusal), None)
-
-
-def _when(step: int, steps_per_epoch: int) -> str:
-    epoch, step_of_epoch = divmod(step, steps_per_epoch)
-    return f"step {step_of_epoch + 1} of epoch {epoch + 1}" if step_of_epoch else f"epoch {epoch + 1}"
 
 
 def _table(when: str, reports: list[HashFitReport]) -> str:

@@ -53,7 +53,7 @@ def convert_all(
         row = {"attention": kind, "how": CONVERTED, "seconds": time.perf_counter() - started}
         counted = source.empty_model({"name": kind}) if kind in CONTROLS else model
         energy = summarize(counted, size, first["energy_convention"], first["energy_profile"])
-        found = evaluate(model, source.data.val_loader, source.data.device)
+        found = evaluate(model, source.data.val_loader, source.data.val_loader.device)
         rows.append({**known, **asdict(found), **energy, **row})
         print(f"{kind}: converted in {row['seconds']:.1f} s, top-1 {found.top1:.2f} %", flush=True)
     return rows, models

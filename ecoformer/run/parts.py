@@ -27,8 +27,8 @@ def data_config_note(model: nn.Module, data: DataModule) -> list[str]:
     own = {
         "mean": tuple(data.mean),  # a list where it was typed
         "std": tuple(data.std),
-        "crop_pct": data.eval_transform.crop_pct,
-        "interpolation": data.eval_transform.interpolation,
+        "crop_pct": data.reader.transform.crop_pct,
+        "interpolation": data.reader.transform.interpolation,
     }
     differ = [key for key, value in own.items() if theirs[key] != value]
     if not differ:

@@ -191,7 +191,7 @@ def test_calibration_depends_on_its_seed_alone(open_data, image_folder: Path):
 def test_calibration_images_are_training_images_under_the_evaluation_transform(open_data, image_folder: Path):
     data = open_data(root=image_folder, crop_pct=0.7)
     everything = data.calibration_images(12, seed=0)
-    expected = torch.stack([read_image(data.train_source, index, data.eval_transform) for index in range(12)])
+    expected = torch.stack([read_image(data.train_source, index, data.reader.transform) for index in range(12)])
     mean, std = (torch.tensor(value).view(3, 1, 1) for value in (data.mean, data.std))
     distances = ((expected / 255 - mean) / std)[:, None] - everything
     order = [int((row.abs().amax((1, 2, 3)) < 1e-5).nonzero()) for row in distances]

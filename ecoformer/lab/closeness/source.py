@@ -46,7 +46,7 @@ class Source:
 
     def accuracy(self, model: nn.Module) -> float:
         """Top-1 in percent on the validation split."""
-        return evaluate(model, self.data.val_loader, self.data.device).top1
+        return evaluate(model, self.data.val_loader, self.data.val_loader.device).top1
 
     def outcome(self, model: nn.Module) -> tuple[float, Tensor]:
         """Top-1 in percent on the validation split, and the log-probabilities of its classes, (images, classes)."""
