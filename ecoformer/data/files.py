@@ -156,6 +156,10 @@ class ImageFiles(Dataset):
         self.epoch = epoch
         self.max_corrupt = max_corrupt
 
+    def __getitems__(self, batch: tuple[np.ndarray, np.ndarray]) -> list[Sample]:
+        """A batch by its indices and places, as DataLoader asks for it."""
+        return [self[key] for key in zip(*(numbers.tolist() for numbers in batch), strict=True)]
+
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         index, place = key
         faults: list[tuple[str, str]] = []
@@ -185,20 +189,6 @@ def collate(samples: list[Sample]) -> tuple[torch.Tensor | None, torch.Tensor, l
     return default_collate(images).contiguous() if images else None, targets, faults
 
 
-class _Batches:
-    """A batch sampler over index and place arrays; tuples are made one batch at a time."""
-
-    def __init__(self, positions: list[tuple[np.ndarray, np.ndarray]]) -> None:
-        self.positions = positions
-
-    def __len__(self) -> int:
-        return len(self.positions)
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for indices, places in self.positions:
-            yield list(zip(indices.tolist(), places.tolist(), strict=True))
-
-
 class FileLoader(BatchLoader):
     """Batches decoded by `num_workers` processes, started anew for every pass.
 
@@ -225,7 +215,7 @@ class FileLoader(BatchLoader):
         seed = self.plan.seed if self.plan is not None else None
         loader = DataLoader(
             ImageFiles(self.source, self.transform, seed, epoch, self.corrupt.limit),
-            batch_sampler=_Batches(self._positions(epoch, first)),
+            batch_sampler=self._positions(epoch, first),  # type: ignore[arg-type]  # for `__getitems__`
             num_workers=self.num_workers,
             collate_fn=collate,
             pin_memory=self.device.type == "cuda",

@@ -118,7 +118,7 @@ class _Clock:
         self.device = device
         self.num_batches = 0
         self.timed_images = 0
-        self.started = self.ended = 0.0
+        self.started = 0.0
 
     def batch_done(self, num_images: int) -> None:
         self.num_batches += 1
