@@ -104,27 +104,17 @@ def split_names(root: Path) -> list[str]:
         return sorted(name for name in os.listdir(root) if (root / name / "state.json").is_file())
     if (root / "state.json").is_file():
         return ["all"]
-    datasets = _library()
-    with _readable(root), _quiet(datasets):
+    with _reading(root) as datasets:
         return list(datasets.get_dataset_split_names(str(root)))
 
 
-def _library() -> Any:
-    try:
-        import datasets
-    except ImportError as error:
-        raise InputError("data=hfds needs the datasets package: pip install 'ecoformer[data]'") from error
-    return datasets
-
-
 def _open(root: Path, split: str | None, wanted: tuple[str, ...], key: str, image_key: str | None) -> tuple[Any, str]:
-    datasets = _library()
     names = split_names(root)
     chosen = split or next((name for name in wanted if name in names), None)
     if chosen is None or chosen not in names:
         asked = f"{key}={split} is" if split else f"{' or '.join(wanted)} is"
         raise InputError(f"{asked} no split of data.root={root} (there: {', '.join(names)}): set {key}")
-    with _readable(root), _quiet(datasets):
+    with _reading(root) as datasets:
         if (root / "dataset_dict.json").is_file() or chosen == "all":
             dataset = datasets.load_from_disk(str(root if chosen == "all" else root / chosen))
             if image_key in dataset.column_names:
@@ -136,24 +126,22 @@ def _open(root: Path, split: str | None, wanted: tuple[str, ...], key: str, imag
 
 
 @contextmanager
-def _readable(root: Path) -> Iterator[None]:
+def _reading(root: Path) -> Iterator[Any]:
+    """The library, without its progress bars while a run starts, and with one line for whatever it raises."""
     try:
-        yield
+        import datasets
+    except ImportError as error:
+        raise InputError("data=hfds needs the datasets package: pip install 'ecoformer[data]'") from error
+    shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield datasets
     except Exception as error:  # the library raises many kinds of its own and of pyarrow's
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise InputError(
             f"data.root={root} is no dataset that can be read ({reason}): give what save_to_disk wrote, or a folder of "
             "parquet files"
         ) from error
-
-
-@contextmanager
-def _quiet(datasets: Any) -> Iterator[None]:
-    """No progress bars of the library while a run starts."""
-    shown = not datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    try:
-        yield
     finally:
         if shown:
             datasets.enable_progress_bars()
