@@ -15,7 +15,7 @@ from ecoformer.config.schema import DATA_NAMES, DataConfig
 from ecoformer.data.decode import ImageSource
 from ecoformer.data.folders import VAL_NAMES, read_folders
 from ecoformer.data.sequences import SequenceSource
-from ecoformer.errors import InputError
+from ecoformer.errors import InputError, one_line
 
 log = logging.getLogger(__name__)
 IMAGENET_CLASSES = 1000
@@ -174,7 +174,7 @@ def _read_torchvision(
         val = dataset(str(path), train=False, download=download)
         train = dataset(str(path), train=True) if with_train else None
     except (OSError, RuntimeError) as fault:  # URLError is an OSError; RuntimeError: MD5 sums differ
-        reason = " ".join(str(fault).split())
+        reason = one_line(fault)
         if download:
             raise InputError(
                 f"{facts.name} could not be downloaded to {path} ({reason}): check the connection, or unpack "
@@ -183,12 +183,8 @@ def _read_torchvision(
         raise InputError(
             f"{path / facts.archive} is damaged ({reason}): remove it and set data.download=true"
         ) from fault
-    sources = [
-        ArraySource(f"{facts.name} {split}", read.data, read.targets) if read is not None else None
-        for split, read in (("train", train), ("test", val))
-    ]
-    assert sources[1] is not None
-    return sources[0], sources[1], list(val.classes)
+    train_source = None if train is None else ArraySource(f"{facts.name} train", train.data, train.targets)
+    return train_source, ArraySource(f"{facts.name} test", val.data, val.targets), list(val.classes)
 
 
 @data_source("folder", "imagenet")
