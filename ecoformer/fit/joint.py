@@ -120,25 +120,7 @@ def fit_jointly(
     parameters = [parameter for layer in layers.values() for parameter in layer.jointly_fitted()]
     kept = [parameter.detach().clone() for parameter in parameters]
     before = [_closeness(model, original, x, size) for x in sets]
-    blocks = {name: _block_around(model, name) for name in layers}
-
-    def loss(done: float, chosen: Tensor) -> Tensor:
-        for layer in layers.values():
-            layer.anneal(done)
-        with torch.no_grad():
-            target_BK = _log_probabilities(original, images[chosen])
-        apart = divergence(_log_probabilities(model, images[chosen]), target_BK)
-        return apart + sum(_relative_square(real_tokens(*outs[name]), real_tokens(*wanted[name])) for name in outs)
-
-    with (
-        _only_these_train(model, parameters),
-        ExitStack() as afterwards,
-        _outputs(model, blocks) as outs,
-        _outputs(original, blocks) as wanted,
-        torch.enable_grad(),
-    ):
-        for layer in layers.values():  # whatever happens, they do not stay annealed
-            afterwards.callback(layer.anneal, None)
+    with _only_these_train(model, parameters), _loss(model, original, layers, images) as loss, torch.enable_grad():
         adam_on_batches(
             parameters,
             loss,
@@ -174,6 +156,30 @@ def fit_jointly(
             for figure, value in zip(("divergence", "agreement"), figures, strict=True)
         },
     )
+
+
+@contextmanager
+def _loss(
+    model: nn.Module, original: nn.Module, layers: Mapping[str, TaughtAttention], images: Tensor
+) -> Iterator[Callable[[float, Tensor], Tensor]]:
+    """While it lasts, the loss of a joint fit as `adam_on_batches` takes it. Afterwards, and whatever happens, no layer
+    is annealed."""
+    blocks = {name: _block_around(model, name) for name in layers}
+
+    def loss(done: float, chosen: Tensor) -> Tensor:
+        for layer in layers.values():
+            layer.anneal(done)
+        with torch.no_grad():
+            target_BK = _log_probabilities(original, images[chosen])
+        apart = divergence(_log_probabilities(model, images[chosen]), target_BK)
+        return apart + sum(_relative_square(real_tokens(*outs[name]), real_tokens(*wanted[name])) for name in outs)
+
+    try:
+        with _outputs(model, blocks) as outs, _outputs(original, blocks) as wanted:
+            yield loss
+    finally:
+        for layer in layers.values():
+            layer.anneal(None)
 
 
 @contextmanager
