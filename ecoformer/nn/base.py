@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ecoformer.errors import InputError
 from ecoformer.nn.heads import as_attn_mask, join_heads, split_heads
-from ecoformer.nn.projections import READERS, ROLES, Projections, linear_from, linear_rows, too_little
+from ecoformer.nn.projections import FUSED_QKV, READERS, ROLES, Projections, linear_from, linear_rows, too_little
 from ecoformer.nn.specs import SPECS, AttentionSpec, announce
 
 BUILDERS: dict[type[AttentionSpec], type[ReplacementAttention]] = {}
@@ -66,7 +66,7 @@ class ReplacementAttention(nn.Module):
         proj_drop: dropout after the output projection.
     """
 
-    parts: Mapping[str, str] = {"query": "qkv", "key": "qkv", "value": "qkv", "proj": "proj"}
+    parts: Mapping[str, str] = FUSED_QKV
     also_carried: tuple[str, ...] = ()
     new_parts: tuple[str, ...] = ()
     takes_mask: ClassVar[bool] = False

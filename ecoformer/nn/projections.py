@@ -14,6 +14,7 @@ from ecoformer.nn.layout import full_name
 from ecoformer.nn.turned import Turn, TurnedLinear, turns_of
 
 ROLES = ("query", "key", "value", "proj")
+FUSED_QKV: Mapping[str, str] = {"query": "qkv", "key": "qkv", "value": "qkv", "proj": "proj"}
 SeatMaker = Callable[[nn.Module], nn.Module]
 
 
@@ -178,7 +179,7 @@ def read_fused_qkv(module: Any, dim: int, where: str, dropped: tuple[str, ...] =
         value=value,
         proj=module.proj,
         proj_drop=getattr(getattr(module, "proj_drop", None), "p", 0.0),
-        parts={"query": "qkv", "key": "qkv", "value": "qkv", "proj": "proj"},
+        parts=FUSED_QKV,
         dropped=dropped,
     )
 

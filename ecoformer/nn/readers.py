@@ -13,10 +13,10 @@ from timm.models import davit, eva, fastvit, metaformer, nest, visformer, volo
 from torch import Tensor, nn
 
 from ecoformer.nn.projections import (
+    FUSED_QKV,
     Projections,
     StockCall,
     linear_of,
-    linear_rows,
     read_fused_qkv,
     refusal,
     register_reader,
@@ -77,7 +77,7 @@ def _read_visformer(module: visformer.Attention, where: str) -> Projections:
             value=value,
             proj=linear_of(module.proj.weight.flatten(1), None),
             proj_drop=module.proj_drop.p,
-            parts={"query": "qkv", "key": "qkv", "value": "qkv", "proj": "proj"},
+            parts=FUSED_QKV,
         ),
         OfChannelsFirst,
     )
@@ -99,15 +99,21 @@ def _read_rotary(module: Any, where: str) -> Projections:
 
 
 def _rotary_linears(module: Any, dim: int, where: str) -> Projections:
-    if module.qkv is None:
-        linears = {"query": module.q_proj, "key": module.k_proj, "value": module.v_proj}
-        parts = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "proj": "proj"}
+    if module.qkv is not None:
+        source = read_fused_qkv(module, dim, where)
     else:
-        linears = {
-            role: linear_rows(module.qkv, number * dim, (number + 1) * dim)
-            for number, role in enumerate(("query", "key", "value"))
-        }
-        parts = {"query": "qkv", "key": "qkv", "value": "qkv", "proj": "proj"}
+        source = Projections(
+            where=where,
+            dim=dim,
+            num_heads=module.num_heads,
+            query=module.q_proj,
+            key=module.k_proj,
+            value=module.v_proj,
+            proj=module.proj,
+            proj_drop=module.proj_drop.p,
+            parts={"query": "q_proj", "key": "k_proj", "value": "v_proj", "proj": "proj"},
+        )
+    linears = {"query": source.query, "key": source.own_keys("to turn"), "value": source.value}
     biases: dict[str, Tensor | None] = {role: linear.bias for role, linear in linears.items()}
     if getattr(module, "q_bias", None) is not None:  # EVA's, which has none for keys
         biases = {"query": module.q_bias, "key": torch.zeros_like(module.q_bias), "value": module.v_bias}
@@ -117,15 +123,7 @@ def _rotary_linears(module: Any, dim: int, where: str) -> Projections:
         if bias is not linears[role].bias:
             trains = linears[role].weight.requires_grad
             linears[role] = linear_of(linears[role].weight, bias).requires_grad_(trains)
-    return Projections(
-        where=where,
-        dim=dim,
-        num_heads=module.num_heads,
-        **linears,
-        proj=module.proj,
-        proj_drop=module.proj_drop.p,
-        parts=parts,
-    )
+    return replace(source, **linears)
 
 
 @register_reader(nn.MultiheadAttention, PAIR)
