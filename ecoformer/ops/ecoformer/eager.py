@@ -44,14 +44,6 @@ def attend(
     return _forward(qk_BHNC, v_BHNC, state, mask_BN, numerator)
 
 
-def pre_codes(qk_BHNC: Tensor, anchors_HMC: Tensor, A_HKM: Tensor, mean_HM: Tensor) -> Tensor:
-    """The values (B, H, N, K) whose signs are the codes in `kernel_hash_attention`, without a gradient."""
-    with torch.no_grad():
-        qk_HBNC = qk_BHNC.transpose(0, 1)
-        kernel = _kernel(qk_HBNC, (anchors_HMC, A_HKM, mean_HM), None)
-        return _pre_code(_features(qk_HBNC, kernel), kernel).transpose(0, 1)
-
-
 class _Recomputed(torch.autograd.Function):
     """The core with its backward pass written out, keeping qk and v alone: 2 C numbers a token and head."""
 
