@@ -59,40 +59,28 @@ class Teacher:
     def target(
         self, x_BND: Tensor, v_BND: Tensor, feat_size: Any, mask_BN: Tensor | None, batch_size: int
     ) -> KnownTarget:
-        """What the layer makes of these tokens; `v_BND` are the values that the new layer has for them."""
+        """What the layer hands to its output projection for these tokens, in batches of `batch_size`.
+
+        `v_BND` are the values that the new layer has for them.
+        """
         softmax = None
         if self.is_softmax:
             projected = (self.query.like(x_BND)(x_BND), self.key.like(x_BND)(x_BND), v_BND)
             q_BHNC, k_BHNC, v_BHNC = (split_heads(y_BND, self.num_heads) for y_BND in projected)
             softmax = SoftmaxTarget(q_BHNC, k_BHNC, v_BHNC, mask_BN)
-        output_BND = self.output(x_BND, feat_size, mask_BN, batch_size)
-        return KnownTarget(output_BND, self.uniform_output(v_BND, x_BND, feat_size, mask_BN, batch_size), softmax)
-
-    @torch.no_grad()
-    def output(self, x_BND: Tensor, feat_size: Any, mask_BN: Tensor | None, batch_size: int) -> Tensor:
-        """What the layer hands to its output projection, (B, N, D), in x's precision and on its device.
-
-        The layer runs as it is, in evaluation mode and batch by batch; timm's layers and ours use fused attention,
-        so no N x N matrix is kept.
-        """
+        # Batch by batch, in x's precision and on its device; timm's layers and ours use fused attention, so no N x N
+        # matrix is kept.
         layer = copy.deepcopy(self.layer).to(x_BND).eval()
-        return _run(layer, x_BND, feat_size, mask_BN, batch_size)
-
-    @torch.no_grad()
-    def uniform_output(
-        self, v_BND: Tensor, x_BND: Tensor, feat_size: Any, mask_BN: Tensor | None, batch_size: int
-    ) -> Tensor:
-        """The same with attention that knows nothing: equal weights for all of the layer's own keys.
-
-        Keys of a subsampled map (SRA, GSA) are averaged as they are, by queries of zero; elsewhere it is the mean of
-        the values of all tokens, `v_BND`.
-        """
-        if not isinstance(getattr(self.layer, "q", None), nn.Linear):
-            return token_mean(v_BND, mask_BN).expand_as(v_BND)
-        layer = copy.deepcopy(self.layer).to(x_BND).eval()
-        for parameter in layer.get_submodule("q").parameters():
-            parameter.zero_()
-        return _run(layer, x_BND, feat_size, mask_BN, batch_size)
+        output_BND = _run(layer, x_BND, feat_size, mask_BN, batch_size)
+        # Attention that knows nothing has equal weights for all of the layer's own keys: those of a subsampled map
+        # (SRA, GSA) are averaged as they are, by queries of zero; elsewhere it is the mean of all tokens' values.
+        if isinstance(getattr(layer, "q", None), nn.Linear):
+            for parameter in layer.get_submodule("q").parameters():
+                parameter.zero_()
+            uniform_BND = _run(layer, x_BND, feat_size, mask_BN, batch_size)
+        else:
+            uniform_BND = token_mean(v_BND, mask_BN).expand_as(v_BND)
+        return KnownTarget(output_BND, uniform_BND, softmax)
 
 
 def _run(layer: nn.Module, x_BND: Tensor, feat_size: Any, mask_BN: Tensor | None, batch_size: int) -> Tensor:
