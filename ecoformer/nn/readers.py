@@ -113,7 +113,7 @@ def _rotary_linears(module: Any, dim: int, where: str) -> Projections:
             proj_drop=module.proj_drop.p,
             parts={"query": "q_proj", "key": "k_proj", "value": "v_proj", "proj": "proj"},
         )
-    linears = {"query": source.query, "key": source.own_keys("to turn"), "value": source.value}
+    linears: dict[str, Any] = {"query": source.query, "key": source.own_keys("to turn"), "value": source.value}
     biases: dict[str, Tensor | None] = {role: linear.bias for role, linear in linears.items()}
     if getattr(module, "q_bias", None) is not None:  # EVA's, which has none for keys
         biases = {"query": module.q_bias, "key": torch.zeros_like(module.q_bias), "value": module.v_bias}
