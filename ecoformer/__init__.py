@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from ecoformer.model.convert import ConversionReport as ConversionReport
     from ecoformer.model.convert import convert as convert
     from ecoformer.model.layers import attention_layers as attention_layers
-    from ecoformer.model.patch_stride import set_patch_stride as set_patch_stride
+    from ecoformer.model.resize import set_patch_stride as set_patch_stride
     from ecoformer.nn.msa import MSASpec as MSASpec
 
 __version__ = "0.1.0"
@@ -36,7 +36,7 @@ _HOME = {
     "attention_layers": "ecoformer.model.layers",
     "convert": "ecoformer.model.convert",
     "fit_hashes": "ecoformer.fit.hashes",
-    "set_patch_stride": "ecoformer.model.patch_stride",
+    "set_patch_stride": "ecoformer.model.resize",
 }
 
 __all__ = [*_HOME]

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ecoformer.config.keys import one_of
 from ecoformer.errors import InputError
-from ecoformer.model.patch_stride import set_patch_stride
+from ecoformer.model.resize import set_patch_stride
 from ecoformer.nn.inputs import takes_sequences
 
 

@@ -1,4 +1,4 @@
-"""Position embeddings, patch embeddings and relative tables of another image size, window or patch, as timm resizes."""
+"""Models for other images: another size, window or patch, as timm resizes; other channels; a stride for small ones."""
 
 import sys
 from collections.abc import Mapping
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ecoformer.errors import InputError
 from ecoformer.nn.inputs import RGB, first_convolution
+from ecoformer.nn.layout import STOCK_STRIDE, stem_of
 
 _SIZED = ("pos_embed", "patch_embed.proj.weight", "relative_position_bias_table")  # how their keys end
 
@@ -48,6 +49,26 @@ def set_in_chans(model: nn.Module, in_chans: int) -> None:
         raise InputError(f"model.in_chans={in_chans}: {type(model).__name__} was not made for {RGB} channels: leave it")
     stem.in_channels = in_chans
     stem.weight = nn.Parameter(adapt_input_conv(in_chans, stem.weight.detach()))
+
+
+def set_patch_stride(model: nn.Module, stride: int) -> None:
+    """Change the stride of a PVTv2's or Twins' first patch embedding in place.
+
+    PVTv2's 7 x 7 convolution takes strides 1 to 6. Twins' 4 x 4 convolution takes 4, and 2 with one pixel of padding
+    so that the map stays image / stride. A ViT takes `patch_size` when it is created. Raises InputError otherwise.
+    """
+    stem = stem_of(model)
+    if stem is None:
+        raise InputError(
+            f"model.patch_stride={stride}: {type(model).__name__} has no such stride; for a ViT set "
+            "model.kwargs.patch_size instead"
+        )
+    if stride not in stem.strides:
+        raise InputError(f"model.patch_stride={stride} is not possible: {stem.limit}")
+    stem.set(model, stride)
+    features: Any = model.feature_info
+    for info in features:
+        info["reduction"] = info["reduction"] * stride // STOCK_STRIDE
 
 
 def _absolute(held: Tensor, wanted: Tensor, model: nn.Module) -> dict[str, Tensor]:
