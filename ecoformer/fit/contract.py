@@ -76,6 +76,7 @@ def finite_images(features: list[Tensor], mask_BN: Tensor | None = None) -> list
     return [None if x is None else x[usable_B] for x in (*features, mask_BN)]
 
 
+@torch.no_grad()
 def bit_statistics(code_BHNK: Tensor) -> tuple[float, float]:
     """(balance, correlation) of codes in {-1, +1}, as `HashFitReport` defines them."""
     code_HTK = code_BHNK.transpose(0, 1).flatten(1, 2)
