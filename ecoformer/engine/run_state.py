@@ -4,6 +4,7 @@ A run can be resumed between two epochs and after any optimiser step within one.
 of what is saved here: weights, optimiser, step, position in the epoch, random states, callbacks.
 """
 
+import math
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -89,14 +90,17 @@ class RunState:
 
     def takes_as_best(self, record: dict[str, Any]) -> bool:
         """Whether a record has the best evaluation so far, which then is the run's; the first is."""
-        if record[self.metric] is None or (self.best is not None and self._rank(record) >= self._rank(self.best)):
+        if record[self.metric] is None:
+            return False
+        if self.best is not None and self._rank(record) >= self._rank(self.best):
             return False
         self.best = record
         return True
 
     def _rank(self, record: dict[str, Any]) -> float:
-        """Smaller is better."""
-        return record[self.metric] if self.train.eval_metric == "loss" else -record[self.metric]
+        """Smaller is better; what is no number is worse than any."""
+        rank = record[self.metric] if self.train.eval_metric == "loss" else -record[self.metric]
+        return math.inf if math.isnan(rank) else rank
 
     def duration_s(self) -> float:
         """Seconds spent on this run, in this process and in those it was resumed from."""

@@ -199,11 +199,12 @@ class Trainer:
         best, latest, patience = self.state.best, self.state.latest, self.train.early_stop
         if patience is None:
             return False
-        over = best is not None and done - best["epoch"] > patience
-        over = over and latest is not None and latest[self.state.metric] is not None  # the last epoch has figures
-        if over := distributed.decided_by_main(lambda: over):  # it alone knows whether best.pt is there
+        has_figures = latest is not None and latest[self.state.metric] is not None  # the last epoch
+        over = has_figures and best is not None and done - best["epoch"] > patience
+        ends = distributed.decided_by_main(lambda: over)  # it alone knows whether best.pt is there
+        if ends:
             self.print(f"no better {self.train.eval_metric} in {patience} epochs: the run ends (train.early_stop)")
-        return over
+        return ends
 
     def _step_is_evaluated(self) -> bool:
         return self.train.val_interval_steps > 0 and self.step % self.train.val_interval_steps == 0

@@ -87,6 +87,14 @@ def test_a_run_that_gets_better_does_not_end_early(tmp_path: Path) -> None:
     assert trainer.fit()["epochs"] == 4
 
 
+def test_an_evaluation_without_a_number_is_never_the_best_but_the_first(tmp_path: Path) -> None:
+    losses = [float("nan"), 2.0, float("nan"), 3.0]
+    for epochs, best in ((1, 1), (2, 2), (4, 2)):
+        trainer = make_trainer(tmp_path / str(epochs), epochs=epochs, eval_metric="loss")
+        trainer._validate = Scores(trainer, val_loss=losses)  # type: ignore[method-assign]
+        assert trainer.fit()["best_epoch"] == best
+
+
 def test_synchronised_batch_norm_keeps_the_state(monkeypatch: pytest.MonkeyPatch) -> None:
     model, cuda = make_model(hashed=False).eval(), torch.device("cuda")
     with pytest.raises(InputError, match=r"train\.sync_bn=true is for several processes"):
