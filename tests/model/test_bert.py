@@ -1,61 +1,17 @@
-"""Hugging Face's BERT: converted, masked, fitted, counted, trained by Trainer, saved and read back, or refused."""
+"""Hugging Face's BERT: converted, masked, fitted, counted, trained by Trainer, or refused."""
 
 import copy
 
 import pytest
 import torch
-from kind_cases import SPECS
+from bert_models import KINDS, TOKENS, converted, logits, padded_ids, tiny, transformers
 
 from ecoformer import InputError, attention_layers, convert, fit_hashes
 from ecoformer.energy import count
-from ecoformer.fit.hashes import has_hashes
 from ecoformer.kinds import make_spec
 from ecoformer.model.bert import Ids, from_pretrained
 from ecoformer.model.layers import token_counts
-from ecoformer.model.low_rank import LowRankSpec, expand, factorize, low_rank_layers
 from ecoformer.nn.msa import MSASpec
-
-transformers = pytest.importorskip("transformers", reason="transformers is not installed: pip install ecoformer[text]")
-
-TOKENS = 25  # that of SPECS
-KINDS = [spec for spec in SPECS if spec.name != "linear_sra"]
-
-
-def tiny(family="Bert", head="ForSequenceClassification", **options):
-    torch.manual_seed(0)
-    settings = {
-        "vocab_size": 60,
-        "hidden_size": 24,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 3,
-        "intermediate_size": 32,
-        "max_position_embeddings": 40,
-        "attention_probs_dropout_prob": 0.0,
-        "initializer_range": 0.3,  # attention that is far from uniform
-        **options,
-    }
-    config = getattr(transformers, f"{family}Config")(**settings)
-    return getattr(transformers, f"{family}{head}")(config).eval()
-
-
-def padded_ids(padding=0):
-    ids = torch.randint(4, 60, (6, TOKENS), generator=torch.Generator().manual_seed(1))
-    ids[1, 9:] = padding
-    ids[4, 17:] = padding
-    return ids
-
-
-def logits(model, ids, padding=0, **masks):
-    with torch.no_grad():
-        return model(input_ids=ids, **(masks or {"attention_mask": (ids != padding).long()})).logits
-
-
-def converted(spec, model=None):
-    model = copy.deepcopy(model or tiny())
-    report = convert(model, spec)
-    if has_hashes(model):
-        fit_hashes(Ids(model), padded_ids(), seed=0)
-    return model, report
 
 
 @pytest.mark.parametrize("family", ["Bert", "Roberta", "XLMRoberta", "Camembert", "Electra"])
@@ -167,87 +123,6 @@ def test_a_model_without_a_head_gives_the_mean_of_its_real_tokens():
     model, ids = tiny(head="Model"), padded_ids()
     hidden = model(input_ids=ids, attention_mask=(ids != 0).long()).last_hidden_state
     torch.testing.assert_close(Ids(model)(ids)[1], hidden[1, :9].mean(dim=0), rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("spec", KINDS, ids=str)
-def test_saved_and_read_back(spec, tmp_path):
-    model, _ = converted(spec)
-    expected = logits(model, padded_ids())
-    model.save_pretrained(tmp_path)
-    again = from_pretrained(tmp_path)
-    assert type(again) is type(model) and not again.training
-    assert [layer.module.spec for layer in attention_layers(again)] == [
-        layer.module.spec for layer in attention_layers(model)
-    ]
-    torch.testing.assert_close(logits(again, padded_ids()), expected, rtol=0, atol=0)
-
-
-def test_transformers_itself_refuses_a_converted_model(tmp_path):
-    converted(MSASpec())[0].save_pretrained(tmp_path)
-    for cls in (transformers.BertForSequenceClassification, transformers.AutoModel):
-        with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
-            cls.from_pretrained(tmp_path)
-
-
-@pytest.mark.parametrize("head", ["ForSequenceClassification", "Model"])
-def test_a_low_rank_model_that_was_not_converted_is_read_back_by_ours_and_refused_by_transformers(head, tmp_path):
-    model, ids = tiny(head=head), padded_ids()
-    factorize(Ids(model), LowRankSpec(rank=3), lambda module, name: ".encoder." in name)
-    expected = Ids(model)(ids)
-    model.save_pretrained(tmp_path)
-    again = from_pretrained(tmp_path)
-    assert low_rank_layers(again).keys() == low_rank_layers(model).keys()
-    torch.testing.assert_close(Ids(again)(ids), expected, rtol=0, atol=0)
-    for cls in (type(model), transformers.AutoModel):
-        with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
-            cls.from_pretrained(tmp_path)
-    again.save_pretrained(tmp_path / "again")
-    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
-        transformers.AutoModel.from_pretrained(tmp_path / "again")
-    expand(again)
-    again.save_pretrained(tmp_path / "dense")
-    dense = type(model).from_pretrained(tmp_path / "dense").eval()
-    torch.testing.assert_close(Ids(dense)(ids), expected, rtol=1e-5, atol=1e-5)
-
-
-def test_a_low_rank_model_saved_before_it_was_refused_elsewhere_is_read_back(tmp_path):
-    model = tiny()
-    factorize(model, LowRankSpec(rank=3), lambda module, name: ".encoder." in name)
-    marks = {f"{name}.weight" for name in low_rank_layers(model)}
-    state = model.state_dict()
-    assert marks <= state.keys()
-    model.save_pretrained(tmp_path, state_dict={name: value for name, value in state.items() if name not in marks})
-    torch.testing.assert_close(logits(from_pretrained(tmp_path), padded_ids()), logits(model, padded_ids()))
-
-
-def test_the_last_conversion_is_what_is_read_back_and_ranks_too(tmp_path):
-    model, _ = converted(MSASpec())
-    convert(model, make_spec("uniform"), lambda module, name: ".1." in name)
-    report = factorize(model, LowRankSpec(rank=3), lambda module, name: "intermediate" in name)
-    assert len(report.layers) == 2
-    model.save_pretrained(tmp_path)
-    again = from_pretrained(tmp_path)
-    assert [layer.module.spec.name for layer in attention_layers(again)] == ["msa", "uniform"]
-    torch.testing.assert_close(logits(again, padded_ids()), logits(model, padded_ids()), rtol=0, atol=0)
-
-
-def test_precision_is_kept(tmp_path):
-    model, _ = converted(MSASpec(), tiny().bfloat16())
-    model.save_pretrained(tmp_path)
-    again = from_pretrained(tmp_path)
-    assert {value.dtype for value in again.parameters()} == {torch.bfloat16}
-    torch.testing.assert_close(logits(again, padded_ids()), logits(model, padded_ids()), rtol=0, atol=0)
-
-
-def test_files_that_are_not_those_of_a_model_are_refused(tmp_path):
-    with pytest.raises(InputError, match="name the folder that save_pretrained wrote"):
-        from_pretrained(tmp_path)
-    model, _ = converted(MSASpec())
-    model.save_pretrained(tmp_path)
-    convert(model, make_spec("uniform"))
-    model.config.save_pretrained(tmp_path)
-    with pytest.raises(InputError, match=r"does not fit its config.json: .*; save the model again"):
-        from_pretrained(tmp_path)
 
 
 def test_trainer_trains_it(tmp_path):

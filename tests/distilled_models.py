@@ -1,0 +1,62 @@
+"""Small models whose attention the distilled kinds replace, and their settings."""
+
+from dataclasses import replace
+
+import timm
+import torch
+
+from ecoformer import convert
+from ecoformer.kinds import DistilledHashSpec, DistilledSpec
+from ecoformer.model.layers import attention_layers
+
+SMALL = DistilledHashSpec(num_bits=8, fit_steps=25, fit_batch_size=4)
+SHIFT = DistilledSpec(num_features=8, fit_steps=25, fit_batch_size=4, fit_lr=0.03)
+TERNARY = replace(SHIFT, projection="ternary")
+
+
+def vit(spec=None):
+    torch.manual_seed(0)
+    model = timm.models.vision_transformer.VisionTransformer(
+        img_size=16, patch_size=4, embed_dim=24, num_heads=3, depth=2, num_classes=4
+    )
+    for block in model.blocks:  # sharper than at initialisation, where attention is almost uniform
+        block.attn.qkv.weight.data.mul_(12)
+    if spec is not None:
+        convert(model, spec)
+    return model.eval()
+
+
+def pvt():
+    torch.manual_seed(0)
+    return timm.models.PyramidVisionTransformerV2(
+        num_classes=3, depths=(1, 1, 1, 1), embed_dims=(8, 16, 16, 16), num_heads=(1, 2, 2, 2), mlp_ratios=(1, 1, 1, 1)
+    ).eval()
+
+
+def twins():
+    torch.manual_seed(0)
+    return timm.models.Twins(
+        img_size=64,
+        num_classes=3,
+        embed_dims=(8, 16, 16, 16),
+        num_heads=(1, 2, 2, 2),
+        depths=(2, 1, 1, 1),
+        mlp_ratios=(1, 1, 1, 1),
+        sr_ratios=(4, 2, 1, 1),
+        wss=(7, 7, 7, 7),
+        block_cls=timm.models.twins.Block,
+    ).eval()
+
+
+def inputs_of(model, images):
+    """What every attention layer is called with, by name."""
+    caught = {}
+    hooks = [
+        layer.module.register_forward_pre_hook(lambda module, args, name=layer.name: caught.update({name: args}))
+        for layer in attention_layers(model)
+    ]
+    with torch.no_grad():
+        model(images)
+    for hook in hooks:
+        hook.remove()
+    return caught
