@@ -28,6 +28,8 @@ def read(data, size, number):
         size: (Y, X), or None for 96 x 96, of CamVid that of its files.
         number: how many scenes or mosaics to train on; a fifth of them are to test on.
     """
+    if size is not None and min(size) < 32:
+        raise InputError(f"--size {size[0]} {size[1]} is too small: give at least 32 32, the backbone's largest stride")
     folder, new_size, fewer = Path(data), size or (96, 96), max(number // 5, 4)
     if data == "generated":
         return data, SCENE, scenes(number, new_size, 1), scenes(fewer, new_size, 2)
@@ -81,10 +83,8 @@ def mosaics(photographs, number, size, seed):
         for cell in range(4):
             inside = nearest == cell
             (top, left), (bottom, right) = pixels[inside].min(axis=0), pixels[inside].max(axis=0) + 1
-            chosen = rng.integers(len(photographs))
-            cut = partial(ImageOps.fit, size=(right - left, bottom - top))
-            photograph = read_image(photographs, chosen, cut)
-            box = (slice(top, bottom), slice(left, right))
+            box, chosen = (slice(top, bottom), slice(left, right)), rng.integers(len(photographs))
+            photograph = read_image(photographs, chosen, partial(ImageOps.fit, size=(right - left, bottom - top)))
             image[box][inside[box]] = np.asarray(photograph)[inside[box]]
             mask[inside] = photographs.targets[chosen]
         mask[1:][nearest[1:] != nearest[:-1]] = mask[:, 1:][nearest[:, 1:] != nearest[:, :-1]] = VOID

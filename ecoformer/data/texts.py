@@ -128,7 +128,9 @@ def _dataset(data: DataConfig, root: Path) -> dict[str, Texts]:
     """What save_to_disk wrote; one table without splits is the training split."""
     names = split_names(root)
     there = {"train": "all"} if names == ["all"] else {}
-    there |= {split: name for split, known in SPLITS.items() for name in reversed(known) if name in names}  # the first
+    for split, known in SPLITS.items():
+        if present := [name for name in known if name in names]:
+            there[split] = present[0]
     found = {}
     for split, name in there.items():
         texts = found[split] = Texts(f"{root} [{name}]")

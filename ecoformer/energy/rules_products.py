@@ -23,8 +23,11 @@ OPERANDS = {
 
 @rule(*OPERANDS, products=True)
 def _product(call: Call) -> Counts:
-    """(..., m, k) @ (..., k, n); add...: beta * self + alpha * product, one addition an output, a multiplication for
-    each factor that is not 1."""
+    """(..., m, k) @ (..., k, n), or with one vector, or two.
+
+    Those of add... give beta * self + alpha * product: one addition an output, a multiplication for each factor that
+    is not 1.
+    """
     left, right = (call.arg(name) for name in OPERANDS[call.name])
     terms = left.numel() * (right.shape[-1] if right.dim() > 1 else 1)
     product = inner_products(terms, call.values(left), call.values(right))

@@ -162,8 +162,10 @@ def fit_jointly(
 def _loss(
     model: nn.Module, original: nn.Module, layers: Mapping[str, TaughtAttention], images: Tensor
 ) -> Iterator[Callable[[float, Tensor], Tensor]]:
-    """While it lasts, the loss of a joint fit as `adam_on_batches` takes it. Afterwards, and whatever happens, no layer
-    is annealed."""
+    """While it lasts, the loss of a joint fit as `adam_on_batches` takes it.
+
+    Afterwards, and whatever happens, no layer is annealed.
+    """
     blocks = {name: _block_around(model, name) for name in layers}
 
     def loss(done: float, chosen: Tensor) -> Tensor:

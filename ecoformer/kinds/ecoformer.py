@@ -185,8 +185,10 @@ class EcoFormerAttention(ReplacementAttention, FittableAttention):
 
 
 def core_ops_per_token(channels: int, bits: int, anchors: int, num_hashes: int = 1) -> tuple[int, int]:
-    """(multiplications, additions) of one token in one head in the paper's accounting: hashed `num_hashes` times, then
-    attention on codes. Without anchors a hash is linear in the token."""
+    """(multiplications, additions) of one token in one head, in the paper's accounting.
+
+    It is hashed `num_hashes` times, then attention reads its codes. Without anchors a hash is linear in the token.
+    """
     hash_muls, hash_adds = channels * bits, channels * bits
     if anchors:
         hash_muls, hash_adds = 2 * anchors + anchors * bits, 2 * anchors * channels + anchors * bits

@@ -258,9 +258,9 @@ class EcoFormerTunedAttention(FittedState, ReplacementAttention, FittableAttenti
     def paper_core_ops(self, num_tokens: int) -> tuple[int, int]:
         """(multiplications, additions) of one image's attention core, accounted as the paper accounts EcoFormer.
 
-        Term by term as there (see `core_ops_per_token`), with the hash charged once for queries and
-        once for keys. New against it: the weights of the bits, where they are fitted, K (C + 1) multiplications per
-        head and image. The key projection is a Linear and counted with the others.
+        Term by term as there (see `core_ops_per_token`), with the hash charged once for queries and once for keys. New
+        against it: the weights of the bits, where they are fitted, K (C + 1) multiplications per head and image. The
+        key projection is a Linear and counted with the others.
         """
         heads, channels, bits = self.num_heads, self.head_dim, self.num_bits
         hashes = 2 if self.spec.qk == "separate" else 1

@@ -14,7 +14,6 @@ from ecoformer.run.saved import SavedRun, read_run
 from ecoformer.run.start import model_of_run
 
 SAME = ("model", "attention", "compress")  # settings that say what the weights are
-REMEDY = "average checkpoints of one run"
 
 
 def run(args: argparse.Namespace) -> int:
@@ -39,10 +38,11 @@ def average(runs: Sequence[SavedRun]) -> dict[str, Tensor]:
     """
     last = runs[-1]
     for other in runs:
-        for what in (*SAME, "classes"):
-            own, wanted = (run.class_names if what == "classes" else getattr(run.config, what) for run in (other, last))
-            if own != wanted:
-                raise InputError(f"{other.path} and {last.path} are not of the same {what}: {REMEDY}")
+        differ = [key for key in SAME if getattr(other.config, key) != getattr(last.config, key)]
+        differ += ["classes"] if other.class_names != last.class_names else []
+        if differ:
+            paths = f"{other.path} and {last.path}"
+            raise InputError(f"{paths} are not of the same {differ[0]}: average checkpoints of one run")
     model = model_of_run(last)
     norms = {f"{name}." for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
     meaned = dict(model.named_parameters()).keys() | {

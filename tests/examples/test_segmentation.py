@@ -176,10 +176,11 @@ def test_bad_folders_are_one_line(example, folder, tmp_path, capsys, spoil, mess
         (["--settings", "uniform"], "must begin with stock/ or msa/"),
         (["--settings", "msa/nothing"], "attention=nothing does not exist"),
         (["--settings", "msa/ecoformer", "--size", "32", "32"], "num_anchors=25"),
+        (["--size", "31", "64"], "--size 31 64 is too small: give at least 32 32"),
         (["--init", "nowhere.pt"], "nowhere.pt"),
         (["--batch", "0"], "must be a whole number of at least 1"),
     ],
-    ids=["source", "kind", "tokens", "init", "batch"],
+    ids=["source", "kind", "tokens", "size", "init", "batch"],
 )
 def test_bad_settings_are_one_line_before_any_training(example, tmp_path, capsys, arguments, message):
     assert example.main(["run", f"--out={tmp_path}", "--scenes=2", *arguments]) == 2

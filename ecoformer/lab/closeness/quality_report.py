@@ -94,7 +94,7 @@ def plot_errors(rows: Sequence[Row], out: Path, title: str, floors: Mapping[str,
 
 
 def plot_energy(rows: Sequence[Row], out: Path, title: str) -> None:
-    """Worst block's error over uniform attention's, against attention energy: core alone, and with its projections."""
+    """Error over uniform attention's, of all blocks, against attention energy: core alone, and with projections."""
     figure, axes = panels(1, 2, (11, 4.2))
     for axis, key, label in zip(axes, ("core_pj", "layer_pj"), ("attention core", "core and projections"), strict=True):
         for number, row in enumerate(rows):

@@ -49,7 +49,8 @@ def _joules(row: dict[str, Any]) -> Any:
 def _sample(where: str, row: dict[str, Any]) -> Measured:
     if "counts" in row:
         work = row["counts"]
-        if not isinstance(work, dict) or not (work.keys() <= set(KINDS) and {int} >= set(map(type, work.values()))):
+        known = isinstance(work, dict) and work.keys() <= set(KINDS)
+        if not known or not all(type(n) is int for n in work.values()):
             raise InputError(f"{where}: counts must be whole numbers of {', '.join(KINDS)}")
         return str(row.get("label", where.rpartition("/")[2])), work, _joules(row)
     if not isinstance(row.get("model"), str):

@@ -75,7 +75,8 @@ def measure(case: SpeedCase, rounds: int) -> Row:
     ratios = [whole / bare for bare, whole in pairs]
     medians = [statistics.median(side) for side in (*zip(*pairs, strict=True), ratios)]
     figures = zip(FIGURES, (*medians, min(ratios), max(ratios)), strict=True)
-    return {**case.settings(), "steps": STEPS, "rounds": rounds, **{key: round(value, 4) for key, value in figures}}
+    settings = case.settings() | {"mode": "train", "steps": STEPS, "rounds": rounds}
+    return settings | {key: round(value, 4) for key, value in figures}
 
 
 class Batches:

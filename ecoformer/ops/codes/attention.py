@@ -35,8 +35,10 @@ def token_features(x_BHNC: Tensor, anchors_HMC: Tensor | None, bandwidth_H: Tens
 
 
 def straight_through_step(y: Tensor) -> Tensor:
-    """Codes in {0, 1} of y's dtype, 1 where y >= 0, differentiable as (sign(y) + 1) / 2 by the straight-through
-    estimator."""
+    """Codes in {0, 1} of y's dtype, 1 where y >= 0.
+
+    Differentiable as (sign(y) + 1) / 2 by the straight-through estimator.
+    """
     if torch.is_grad_enabled() and y.requires_grad:
         return (straight_through_sign(y) + 1) * 0.5
     return (y >= 0).to(y.dtype)
