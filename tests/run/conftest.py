@@ -15,8 +15,12 @@ from ecoformer.cli import app as cli
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """command("train", *overrides): run the script as the command line would, and return the exit code."""
+def command(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., int]:
+    """command("train", *overrides): run the script as the command line would, and return the exit code.
+
+    In a folder of its own: a run without output_dir takes its name from the second, which tests side by side share.
+    """
+    monkeypatch.chdir(tmp_path_factory.mktemp("cwd"))
 
     def run(script: str, *overrides: str) -> int:
         monkeypatch.setattr(sys, "argv", sys.argv)  # what Hydra reads is put there
