@@ -120,6 +120,17 @@ def build_schedule(
     return scheduler
 
 
+def notes_on_average(train: TrainConfig, steps: int) -> list[str]:
+    """What a user should know before a run of so many steps: an average of weights that will hardly leave its start."""
+    decay = train.ema_decay
+    if not 0 < decay < 1 or train.ema_warmup or steps == 0 or (left := decay**steps) < 0.05:
+        return []
+    return [
+        f"train.ema_decay={decay:g} is slow for {steps} steps: the averaged model, which is evaluated and kept in "
+        f"best.pt, is still {left:.0%} its starting weights at the end; {0.01 ** (1 / steps):.4g} would leave 1 %"
+    ]
+
+
 def plateau_of(scheduler: Scheduler | None) -> torch.optim.lr_scheduler.ReduceLROnPlateau | None:
     """What of a schedule depends on the run so far, and belongs into a checkpoint; None for all but plateau."""
     return scheduler.lr_scheduler if isinstance(scheduler, PlateauLRScheduler) else None

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ecoformer.engine import distributed
+
 
 def seed_everything(seed: int) -> None:
     """Seed python, numpy and torch (all devices)."""
@@ -14,7 +16,23 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def rng_state(device: torch.device) -> dict[str, Any]:
+def gathered_rng(device: torch.device) -> list[dict[str, Any]]:
+    """The states of every rank. Every rank must call it."""
+    return distributed.gather_objects(_rng_state(device))
+
+
+def restore_rng(states: list[dict[str, Any]] | None, device: torch.device) -> str | None:
+    """Put this rank's states back, and return a note if that cannot be; call it right before the steps."""
+    now = distributed.world_size()
+    # The global batch is the same, but it may be spread over another number of processes.
+    if states is not None and len(states) != now:
+        return f"resumed on {now} processes, was {len(states)}: augmentation and drop-path draw anew"
+    if states is not None:
+        _set_rng_state(states[distributed.rank()], device)
+    return None
+
+
+def _rng_state(device: torch.device) -> dict[str, Any]:
     """States of python, numpy, torch and, on a GPU, that device, as tensors and plain containers."""
     version, words, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
@@ -32,8 +50,8 @@ def rng_state(device: torch.device) -> dict[str, Any]:
     }
 
 
-def set_rng_state(state: dict[str, Any], device: torch.device) -> None:
-    """Restore what `rng_state` returned; a GPU state is ignored on a CPU, where nothing would draw from it."""
+def _set_rng_state(state: dict[str, Any], device: torch.device) -> None:
+    """Restore what `_rng_state` returned; a GPU state is ignored on a CPU, where nothing would draw from it."""
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
     name, keys, position, has_gauss, cached = state["numpy"]

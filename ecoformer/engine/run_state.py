@@ -4,7 +4,6 @@ A run can be resumed between two epochs and after any optimiser step within one.
 of what is saved here: weights, optimiser, step, position in the epoch, random states, callbacks.
 """
 
-import math
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -20,14 +19,14 @@ from torch import nn
 from ecoformer.config.schema import TrainConfig
 from ecoformer.engine import distributed, parallel
 from ecoformer.engine.batches import Position
+from ecoformer.engine.best import Best
 from ecoformer.engine.loggers import Logger, Stateful
 from ecoformer.engine.optim import plateau_of
-from ecoformer.engine.rng import rng_state, set_rng_state
-from ecoformer.engine.run_files import BEST, LAST, METRICS, PREVIOUS, TOP, make_room, read_intact, top_name
+from ecoformer.engine.rng import gathered_rng
+from ecoformer.engine.run_files import LAST, METRICS, PREVIOUS, make_room, read_intact
 from ecoformer.engine.same_run import require_same_run
 from ecoformer.engine.signals import StopSignals
 from ecoformer.errors import Interrupted
-from ecoformer.files import remove
 from ecoformer.model.checkpoint import load_checkpoint, load_weights, save_checkpoint
 
 
@@ -38,12 +37,9 @@ class RunState:
     Attributes:
         settings: what a resumed run must share with the one that wrote the checkpoint.
         config: stored in the checkpoints as it is; its `class_names` must be the same in a resumed run, too.
-        keep_top_k: how many of the best epochs are kept in top/.
         epoch, step: the epoch in hand; optimiser steps done.
         position: in the epoch in hand; None between epochs.
         latest: the "epoch" record of the latest epoch.
-        best: that of the best one, or the "evaluation" record where one within an epoch was better.
-        top: epoch and metric of the epochs in top/, best first.
         saved: epochs, and steps of the next, that last.pt holds.
         last_is_good: whether run_dir/last.pt was read or written by this process.
         elapsed_s: in earlier processes of this run.
@@ -63,15 +59,13 @@ class RunState:
     config: dict[str, Any]
     train: TrainConfig
     steps_per_epoch: int
-    keep_top_k: int = 0
+    best: Best
 
     epoch: int = 0
     step: int = 0
     position: Position | None = None
     skipped_batches: int = 0
-    best: dict[str, Any] | None = None
     latest: dict[str, Any] | None = None
-    top: list[dict[str, Any]] = field(default_factory=list)
     saved: tuple[int, int] | None = None
     last_is_good: bool = False
     elapsed_s: float = 0.0
@@ -82,25 +76,6 @@ class RunState:
     def evaluated(self) -> nn.Module:
         """The model that is evaluated and kept in best.pt: the average of the weights where the run has one."""
         return self.model if self.ema is None else self.ema.module
-
-    @property
-    def metric(self) -> str:
-        """The key of `train.eval_metric` in records."""
-        return f"val_{self.train.eval_metric}"
-
-    def takes_as_best(self, record: dict[str, Any]) -> bool:
-        """Whether a record has the best evaluation so far, which then is the run's; the first is."""
-        if record[self.metric] is None:
-            return False
-        if self.best is not None and self._rank(record) >= self._rank(self.best):
-            return False
-        self.best = record
-        return True
-
-    def _rank(self, record: dict[str, Any]) -> float:
-        """Smaller is better; what is no number is worse than any."""
-        rank = record[self.metric] if self.train.eval_metric == "loss" else -record[self.metric]
-        return math.inf if math.isnan(rank) else rank
 
     def duration_s(self) -> float:
         """Seconds spent on this run, in this process and in those it was resumed from."""
@@ -116,7 +91,7 @@ class RunState:
 
     def figures(self) -> dict[str, Any]:
         """The run's figures so far; see `Trainer.fit`. Epochs are 0 and rates of training absent without training."""
-        best, latest = self.best, self.latest
+        best, latest = self.best.record, self.latest
         if best is None or latest is None:  # stopped before its first evaluation
             return {}
         return {
@@ -132,7 +107,7 @@ class RunState:
         """What no rank knows alone: random states, figures of the epoch, sharded tensors. Every rank must call it."""
         return {
             "state": self._tensors() if parallel.holds_shares(self.model) else None,
-            "rng": distributed.gather_objects(rng_state(self.device)),
+            "rng": gathered_rng(self.device),
             "position": None if self.position is None else self.position.gathered(),
         }
 
@@ -158,9 +133,9 @@ class RunState:
         state = captured["state"] or self._tensors()
         weights = {"kind": "weights", **common, "model": state["ema"] or state["model"]}
         if is_best:
-            save_checkpoint(self.run_dir / BEST, {**weights, "metrics": self.best})
-        if captured["position"] is None and self.latest is not None and self.latest[self.metric] is not None:
-            self._keep_if_top(weights)
+            self.best.write(weights)
+        if captured["position"] is None:
+            self.best.write_if_top(self.latest, weights)
         training = {
             "optimizer": state["optimizer"],
             "scaler": self.scaler.state_dict(),
@@ -170,8 +145,8 @@ class RunState:
             "position": captured["position"],
             "callbacks": {callback.name: callback.state_dict() for callback in self.callbacks},
             "loggers": {logger.name: logger.state_dict() for logger in self.loggers},
-            "best": self.best,
-            "top": self.top,
+            "best": self.best.record,
+            "top": self.best.top,
             "skipped_batches": self.skipped_batches,
             "elapsed_s": self.duration_s(),
         }
@@ -180,17 +155,7 @@ class RunState:
         save_checkpoint(self.run_dir / LAST, content, self.run_dir / PREVIOUS if self.last_is_good else None)
         self.last_is_good = True
         self.saved = (completed, self.step - completed * self.steps_per_epoch)
-        for path in (self.run_dir / TOP).glob("epoch-*.pt"):
-            if path.name not in map(top_name, self.top):
-                remove(path)
-
-    def _keep_if_top(self, weights: dict[str, Any]) -> None:
-        """Write the epoch's weights if they are among the best; an equal earlier epoch goes before a later one."""
-        assert self.latest is not None
-        latest = {key: self.latest[key] for key in ("epoch", self.metric)}
-        self.top = sorted([*self.top, latest], key=self._rank)[: self.keep_top_k]
-        if latest in self.top:
-            save_checkpoint(self.run_dir / TOP / top_name(latest), weights)
+        self.best.remove_others()
 
     def when_asked_to_stop(self, signals: StopSignals) -> Callable[[], None]:
         """What the evaluation calls after each batch, so that a signal need not wait for its end to be obeyed.
@@ -234,31 +199,26 @@ class RunState:
         self.epoch, self.step = checkpoint["epoch"], checkpoint["step"]
         position = training.get("position")  # format version 1 had none
         self.position = None if position is None else Position.restored(position)
-        self.best, self.latest = training["best"], checkpoint["metrics"]
-        self.top, self.skipped_batches = training.get("top", []), training.get("skipped_batches", 0)
+        self.best.record, self.best.top = training["best"], training.get("top", [])
+        self.latest, self.skipped_batches = checkpoint["metrics"], training.get("skipped_batches", 0)
         self.saved = (self.epoch, 0 if position is None else position["steps"])
         self.last_is_good = path.resolve() == (self.run_dir / LAST).resolve()
         self.elapsed_s = training["elapsed_s"]
         self.restored_rng = training["rng"]
 
-    def restore_rng(self) -> str | None:
-        """Put this rank's random states back, and return a note if that cannot be; call it right before the steps."""
-        states, now = self.restored_rng, distributed.world_size()
-        # The global batch is the same, but it may be spread over another number of processes.
-        if states is not None and len(states) != now:
-            return f"resumed on {now} processes, was {len(states)}: augmentation and drop-path draw anew"
-        if states is not None:
-            set_rng_state(states[distributed.rank()], self.device)
-        return None
-
     def open_run_dir(self, resume: Path | None) -> list[str]:
-        """Make run_dir hold what was written before the first step to come, and nothing of another run; notes on it."""
-        notes = make_room(self.run_dir, resume, [f"{TOP}/{top_name(kept)}" for kept in self.top])
+        """Make run_dir hold what was written before the first step to come, and nothing of another run; notes on it.
+
+        Rank 0 alone does, and opens the loggers.
+        """
+        if not distributed.is_main():
+            return []
+        notes = make_room(self.run_dir, resume, self.best.top_files())
         if self.step > 0 and not (self.run_dir / METRICS).exists():
             notes.append(f"{self.run_dir} has no {METRICS} to go on with: it starts in epoch {self.epoch + 1}")
-        if not (self.run_dir / BEST).exists() and self.epoch < self.train.epochs:
-            self.best = None  # the next epoch writes one
-        self.top = [kept for kept in self.top if (self.run_dir / TOP / top_name(kept)).exists()]
+        self.best.forget_missing(epochs_follow=self.epoch < self.train.epochs)
+        for logger in self.loggers:
+            logger.open(self.run_dir, self.epoch if resume else None, self.config)
         return notes
 
     def what_is_saved(self) -> str:

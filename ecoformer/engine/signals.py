@@ -9,6 +9,9 @@ import time
 from types import FrameType, TracebackType
 from typing import Any
 
+import torch
+
+from ecoformer.engine import distributed
 from ecoformer.errors import Interrupted
 
 HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -42,6 +45,12 @@ class StopSignals:
     ) -> None:
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)
+
+    def obey(self, device: torch.device) -> None:
+        """End the run on all ranks if one of them got a signal; every rank must call it."""
+        received = torch.tensor([self.received or 0], device=device)
+        if signum := int(distributed.all_reduce_max(received)):
+            raise Interrupted(signum)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:

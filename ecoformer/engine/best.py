@@ -1,0 +1,73 @@
+"""Which evaluations of a run are the best so far: best.pt, the files in top/ and an early end follow from it."""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ecoformer.engine.run_files import BEST, TOP, top_name
+from ecoformer.files import remove
+from ecoformer.model.checkpoint import save_checkpoint
+
+
+@dataclass
+class Best:
+    """The best evaluation, and the best epochs of which the weights are kept.
+
+    Attributes:
+        run_dir: gets best.pt and top/.
+        metric: the key of `train.eval_metric` in records.
+        keep: how many of the best epochs are kept in top/.
+        record: the best "epoch" record, or the "evaluation" record where one within an epoch was better.
+        top: epoch and metric of the epochs in top/, best first.
+    """
+
+    run_dir: Path
+    metric: str
+    keep: int
+    record: dict[str, Any] | None = None
+    top: list[dict[str, Any]] = field(default_factory=list)
+
+    def takes(self, record: dict[str, Any]) -> bool:
+        """Whether a record has the best evaluation so far, which then is the run's; the first is."""
+        if record[self.metric] is None:
+            return False
+        if self.record is not None and self._rank(record) >= self._rank(self.record):
+            return False
+        self.record = record
+        return True
+
+    def write(self, weights: dict[str, Any]) -> None:
+        """Write best.pt."""
+        save_checkpoint(self.run_dir / BEST, {**weights, "metrics": self.record})
+
+    def write_if_top(self, latest: dict[str, Any] | None, weights: dict[str, Any]) -> None:
+        """Write the latest epoch's weights if they are among the best; an equal earlier epoch goes before a later."""
+        if latest is None or latest[self.metric] is None:
+            return
+        entry = {key: latest[key] for key in ("epoch", self.metric)}
+        self.top = sorted([*self.top, entry], key=self._rank)[: self.keep]
+        if entry in self.top:
+            save_checkpoint(self.run_dir / TOP / top_name(entry), weights)
+
+    def top_files(self) -> list[str]:
+        """The files in top/ of the best epochs, best first, with their folder."""
+        return [f"{TOP}/{top_name(entry)}" for entry in self.top]
+
+    def remove_others(self) -> None:
+        """Of what is in top/: the epochs that are no longer among the best."""
+        for path in (self.run_dir / TOP).glob("epoch-*.pt"):
+            if f"{TOP}/{path.name}" not in self.top_files():
+                remove(path)
+
+    def forget_missing(self, epochs_follow: bool) -> None:
+        """What has no file any more is not kept; without best.pt, and if epochs follow, the next writes one."""
+        if not (self.run_dir / BEST).exists() and epochs_follow:
+            self.record = None
+        files = self.top_files()
+        self.top = [entry for entry, file in zip(self.top, files, strict=True) if (self.run_dir / file).exists()]
+
+    def _rank(self, record: dict[str, Any]) -> float:
+        """Smaller is better; what is no number is worse than any."""
+        rank = record[self.metric] if self.metric == "val_loss" else -record[self.metric]
+        return math.inf if math.isnan(rank) else rank
