@@ -10,7 +10,8 @@ from ecoformer.config.schema import ARCHIVES, DataConfig
 from ecoformer.data.folders import shorten
 from ecoformer.data.hf_disk import read_split
 from ecoformer.data.shards import TRAIN_NAMES, VAL_NAMES, find_shards, shard_source
-from ecoformer.data.sources import LabelledSource, Splits, data_source
+from ecoformer.data.sources import data_source
+from ecoformer.data.splits import LabelledSource, Splits
 from ecoformer.errors import InputError
 
 CLASSES_FILE = "classes.txt"

@@ -12,8 +12,9 @@ from ecoformer.data.corrupt import CorruptImage
 from ecoformer.data.decode import EvalTransform, is_constant, read_image
 from ecoformer.data.faults import Audit, DataFault
 from ecoformer.data.folders import VAL_NAMES
+from ecoformer.data.hf_disk import is_saved
 from ecoformer.data.layouts import look_at_folders, look_at_rows, look_at_sequences, look_at_shards
-from ecoformer.data.sources import LabelledSource
+from ecoformer.data.splits import LabelledSource
 from ecoformer.errors import InputError
 
 Progress = Callable[[int, int], None]  # images done, of how many
@@ -55,7 +56,7 @@ def audit(data: DataConfig, *, with_train: bool = True, workers: int = 1, progre
 
 
 def _layout(root: Path) -> str:
-    if any((root / name).is_file() for name in ("dataset_dict.json", "state.json")):
+    if is_saved(root):
         return "hfds"
     if next(root.glob("**/*.tar"), None) is not None:
         return "webdataset"

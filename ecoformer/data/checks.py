@@ -1,7 +1,10 @@
 """Settings of the data that cannot work, refused before any image is read."""
 
+import numpy as np
+
 from ecoformer.config.keys import check_limits
 from ecoformer.config.schema import ARCHIVES, BUNDLED, SEQUENCES, AugmentConfig, DataConfig, TrainConfig
+from ecoformer.data.sequences import id_type
 from ecoformer.errors import InputError
 
 KEYS_OF: dict[str, tuple[str, ...]] = {  # sources that a key belongs to; "pixels" take those of their images
@@ -104,6 +107,30 @@ def check_augment(augment: AugmentConfig, *, in_memory: bool, splits: int = 0, s
             f"augment.crop_padding={augment.crop_padding} works on data held in memory: "
             "use augment.scale for image files, or set data.in_memory=true"
         )
+
+
+def held_in_memory(data: DataConfig, num_samples: int, vocab_size: int | None) -> bool:
+    """Whether so many samples are held in memory. Raises InputError where they should and do not fit."""
+    is_images = vocab_size is None
+    if vocab_size is None:
+        needed = num_samples * 3 * data.img_size**2
+    else:
+        assert data.seq_len is not None, "checked"
+        needed = num_samples * data.seq_len * np.dtype(id_type(vocab_size)).itemsize
+    limit = f"the limit is {MEMORY_LIMIT / 2**30:.0f} GiB"
+    if is_images and data.in_memory is None:
+        return data.img_size <= MEMORY_IMG_SIZE and needed <= MEMORY_LIMIT
+    if needed > MEMORY_LIMIT and not is_images:
+        raise InputError(
+            f"data.seq_len={data.seq_len} needs {needed / 2**30:.1f} GiB for {num_samples} samples, {limit}: lower it, "
+            "or data.max_train_samples"
+        )
+    if needed > MEMORY_LIMIT and data.in_memory:
+        raise InputError(
+            f"data.in_memory=true needs {needed / 2**30:.1f} GiB for {num_samples} images of {data.img_size} px, "
+            f"{limit}: set data.in_memory=false or lower data.img_size"
+        )
+    return not is_images or bool(data.in_memory)
 
 
 def check_batch(batch_size: int, world_size: int, num_train: int, samples: str = "images") -> None:

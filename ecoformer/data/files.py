@@ -21,7 +21,7 @@ from ecoformer.data.augment import derive_seed
 from ecoformer.data.corrupt import CorruptImage, CorruptImages
 from ecoformer.data.decode import grey, read_image
 from ecoformer.data.loader import BatchLoader, per_channel
-from ecoformer.data.sources import LabelledSource
+from ecoformer.data.splits import LabelledSource
 from ecoformer.errors import InputError
 
 log = logging.getLogger(__name__)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ecoformer.data.splits import Splits
 from ecoformer.errors import InputError
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp", ".gif", ".jfif")
@@ -63,14 +64,6 @@ class FolderScan:
         return notes
 
 
-@dataclass(frozen=True)
-class FoundFolders:
-    class_names: list[str]
-    train: FolderSource | None
-    val: FolderSource
-    notes: list[str]
-
-
 def scan_folder(split: Path, class_names: list[str] | None = None) -> FolderScan:
     """All files of a split, in the order of classes and paths. Links are followed, each folder once a class.
 
@@ -101,7 +94,7 @@ def class_names_of(split: Path) -> list[str]:
     return _class_folders(split)[0]
 
 
-def read_folders(root: Path, *, with_train: bool) -> FoundFolders:
+def read_folders(root: Path, *, with_train: bool) -> Splits:
     """Find ROOT/train and ROOT/val (else ROOT/test); class indices follow the sorted class names.
 
     Where only validation is asked for, ROOT may be a test set on its own, with the class folders in it.
@@ -130,7 +123,7 @@ def read_folders(root: Path, *, with_train: bool) -> FoundFolders:
     val = checked_scan(scan_folder(val_dir, class_names))
     scans = [scan for scan in (train, val) if scan is not None]
     notes = [note for scan in scans for note in scan.notes()]
-    return FoundFolders(class_names, None if train is None else train.source(), val.source(), notes)
+    return Splits(class_names, None if train is None else train.source(), val.source(), notes=notes)
 
 
 def too_few_classes(split: Path, class_names: list[str]) -> str | None:

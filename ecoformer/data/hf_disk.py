@@ -14,6 +14,12 @@ from ecoformer.data.shards import TRAIN_NAMES, VAL_NAMES
 from ecoformer.errors import InputError
 
 IMAGE_KEY, LABEL_KEY = "image", "label"
+OF_SPLITS, OF_ROWS = "dataset_dict.json", "state.json"  # what save_to_disk leaves in a folder
+
+
+def is_saved(root: Path) -> bool:
+    """Whether save_to_disk wrote a folder: splits of a dataset, or the rows of one."""
+    return (root / OF_SPLITS).is_file() or (root / OF_ROWS).is_file()
 
 
 class RowSource:
@@ -100,9 +106,9 @@ def split_names(root: Path) -> list[str]:
 
     Raises InputError if it is no dataset, or the datasets package is missing.
     """
-    if (root / "dataset_dict.json").is_file():
-        return sorted(name for name in os.listdir(root) if (root / name / "state.json").is_file())
-    if (root / "state.json").is_file():
+    if (root / OF_SPLITS).is_file():
+        return sorted(name for name in os.listdir(root) if (root / name / OF_ROWS).is_file())
+    if is_saved(root):
         return ["all"]
     with _reading(root) as datasets:
         return list(datasets.get_dataset_split_names(str(root)))
@@ -115,7 +121,7 @@ def _open(root: Path, split: str | None, wanted: tuple[str, ...], key: str, imag
         asked = f"{key}={split} is" if split else f"{' or '.join(wanted)} is"
         raise InputError(f"{asked} no split of data.root={root} (there: {', '.join(names)}): set {key}")
     with _reading(root) as datasets:
-        if (root / "dataset_dict.json").is_file() or chosen == "all":
+        if (root / OF_SPLITS).is_file() or chosen == "all":
             dataset = datasets.load_from_disk(str(root if chosen == "all" else root / chosen))
             if image_key in dataset.column_names:
                 dataset = dataset.cast_column(image_key, datasets.Image(decode=False))

@@ -1,11 +1,13 @@
 """Which class of the data is which output of the weights: names are compared wherever the two meet."""
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ecoformer.data.splits import Source, Splits
 from ecoformer.errors import InputError
 
 
@@ -60,6 +62,18 @@ def mapping_note(known: KnownClasses, found: Sequence[str], order: Sequence[int]
         f"classes are mapped by name: {where} sorts them in another order than {known.weights} "
         f"({found[index]} is class {order[index]} there, {index} here)"
     )
+
+
+def counted_as(known: KnownClasses, splits: Splits, where: str, sources: list[Source]) -> Splits:
+    """The splits, and `sources` in place, with the weights' class numbers; as they are where nothing is certain."""
+    found = splits.class_names
+    order = require_classes(known, found, where) if known.required else match_classes(known.names, found)
+    if order is None or (note := mapping_note(known, found, order, where)) is None:
+        return splits
+    for source in sources:
+        source.targets = np.asarray(order, np.int64)[source.targets]
+    names = [found[order.index(output)] for output in range(len(order))]
+    return replace(splits, class_names=names, notes=[*splits.notes, note])
 
 
 def difference_note(known: KnownClasses, found: Sequence[str], where: str) -> str | None:

@@ -16,7 +16,8 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from ecoformer.config.schema import IMAGENET_TESTS, DataConfig
 from ecoformer.data.folders import VAL_NAMES, FolderSource, checked_scan, class_names_of, scan_folder
 from ecoformer.data.identity import KnownClasses
-from ecoformer.data.sources import Source, Splits, data_source
+from ecoformer.data.sources import data_source
+from ecoformer.data.splits import Source, Splits
 from ecoformer.errors import InputError
 
 PART = {"imagenet_a": "imagenet_a_synsets.txt", "imagenet_r": "imagenet_r_synsets.txt"}  # which have 200 of the classes

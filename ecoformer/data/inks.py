@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from ecoformer.config.schema import DataConfig
-from ecoformer.data.sources import ArraySource, Splits, data_source, load_digits
+from ecoformer.data.sources import ArraySource, data_source, load_digits
+from ecoformer.data.splits import Splits
 from ecoformer.errors import InputError
 
 INKS = 4

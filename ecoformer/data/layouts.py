@@ -14,7 +14,8 @@ from ecoformer.data.folders import VAL_NAMES, FolderSource, class_names_of, scan
 from ecoformer.data.hf_disk import read_split, split_names
 from ecoformer.data.sequences import SequenceSource
 from ecoformer.data.shards import IMAGE_KEYS, LABEL_KEY, TRAIN_NAMES, ShardSource, find_shards, index_shards
-from ecoformer.data.sources import SOURCES, LabelledSource
+from ecoformer.data.sources import SOURCES
+from ecoformer.data.splits import LabelledSource
 from ecoformer.errors import InputError
 
 EXAMPLE = 100  # symbols that are shown of a sequence

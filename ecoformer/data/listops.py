@@ -18,7 +18,8 @@ from ecoformer.config.schema import DataConfig
 from ecoformer.data.augment import derive_seed
 from ecoformer.data.id_files import load_ids
 from ecoformer.data.sequences import SequenceSource
-from ecoformer.data.sources import Splits, data_source
+from ecoformer.data.sources import data_source
+from ecoformer.data.splits import Splits
 from ecoformer.data.subset import held_out
 from ecoformer.data.tables import rows, split_files
 from ecoformer.errors import InputError

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ecoformer.config.schema import AugmentConfig
 from ecoformer.data.augment import BatchKey, Mix, crop_and_flip, derive_seed, erase, normalize
 
 
@@ -23,6 +24,23 @@ class TrainPlan:
     random_erase: float = 0.0
     mix: Mix | None = None
     repeats: int = 1
+
+    @classmethod
+    def of(cls, augment: AugmentConfig, smoothing: float, seed: int, num_classes: int, in_memory: bool) -> "TrainPlan":
+        """What the config asks for, less what is done to files as they are read."""
+        mix = None
+        if augment.mixup > 0 or augment.cutmix > 0:
+            how = (augment.mixup, augment.cutmix, augment.mix_prob, augment.mix_switch_prob)
+            mix = Mix(*how, num_classes, smoothing, augment.mixup_off_epoch)
+        return cls(
+            seed=seed,
+            hflip=augment.hflip if in_memory else 0.0,  # files are flipped before RandAugment, by timm's transform
+            vflip=augment.vflip if in_memory else 0.0,
+            crop_padding=augment.crop_padding,
+            random_erase=augment.random_erase,
+            mix=mix,
+            repeats=max(1, augment.repeats),
+        )
 
 
 Finish = Callable[[torch.Tensor, torch.Tensor, BatchKey | None], tuple[torch.Tensor, torch.Tensor]]

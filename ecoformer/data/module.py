@@ -8,16 +8,17 @@ import torch
 
 from ecoformer.config.schema import SEQUENCES, AugmentConfig, DataConfig, TrainConfig
 from ecoformer.data import archives, imagenet, inks, listops, pixels, texts  # noqa: F401  they register their sources
-from ecoformer.data.augment import Mix, derive_seed
-from ecoformer.data.checks import MEMORY_IMG_SIZE, MEMORY_LIMIT, check_augment, check_batch, check_data, require_seq_len
+from ecoformer.data.augment import derive_seed
+from ecoformer.data.checks import check_augment, check_batch, check_data, held_in_memory, require_seq_len
 from ecoformer.data.corrupt import CorruptImages
 from ecoformer.data.decode import EvalTransform
 from ecoformer.data.files import FileLoader, train_transform
-from ecoformer.data.identity import KnownClasses, mapping_note, match_classes, require_classes
+from ecoformer.data.identity import KnownClasses, counted_as
 from ecoformer.data.loader import BatchLoader, FinishImages, MemoryLoader, TrainPlan, finish_ids, per_channel
 from ecoformer.data.reading import Reader
-from ecoformer.data.sequences import SequenceSource, id_type
-from ecoformer.data.sources import SOURCES, Source, Splits
+from ecoformer.data.sequences import SequenceSource
+from ecoformer.data.sources import SOURCES
+from ecoformer.data.splits import Source, Splits
 from ecoformer.data.subset import split_off, take
 from ecoformer.errors import InputError
 
@@ -115,7 +116,7 @@ def build_data(
         check_augment(augment, in_memory=True, splits=train.aug_splits, sequences=f"data={data.name}")
     splits, train_source = _find(data, world_size, with_train, known)
     sources = [train_source, splits.val] if with_loader and train_source is not None else [splits.val]
-    in_memory = _in_memory(data, sum(map(len, sources)), splits.vocab_size)
+    in_memory = held_in_memory(data, sum(map(len, sources)), splits.vocab_size)
     mean, std = per_channel(data.mean or splits.mean, in_chans), per_channel(data.std or splits.std, in_chans)
     transform = EvalTransform(data.img_size, data.crop_pct or splits.crop_pct, data.interpolation, in_chans)
     reader = Reader(transform, CorruptImages(data.max_corrupt), splits.vocab_size, data.seq_len)
@@ -137,13 +138,15 @@ def build_data(
 
     train_loader, num_train = None, 0 if train_source is None else len(train_source)
     if train_source is not None and with_loader:
-        of = f"data={data.name}" if sequences else None
-        check_augment(augment, in_memory=in_memory, splits=train.aug_splits, sequences=of)
-        check_batch(train.batch_size, world_size, num_train, "samples" if sequences else "images")
-        plan = _train_plan(augment, train.smoothing, seed, len(splits.class_names), in_memory)
+        if data.name not in SEQUENCES:
+            of = f"data={data.name}" if sequences else None
+            check_augment(augment, in_memory=in_memory, splits=train.aug_splits, sequences=of)
+        noun = "samples" if sequences else "images"
+        check_batch(train.batch_size, world_size, num_train, noun)
+        plan = TrainPlan.of(augment, train.smoothing, seed, len(splits.class_names), in_memory)
         train_loader = loader("train", train_source, plan, train.batch_size)
         num_train = len(train_loader.targets)  # broken ones are left out of memory
-        check_batch(train.batch_size, world_size, num_train, "samples" if sequences else "images")
+        check_batch(train.batch_size, world_size, num_train, noun)
     val_loader = loader("val", splits.val, None, train.eval_batch_size or train.batch_size)
     return DataModule(
         name=data.name,
@@ -188,7 +191,7 @@ def _find(
     train = take(splits.train, data.max_train_samples) if with_train and splits.train is not None else None
     splits = replace(splits, val=take(splits.val, data.max_val_samples))
     if known is not None:
-        splits = _counted_as(known, splits, where_of(data), [s for s in (train, splits.val) if s is not None])
+        splits = counted_as(known, splits, where_of(data), [s for s in (train, splits.val) if s is not None])
     return splits, train
 
 
@@ -204,55 +207,3 @@ def _cut_notes(data: DataConfig, sources: dict[str, Source | None]) -> list[str]
 def where_of(data: DataConfig) -> str:
     """What a message calls the data."""
     return f"data={data.name}" if data.root is None else f"data.root={data.root}"
-
-
-def _counted_as(known: KnownClasses, splits: Splits, where: str, sources: list[Source]) -> Splits:
-    """The splits, and `sources` in place, with the weights' class numbers; as they are where nothing is certain."""
-    found = splits.class_names
-    order = require_classes(known, found, where) if known.required else match_classes(known.names, found)
-    if order is None:
-        return splits
-    note = mapping_note(known, found, order, where)
-    if note is None:
-        return splits
-    for source in sources:
-        source.targets = np.asarray(order, np.int64)[source.targets]
-    names = [found[order.index(output)] for output in range(len(order))]
-    return replace(splits, class_names=names, notes=[*splits.notes, note])
-
-
-def _in_memory(data: DataConfig, num_images: int, vocab_size: int | None) -> bool:
-    if vocab_size is not None:
-        assert data.seq_len is not None, "checked"
-        needed = num_images * data.seq_len * np.dtype(id_type(vocab_size)).itemsize
-        if needed > MEMORY_LIMIT:
-            raise InputError(
-                f"data.seq_len={data.seq_len} needs {needed / 2**30:.1f} GiB for {num_images} samples, the limit is "
-                f"{MEMORY_LIMIT / 2**30:.0f} GiB: lower it, or data.max_train_samples"
-            )
-        return True
-    needed = num_images * 3 * data.img_size**2
-    if data.in_memory is None:
-        return data.img_size <= MEMORY_IMG_SIZE and needed <= MEMORY_LIMIT
-    if data.in_memory and needed > MEMORY_LIMIT:
-        raise InputError(
-            f"data.in_memory=true needs {needed / 2**30:.1f} GiB for {num_images} images of {data.img_size} px, "
-            f"the limit is {MEMORY_LIMIT / 2**30:.0f} GiB: set data.in_memory=false or lower data.img_size"
-        )
-    return data.in_memory
-
-
-def _train_plan(augment: AugmentConfig, smoothing: float, seed: int, num_classes: int, in_memory: bool) -> TrainPlan:
-    mix = None
-    if augment.mixup > 0 or augment.cutmix > 0:
-        how = (augment.mixup, augment.cutmix, augment.mix_prob, augment.mix_switch_prob)
-        mix = Mix(*how, num_classes, smoothing, augment.mixup_off_epoch)
-    return TrainPlan(
-        seed=seed,
-        hflip=augment.hflip if in_memory else 0.0,  # files are flipped before RandAugment, by timm's transform
-        vflip=augment.vflip if in_memory else 0.0,
-        crop_padding=augment.crop_padding,
-        random_erase=augment.random_erase,
-        mix=mix,
-        repeats=max(1, augment.repeats),
-    )

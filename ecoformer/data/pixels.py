@@ -8,7 +8,8 @@ from ecoformer.config.keys import one_of
 from ecoformer.config.schema import ARCHIVES, SEQUENCES, DataConfig
 from ecoformer.data.folders import FolderSource
 from ecoformer.data.sequences import BYTES
-from ecoformer.data.sources import CIFAR, SOURCES, Splits, data_source
+from ecoformer.data.sources import CIFAR, SOURCES, data_source
+from ecoformer.data.splits import Splits
 from ecoformer.data.subset import held_out
 from ecoformer.errors import InputError
 

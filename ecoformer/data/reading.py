@@ -10,7 +10,7 @@ import torch
 from ecoformer.data.corrupt import CorruptImages
 from ecoformer.data.decode import EvalTransform, decode_images
 from ecoformer.data.sequences import SequenceSource, grey_ids
-from ecoformer.data.sources import Source
+from ecoformer.data.splits import Source
 
 
 @dataclass(frozen=True)

@@ -3,51 +3,23 @@
 import logging
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ecoformer.config.schema import DATA_NAMES, DataConfig
-from ecoformer.data.decode import ImageSource
 from ecoformer.data.folders import VAL_NAMES, read_folders
-from ecoformer.data.sequences import SequenceSource
+from ecoformer.data.splits import Splits
 from ecoformer.errors import InputError, one_line
 
 log = logging.getLogger(__name__)
 IMAGENET_CLASSES = 1000
 DIGITS_SPLIT_SEED = 0  # constants, so that every run of every seed has the same validation images
 DIGITS_VAL_SHARE = 0.2
-
-
-class LabelledSource(ImageSource, Protocol):
-    """An `ImageSource` with `targets`: one class index per image, int64."""
-
-    targets: np.ndarray
-
-
-Source = LabelledSource | SequenceSource
-
-
-@dataclass(frozen=True)
-class Splits:
-    """A data set as it was found. `train` is None where only validation was asked for.
-
-    With a `vocab_size` its samples are sequences, whose ids lie below it; images among them are read as grey pixels.
-    """
-
-    class_names: list[str]
-    train: Source | None
-    val: Source
-    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)  # of images; ids are taken as they are
-    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    crop_pct: float = 1.0  # what to evaluate at when the config leaves it open
-    notes: list[str] = field(default_factory=list)  # what was passed over
-    vocab_size: int | None = None
-
 
 Opener = Callable[..., Splits]
 SOURCES: dict[str, Opener] = {}
@@ -150,7 +122,7 @@ def load_cifar(data: DataConfig, *, world_size: int, with_train: bool, **_: Any)
                 f"data.root={root} has {len(found.class_names)} classes, {name} has {facts.num_classes}: "
                 "check data.root, or use data=folder"
             )
-        return Splits(found.class_names, found.train, found.val, facts.mean, facts.std, notes=found.notes)
+        return replace(found, mean=facts.mean, std=facts.std)
     if not unpacked and not download:
         state = "does not exist" if not path.exists() else f"holds neither {facts.archive}/ nor train/ and test/"
         raise InputError(f"data.root={root} {state}: correct data.root, or set data.download=true")
@@ -193,8 +165,8 @@ def load_folder(data: DataConfig, *, with_train: bool, **_: Any) -> Splits:
     if data.root is None:
         raise InputError(f"data={data.name} needs data.root: set it to the folder that holds train/ and val/")
     found = read_folders(Path(os.path.expanduser(data.root)), with_train=with_train)
-    names, mean, std = found.class_names, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-    if data.name == "imagenet" and len(names) != IMAGENET_CLASSES:
-        held = f"{len(names)} of ImageNet's {IMAGENET_CLASSES} classes"
-        log.warning("data.root=%s holds %s: the model gets %d outputs", data.root, held, len(names))
-    return Splits(names, found.train, found.val, mean, std, crop_pct=0.875, notes=found.notes)
+    number = len(found.class_names)
+    if data.name == "imagenet" and number != IMAGENET_CLASSES:
+        held = f"{number} of ImageNet's {IMAGENET_CLASSES} classes"
+        log.warning("data.root=%s holds %s: the model gets %d outputs", data.root, held, number)
+    return replace(found, mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD, crop_pct=0.875)

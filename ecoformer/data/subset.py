@@ -7,7 +7,7 @@ from PIL import Image
 
 from ecoformer.config.schema import DataConfig
 from ecoformer.data.sequences import SequenceSource
-from ecoformer.data.sources import LabelledSource, Source
+from ecoformer.data.splits import LabelledSource, Source
 from ecoformer.errors import InputError
 
 SUBSET_SEED = 0  # a constant: max_train_samples=N means the same samples in every run

@@ -6,10 +6,11 @@ from typing import Any
 
 from ecoformer.config.schema import DataConfig
 from ecoformer.data.folders import class_names_of, of_system
-from ecoformer.data.hf_disk import LABEL_KEY, read_texts, split_names
+from ecoformer.data.hf_disk import LABEL_KEY, is_saved, read_texts, split_names
 from ecoformer.data.id_files import load_ids
 from ecoformer.data.sequences import BYTES, SequenceSource, class_numbers
-from ecoformer.data.sources import Splits, data_source
+from ecoformer.data.sources import data_source
+from ecoformer.data.splits import Splits
 from ecoformer.data.subset import held_out
 from ecoformer.data.tables import SPLITS, TABLES, lines, rows, split_files
 from ecoformer.errors import InputError
@@ -58,7 +59,7 @@ def _read(data: DataConfig, root: Path) -> tuple[dict[str, Texts], list[str]]:
         return _table(data, root), []
     if tables := split_files(root, *(f"{{}}{ending}" for ending in TABLES)):
         return {split: _rows(data, path) for split, path in tables.items()}, []
-    if any((root / name).is_file() for name in ("dataset_dict.json", "state.json")):
+    if is_saved(root):
         return _dataset(data, root), []
     if folders := split_files(root, "{}"):
         return _folders(folders)
