@@ -145,6 +145,24 @@ def binarised(x):
     return passing + (torch.where(x < 0, -1.0, 1.0) - passing).detach()
 
 
+def signed(module, q, k, v):
+    scores = binarised(q) @ binarised(k).mT / math.sqrt(q.shape[-1])
+    if module.spec.form != "signs":
+        scores = scores * q.abs().mean(dim=(2, 3), keepdim=True) * k.abs().mean(dim=(2, 3), keepdim=True)
+    if module.spec.form in ("grid", "line"):
+        scores = scores + position_bias(module, q.shape[2])
+    return softmax(scores) @ v
+
+
+def position_bias(module, num_tokens):
+    """Looked up pair by pair in each head's table of (rows apart, columns apart)."""
+    height, width = module.grid
+    table = module.position_bias.view(module.num_heads, 2 * height - 1, 2 * width - 1)
+    places = [divmod(token, width) for token in range(num_tokens)]
+    pairs = [[table[:, r - y + height - 1, c - x + width - 1] for r, c in places] for y, x in places]
+    return torch.stack([torch.stack(row, dim=1) for row in pairs], dim=1)
+
+
 def mixed(module, q, k, v):
     values = module.key_mix if module.value_mix is None else module.value_mix
     return softmax(q @ (module.key_mix @ k).mT / math.sqrt(q.shape[-1])) @ (values @ v)
@@ -168,7 +186,7 @@ def rectified(module, q, k, v):
 NAIVE = {
     "msa": lambda module, q, k, v: softmax(q @ k.mT / math.sqrt(q.shape[-1])) @ v,
     "msa_shared_qk": lambda module, q, k, v: softmax(q @ q.mT / math.sqrt(q.shape[-1])) @ v,
-    "binary_qk": lambda module, q, k, v: softmax(binarised(q) @ binarised(k).mT / math.sqrt(q.shape[-1])) @ v,
+    "binary_qk": signed,
     "uniform": lambda module, q, k, v: softmax(0 * q @ k.mT) @ v,
     "none": lambda module, q, k, v: v,
     "relu_linear": rectified,
