@@ -3,9 +3,10 @@
     python examples/segmentation.py run --data DIR --out OUT [--init RUN/best.pt] [--device cuda]
     python examples/segmentation.py time --out OUT                   # adds milliseconds to OUT's table
 
-DIR is CamVid as SegNet lays it out (train/, trainannot/, test/, testannot/, PNG, masks of class numbers, 11 = void), or
-photographs in train/CLASS/ and val/CLASS/, of which mosaics are made. `generated` draws scenes instead; what a patch of
-ground is depends on whether a thing of its hue stands anywhere.
+DIR is CamVid as SegNet lays it out (train/, trainannot/, test/, testannot/, masks as PNG of class numbers, 11 = void);
+or another folder laid out so, with the names of its K classes in classes.txt (void: K or 255); or photographs in
+train/CLASS/ and val/CLASS/, of which mosaics are made. `generated` draws scenes instead; what a patch of ground is
+depends on whether a thing of its hue stands anywhere.
 
 Stock attention and MSA are trained for --steps each from the same start: the backbone of a run with --init, else
 random. Each setting, SOURCE/KIND:key=value,..., is a source with its attention converted and codes fitted to training
@@ -36,7 +37,7 @@ from ecoformer.report.figures import panels, save_figure
 from ecoformer.run.start import model_of_run, read_run
 
 WIDTH, SHOWN, SIZES = 64, 4, (480, 720, 1024)
-PALETTE = "70aed3 b07050 777777 8a4fa3 d4a8c7 3f8f3f e0b020 c02020 2f4fa0 f07850 20b0a0 ffffff"
+PALETTE = "70aed3 b07050 777777 8a4fa3 d4a8c7 3f8f3f e0b020 c02020 2f4fa0 f07850 20b0a0"
 MEAN, DEVIATION = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[:, :, None, None] * 255
 SETTINGS = ["stock/stock", "stock/distilled:num_features=32", "msa/msa", "msa/ecoformer", "msa/ecoformer_tuned"]
 SETTINGS += ["msa/distilled:num_features=32", "msa/uniform", "msa/none"]
@@ -155,7 +156,8 @@ def segment(args):
 
 def picture(out, images, masks, shown, rows):
     """The first test images, their masks, and what each row's model makes of them in the end."""
-    colours = np.array([list(bytes.fromhex(colour)) for colour in PALETTE.split()], np.uint8)
+    colours = np.resize([list(bytes.fromhex(colour)) for colour in PALETTE.split()], (256, 3)).astype(np.uint8)
+    colours[VOID] = 255
     heads = ["image", "mask", *(row["setting"].partition(":")[0] for row in rows)]
     figure, axes = panels(len(shown[0]), len(heads), (1.5 * len(heads), 1.4 * len(shown[0])))
     for number, axis in enumerate(axes):
@@ -212,9 +214,9 @@ def run(args):
 def main(p):
     p.add_argument("part", choices=("run", "time"))
     p.add_argument("--out", type=Path, required=True, help="folder for what it leaves")
-    p.add_argument("--data", default="generated", help="folder of CamVid or of photographs, or `generated` (default)")
+    p.add_argument("--data", default="generated", help="folder as above, or `generated` (default)")
     p.add_argument(
-        "--size", type=positive, nargs=2, metavar=("HEIGHT", "WIDTH"), help="of images; but for CamVid: 96 96"
+        "--size", type=positive, nargs=2, metavar=("HEIGHT", "WIDTH"), help="of images; 96 96 where there are no masks"
     )
     p.add_argument("--init", type=Path, metavar="RUN", help="best.pt of a stock pvt_v2_b0: its backbone's weights")
     p.add_argument("--settings", nargs="+", default=SETTINGS, help=f"default: {' '.join(SETTINGS)}")

@@ -1,7 +1,7 @@
-"""What segmentation.py learns: CamVid from a folder, mosaics of photographs, or generated scenes, all in memory.
+"""What segmentation.py learns: a folder of images and masks, mosaics of photographs, or generated scenes.
 
-Images (N, 3, Y, X) and masks (N, Y, X) are bytes. Classes are numbers in the order of CAMVID, of folders of photographs
-or of SCENE; 11 is void, pixels that people left out.
+Images (N, 3, Y, X) and masks (N, Y, X) are bytes in memory. Classes are numbers in the order of CAMVID, of a folder's
+classes.txt, of folders of photographs or of SCENE; 255 is void, pixels that people left out.
 """
 
 from functools import partial
@@ -13,19 +13,19 @@ from PIL import Image, ImageOps
 
 from ecoformer import InputError
 from ecoformer.data.decode import read_image
-from ecoformer.data.folders import read_folders
+from ecoformer.data.folders import IMAGE_SUFFIXES, read_folders
 
 CAMVID = ["sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "cyclist"]
 SCENE = ["sky", "wall", "ground", "disc", "box", "triangle", "pole", "twin", "single"]
-VOID = 11
+VOID = 255
 
 
 def read(data, size, number):
     """What the data are, the names of their classes, and images and masks to train on and to test on.
 
     Args:
-        data: "generated", a folder of photographs as train/CLASS/ and val/CLASS/, or CamVid's.
-        size: (Y, X), or None for 96 x 96, of CamVid that of its files.
+        data: "generated", a folder of photographs as train/CLASS/ and val/CLASS/, or one of images and masks.
+        size: (Y, X), or None for 96 x 96, of images with masks that of their files.
         number: how many scenes or mosaics to train on; a fifth of them are to test on.
     """
     if size is not None and min(size) < 32:
@@ -34,7 +34,8 @@ def read(data, size, number):
     if data == "generated":
         return data, SCENE, scenes(number, new_size, 1), scenes(fewer, new_size, 2)
     if not any(folder.glob("train/*/")):
-        return "CamVid", CAMVID, camvid(folder, "train", size), camvid(folder, "test", size)
+        kind, classes = classes_of(folder)
+        return kind, classes, *(annotated(folder, split, size, len(classes)) for split in ("train", "test"))
     found = read_folders(folder, with_train=True)
     if (classes := len(found.class_names)) > VOID:
         raise InputError(f"--data {folder} has {classes} classes: give photographs of at most {VOID}")
@@ -42,32 +43,53 @@ def read(data, size, number):
     return "mosaics", found.class_names, training, test
 
 
-def camvid(folder, split, size):
-    """Images (N, 3, Y, X) and masks (N, Y, X) of a split, as bytes, resized to `size` if it is given."""
+def classes_of(folder):
+    """What a folder of images and masks is called, and its classes: lines of classes.txt, without it CamVid's."""
+    place = folder / "classes.txt"
+    if not place.exists():
+        return "CamVid", CAMVID
+    try:
+        classes = place.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{place} cannot be read: {error}") from error
+    classes = [line.strip() for line in classes if line.strip()]
+    if not 1 < len(classes) <= VOID or len(set(classes)) < len(classes):
+        raise InputError(f"{place} has {len(classes)} lines: give 2 to {VOID} classes, one a line, each once")
+    return folder.name, classes
+
+
+def annotated(folder, split, size, num_classes):
+    """Images (N, 3, Y, X) and masks (N, Y, X) of SPLIT/ and SPLITannot/, as bytes, resized to `size` if it is given.
+
+    Masks are PNG of class numbers; `num_classes` (CamVid's 11) and 255 are void.
+    """
     found = []
-    for path in sorted((folder / split).glob("*.png")):
-        place = folder / f"{split}annot" / path.name
+    for path in sorted(each for each in (folder / split).glob("*.*") if each.suffix.lower() in IMAGE_SUFFIXES):
+        place = folder / f"{split}annot" / f"{path.stem}.png"
         if not place.is_file():
-            raise InputError(f"--data {folder}: {split}/{path.name} has no mask {place.parent.name}/{path.name}")
+            raise InputError(f"--data {folder}: {split}/{path.name} has no mask {place.parent.name}/{place.name}")
         try:
             image, mask = Image.open(path).convert("RGB"), Image.open(place)
             mask.load()
         except OSError as error:
             raise InputError(f"--data {folder}: {split}/{path.name} or its mask cannot be read: {error}") from error
-        if mask.mode not in ("L", "P") or image.size != mask.size or np.max(mask) > VOID:
-            raise InputError(f"{place} is no mask of class numbers 0 to {VOID} of its image's size")
+        numbers = np.array(mask)
+        if mask.mode not in ("L", "P") or image.size != mask.size or ((numbers > num_classes) & (numbers < VOID)).any():
+            raise InputError(f"{place} is no mask of class numbers 0 to {num_classes} and {VOID} of its image's size")
+        numbers[numbers == num_classes] = VOID
+        mask = Image.fromarray(numbers)
         if size is not None:
             image, mask = image.resize(size[::-1], Image.Resampling.BILINEAR), mask.resize(size[::-1], 0)
         found.append((torch.from_numpy(np.array(image)).permute(2, 0, 1), torch.from_numpy(np.array(mask))))
     if not found:
-        raise InputError(f"--data {folder}: no PNG in {split}/; give CamVid as SegNet lays it out, or `generated`")
+        raise InputError(f"--data {folder}: no image in {split}/; give CamVid as SegNet lays it out, or `generated`")
     if len({image.shape for image, _ in found}) > 1:
         raise InputError(f"--data {folder}: images of {split}/ have several sizes; give --size HEIGHT WIDTH")
     return stacked(found)
 
 
 def mosaics(photographs, number, size, seed):
-    """Images and masks as `camvid` gives them, of photographs of at most 11 classes (an ecoformer.data.FolderSource).
+    """Images and masks as `annotated` gives them, of photographs in classes (an ecoformer.data.FolderSource).
 
     Every quarter of an image has a point, a pixel belongs to the nearest, and a photograph fills the box around what
     belongs to a point. So a region shows most of a photograph, and its class is that of the photograph.
@@ -93,7 +115,7 @@ def mosaics(photographs, number, size, seed):
 
 
 def scenes(number, size, seed):
-    """Images and masks as `camvid` gives them: sky, wall and ground, two things, and three patches of ground.
+    """Images and masks as `annotated` gives them: sky, wall and ground, two things, and three patches of ground.
 
     A patch is a `twin` if a thing of its hue is anywhere in the image, else `single`: neither looks like its class.
     """

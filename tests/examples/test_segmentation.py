@@ -39,9 +39,10 @@ def data(monkeypatch):
 
 @pytest.fixture
 def folder(data, tmp_path):
-    """CamVid's layout, with scenes in it."""
+    """CamVid's layout, with scenes in it; void is 11."""
     for split, seed in (("train", 1), ("test", 2)):
-        for name, image, mask in zip("abc", *data.scenes(3, (64, 96), seed), strict=True):
+        images, masks = data.scenes(3, (64, 96), seed)
+        for name, image, mask in zip("abc", images, masks.masked_fill(masks == data.VOID, 11), strict=True):
             for place, pixels in ((split, image.permute(1, 2, 0)), (f"{split}annot", mask)):
                 path = tmp_path / place / f"{name}.png"
                 path.parent.mkdir(exist_ok=True)
@@ -50,11 +51,28 @@ def folder(data, tmp_path):
 
 
 def test_the_published_layout_is_read_as_it_is(data, folder):
-    images, masks = data.camvid(folder, "train", None)
+    images, masks = data.annotated(folder, "train", None, 11)
     expected_images, expected_masks = data.scenes(3, (64, 96), 1)
     assert torch.equal(images, expected_images) and torch.equal(masks, expected_masks)
-    small, halved = data.camvid(folder, "test", (32, 48))
-    assert small.shape == (3, 3, 32, 48) and set(halved.unique().tolist()) <= {*range(9), 11}
+    small, halved = data.annotated(folder, "test", (32, 48), 11)
+    assert small.shape == (3, 3, 32, 48) and set(halved.unique().tolist()) <= {*range(9), data.VOID}
+
+
+def test_other_folders_name_their_classes(data, folder):
+    """Any number of classes, void as 255 or as the number of classes, images of every kind."""
+    names = [f"kind {number}" for number in range(150)]
+    (folder / "classes.txt").write_text("\n".join(names) + "\n")
+    for split in ("train", "test"):
+        for name in "abc":
+            Image.open(folder / split / f"{name}.png").save(folder / split / f"{name}.JPG", "JPEG")
+            (folder / split / f"{name}.png").unlink()
+    numbers = np.arange(64 * 96, dtype=np.uint8).reshape(64, 96) % 152
+    numbers[numbers == 151] = 255
+    Image.fromarray(numbers).save(folder / "trainannot" / "a.png")
+    kind, classes, (images, masks), _ = data.read(folder, None, 1)
+    assert (kind, classes) == (folder.name, names) and images.shape == (3, 3, 64, 96)
+    assert (masks[0][numbers >= 150] == data.VOID).all()
+    assert torch.equal(masks[0][numbers < 150], torch.from_numpy(numbers[numbers < 150]))
 
 
 def test_scenes_say_whose_hue_is_where(data):
@@ -86,8 +104,8 @@ def test_mosaics_show_photographs_of_the_class_that_they_say(data, photographs):
     images, masks = data.mosaics(source, 8, (48, 64), 3)
     again = data.mosaics(source, 8, (48, 64), 3)
     assert torch.equal(images, again[0]) and torch.equal(masks, again[1])
-    assert images.shape == (8, 3, 48, 64) and set(masks.unique().tolist()) == {0, 1, 11}
-    assert (masks == 11).float().mean() < 0.2
+    assert images.shape == (8, 3, 48, 64) and set(masks.unique().tolist()) == {0, 1, data.VOID}
+    assert (masks == data.VOID).float().mean() < 0.2
     for number, shade in enumerate((50, 200)):
         assert (images.movedim(1, -1)[masks == number] == shade).all()
 
@@ -99,16 +117,15 @@ def test_a_run_on_photographs(example, photographs, tmp_path, capsys):
     assert content["run"]["data"] == "mosaics" and list(content["rows"][0]["ious"]) == ["a", "b"]
     (photographs / "val" / "b" / "1.png").write_bytes(b"no")
     assert example.main(run) == 2
-    for number in range(10):
-        shutil.copytree(photographs / "train" / "a", photographs / "train" / f"c{number}")
-        shutil.copytree(photographs / "val" / "a", photographs / "val" / f"c{number}")
+    for number, split in itertools.product(range(254), ("train", "val")):
+        (photographs / split / f"c{number}").symlink_to(photographs / split / "a")
     assert example.main(run) == 2
     damaged, many = capsys.readouterr().err.splitlines()
-    assert "b/1.png" in damaged and "12 classes: give photographs of at most 11" in many
+    assert "b/1.png" in damaged and "256 classes: give photographs of at most 255" in many
 
 
 def test_iou_by_hand(example):
-    masks = torch.tensor([[[0, 0, 1], [1, 11, 3]]], dtype=torch.uint8)
+    masks = torch.tensor([[[0, 0, 1], [1, 255, 3]]], dtype=torch.uint8)
     found = torch.tensor([[[0, 1, 1], [1, 0, 0]]], dtype=torch.uint8)
     ious = example.class_ious(found, masks, 4)
     assert ious[:2].tolist() == pytest.approx([1 / 3, 2 / 3]) and ious[3] == 0  # the void pixel is nobody's
@@ -155,13 +172,18 @@ def test_a_run_on_images_gives_its_backbone(example, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda d: shutil.rmtree(d / "train"), "no PNG in train/; give CamVid as SegNet lays it out"),
+        (lambda d: shutil.rmtree(d / "train"), "no image in train/; give CamVid as SegNet lays it out"),
         (lambda d: (d / "trainannot" / "b.png").unlink(), "train/b.png has no mask trainannot/b.png"),
-        (lambda d: Image.new("RGB", (96, 64)).save(d / "trainannot" / "b.png"), "is no mask of class numbers 0 to 11"),
+        (
+            lambda d: Image.new("RGB", (96, 64)).save(d / "trainannot" / "b.png"),
+            "is no mask of class numbers 0 to 11 and 255",
+        ),
         (lambda d: Image.new("L", (96, 64), 12).save(d / "trainannot" / "b.png"), "is no mask of class numbers"),
         (lambda d: (d / "train" / "b.png").write_bytes(b"no"), "train/b.png or its mask cannot be read"),
+        (lambda d: (d / "classes.txt").write_text("a\na\n"), "classes.txt has 2 lines: give 2 to 255 classes"),
+        (lambda d: (d / "classes.txt").write_bytes(b"\xff"), "classes.txt cannot be read"),
     ],
-    ids=["no split", "no mask", "colours", "numbers", "damaged"],
+    ids=["no split", "no mask", "colours", "numbers", "damaged", "classes twice", "no text"],
 )
 def test_bad_folders_are_one_line(example, folder, tmp_path, capsys, spoil, message):
     spoil(folder)
