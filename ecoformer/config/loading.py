@@ -76,6 +76,8 @@ def _require_one_model(config: EvalConfig) -> None:
         raise InputError("model=NAME and pretrained=true go together, for a timm model with timm's weights")
     if name is not None and config.attention:
         raise InputError(f"attention={config.attention.get('name')} is a checkpoint's, model={name} has its own")
+    if name is None and config.model.in_chans is not None:
+        raise InputError(f"model.in_chans={config.model.in_chans} is for model=NAME: a checkpoint has its own")
 
 
 def known_keys(schema: type) -> list[str]:

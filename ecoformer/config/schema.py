@@ -181,6 +181,7 @@ class EvalModelConfig:
     """A model to evaluate without a run."""
 
     name: str | None = key(None, "a timm model, instead of a checkpoint; `model=NAME` is the same")
+    in_chans: int | None = key(None, "as in training; null: those of the weights", limit=CHANNELS_READ)
 
 
 @dataclass

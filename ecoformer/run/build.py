@@ -11,6 +11,7 @@ import timm
 import torch
 from torch import nn
 
+from ecoformer.config.keys import check_limits
 from ecoformer.config.schema import (
     IMAGENET_TESTS,
     Config,
@@ -205,7 +206,8 @@ def build_evaluation(config: EvalConfig, device: torch.device) -> Evaluation:
 def _timm_evaluation(config: EvalConfig, name: str, device: torch.device) -> Evaluation:
     """A timm model with timm's weights, on images as timm's validate.py shows them, unless `config.data` says else."""
     size = config.data.img_size
-    model = create(name, key="model", img_size=size, pretrained=True, pretrained_key="pretrained=true")
+    asked = given(in_chans=config.model.in_chans)
+    model = create(name, key="model", img_size=size, pretrained=True, pretrained_key="pretrained=true", **asked)
     theirs = timm.data.resolve_model_data_config(model, use_test_size=not has_fixed_size(name))
     defaults = DataConfig(
         name="folder",
@@ -217,11 +219,12 @@ def _timm_evaluation(config: EvalConfig, name: str, device: torch.device) -> Eva
     )
     described = Config(
         name=name,
-        model=ModelConfig(name=name),
+        model=ModelConfig(name=name, in_chans=config.model.in_chans or theirs["input_size"][0]),
         data=replace(defaults, **given(**asdict(config.data))),
         init=InitConfig(pretrained=True),
         energy=replace(EnergyConfig(), **given(**asdict(config.energy))),
     )
+    check_limits(described)  # weights may be for channels that no image has
     train = replace(described.train, progress=config.progress, eval_batch_size=config.batch_size)
     data = _data(described, train, device, with_train=False)
     if theirs["crop_mode"] not in (None, "center"):

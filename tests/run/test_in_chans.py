@@ -140,3 +140,11 @@ def test_grey_files_of_8_and_16_bits_keep_their_values(tmp_path: Path, in_memory
 )
 def test_other_channels_are_refused(refused: Callable[..., str], override: str, message: str) -> None:
     assert message in refused("train", "model=pvt_v2_b0", "data=digits", override, *QUICK)
+
+
+def test_an_evaluation_refuses_channels_as_training_does(refused: Callable[..., str], tmp_path: Path) -> None:
+    run = tmp_path / "best.pt"
+    run.touch()
+    assert "is for model=NAME: a checkpoint has its own" in refused("eval", f"checkpoint={run}", "model.in_chans=1")
+    message = refused("eval", "model.name=pvt_v2_b0", "pretrained=true", "model.in_chans=4")
+    assert "model.in_chans=4 must be 1 or 3: images are read in grey or in RGB" in message

@@ -17,8 +17,9 @@ from safetensors.torch import save_file
 from timm.data import ImageNetInfo, create_transform, resolve_model_data_config
 
 from ecoformer.cli.eval import main as evaluate
+from ecoformer.config.schema import EvalConfig, EvalDataConfig, EvalModelConfig
 from ecoformer.engine.logit_teacher import LogitTeacher
-from ecoformer.run.build import build_run
+from ecoformer.run.build import build_evaluation, build_run
 from ecoformer.run.directory import choose_run_dir
 
 SYNSETS = ImageNetInfo().label_names()
@@ -26,13 +27,15 @@ ARGS = {"embed_dims": [8, 16, 40, 64], "depths": [1, 1, 1, 1]}
 Refused = Callable[..., str]
 
 
-def published(folder: Path, labels: list[str] | None, num_classes: int) -> str:
+def published(folder: Path, labels: list[str] | None, num_classes: int, in_chans: int = 3) -> str:
     """A timm model with its weights in a folder, as from the hub; of ImageNet's classes without labels."""
     torch.manual_seed(1)
-    model = timm.create_model("pvt_v2_b0", num_classes=num_classes, **ARGS)
+    args = ARGS | ({} if in_chans == 3 else {"in_chans": in_chans})
+    model = timm.create_model("pvt_v2_b0", num_classes=num_classes, **args)
     shown = {
-        "input_size": [3, 64, 64],
-        "test_input_size": [3, 96, 96],
+        "input_size": [in_chans, 64, 64],
+        "test_input_size": [in_chans, 96, 96],
+        "first_conv": "patch_embed.proj",
         "interpolation": "bilinear",
         "crop_pct": 0.9,
         "mean": [0.5, 0.4, 0.3],
@@ -42,7 +45,7 @@ def published(folder: Path, labels: list[str] | None, num_classes: int) -> str:
     }
     folder.mkdir()
     save_file({key: value.contiguous() for key, value in model.state_dict().items()}, folder / "model.safetensors")
-    content = {"architecture": "pvt_v2_b0", "num_classes": num_classes, "model_args": ARGS, "pretrained_cfg": shown}
+    content = {"architecture": "pvt_v2_b0", "num_classes": num_classes, "model_args": args, "pretrained_cfg": shown}
     (folder / "config.json").write_text(json.dumps(content))
     return f"local-dir:{folder}"
 
@@ -93,6 +96,29 @@ def test_a_part_of_imagenet_is_evaluated_as_timm_would(imagenet_part: Path, tmp_
         confusion = {row["true class"]: row for row in csv.DictReader(file)}
     assert sum(int(confusion[each][each]) for each in classes) == hits
     assert all(sum(int(confusion[each][other]) for other in classes) == 3 for each in classes)
+
+
+def test_grey_images_meet_weights_as_timm_adapts_them(folders: Path, tmp_path: Path) -> None:
+    """The same logits as timm's model with in_chans=1 gives for grey images, normalised by the mean of the channels."""
+    name = published(tmp_path / "model", ["ant", "bee", "cat"], 3)
+    model: Any = timm.create_model(name, pretrained=True, in_chans=1).eval()
+    shown = EvalDataConfig(root=str(folders), img_size=64, num_workers=0)
+    config = EvalConfig(model=EvalModelConfig(name=name, in_chans=1), pretrained=True, data=shown)
+    evaluation = build_evaluation(config, torch.device("cpu"))
+    images, _ = next(iter(evaluation.data.val_loader))
+    assert evaluation.config.model.in_chans == 1 and images.shape[1:] == (1, 64, 64)
+    assert evaluation.data.mean == pytest.approx((0.4,)) and evaluation.data.std == pytest.approx((0.3,))
+    with torch.no_grad():
+        torch.testing.assert_close(evaluation.on_data(images), model(images))
+
+
+def test_weights_for_grey_images_are_given_grey_images(folders: Path, tmp_path: Path) -> None:
+    """A published folder says that its model takes one channel; nothing need be said again."""
+    name = published(tmp_path / "model", ["ant", "bee", "cat"], 3, in_chans=1)
+    out = tmp_path / "figures.json"
+    line = [f"data.root={folders}", "data.img_size=64", "data.num_workers=0", "device=cpu", "progress=false"]
+    evaluate([f"model={name}", "pretrained=true", *line, f"out={out}"])
+    assert json.loads(out.read_text())["num_images"] == 9
 
 
 def test_own_settings_go_before_timms(folders: Path, tmp_path: Path) -> None:
