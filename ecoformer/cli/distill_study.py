@@ -134,7 +134,7 @@ def spec_keys(spec: Any) -> dict[str, Any]:
 
 def key_of(row: dict[str, Any]) -> str:
     """Equal for rows that would be made alike."""
-    from ecoformer.kinds.distilled import DistilledHashSpec
+    from ecoformer.kinds.distilled_hash import DistilledHashSpec
 
     filled: dict[str, Any] = OLDER | row
     if "spec" not in filled:

@@ -115,6 +115,11 @@ class FittableAttention(nn.Module):
         return False
 
     @property
+    def num_bits(self) -> int:
+        """Code length per head; 0 without codes."""
+        return int(getattr(getattr(self, "spec", None), "num_bits", 0))
+
+    @property
     def most_images(self) -> int | None:
         """How many images the layer's own fit takes at most; None: any number."""
         return None
@@ -164,7 +169,7 @@ def has_hashes(model: nn.Module) -> bool:
 
 def nothing_fitted(layer: FittableAttention, num_images: int) -> HashFitReport:
     """The report of a layer that kept its functions because no image gave finite features."""
-    bits, unknown = int(getattr(layer, "num_bits", 0)), float("nan")
+    bits, unknown = layer.num_bits, float("nan")
     return HashFitReport(
         block="",
         seconds=0.0,

@@ -48,12 +48,13 @@ AttendsT = TypeVar("AttendsT", bound=Attends)
 
 @dataclass(frozen=True)
 class OutputFit(Generic[AttendsT]):
-    """The fitted hash, and its errors per head (squared, relative, on all samples, float64).
+    """The fitted hash, what it was fitted from, and errors per head (squared, relative, on all samples, float64).
 
     `accepted_H` is False where the fit did not lower the error, or met NaN (`finite_H` False); such heads keep what
     they had.
     """
 
+    start: AttendsT
     hashing: AttendsT
     error_before_H: Tensor
     error_after_H: Tensor
@@ -121,15 +122,14 @@ def fit_to_output(
         torch.where(accepted_H.view(-1, *[1] * (new.dim() - 1)), new, old)
         for new, old in zip(fitted.tensors(), start.tensors(), strict=True)
     )
-    return OutputFit(kept, before_H, torch.where(accepted_H, after_H, before_H), accepted_H, after_H.isfinite())
+    return OutputFit(start, kept, before_H, torch.where(accepted_H, after_H, before_H), accepted_H, after_H.isfinite())
 
 
 def output_fit_report(
     fit: OutputFit[Any],
-    start: Any,
+    random: Any,
     inputs: Sequence[Tensor | None],
     target: AttentionTarget,
-    codes: tuple[Tensor, Tensor] | None,
     *,
     mask_BN: Tensor | None = None,
     num_bits: int,
@@ -142,14 +142,17 @@ def output_fit_report(
     down, `failed_bits` likewise those that met NaN.
 
     Args:
-        start: the random hash that is the floor to beat.
+        random: the random hash that is the floor to beat.
         inputs, target: what was fitted to what, with the outputs of `target` in the shape of what attends.
-        codes: before and after the fit, (B, H, N, K) in {-1, +1}; None for what has no codes.
         mask_BN: True where a token takes part.
     """
     num_heads = len(fit.accepted_H)
     masks = () if mask_BN is None else (mask_BN,)
-    no_codes = dict.fromkeys(("bit_balance", "bit_correlation", "flipped_bits"), 0.0)
+    if hasattr(fit.hashing, "signed_codes"):
+        old_BHNK, new_BHNK = (hashing.signed_codes(*inputs) for hashing in (fit.start, fit.hashing))
+        figures = code_figures(old_BHNK, new_BHNK, mask_BN)
+    else:
+        figures = dict.fromkeys(("bit_balance", "bit_correlation", "flipped_bits"), 0.0)
     return HashFitReport(
         block="",
         seconds=seconds,
@@ -159,6 +162,6 @@ def output_fit_report(
         num_bits=num_bits,
         failed_bits=int((~fit.finite_H).sum()) * num_bits // num_heads,
         skipped_images=skipped_images,
-        **(no_codes if codes is None else code_figures(*codes, mask_BN)),
-        **asdict(compare(fit.hashing.attend, target, *inputs, *masks, mask_BN=mask_BN, random=start.attend)),
+        **figures,
+        **asdict(compare(fit.hashing.attend, target, *inputs, *masks, mask_BN=mask_BN, random=random.attend)),
     )

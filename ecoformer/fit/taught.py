@@ -195,18 +195,13 @@ class TaughtAttention(FittedState, ReplacementAttention, FittableAttention):
             )
             self.store(fit.hashing, standard, real_BND)
             self.mark_fitted()
-            codes = None
-            if self.shows_codes:
-                old, new = (h.signed_codes(x_BND) for h in (start, fit.hashing))  # type: ignore[attr-defined]
-                codes = old, new
             return output_fit_report(
                 fit,
                 start,
                 inputs,
                 target,
-                codes,
                 mask_BN=mask_BN,
-                num_bits=int(getattr(self, "num_bits", 0)),
+                num_bits=self.num_bits,
                 skipped_images=num_images - len(x_BND),
                 seconds=time.perf_counter() - started,
             )

@@ -7,7 +7,8 @@ import importlib
 import pkgutil
 
 from ecoformer.fit.hashes import HashFitReport, fit_hashes, has_hashes, hash_layers
-from ecoformer.kinds.distilled import DistilledAttention, DistilledHashAttention, DistilledHashSpec, DistilledSpec
+from ecoformer.kinds.distilled import DistilledAttention, DistilledSpec
+from ecoformer.kinds.distilled_hash import DistilledHashAttention, DistilledHashSpec
 from ecoformer.kinds.ecoformer import EcoFormerAttention, EcoFormerSpec
 from ecoformer.kinds.ecoformer_tuned import EcoFormerTunedAttention, EcoFormerTunedSpec
 from ecoformer.kinds.kernel_hash import KernelHash

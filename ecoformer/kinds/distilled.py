@@ -6,7 +6,7 @@ Shapes: B batch, H heads, N tokens, C head channels, D model channels, K code le
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -90,37 +90,6 @@ class DistilledSpec(TaughtSpec):
         return BITS if self.codes == "bits" else Shifts.of(self.levels)
 
 
-@dataclass(frozen=True)
-class DistilledHashSpec(TaughtSpec):
-    """`distilled` with codes=bits, by its earlier name and options.
-
-    Args:
-        num_bits: code length K per head.
-        relaxation: see `DistilledSpec`.
-    """
-
-    name = "distilled_hash"
-    codes: ClassVar[str] = "bits"
-    levels: ClassVar[int] = 2
-    projection: ClassVar[str] = "real"
-    form: ClassVar[CodeForm] = BITS
-
-    num_bits: int = 16
-    relaxation: Literal["sigmoid", "straight_through"] = "sigmoid"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require_whole(1, "num_bits")
-        one_of("relaxation", self.relaxation, ("sigmoid", "straight_through"))
-
-    @property
-    def num_features(self) -> int:
-        return self.num_bits
-
-    shape = DistilledSpec.shape
-    is_met_by = DistilledSpec.is_met_by
-
-
 @attention_kind(DistilledSpec)
 class DistilledAttention(TaughtAttention):
     """Linear attention with one projection per token, to the code.
@@ -141,11 +110,11 @@ class DistilledAttention(TaughtAttention):
         codes = self.num_heads * self.num_features
         linear = TernaryLinear if self.spec.projection == "ternary" else nn.Linear
         self.codes = linear(self.dim, 2 * codes, **factory)
-        self.new_parts: tuple[str, ...] = ("codes", "log_floor")
+        is_bits = self.spec.codes == "bits"
+        self.new_parts = ("codes", *["log_weight"] * is_bits, "log_floor")
         # One dimension each: timm's optimizers decay nothing of one dimension.
-        if self.spec.codes == "bits":
+        if is_bits:
             self.log_weight = nn.Parameter(torch.zeros(codes, **factory))
-            self.new_parts = ("codes", "log_weight", "log_floor")
             # Share of ones in codes of queries and of keys, on the images of the fit: what sums of rows really cost.
             self.register_buffer("ones", torch.ones(2, device=factory["device"]))
         self.log_floor = nn.Parameter(torch.zeros(self.num_heads, **factory))
@@ -194,23 +163,23 @@ class DistilledAttention(TaughtAttention):
     def _codes_and_weights(self, x_BND: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
         self.require_fitted()
         x = full_precision(x_BND)
-        code_q, code_k = (
-            split_heads(code_BNL, self.num_heads) for code_BNL in token_codes(x, self._to_codes(x), self.spec.form)
-        )
-        return code_q, code_k, *self._weights(x.dtype)
+        return *self._codes_in(self.spec.form, x), *self._weights(x.dtype)
+
+    def _codes_in(self, form: CodeForm, x_BND: Tensor) -> tuple[Tensor, Tensor]:
+        """Of queries and keys, (B, H, N, K) each."""
+        code_q, code_k = token_codes(x_BND, self._to_codes(x_BND), form)
+        return split_heads(code_q, self.num_heads), split_heads(code_k, self.num_heads)
 
     def signed_codes(self, x_BND: Tensor, mask_BN: Tensor | None = None) -> Tensor:
-        x = full_precision(x_BND)
         with without_autocast(x_BND):
-            codes = token_codes(x, self._to_codes(x), BITS)
-        return torch.cat([2 * split_heads(code_BNL, self.num_heads).float() - 1 for code_BNL in codes])
+            return torch.cat([2 * code.float() - 1 for code in self._codes_in(BITS, full_precision(x_BND))])
 
     def attention_weights(self, x_BND: Tensor) -> Tensor:
         with without_autocast(x_BND):
             return binary_weights(*self._codes_and_weights(x_BND))
 
     def attention_output(self, x_BND: Tensor, feat_size: Any = None, mask_BN: Tensor | None = None) -> Tensor:
-        """The output before the output projection, (B, N, D), which `forward` never forms."""
+        """(B, N, D), which `forward` never forms."""
         with without_autocast(x_BND):
             code_q, code_k, weight_HK, floor_H = self._codes_and_weights(x_BND)
             x = full_precision(x_BND)
@@ -261,8 +230,7 @@ class DistilledAttention(TaughtAttention):
         Nothing of the layer lies outside of this core.
         """
         dim, heads, channels, codes = self.dim, self.num_heads, self.head_dim, self.num_heads * self.num_features
-        products = 2 * codes * dim
-        code_muls = code_adds = products
+        code_muls = code_adds = products = 2 * codes * dim
         if isinstance(self.codes, TernaryLinear):
             code_muls, code_adds = 2 * codes, round(self.codes.share * products)
         sums = products + 2 * codes
@@ -273,15 +241,9 @@ class DistilledAttention(TaughtAttention):
         return (muls, adds) if is_bits else (muls, adds, num_tokens * sums)
 
     def projections(self, where: str) -> Projections:
-        """Those of the layer that it is to learn from."""
-        if self.teacher is None:
+        if self.teacher is None:  # the layer that it is to learn from
             raise InputError(
                 f"{where}: a fitted distilled hash of {self.num_features} {self.spec.codes} holds no queries and keys "
                 "to convert: start from the MSA or the stock checkpoint"
             )
         return read_projections(self.teacher.layer, where)
-
-
-@attention_kind(DistilledHashSpec)
-class DistilledHashAttention(DistilledAttention):
-    """Distilled attention on bits, by its earlier name."""

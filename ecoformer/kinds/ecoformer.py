@@ -110,16 +110,8 @@ class EcoFormerAttention(ReplacementAttention, FittableAttention):
     to_v: nn.Linear
 
     def add_parts(self, source: Projections | None) -> None:
-        sizes = (self.num_heads, self.head_dim, self.num_bits, self.num_anchors)
+        sizes = (self.num_heads, self.head_dim, self.num_bits, self.spec.num_anchors)
         self.hash = KernelHash(*sizes, device=self.proj.weight.device)
-
-    @property
-    def num_bits(self) -> int:
-        return self.spec.num_bits
-
-    @property
-    def num_anchors(self) -> int:
-        return self.spec.num_anchors
 
     def hash_input(self, x_BND: Tensor) -> Tensor:
         """The normalised shared queries and keys (B, H, N, C) in float32 (or float64): what the hash sees."""
@@ -180,7 +172,7 @@ class EcoFormerAttention(ReplacementAttention, FittableAttention):
         It leaves out the squares inside the distance, the normalisation of qk, v * (K + 1), the mean, exp and
         sign, as the published table does; the audited convention of `ecoformer.energy` counts them.
         """
-        muls, adds = core_ops_per_token(self.head_dim, self.num_bits, self.num_anchors)
+        muls, adds = core_ops_per_token(self.head_dim, self.num_bits, self.spec.num_anchors)
         return self.num_heads * num_tokens * muls, self.num_heads * num_tokens * adds
 
 

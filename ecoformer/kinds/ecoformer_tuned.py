@@ -81,12 +81,8 @@ class EcoFormerTunedAttention(FittedState, ReplacementAttention, FittableAttenti
     With qk="shared" the key rows stay as buffers: `forward` never uses them, a fit needs them for its target.
     """
 
-    parts: Mapping[str, str] = {
-        "query": "to_q",
-        "value": "to_v",
-        "proj": "proj",
-        "key": "to_k",
-    }  # in the order of their parameters
+    # In the order of their parameters.
+    parts: Mapping[str, str] = {"query": "to_q", "value": "to_v", "proj": "proj", "key": "to_k"}
     needs_keys = "to fit {} to"
     new_parts = ("query_hash", "key_hash", "bit_weight", "floor")
     takes_mask = True
@@ -114,18 +110,9 @@ class EcoFormerTunedAttention(FittedState, ReplacementAttention, FittableAttenti
             self.parts = {**self.parts, "key": "key_weight"}
         factory: dict[str, Any] = {"device": device, "dtype": torch.float32}
         self.register_buffer("bit_weight", torch.ones(self.num_heads, spec.num_bits, **factory))
-        self.register_buffer(
-            "floor", torch.full((self.num_heads,), 1.0 if spec.floor is None else spec.floor, **factory)
-        )
+        floor = 1.0 if spec.floor is None else spec.floor
+        self.register_buffer("floor", torch.full((self.num_heads,), floor, **factory))
         self.register_fitted(device)
-
-    @property
-    def num_bits(self) -> int:
-        return self.spec.num_bits
-
-    @property
-    def num_anchors(self) -> int:
-        return self.spec.num_anchors
 
     def _heads(self, x_BND: Tensor) -> Tensor:
         return full_precision(split_heads(x_BND, self.num_heads))
@@ -193,9 +180,7 @@ class EcoFormerTunedAttention(FittedState, ReplacementAttention, FittableAttenti
             return SoftmaxTarget(q_BHNC, k_BHNC, v_BHNC, mask_BN)
 
     def signed_codes(self, x_BND: Tensor, mask_BN: Tensor | None = None) -> Tensor:
-        return self._signed(torch.cat(self._codes(x_BND, self._hashing(full_precision(x_BND).dtype))))
-
-    def _signed(self, codes: Tensor) -> Tensor:
+        codes = torch.cat(self._codes(x_BND, self._hashing(full_precision(x_BND).dtype)))
         return codes if self.spec.code == "sign" else 2 * codes - 1
 
     @torch.no_grad()
@@ -222,24 +207,14 @@ class EcoFormerTunedAttention(FittedState, ReplacementAttention, FittableAttenti
             known = KnownTarget(softmax.output(), softmax.uniform_output()).split_heads(self.num_heads)
             random = self._random_hash(q_BHNC, k_BHNC, mask_BN, generator)
             before = self._hashing(q_BHNC.dtype) if self.is_fitted else random
-            fit = fit_to_output(
-                before,
-                qkv,
-                known.output(),
-                generator,
-                lr=spec.fit_lr,
-                steps=spec.fit_steps,
-                batch_size=spec.fit_batch_size,
-                mask_BN=mask_BN,
-            )
+            adam: Any = {"lr": spec.fit_lr, "steps": spec.fit_steps, "batch_size": spec.fit_batch_size}
+            fit = fit_to_output(before, qkv, known.output(), generator, **adam, mask_BN=mask_BN)
             self._store(fit.hashing)
-            old, new = (self._signed(torch.cat(h.codes(q_BHNC, k_BHNC))) for h in (before, fit.hashing))
             return output_fit_report(
                 fit,
                 random,
                 qkv,
                 known,
-                (old, new),
                 mask_BN=mask_BN,
                 num_bits=spec.num_bits,
                 skipped_images=len(x_BND) - len(q_BHNC),
@@ -264,7 +239,7 @@ class EcoFormerTunedAttention(FittedState, ReplacementAttention, FittableAttenti
         """
         heads, channels, bits = self.num_heads, self.head_dim, self.num_bits
         hashes = 2 if self.spec.qk == "separate" else 1
-        muls, adds = core_ops_per_token(channels, bits, self.num_anchors, hashes)
+        muls, adds = core_ops_per_token(channels, bits, self.spec.num_anchors, hashes)
         bit_weight_muls = bits * (channels + 1) if self.spec.bit_weights else 0
         return heads * (num_tokens * muls + bit_weight_muls), heads * num_tokens * adds
 

@@ -17,7 +17,8 @@ from ecoformer.fit.compare import output_closeness
 from ecoformer.fit.hashes import HashFitReport, fit_hashes
 from ecoformer.fit.joint import JointFitReport, joint_line
 from ecoformer.fit.taught import TaughtSpec
-from ecoformer.kinds.distilled import DistilledHashSpec, DistilledSpec
+from ecoformer.kinds.distilled import DistilledSpec
+from ecoformer.kinds.distilled_hash import DistilledHashSpec
 from ecoformer.lab.closeness.blocks import block_errors
 from ecoformer.lab.closeness.controls import ControlSpec
 from ecoformer.lab.closeness.source import Source

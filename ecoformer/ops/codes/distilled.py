@@ -112,7 +112,7 @@ class DistilledHash:
         code_q_BHNK, code_k_BHNK = codes_BNT.unflatten(-1, (2, *self.query_bias_HK.shape)).permute(2, 0, 3, 1, 4)
         return code_q_BHNK, code_k_BHNK
 
-    def signed_codes(self, x_BND: Tensor) -> Tensor:
+    def signed_codes(self, x_BND: Tensor, *values: Tensor | None) -> Tensor:
         """Of queries, then keys along B, (2B, H, N, K): +1 where a bit is 1, or a power of two at least 1; else -1."""
         return torch.cat([2 * code_BHNK - 1 for code_BHNK in replace(self, form=BITS).codes(x_BND)])
 

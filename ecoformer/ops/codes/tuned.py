@@ -46,6 +46,11 @@ class BinaryHash:
         code_k = code_q if self.key is None else binary_codes(k_BHNC, self.key)
         return (2 * code_q - 1, 2 * code_k - 1) if self.signed else (code_q, code_k)
 
+    def signed_codes(self, q_BHNC: Tensor, k_BHNC: Tensor, *values: Tensor | None) -> Tensor:
+        """Those of queries, then keys along B, (2B, H, N, K), in {-1, +1}."""
+        codes = torch.cat(self.codes(q_BHNC, k_BHNC))
+        return codes if self.signed else 2 * codes - 1
+
     @property
     def raised_floor_H(self) -> Tensor:
         return self.floor_H + self.weight_HK.sum(dim=-1) if self.signed else self.floor_H
