@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -16,7 +17,7 @@ from ecoformer.energy.ledger import Ledger
 from ecoformer.energy.recorder import ModuleStack, OpRecorder, plain_inference
 from ecoformer.energy.values import ValueTracker
 from ecoformer.errors import InputError
-from ecoformer.nn.inputs import Input, model_arguments
+from ecoformer.nn.inputs import Input, first_convolution, model_arguments
 
 
 class UncountedOperationError(InputError):
@@ -57,11 +58,14 @@ def count(
         dtype: precision of parameters and floating-point inputs; None keeps the model's own.
         device: "meta", or a real device for models whose control flow reads tensor values.
     Raises:
-        InputError: unknown convention, an input that the model refuses, or (strict) an unknown operation.
+        InputError: no module, a lazy one that has not run yet, unknown convention, an input that the model refuses, or
+            (strict) an unknown operation.
     """
     if convention not in CONVENTIONS:
         raise InputError(f"convention={convention!r} does not exist: choose one of {', '.join(CONVENTIONS)}")
     model = getattr(model, "_orig_mod", model)
+    if not isinstance(model, nn.Module):
+        raise InputError(f"{repr(model)[:60]} is no torch.nn.Module: give an instance of one")
     if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
         raise InputError(
             f"{type(model).__name__} holds TorchScript, whose parts cannot be told apart: count the original"
@@ -103,6 +107,8 @@ def count(
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             if device.type == "meta" and isinstance(error, NotImplementedError):  # a result whose shape needs values
                 reason = f"{reason.partition('. ')[0]}: count with device='cpu'"
+            elif first_convolution(model) is None and all(isinstance(x, int) for x in tree_leaves(input)):
+                reason += f"; {input} is read as an image size: give an example of what the model takes"
             raise InputError(
                 f"{type(model).__name__} does not run on an input of shape {shape}{place}: {reason}"
             ) from error
@@ -133,6 +139,8 @@ def _substitutes(
     originals = WeakTensorKeyDictionary()
     substitutes = {}
     for name, x in [*model.named_parameters(), *model.named_buffers()]:
+        if is_lazy(x):
+            raise InputError(f"{name} is lazy, its size is that of a first input: call the model on an example once")
         target = dtype if recast and x.is_floating_point() else x.dtype
         if device.type == "meta":
             copy = torch.empty_like(x, device=device, dtype=target)

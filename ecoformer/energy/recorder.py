@@ -69,7 +69,7 @@ class OpRecorder(TorchDispatchMode):
         if is_known(call):
             self.on_call(call)
         else:
-            self.on_unknown(call.full_name)
+            self.on_unknown(f"{call.full_name} of complex numbers" if call.is_complex else call.full_name)
         self._track_values(call)
         return out
 

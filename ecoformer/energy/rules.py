@@ -26,8 +26,13 @@ COMPLEX = {"mm": 4, "bmm": 4, "mv": 4, "dot": 4, "vdot": 4, "add": 2, "sub": 2, 
 SOFTMAX = ("softmax", "_softmax", "_safe_softmax")
 
 
-def rule(*names: str, products: bool = False) -> Callable[[Rule], Rule]:
-    """Register the rule of some operations. `products` marks matrix products, convolutions and fused attention."""
+def rule(*names: str, products: bool = False, complex_times: int | None = None) -> Callable[[Rule], Rule]:
+    """Register the rule of some operations.
+
+    Args:
+        products: matrix products, convolutions and fused attention, all that the paper convention charges.
+        complex_times: for complex numbers it holds so many times; None: for real numbers alone.
+    """
 
     def decorate(function: Rule) -> Rule:
         for name in names:
@@ -35,6 +40,8 @@ def rule(*names: str, products: bool = False) -> Callable[[Rule], Rule]:
             RULES[name] = function
             if products:
                 PRODUCTS.add(name)
+            if complex_times is not None:
+                COMPLEX[name] = complex_times
         return function
 
     return decorate
@@ -71,8 +78,7 @@ def is_known(call: Call) -> bool:
 def free(operations: Iterable[str], memory: bool) -> None:
     """Register operations without arithmetic; `memory` tells copies from views."""
     for name in operations:
-        rule(name)(lambda call: counts())
-        COMPLEX[name] = 1
+        rule(name, complex_times=1)(lambda call: counts())
         if not memory:
             UNREAD.add(name)
 
