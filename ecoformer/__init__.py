@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ecoformer.errors import InputError as InputError
     from ecoformer.fit.hashes import fit_hashes as fit_hashes
+    from ecoformer.kinds.distilled import DistilledSpec as DistilledSpec
     from ecoformer.kinds.ecoformer import EcoFormerSpec as EcoFormerSpec
     from ecoformer.model.convert import ConversionReport as ConversionReport
     from ecoformer.model.convert import convert as convert
@@ -30,6 +31,7 @@ def late(package: str, home: dict[str, str]) -> Callable[[str], Any]:
 
 _HOME = {
     "ConversionReport": "ecoformer.model.convert",
+    "DistilledSpec": "ecoformer.kinds.distilled",
     "EcoFormerSpec": "ecoformer.kinds.ecoformer",
     "InputError": "ecoformer.errors",
     "MSASpec": "ecoformer.nn.msa",

@@ -80,15 +80,21 @@ def convert(
             or a mapping of keyword arguments, of which shapes and dtypes matter alone.
         img_size: the short form, a size alone: of images in pixels, of a model of sequences in tokens.
     Raises:
-        InputError: nothing to convert, a layer that cannot be carried over, or settings that do not fit the
-            token count. The model is then unchanged.
+        InputError: no module or no spec, nothing to convert, a layer that cannot be carried over, or settings that do
+            not fit the token count. The model is then unchanged.
     """
+    for value, kind, remedy in (
+        (model, nn.Module, "create the model first, as timm.create_model(NAME)"),
+        (spec, AttentionSpec, "give one, as EcoFormerSpec()"),
+    ):
+        if not isinstance(value, kind):
+            raise InputError(f"convert: {repr(value)[:60]} is no {kind.__name__}: {remedy}")
     refuse_wrapped(model)
     layers = attention_layers(model)
     if not layers:
         raise InputError(
             f"{type(model).__name__} has no attention that can be converted: {unreadable(model)}{no_reader(model)}"
-            "choose a timm PVTv2, Twins or ViT, or a BERT (docs/backbones.md has them all)"
+            "choose a timm PVTv2, Twins or ViT, or a BERT (docs/backbones.md has them all, and how to add one)"
         )
     planned = _plan(layers, spec, filter_fn)
     if not planned:

@@ -9,7 +9,7 @@ from ecoformer.errors import InputError
 
 NEVER_FITTED = (
     "the hash functions were never fitted: train with callbacks.hash_update.enabled=true, load a fitted checkpoint, or "
-    "call ecoformer.nn.fit_hashes(model, images, seed)"
+    "call ecoformer.fit_hashes(model, images, seed)"
 )
 
 
