@@ -13,7 +13,8 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ecoformer.config.schema import DATA_NAMES, DataConfig
 from ecoformer.data.folders import VAL_NAMES, read_folders
-from ecoformer.data.splits import Splits
+from ecoformer.data.splits import LabelledSource as LabelledSource  # plugins import both from here
+from ecoformer.data.splits import Splits as Splits
 from ecoformer.errors import InputError, one_line
 
 log = logging.getLogger(__name__)
