@@ -130,10 +130,14 @@ def name_points(axis: Axes) -> None:
 
 
 def _apart(places: Sequence[float]) -> list[float]:
-    """Heights in order, as shares of a panel, moved so far that labels at them do not touch."""
+    """Heights in order, as shares of a panel, moved so far that labels at them neither touch nor leave it."""
     moved = list(places)
     for _ in range(100):
         for low in range(len(moved) - 1):
             overlap = max(0.0, 0.05 - (moved[low + 1] - moved[low])) / 2
             moved[low], moved[low + 1] = moved[low] - overlap, moved[low + 1] + overlap
+    highest = 0.97
+    for number in reversed(range(len(moved))):
+        moved[number] = min(moved[number], highest)
+        highest = moved[number] - 0.05
     return moved
