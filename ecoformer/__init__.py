@@ -1,7 +1,6 @@
 """EcoFormer on timm backbones: binary, linear attention, and an honest account of what it costs."""
 
 import importlib
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -18,17 +17,6 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 
-def late(package: str, home: dict[str, str]) -> Callable[[str], Any]:
-    """A package's `__getattr__`: names of other modules, loaded when first asked for: nothing waits for torch."""
-
-    def load(name: str) -> Any:
-        if name not in home:
-            raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(importlib.import_module(home[name]), name)
-
-    return load
-
-
 _HOME = {
     "ConversionReport": "ecoformer.model.convert",
     "DistilledSpec": "ecoformer.kinds.distilled",
@@ -42,4 +30,10 @@ _HOME = {
 }
 
 __all__ = [*_HOME]
-__getattr__ = late(__name__, _HOME)
+
+
+def __getattr__(name: str) -> Any:
+    """Names of other modules are loaded when first asked for: nothing waits for torch."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)

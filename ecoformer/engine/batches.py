@@ -39,6 +39,11 @@ def top1_hits(logits: Tensor, targets: Tensor) -> Tensor:
     return (logits.argmax(dim=1) == labels).sum().float()
 
 
+def top5(logits: Tensor) -> Tensor:
+    """The five best guesses, best first, or all of fewer classes: (B, classes) -> (B, at most 5)."""
+    return logits.topk(min(5, logits.shape[1]), dim=1).indices
+
+
 class RunningFigures:
     """Mean loss, accuracy (percent) and images per second of this rank, since it was made; NaN without images."""
 

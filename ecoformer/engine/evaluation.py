@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ecoformer.engine import distributed
 from ecoformer.engine.autocast import autocast
+from ecoformer.engine.batches import top5
 from ecoformer.engine.optim import amp_dtype
 from ecoformer.errors import InputError
 from ecoformer.fit.compare import eval_mode
@@ -95,8 +96,7 @@ def evaluate(
 
 def _batch_totals(logits: Tensor, labels: Tensor) -> Tensor:
     loss_sum = F.cross_entropy(logits.double(), labels, reduction="sum")
-    guesses_BK = logits.topk(min(5, logits.shape[1]), dim=1).indices
-    hits_BK = guesses_BK == labels[:, None]
+    hits_BK = top5(logits) == labels[:, None]
     bad = (~logits.isfinite()).any(dim=1).sum()
     return torch.stack([loss_sum, hits_BK[:, 0].sum().double(), hits_BK.sum().double(), bad.double()])
 

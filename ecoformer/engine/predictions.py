@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from ecoformer.engine import distributed
+from ecoformer.engine.batches import top5
 from ecoformer.files import write_text
 from ecoformer.files.table import to_csv
 
@@ -24,8 +25,8 @@ class Predictions:
     def add(self, logits_BK: Tensor, labels_B: Tensor) -> None:
         """A batch; to be called by `evaluate`."""
         probability, guess = logits_BK.softmax(dim=1).max(dim=1)
-        top5 = (logits_BK.topk(min(5, logits_BK.shape[1]), dim=1).indices == labels_B[:, None]).any(dim=1)
-        columns = (labels_B.tolist(), guess.tolist(), probability.tolist(), top5.tolist())
+        in_top5 = (top5(logits_BK) == labels_B[:, None]).any(dim=1)
+        columns = (labels_B.tolist(), guess.tolist(), probability.tolist(), in_top5.tolist())
         self.rows += zip(*columns, strict=True)
 
     def write(self, folder: Path, names: Sequence[str], image: Callable[[int], str]) -> None:
@@ -45,15 +46,15 @@ class Predictions:
         counts = np.zeros((len(names), len(names)), np.int64)
         in_top5 = np.zeros(len(names), np.int64)
         table: list[dict[str, Any]] = []
-        for index, (label, guess, probability, top5) in enumerate(rows):
+        for index, (label, guess, probability, is_in_top5) in enumerate(rows):
             counts[label, guess] += 1
-            in_top5[label] += top5
+            in_top5[label] += is_in_top5
             what = {"image": image(index), "class": names[label], "prediction": names[guess]}
-            table.append({**what, "probability": f"{probability:.6f}", "in_top5": int(top5)})
+            table.append({**what, "probability": f"{probability:.6f}", "in_top5": int(is_in_top5)})
         per_class: list[dict[str, Any]] = []
         for name, hits1, hits5, images in zip(names, counts.diagonal(), in_top5, counts.sum(1), strict=True):
-            top1, top5 = (f"{100 * hits / images:.2f}" if images else "" for hits in (hits1, hits5))
-            per_class.append({"class": name, "images": images, "top1": top1, "top5": top5})
+            rates = (f"{100 * hits / images:.2f}" if images else "" for hits in (hits1, hits5))
+            per_class.append({"class": name, "images": images, **dict(zip(("top1", "top5"), rates, strict=True))})
         confusion = [
             {"true class": name, **dict(zip(names, line, strict=True))}
             for name, line in zip(names, counts, strict=True)

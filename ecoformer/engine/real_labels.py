@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ecoformer.engine import distributed
+from ecoformer.engine.batches import top5
 
 
 class RealLabels:
@@ -22,7 +23,7 @@ class RealLabels:
 
     def add(self, logits_BK: Tensor, labels_B: Tensor) -> None:
         """A batch; to be called by `evaluate`."""
-        for guesses in logits_BK.topk(min(5, logits_BK.shape[1]), dim=1).indices.tolist():
+        for guesses in top5(logits_BK).tolist():
             if right := next(self.own):
                 hits = [guess in right for guess in guesses]
                 self.counts += torch.tensor([hits[0], any(hits), 1])

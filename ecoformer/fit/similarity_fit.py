@@ -7,7 +7,6 @@ Shapes: B batch, H heads, N tokens, C head channels, K code bits, M anchors, T s
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,8 +72,7 @@ def fit_hash(
         InputError: top_k outside [1, N / 2], with N the most tokens of a sample; steps, lr or momentum out of range; no
             sample, bit or anchor.
     """
-    options: dict[str, Any] = {"top_k": top_k, "lr": lr, "momentum": momentum, "steps": steps}
-    check_fit_inputs(x_BHNC, anchors_HMC, A_HKM, mask_BN, **options)
+    check_fit_inputs(x_BHNC, anchors_HMC, A_HKM, mask_BN, top_k, lr, momentum, steps)
     dtype = compute_dtype(x_BHNC)
     x_BHNC, anchors_HMC, A_HKM = (t.detach().to(dtype) for t in (x_BHNC, anchors_HMC, A_HKM))
     with torch.autocast(x_BHNC.device.type, enabled=False):

@@ -28,7 +28,7 @@ def fit_hash_reference(
     For each bit in turn: `steps` steps of SGD with Nesterov momentum on the soft objective, kept if the hard
     objective falls, then the residual S <- S - y y^T.
     """
-    check_fit_inputs(x_BHNC, anchors_HMC, A_HKM, top_k=top_k, lr=lr, momentum=momentum, steps=steps)
+    check_fit_inputs(x_BHNC, anchors_HMC, A_HKM, None, top_k, lr, momentum, steps)
     dtype = compute_dtype(x_BHNC)
     x_BHNC, anchors_HMC, A_HKM = (t.detach().to(dtype) for t in (x_BHNC, anchors_HMC, A_HKM))
     num_bits = A_HKM.shape[1]

@@ -19,17 +19,13 @@ def compute_dtype(x: Tensor) -> torch.dtype:
 
 
 def check_fit_inputs(
-    x_BHNC: Tensor,
-    anchors_HMC: Tensor,
-    A_HKM: Tensor,
-    mask_BN: Tensor | None = None,
-    *,
-    top_k: int,
-    lr: float,
-    momentum: float,
-    steps: int,
+    x_BHNC: Tensor, anchors_HMC: Tensor, A_HKM: Tensor, mask_BN: Tensor | None, top_k: int, *sgd: float
 ) -> None:
-    """Raise InputError for values a user can set wrong; assert the shapes that only code can get wrong."""
+    """Raise InputError for values a user can set wrong; assert the shapes that only code can get wrong.
+
+    `sgd`: lr, momentum and steps.
+    """
+    lr, momentum, steps = sgd
     assert x_BHNC.dim() == 4 and anchors_HMC.dim() == 3 and A_HKM.dim() == 3
     _, num_heads, num_tokens, channels = x_BHNC.shape
     assert anchors_HMC.shape == (num_heads, A_HKM.shape[2], channels) and A_HKM.shape[0] == num_heads
