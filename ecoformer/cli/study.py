@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     # Imported late: --help should not wait for torch.
     from ecoformer.lab.study.plan import jobs, load_study
     from ecoformer.lab.study.reports import report
-    from ecoformer.lab.study.runner import is_finished, run_jobs
+    from ecoformer.lab.study.runner import run_jobs
     from ecoformer.run.process import module
 
     study = load_study(CONFIGS / "study" / f"{args.table}.yaml")
@@ -63,10 +63,10 @@ def run(args: argparse.Namespace) -> int:
         return dry_run(chosen, args.launch)
     failed: list[Job] = []
     if not args.report:
-        waiting = sum(not is_finished(job) for job in chosen)
+        waiting = sum(not job.is_finished for job in chosen)
         print(f"{len(chosen)} runs of {len(planned)}, {waiting} to do; {out}", flush=True)
         failed = run_jobs(chosen, module("train"), args.launch, lambda line: print(line, flush=True), args.jobs)
-    if failed and not any(is_finished(job) for job in planned if job.row is not None):
+    if failed and not any(job.is_finished for job in planned if job.row is not None):
         raise InputError(
             f"no row of {args.table} is finished: the runs that failed are listed above, with their reasons"
         )
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
             torch.set_num_threads(args.threads)
         write_speed(study, planned, out)
     print(report(study, planned, out))
-    unfinished = [job.id for job in planned if not is_finished(job)]
+    unfinished = [job.id for job in planned if not job.is_finished]
     if unfinished:
         print(f"not finished: {', '.join(unfinished)}")
     return 1 if failed else 0
@@ -102,7 +102,6 @@ def dry_run(planned: list[Job], launch: str) -> int:
     from ecoformer.energy.summary import in_attention
     from ecoformer.files.table import energy_text
     from ecoformer.lab.study.prediction import compose_run, predict_energy
-    from ecoformer.lab.study.runner import is_finished
 
     predicted: dict[tuple[str, ...], dict[str, float]] = {}
     for job in planned:
@@ -111,7 +110,7 @@ def dry_run(planned: list[Job], launch: str) -> int:
         if key not in predicted:
             predicted[key] = predict_energy(compose_run(job.arguments))
         figures = predicted[key]
-        state = "finished" if is_finished(job) else "to do"
+        state = "finished" if job.is_finished else "to do"
         print(
             f"{job.id}: {state}, {energy_text(figures['energy_pj'])} an image, "
             f"{in_attention(figures['attention_energy_pj'])}\n    {job.command(launch)}"

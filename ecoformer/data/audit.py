@@ -19,9 +19,7 @@ from ecoformer.errors import InputError
 
 Progress = Callable[[int, int], None]  # images done, of how many
 CHUNK = 64
-_EVALUATED = EvalTransform(
-    DataConfig.img_size, 0.875, DataConfig.interpolation
-)  # a shape that fits no model is a fault
+_EVALUATED = EvalTransform(DataConfig.img_size, 0.875, DataConfig.interpolation)  # a shape that it refuses is a fault
 
 
 def audit(data: DataConfig, *, with_train: bool = True, workers: int = 1, progress: Progress | None = None) -> Audit:

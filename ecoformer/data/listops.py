@@ -38,21 +38,22 @@ PATIENCE = 50  # batches of trees; beyond, each must bring a new expression on a
 @data_source("listops")
 def load_listops(data: DataConfig, *, with_train: bool, **_: Any) -> Splits:
     """Expressions and their values: generated, or of data.root: files of ids, or basic_{train,val,test}.tsv."""
+    digits, vocab_size = list("0123456789"), len(VOCABULARY) + 1
     if data.root is None:
-        train, val = held_out(data, generated(data, with_train=with_train), "data=listops")
-        return Splits(list("0123456789"), train, val, vocab_size=len(VOCABULARY) + 1)
-    root = Path(data.root).expanduser()
-    if (imported := load_ids(data, root, len(VOCABULARY) + 1, list("0123456789"))) is not None:
-        return imported
-    files = split_files(root, "basic_{}.tsv")
-    if not files:
+        sources, where = generated(data, with_train=with_train), "data=listops"
+    else:
+        root = Path(data.root).expanduser()
+        if (imported := load_ids(data, root, vocab_size, digits)) is not None:
+            return imported
+        sources = {split: read_file(path) for split, path in split_files(root, "basic_{}.tsv").items()}
+        where = f"data.root={root}"
+    if not sources:
         raise InputError(
-            f"data.root={root} holds no basic_train.tsv, basic_val.tsv or basic_test.tsv: correct it, or leave it out "
-            "for generated expressions"
+            f"{where} holds no basic_train.tsv, basic_val.tsv or basic_test.tsv: correct it, or leave it out for "
+            "generated expressions"
         )
-    sources = {split: read_file(path) for split, path in files.items()}
-    train, val = held_out(data, sources, f"data.root={root}")
-    return Splits(list("0123456789"), train, val, vocab_size=len(VOCABULARY) + 1)
+    train, val = held_out(data, sources, where)
+    return Splits(digits, train, val, vocab_size=vocab_size)
 
 
 def decoded(symbols: np.ndarray) -> str:

@@ -46,7 +46,6 @@ class SequenceSource:
         return len(self.targets)
 
     def part(self, indices: np.ndarray) -> "SequenceSource":
-        """Some of the samples, in this order."""
         return replace(self, starts=self.starts[indices], lengths=self.lengths[indices], targets=self.targets[indices])
 
     def name(self, index: int) -> str:

@@ -69,7 +69,6 @@ def held_out(data: DataConfig, found: Mapping[str, Source], where: str) -> tuple
 
 
 def part(source: Source, indices: np.ndarray) -> Source:
-    """Some samples of a source."""
     return source.part(indices) if isinstance(source, SequenceSource) else Subset(source, indices)
 
 

@@ -50,7 +50,6 @@ class Call:
 
     @property
     def is_complex(self) -> bool:
-        """Whether complex numbers go in or come out."""
         return any(x.is_complex() for x in [*self.inputs, *self.outputs])
 
     @property
@@ -69,7 +68,6 @@ class Call:
 
     @property
     def elements(self) -> int:
-        """Elements of the first result."""
         return self.outputs[0].numel()
 
     @property
@@ -87,13 +85,10 @@ def short_name(func: Any) -> str:
     return name if namespace == "aten" else f"{namespace}::{name}"
 
 
-def stored_elements(x: Tensor) -> int:
-    """Distinct elements behind a tensor: broadcast dimensions (stride 0) hold one."""
-    return prod(size for size, stride in zip(x.shape, x.stride(), strict=True) if stride != 0 or size == 0)
-
-
 def stored_bytes(x: Tensor) -> int:
-    return stored_elements(x) * x.element_size()
+    """Bytes of the distinct elements behind a tensor: broadcast dimensions (stride 0) hold one."""
+    stored = prod(size for size, stride in zip(x.shape, x.stride(), strict=True) if stride != 0 or size == 0)
+    return stored * x.element_size()
 
 
 def _tensors(tree: Any) -> Iterator[Tensor]:

@@ -28,13 +28,9 @@ def _own_part(module: nn.Module | None) -> str:
     for known in (nn.Conv2d, nn.Linear, nn.LayerNorm):
         if isinstance(module, known):
             return known.__name__
-    if isinstance(module, nn.modules.conv._ConvNd) or (module is not None and _is_norm(module)):
-        return type(module).__name__
-    return ""
-
-
-def _is_norm(module: nn.Module) -> bool:
-    return "norm" in type(module).__name__.lower() and not list(module.children())
+    name = "" if module is None else type(module).__name__
+    is_norm = module is not None and "norm" in name.lower() and not list(module.children())
+    return name if is_norm or isinstance(module, nn.modules.conv._ConvNd) else ""
 
 
 @dataclass
@@ -66,7 +62,6 @@ class Book(ABC):
         """Note an operation whose rule is known."""
 
     def on_enter(self, name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
-        """Note that a module starts."""
         if _states_its_core(module):
             self._stated.add(name)
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -87,7 +86,7 @@ def count(
         scope.enter_context(plain_inference())
         substitutes, originals = _substitutes(model, device, dtype)
         args, kwargs = model_arguments(model, input, in_chans=in_chans, device=device, dtype=dtype)
-        shape = _shape(args, kwargs)
+        shape = next((tuple(x.shape) for x in [*args, *kwargs.values()] if isinstance(x, Tensor)), ())
         for x in tree_leaves([args, kwargs]):
             if isinstance(x, Tensor):
                 flow.add_input(x)
@@ -149,11 +148,6 @@ def _substitutes(
         originals[copy] = x
         substitutes[name] = copy
     return substitutes, originals
-
-
-def _shape(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, ...]:
-    tensors = [x for x in [*args, *kwargs.values()] if isinstance(x, Tensor)]
-    return tuple(tensors[0].shape) if tensors else ()
 
 
 @contextmanager

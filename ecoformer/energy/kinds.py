@@ -34,7 +34,6 @@ def counts(values: Mapping[str, int] | None = None, **kinds: int) -> Counts:
 
 
 def total(parts: Iterable[Mapping[str, int]]) -> Counts:
-    """The sum of many counts."""
     result: Counts = Counter()
     for part in parts:
         result.update(part)
@@ -42,7 +41,6 @@ def total(parts: Iterable[Mapping[str, int]]) -> Counts:
 
 
 def scaled(part: Mapping[str, int], factor: int) -> Counts:
-    """Every kind times `factor`."""
     return Counter({kind: n * factor for kind, n in part.items() if n * factor})
 
 

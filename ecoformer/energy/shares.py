@@ -25,12 +25,9 @@ def at_measured_shares(ledger: Ledger, model: nn.Module) -> Ledger:
     Products of scaled codes stay full multiply-adds: they run as such.
     """
     assert ledger.convention == "audited"
-    return replace(ledger, entries=[_scaled(entry, model) for entry in ledger.entries])
-
-
-def _scaled(entry: Entry, model: nn.Module) -> Entry:
-    share = _share(entry, model)
-    return replace(entry, counts=counts({**entry.counts, "add": round(share * entry.counts["add"])}))
+    adds = [round(_share(entry, model) * entry.counts["add"]) for entry in ledger.entries]
+    paired = zip(ledger.entries, adds, strict=True)
+    return replace(ledger, entries=[replace(entry, counts=counts({**entry.counts, "add": n})) for entry, n in paired])
 
 
 def _share(entry: Entry, model: nn.Module) -> float:

@@ -150,10 +150,6 @@ def _held_by(name: str) -> ValueRule:
     return lambda values, call: values(name)
 
 
-def _any_of(values: Callable[[str], Values], call: Any) -> Values:
-    return _union(call.values(x) for x in call.arg("tensors"))
-
-
 def _div(values: Callable[[str], Values], call: Any) -> Values:
     divisors = values("other")
     if call.arg("rounding_mode") is not None or not isinstance(divisors, frozenset) or 0.0 in divisors:
@@ -191,10 +187,6 @@ def _rounded(values: Callable[[str], Values], call: Any) -> Values:
     return Endless.WHOLE if call.outputs[0].is_floating_point() and not call.arg("decimals", 0) else None
 
 
-def _exp2(values: Callable[[str], Values], call: Any) -> Values:
-    return Endless.POWERS if values("self") is Endless.WHOLE else None
-
-
 VALUE_RULES: dict[str, ValueRule] = {
     "mul": _two(lambda a, b: a * b),
     "add": _with_alpha(lambda a, b, alpha: a + alpha * b),
@@ -208,14 +200,14 @@ VALUE_RULES: dict[str, ValueRule] = {
     "relu": lambda values, call: _map(lambda a: max(a, 0.0), values("self")),
     **dict.fromkeys(("sign", "sgn"), lambda values, call: _map(_sign, values("self")) or TERNARY),
     **dict.fromkeys(("round", "floor", "ceil", "trunc"), _rounded),
-    "exp2": _exp2,
+    "exp2": lambda values, call: Endless.POWERS if values("self") is Endless.WHOLE else None,
     **dict.fromkeys(("clamp", "clamp_min", "clamp_max"), _clamp),
     **dict.fromkeys(("_to_copy", "to"), _cast),
     "copy": lambda values, call: _cast(lambda _: values("src"), call),
     "where": lambda values, call: _union([values("self"), values("other")]),
     "masked_fill": lambda values, call: _union([values("self"), values("value")]),
     "constant_pad_nd": lambda values, call: _union([values("self"), call.values(call.arg("value", 0))]),
-    **dict.fromkeys(("cat", "stack"), _any_of),
+    **dict.fromkeys(("cat", "stack"), lambda values, call: _union(call.values(x) for x in call.arg("tensors"))),
     **dict.fromkeys(("full", "full_like", "new_full"), _held_by("fill_value")),
     "fill": _held_by("value"),
     "scalar_tensor": _held_by("s"),

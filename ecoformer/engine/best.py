@@ -38,7 +38,6 @@ class Best:
         return True
 
     def write(self, weights: dict[str, Any]) -> None:
-        """Write best.pt."""
         save_checkpoint(self.run_dir / BEST, {**weights, "metrics": self.record})
 
     def write_if_top(self, latest: dict[str, Any] | None, weights: dict[str, Any]) -> None:

@@ -59,7 +59,6 @@ def _choose_device(device: str, local_rank: int) -> torch.device:
 
 
 def close_distributed() -> None:
-    """Leave the process group, if there is one."""
     if dist.is_initialized():
         dist.destroy_process_group()
 

@@ -22,7 +22,6 @@ class LogitTeacher:
         self.weight, self.temperature = weight, temperature
 
     def to(self, device: torch.device, memory_format: torch.memory_format) -> None:
-        """Move the model to where the run computes."""
         self.model.to(device).to(memory_format=memory_format)
 
     @torch.no_grad()

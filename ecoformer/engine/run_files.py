@@ -32,7 +32,6 @@ log = logging.getLogger(__name__)
 
 
 def results_in(run_dir: Path) -> list[str]:
-    """The names of the checkpoints and the summary that the folder holds."""
     return [name for name in RESULTS if (run_dir / name).exists()]
 
 

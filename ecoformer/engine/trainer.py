@@ -88,7 +88,7 @@ class Trainer:
             best=Best(Path(run_dir), f"val_{train.eval_metric}", self.checkpoint.keep_top_k),
         )
         self.signals = StopSignals()
-        self.train_step = TrainingStep(self.state, train, self.network, placed.ddp, optim, teacher, self.signals)
+        self.train_step = TrainingStep(self.state, self.network, placed.ddp, optim, teacher, self.signals)
 
     @property
     def model(self) -> nn.Module:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from ecoformer.config.schema import OptimConfig, TrainConfig
+from ecoformer.config.schema import OptimConfig
 from ecoformer.engine import distributed, parallel
 from ecoformer.engine.autocast import autocast
 from ecoformer.engine.batches import Batch, top1_hits
@@ -50,7 +50,6 @@ class TrainingStep:
     def __init__(
         self,
         state: RunState,
-        train: TrainConfig,
         network: Callable[[Tensor], Tensor],
         ddp: DistributedDataParallel | None,
         optim: OptimConfig,
@@ -59,7 +58,7 @@ class TrainingStep:
     ) -> None:
         self.state, self.network, self.ddp = state, network, ddp
         self.optim, self.teacher, self.signals = optim, teacher, signals
-        self.limit = train.max_skipped_batches
+        train, self.limit = state.train, state.train.max_skipped_batches
         self.memory_format = torch.channels_last if train.channels_last else torch.contiguous_format
         self.amp_dtype = amp_dtype(train.amp, state.device)
         self.criterion = build_loss(train, state.device)

@@ -163,7 +163,6 @@ def hash_layers(model: nn.Module) -> dict[str, FittableAttention]:
 
 
 def has_hashes(model: nn.Module) -> bool:
-    """Whether any layer has hash functions to fit."""
     return bool(hash_layers(model))
 
 

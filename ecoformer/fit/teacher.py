@@ -94,7 +94,6 @@ def affine(linear: nn.Linear) -> Affine:
 
 
 def store_affine(linear: nn.Linear, new: Affine) -> None:
-    """Copy into a Linear, in place."""
     linear.weight.copy_(new.weight)
     if new.bias is not None:
         linear.bias.copy_(new.bias)

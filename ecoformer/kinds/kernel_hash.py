@@ -58,11 +58,7 @@ class KernelHash(FittedState):
         x_BHNC: Tensor,
         generator: torch.Generator,
         mask_BN: Tensor | None = None,
-        *,
-        top_k: int,
-        lr: float,
-        momentum: float,
-        steps: int,
+        **options: Any,
     ) -> HashFitReport:
         """Draw anchors from the tokens, fit A to the similarities of the batch, store both.
 
@@ -72,7 +68,7 @@ class KernelHash(FittedState):
             x_BHNC: normalised tokens of a batch.
             generator: CPU generator that draws the anchors, so that the draw is the same on every device.
             mask_BN: True where a token takes part; None: all do. Images with fewer than 2 * top_k of them are left out.
-            top_k, lr, momentum, steps: see `fit_hash`.
+            options: top_k, lr, momentum and steps of `fit_hash`.
         Raises:
             InputError: fewer tokens than anchors, or fewer than 2 * top_k, in every image; no image with finite
                 features.
@@ -81,9 +77,7 @@ class KernelHash(FittedState):
         num_images = len(x_BHNC)
         x_BHNC, mask_BN = finite_images([x_BHNC], mask_BN)
         anchors_HMC = self._draw_anchors(x_BHNC, generator, mask_BN)
-        result = fit_hash(
-            x_BHNC, anchors_HMC, self.A.to(x_BHNC.dtype), mask_BN, top_k=top_k, lr=lr, momentum=momentum, steps=steps
-        )
+        result = fit_hash(x_BHNC, anchors_HMC, self.A.to(x_BHNC.dtype), mask_BN, **options)
         if self.is_fitted:
             before = hash_codes(x_BHNC, *self._state(x_BHNC.dtype), mask_BN)
         else:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ecoformer.nn.base import ReplacementAttention, attention_kind
 from ecoformer.nn.heads import as_attn_mask
+from ecoformer.nn.msa import MultiHeadSelfAttention
 from ecoformer.nn.specs import AttentionSpec
 
 
@@ -40,7 +41,4 @@ class SharedQKAttention(ReplacementAttention):
         qk_BHNC, _ = self.heads(x_BND)
         return (qk_BHNC @ qk_BHNC.transpose(-2, -1) * self.head_dim**-0.5).softmax(dim=-1)
 
-    def paper_core_ops(self, num_tokens: int) -> tuple[int, int]:
-        """That of MSA: 2 N^2 D + H N^2 multiplications, 2 N^2 D additions; the saving is a projection, a Linear."""
-        products = 2 * num_tokens**2 * self.dim
-        return products + self.num_heads * num_tokens**2, products
+    paper_core_ops = MultiHeadSelfAttention.paper_core_ops  # what is saved is a projection, a Linear

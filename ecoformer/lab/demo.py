@@ -60,14 +60,12 @@ def convert_all(
 
 
 def accuracy_table(rows: Sequence[Row]) -> Table:
-    """The demo's model with every attention."""
     attention, *figures = _narrow(comparison_table(rows)).columns
     how = [Column("weights", "how", left=True), Column("in s", "seconds", "{:.0f}")]
     return Table([attention, *how, *figures], rows)
 
 
 def size_table(sizes: Sequence[Row]) -> Table:
-    """Another model at several sizes of images."""
     return _narrow(summary_table(sizes))
 
 

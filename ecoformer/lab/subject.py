@@ -69,7 +69,6 @@ class Subject:
 
     @property
     def size(self) -> str:
-        """The size in words."""
         return in_words(self.model, self.img_size)
 
     @property

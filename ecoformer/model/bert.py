@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from ecoformer.errors import InputError
 from ecoformer.model.convert import convert
-from ecoformer.model.layers import FilterFn
 from ecoformer.model.low_rank import ranks_in, take_ranks
 from ecoformer.nn.bert import make_key_masks
 from ecoformer.nn.heads import token_mean
@@ -58,7 +57,8 @@ def from_pretrained(folder: str | Path) -> Any:
     for index, options in settings.items():
         spec = make_spec(options["name"], {key: value for key, value in options.items() if key != "name"})
         assert spec is not None, "stock layers are not written down"
-        convert(model, spec, _in_layer(index))
+        where = f".layer.{index}.attention"
+        convert(model, spec, lambda module, name, where=where: where in f".{name}")  # type: ignore[misc]
     take_ranks(model, ranks_in(load_file(weights)))
     try:
         load_model(model, weights)
@@ -66,7 +66,3 @@ def from_pretrained(folder: str | Path) -> Any:
         reason = " ".join(str(error).split())
         raise InputError(f"{weights} does not fit its config.json: {reason}; save the model again") from error
     return model.to(config.dtype).eval() if config.dtype else model.eval()
-
-
-def _in_layer(index: str) -> FilterFn:
-    return lambda module, name: f".layer.{index}.attention" in f".{name}"

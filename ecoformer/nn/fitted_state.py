@@ -40,7 +40,6 @@ class FittedState(nn.Module):
             raise InputError(NEVER_FITTED)
 
     def mark_fitted(self) -> None:
-        """Note one more fit."""
         self.fitted.fill_(True)
         self.fit_count.add_(1)
         self._known_fitted = True

@@ -32,16 +32,8 @@ class MultiHeadSelfAttention(ReplacementAttention):
     needs_keys = "to build MSA from"
     takes_mask = True
 
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        qkv_bias: bool = True,
-        proj_bias: bool = True,
-        proj_drop: float = 0.0,
-        **factory: Any,
-    ) -> None:
-        super().__init__(dim, num_heads, MSASpec(), qkv_bias, proj_bias, proj_drop, **factory)
+    def __init__(self, dim: int, num_heads: int, **options: Any) -> None:
+        super().__init__(dim, num_heads, MSASpec(), **options)
 
     def attend(self, q_BHNC: Tensor, k_BHNC: Tensor, v_BHNC: Tensor, mask_BN: Tensor | None = None) -> Tensor:
         return F.scaled_dot_product_attention(q_BHNC, k_BHNC, v_BHNC, as_attn_mask(mask_BN))
@@ -51,6 +43,6 @@ class MultiHeadSelfAttention(ReplacementAttention):
         return (q_BHNC @ k_BHNC.transpose(-2, -1) * self.head_dim**-0.5).softmax(dim=-1)
 
     def paper_core_ops(self, num_tokens: int) -> tuple[int, int]:
-        """(multiplications, additions) of one image's attention core in the paper's accounting."""
+        """2 N^2 D + H N^2 multiplications, 2 N^2 D additions."""
         products = 2 * num_tokens**2 * self.dim
         return products + self.num_heads * num_tokens**2, products

@@ -167,7 +167,7 @@ def _trained_as(linear: nn.Linear, *sources: nn.Linear) -> nn.Linear:
     return linear
 
 
-def read_fused_qkv(module: Any, dim: int, where: str, dropped: tuple[str, ...] = ()) -> Projections:
+def read_fused_qkv(module: Any, dim: int, where: str) -> Projections:
     """Projections of a layer whose `qkv` Linear stacks query, key and value rows, each `dim` of them."""
     query, key, value = (linear_rows(module.qkv, start, start + dim) for start in (0, dim, 2 * dim))
     return Projections(
@@ -180,7 +180,6 @@ def read_fused_qkv(module: Any, dim: int, where: str, dropped: tuple[str, ...] =
         proj=module.proj,
         proj_drop=getattr(getattr(module, "proj_drop", None), "p", 0.0),
         parts=FUSED_QKV,
-        dropped=dropped,
     )
 
 

@@ -20,7 +20,6 @@ _LISTENERS: list[Callable[[str], None]] = []
 
 
 def announce(spec: type[AttentionSpec]) -> None:
-    """Make a spec known under its name."""
     SPECS[spec.name] = spec
     for listener in _LISTENERS:
         listener(spec.name)

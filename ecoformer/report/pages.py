@@ -19,7 +19,6 @@ LOG_LINES = 200  # of the console log's end
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder is a run directory."""
     return any((folder / name).is_file() for name in (CONFIG, SUMMARY, METRICS))
 
 

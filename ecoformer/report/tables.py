@@ -85,9 +85,6 @@ def compression_markdown(report: CompressionReport) -> str:
     if report.skipped:
         firsts = {reason: name for name, reason in reversed(report.skipped.items())}
         counts = Counter(report.skipped.values()).items()
-        tables.append(Table(SKIPPED, [(_and_more(firsts[reason], number), reason) for reason, number in counts]))
+        named = [(f"{firsts[why]} and {n - 1} more" if n > 1 else firsts[why], why) for why, n in counts]
+        tables.append(Table(SKIPPED, named))
     return "\n\n".join([report.summary, *map(markdown, tables)])
-
-
-def _and_more(name: str, number: int) -> str:
-    return f"{name} and {number - 1} more" if number > 1 else name

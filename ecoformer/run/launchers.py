@@ -4,7 +4,6 @@ import shutil
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 
 from ecoformer.config.loading import CONFIGS, load_config
 from ecoformer.config.overrides import quoted
@@ -40,13 +39,13 @@ def through_launcher(argv: list[str], config_name: str) -> list[str]:
     if under_torchrun():
         raise InputError(f"hydra/launcher={launcher} under torchrun: start it without, each job gets its own torchrun")
     parsed = OverridesParser.create().parse_overrides(overrides)
-    folder = _output_dir(parsed)
-    if folder is None:
+    given = [o.value() for o in parsed if o.key_or_group == "output_dir" and not o.is_sweep_override()]
+    if not given or given[-1] is None:
         raise InputError(
             f"hydra/launcher={launcher} needs output_dir=DIR, on a file system that all nodes share: a job that is "
             "queued again must find its run"
         )
-    extra = [f"hydra.sweep.dir={quoted(folder)}"]
+    extra = [f"hydra.sweep.dir={quoted(str(given[-1]))}"]
     if not sweeps:
         sweep = next((override.input_line for override in parsed if override.is_sweep_override()), None)
         if sweep is not None:
@@ -59,8 +58,3 @@ def through_launcher(argv: list[str], config_name: str) -> list[str]:
             "hydra/launcher=slurm: there is no srun here: submit on the cluster, or use hydra/launcher=local"
         )
     return [*argv, *extra]
-
-
-def _output_dir(overrides: list[Override]) -> str | None:
-    given = [o.value() for o in overrides if o.key_or_group == "output_dir" and not o.is_sweep_override()]
-    return None if not given or given[-1] is None else str(given[-1])

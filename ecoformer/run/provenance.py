@@ -39,7 +39,8 @@ def recorded(run: RunDir, device: torch.device) -> Iterator[None]:
     that the run goes on with cannot be read.
     """
     hosts: dict[str, list[str]] = {}
-    for host, name in distributed.gather_objects((socket.gethostname(), _device_name(device))):
+    chip = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+    for host, name in distributed.gather_objects((socket.gethostname(), f"{device}, {chip}")):
         hosts.setdefault(host, []).append(name)
     with ExitStack() as stack:
         distributed.decided_by_main(lambda: stack.enter_context(_kept(run, hosts)))
@@ -160,10 +161,6 @@ def commit(folder: Path) -> str:
     """The commit of a repository, with "+" where files differ from it; "unknown" without one."""
     found = _repository(folder)
     return "unknown" if found is None else found["commit"][:12] + ("" if found["clean"] else "+")
-
-
-def _device_name(device: torch.device) -> str:
-    return f"{device}, {torch.cuda.get_device_name(device) if device.type == 'cuda' else processor()}"
 
 
 def _now() -> str:

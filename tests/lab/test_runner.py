@@ -9,7 +9,7 @@ from typing import Any
 from ecoformer.lab.study.plan import RowConfig, StudyConfig, jobs
 from ecoformer.lab.study.reports import report
 from ecoformer.lab.study.rows import collect, over_seeds, over_stage1_seeds
-from ecoformer.lab.study.runner import is_finished, run_jobs
+from ecoformer.lab.study.runner import run_jobs
 from ecoformer.run.provenance import commit
 
 
@@ -32,7 +32,7 @@ def test_a_study_runs_skips_what_is_finished_and_goes_on_after_a_failure(
     (out / "started.txt").unlink()
     assert run_jobs(planned, trainer, "python", shown.append) == []
     assert started(out) == ["net/uniform/seed0"], "only what was missing ran again"
-    assert all(map(is_finished, planned))
+    assert all(job.is_finished for job in planned)
     record = json.loads((planned[0].folder / "job.json").read_text())
     assert record["command"] == planned[0].command() and record["exit_code"] == 0
 

@@ -130,7 +130,6 @@ def measure_distilled(
 
 
 def say(line: str) -> None:
-    """A line of progress."""
     print(line, file=sys.stderr, flush=True)
 
 

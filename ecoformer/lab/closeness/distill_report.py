@@ -64,7 +64,6 @@ def summary_lines(figures: Figures) -> list[str]:
 
 
 def plot_errors(figures: Figures, out: Path) -> None:
-    """Error of every block beside uniform attention and random codes."""
     title = f"{figures['model']} on {figures['dataset']}\n{code_text(figures)}, from {figures['source']}"
     floors = {"error_uniform": "uniform attention", "error_random": "random codes"}
     quality_report.plot_errors([{"setting": "distilled", "blocks": figures["blocks"]}], out, title, floors)

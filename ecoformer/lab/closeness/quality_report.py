@@ -19,7 +19,6 @@ def ratios(row: Row) -> list[float]:
 
 
 def worst(row: Row) -> float:
-    """That of the block that follows worst."""
     return max(ratios(row))
 
 

@@ -57,7 +57,6 @@ class Source:
 
     @cached_property
     def own_outcome(self) -> tuple[float, Tensor]:
-        """That of the model itself."""
         return self.outcome(self.model)
 
     def empty_model(self, attention: dict[str, Any]) -> nn.Module:

@@ -46,11 +46,9 @@ class Case(Subject):
         return self.make(self.spec(), device).eval()
 
     def count(self, convention: str, strict: bool = False) -> Ledger:
-        """The ledger of one image."""
         return count(self.build(), self.img_size, convention=convention, strict=strict)
 
     def row(self, convention: str, profile: Profile, strict: bool = False) -> dict[str, Any]:
-        """The case with its `figures`."""
         found = figures(self.count(convention, strict), profile)
         return {**self.settings(), "convention": convention, "profile": profile.name, **found}
 

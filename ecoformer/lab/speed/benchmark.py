@@ -188,12 +188,8 @@ def machine(args: argparse.Namespace) -> dict[str, Any]:
 
 def peak_apart(args: argparse.Namespace, case: SpeedCase) -> float:
     """Peak MiB of a variant, from a process of its own."""
-    options = {**asdict(case), "threads": args.threads}
-    flags = {key: options.pop(key) for key in ("channels_last", "clamp")}
-    given = {key: value for key, value in options.items() if value is not None and (key, value) != ("layer", 0)}
-    arguments = ["--peak-only", *(f"--{key.replace('_', '-')}={value}" for key, value in given.items())]
-    arguments += [f"--{key.replace('_', '-')}" for key, value in flags.items() if value]
-    return json_of("benchmark", arguments)["peak_mib"]
+    options = {**asdict(case), "layer": case.layer or None, "threads": args.threads}
+    return json_of("benchmark", peak_only=True, **options)["peak_mib"]
 
 
 def peak_mib(case: SpeedCase) -> float:

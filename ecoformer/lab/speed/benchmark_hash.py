@@ -89,10 +89,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
 def run_apart(args: argparse.Namespace, implementation: str) -> dict[str, Any]:
     options = {name: value for name, value in vars(args).items() if name not in ("implementation", "format", "repeats")}
     options["shape"] = ",".join(map(str, args.shape))
-    arguments = ["--implementation", implementation, "--format", "json"]
-    return json_of(
-        "benchmark-hash", arguments + [f"--{key.replace('_', '-')}={value}" for key, value in options.items()]
-    )
+    return json_of("benchmark-hash", implementation=implementation, format="json", **options)
 
 
 def as_table(report: dict[str, Any]) -> str:

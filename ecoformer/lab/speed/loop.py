@@ -43,7 +43,6 @@ def run(args: argparse.Namespace, cases: list[SpeedCase], machine: Row) -> list[
 
 
 def table(rows: list[Row]) -> Table:
-    """Both loops side by side."""
     return Table([Column(key, key) for key in ("model", "attention", *FIGURES)], rows)
 
 

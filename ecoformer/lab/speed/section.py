@@ -79,7 +79,8 @@ COLUMNS = (
 def _growth_lines(rows: Sequence[Row]) -> list[str]:
     lines = []
     for attention in dict.fromkeys(row["attention"] for row in rows):
-        mine = sorted((row["img_size"], _per_pixel(row)) for row in rows if row["attention"] == attention)
+        own = (row for row in rows if row["attention"] == attention)
+        mine = sorted((row["img_size"], 1 / (row["images_per_second"] * row["img_size"] ** 2)) for row in own)
         (small, least), (large, most) = mine[0], mine[-1]
         highest = max(time for _, time in mine) / min(time for _, time in mine)
         lines.append(
@@ -88,7 +89,3 @@ def _growth_lines(rows: Sequence[Row]) -> list[str]:
         )
     first = rows[0]
     return [f"Time per token of {first['model']}, {first['mode']}, batch {first['batch_size']}:", "", *lines]
-
-
-def _per_pixel(row: Row) -> float:
-    return 1 / (row["images_per_second"] * row["img_size"] ** 2)

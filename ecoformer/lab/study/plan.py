@@ -26,6 +26,7 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from ecoformer.engine.run_files import SUMMARY
 from ecoformer.errors import InputError
 
 SCRATCH = "scratch"
@@ -94,6 +95,11 @@ class Job:
     folder: Path
     needs: str | None = None
     stage1_seed: int = 0
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run has written its summary, which it does last of all."""
+        return (self.folder / SUMMARY).is_file()
 
     def command(self, launch: str = "python") -> str:
         """The command line, e.g. with launch="torchrun --nproc-per-node 8"."""

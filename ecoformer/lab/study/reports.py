@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ecoformer.energy import load_profile
-from ecoformer.engine.run_files import SUMMARY
 from ecoformer.errors import InputError
 from ecoformer.files import read_json, write_json
 from ecoformer.files.table import render, write_table
@@ -75,7 +74,7 @@ def _plot(study: StudyConfig, jobs: Sequence[Job], merged: Sequence[Row], out: P
         of_backbone = [row for row in merged if row["backbone"] == name]
         if of_backbone:
             plot_front(of_backbone, out / f"{name}_energy.png", f"{study.title}, {backbone.title}")
-        finished = [job for job in jobs if job.backbone == name and (job.folder / SUMMARY).is_file()]
+        finished = [job for job in jobs if job.backbone == name and job.is_finished]
         # One seed of a row: the others lie on top of it.
         shown: dict[str, Job] = {}
         for job in finished:

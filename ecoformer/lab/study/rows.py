@@ -4,7 +4,6 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ecoformer.engine.run_files import SUMMARY
 from ecoformer.files import read_json
 from ecoformer.lab.study.plan import Job, StudyConfig
 from ecoformer.report.runs import JOB, read_records, read_summary
@@ -24,7 +23,7 @@ def collect(study: StudyConfig, jobs: Sequence[Job]) -> list[Row]:
     by_id = {job.id: job for job in jobs}
     rows = []
     for job in jobs:
-        if job.row is None or not (job.folder / SUMMARY).is_file():
+        if job.row is None or not job.is_finished:
             continue
         summary = read_summary(job.folder)
         first = summary if job.needs is None else read_summary(by_id[job.needs].folder)

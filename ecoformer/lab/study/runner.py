@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
-from ecoformer.engine.run_files import SUMMARY
 from ecoformer.files import write_json
 from ecoformer.lab.study.plan import Job
 from ecoformer.report.runs import JOB, LOG, last_line, read_summary
@@ -15,11 +14,6 @@ from ecoformer.run import process
 from ecoformer.run.provenance import commit
 
 Show = Callable[[str], None]
-
-
-def is_finished(job: Job) -> bool:
-    """Whether the run has written its summary, which it does last of all."""
-    return (job.folder / SUMMARY).is_file()
 
 
 def run_jobs(jobs: Sequence[Job], trainer: Sequence[str], launch: str, show: Show, parallel: int = 1) -> list[Job]:
@@ -46,7 +40,7 @@ def run_jobs(jobs: Sequence[Job], trainer: Sequence[str], launch: str, show: Sho
                     continue
                 waiting.remove((number, job))
                 head = f"[{number}/{len(jobs)}] {job.id}"
-                if is_finished(job):
+                if job.is_finished:
                     show(f"{head}: finished before")
                 elif job.needs in failed:
                     show(f"{head}: skipped, {job.needs} failed")

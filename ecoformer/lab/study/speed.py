@@ -12,7 +12,6 @@ from ecoformer.engine.run_files import BEST
 from ecoformer.files import write_json
 from ecoformer.lab.speed.throughput import forward_pass, interleaved_seconds
 from ecoformer.lab.study.plan import Job, StudyConfig
-from ecoformer.lab.study.runner import is_finished
 from ecoformer.run.build import build_evaluation
 
 BATCH_SIZE = 64
@@ -24,7 +23,7 @@ def write_speed(study: StudyConfig, planned: Sequence[Job], out: Path) -> None:
     for backbone in study.backbones:
         folders: dict[str, Path] = {}
         for job in planned:
-            if job.backbone == backbone and job.row is not None and is_finished(job):
+            if job.backbone == backbone and job.row is not None and job.is_finished:
                 folders.setdefault(job.row.label, job.folder)
         if folders:
             measured[backbone] = _rates(folders)

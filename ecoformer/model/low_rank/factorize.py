@@ -85,7 +85,6 @@ def expand(model: nn.Module) -> list[str]:
 
 
 def low_rank_layers(model: nn.Module) -> dict[str, LowRank]:
-    """The low-rank layers of a model by name."""
     return {n: m for n, m in model.named_modules() if isinstance(m, (LowRankLinear, LowRankConv2d))}
 
 
