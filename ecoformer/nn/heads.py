@@ -26,7 +26,7 @@ def real_tokens(x: Tensor, mask_BN: Tensor | None) -> Tensor:
 
 def without_padding(x: Tensor, mask_BN: Tensor | None) -> Tensor:
     """x, (B, N, D) or (B, H, N, C), with zeros for the tokens that take no part. Without a mask, as it is."""
-    return x if mask_BN is None else x * mask_BN.view(len(x), *[1] * (x.dim() - 3), -1, 1)
+    return x if mask_BN is None else x * mask_BN.view(x.shape[0], *[1] * (x.dim() - 3), -1, 1)
 
 
 def as_attn_mask(mask_BN: Tensor | None) -> Tensor | None:
@@ -38,5 +38,5 @@ def token_mean(x: Tensor, mask_BN: Tensor | None) -> Tensor:
     """The mean of the tokens that take part, (B, 1, D) of (B, N, D) or (B, H, 1, C) of (B, H, N, C)."""
     if mask_BN is None:
         return x.mean(dim=-2, keepdim=True)
-    count = mask_BN.sum(dim=1).view(len(x), *[1] * (x.dim() - 1))
+    count = mask_BN.sum(dim=1).view(x.shape[0], *[1] * (x.dim() - 1))
     return without_padding(x, mask_BN).sum(dim=-2, keepdim=True) / count

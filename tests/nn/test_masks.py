@@ -109,6 +109,16 @@ def test_bfloat16_and_autocast_take_masks(spec):
     torch.testing.assert_close(out[1, : LENGTHS[1]].float(), alone[0].float(), rtol=0.05, atol=0.05)
 
 
+@pytest.mark.parametrize("spec", [s for s in EXACT if s.name in ("uniform", "hedgehog", "binary_qk")], ids=str)
+def test_an_exported_layer_takes_masks_of_any_batch(spec):
+    layer = build(spec)[0].requires_grad_(False)
+    x, mask = torch.randn(3, TOKENS, 12), torch.rand(3, 1, 1, TOKENS) < 0.7
+    batch = torch.export.Dim("batch", min=1)
+    sizes = {"x_BND": {0: batch}, "attn_mask": {0: batch}}
+    program = torch.export.export(layer, (x,), {"attn_mask": mask}, dynamic_shapes=sizes, strict=False).module()
+    torch.testing.assert_close(program(x[:1], attn_mask=mask[:1]), layer(x[:1], attn_mask=mask[:1]))
+
+
 def fresh_layer(spec):
     return build(spec, fitted=False)[0].double()
 
