@@ -13,6 +13,7 @@ SMALL = {
     "ecoformer_tuned": {"num_bits": 6, "num_anchors": 5, "fit_steps": 5},
     "distilled": {"num_features": 6, "fit_steps": 5},
     "distilled_hash": {"num_bits": 6, "fit_steps": 5},
+    "hedgehog": {"fit_steps": 5},
     "linformer": {"proj_dim": 8},
     "linear_sra": {"pool_size": 3},
     "performer": {"num_features": 7},

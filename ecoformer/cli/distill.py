@@ -28,7 +28,7 @@ def main(p: Parser) -> None:
     p.add_argument(
         "--attention",
         metavar="KIND:key=value,...",
-        help="what to convert to, e.g. distilled:num_features=32,projection=ternary; default: distilled",
+        help="what to convert to, e.g. distilled:num_features=32,projection=ternary, hedgehog; default: distilled",
     )
     p.add_argument("--num-bits", type=int, help="short for distilled_hash:num_bits=N, codes of 0 and 1")
     p.add_argument("--steps", type=int, help="of the fit of each layer")

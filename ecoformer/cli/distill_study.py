@@ -1,7 +1,7 @@
 """Many distillations, one row each, kept in OUT/table.json and resumed from it: results/distilled_hash, shift_codes.
 
     ecoformer distill-study --checkpoints RUN/best.pt ... --data ROOT --seeds 0 1 2 --out OUT \
-        --attention distilled distilled:num_features=32,projection=ternary distilled_hash
+        --attention distilled distilled:num_features=32,projection=ternary distilled_hash hedgehog
 
 A row that table.json already holds is not made again. Rows have dataset, model, source (msa or stock), codes, features,
 levels, projection, training_seed, fit_seed, top1_source, top1_after, kl, agreement, error_per_layer, uniform_per_layer,
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
             rows.append(row)
             write_text(table, json.dumps(rows, indent=1) + "\n")  # after every row: a study may be cut short
             ternary = "_ternary" if row["projection"] == "ternary" else ""
-            stem = f"{name}_{row['features']}{row['codes']}{ternary}"
+            stem = f"{name}_{row['features'] or ''}{row['codes']}{ternary}"
             if (setting["seed"], setting["num_images"]) == (args.seeds[0], args.num_images[0]):
                 plot_errors(figures, args.out / f"{stem}.png")
             if args.keep is not None:
@@ -129,7 +129,7 @@ def spec_keys(spec: Any) -> dict[str, Any]:
     from dataclasses import asdict
 
     fit = ("fit_steps", "fit_values", "joint_steps", "relaxation")
-    return {"attention": spec.name, "spec": asdict(spec), **{key: getattr(spec, key) for key in fit}}
+    return {"attention": spec.name, "spec": asdict(spec), **{key: getattr(spec, key, None) for key in fit}}
 
 
 def key_of(row: dict[str, Any]) -> str:

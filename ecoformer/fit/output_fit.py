@@ -1,6 +1,6 @@
-"""Fit anything that attends to the attention output that it should reproduce.
+"""Fit anything that attends to the attention that it should reproduce.
 
-The loss is the squared error of the output, relative to the output, per head.
+The loss is the squared error of the output, relative to the output, per head, if a kind knows no better one.
 Shapes: B batch, H heads, N tokens, C head channels, K code bits.
 """
 
@@ -48,7 +48,7 @@ AttendsT = TypeVar("AttendsT", bound=Attends)
 
 @dataclass(frozen=True)
 class OutputFit(Generic[AttendsT]):
-    """The fitted hash, what it was fitted from, and errors per head (squared, relative, on all samples, float64).
+    """The fitted hash, what it was fitted from, and errors per head (on all samples, float64).
 
     `accepted_H` is False where the fit did not lower the error, or met NaN (`finite_H` False); such heads keep what
     they had.
@@ -73,6 +73,7 @@ def fit_to_output(
     batch_size: int,
     slope_at: Callable[[float], float] | None = None,
     mask_BN: Tensor | None = None,
+    sums: Callable[..., tuple[Tensor, Tensor]] | None = None,
 ) -> OutputFit[AttendsT]:
     """Lower the error of `start.attend(*inputs)` against the target.
 
@@ -84,14 +85,19 @@ def fit_to_output(
         slope_at: anneals: `attend` gets, as `slope`, what this says for the share of the steps that is done. Errors are
             of hard codes all the same.
         mask_BN: True where a token takes part: only there are outputs compared, and `attend` gets it after the inputs.
+        sums: another error, of what attends, a batch of inputs, mask and target: per head what is to fall, and by what
+            it is divided, summed over the batch; None: that of the output.
     """
     masks = () if mask_BN is None else (mask_BN,)
     data = (*inputs, *masks, without_padding(target_BHNC, mask_BN))
 
-    def attend(hashing: AttendsT, *batch: Any, **softness: float) -> Tensor:
-        return without_padding(hashing.attend(*batch, **softness), batch[-1] if masks else None)
+    def output_sums(hashing: AttendsT, *batch: Any, **softness: float) -> tuple[Tensor, Tensor]:
+        *given, target = batch
+        out = hashing.attend(*given, **softness)
+        return head_squares(without_padding(out, given[-1] if masks else None), target)
 
-    before_H = head_errors(partial(attend, start), batch_size, *data)
+    sums = sums or output_sums
+    before_H = head_errors(partial(sums, start), batch_size, *data)
     is_positive = start.positive()
     tiny = torch.finfo(target_BHNC.dtype).tiny ** 0.5
 
@@ -100,10 +106,9 @@ def fit_to_output(
         return start.with_tensors(leaf.exp() if positive else leaf for leaf, positive in pairs)
 
     def loss(done: float, chosen: Tensor) -> Tensor:
-        *batch, target = (None if x is None else x.index_select(0, chosen) for x in data)
-        assert target is not None
+        batch = (None if x is None else x.index_select(0, chosen) for x in data)
         softness = {} if slope_at is None else {"slope": slope_at(done)}
-        return head_ratio(*head_squares(attend(current(), *batch, **softness), target)).sum()
+        return head_ratio(*sums(current(), *batch, **softness)).sum()
 
     with torch.enable_grad():
         leaves = [
@@ -115,7 +120,7 @@ def fit_to_output(
         )
     with torch.no_grad():
         fitted = current()
-    after_H = head_errors(partial(attend, fitted), batch_size, *data)
+    after_H = head_errors(partial(sums, fitted), batch_size, *data)
     # NaN is never smaller.
     accepted_H = after_H < before_H
     kept = start.with_tensors(

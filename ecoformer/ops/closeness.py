@@ -64,10 +64,10 @@ def head_ratio(distance_H: Tensor, size_H: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def head_errors(attend: Callable[..., Tensor], batch_size: int, *data: Any) -> Tensor:
-    """The squared relative error of each head, float64, batch by batch; `data` are attend's inputs and the target."""
-    sums = [head_squares(attend(*batch), target) for *batch, target in batches(batch_size, *data)]
-    distance_H, size_H = (torch.stack([pair[i].double() for pair in sums]).sum(dim=0) for i in (0, 1))
+def head_errors(sums: Callable[..., tuple[Tensor, Tensor]], batch_size: int, *data: Any) -> Tensor:
+    """The error of each head, float64, from what `sums` gives of each batch of the data, as `head_squares` does."""
+    found = [sums(*batch) for batch in batches(batch_size, *data)]
+    distance_H, size_H = (torch.stack([pair[i].double() for pair in found]).sum(dim=0) for i in (0, 1))
     return head_ratio(distance_H, size_H)
 
 

@@ -24,6 +24,7 @@ COLOURS = {
     "linformer": "#2ca02c",
     "performer": "#98df8a",
     "relu_linear": "#bcbd22",
+    "hedgehog": "#637939",
     "low_rank": "#1b3a6b",
     "uniform": "#6b6ecf",
     "none": "#a98b2d",

@@ -19,6 +19,7 @@ from ecoformer.config.schema import Config
 from ecoformer.energy import at_measured_shares, count
 from ecoformer.kinds import DistilledHashSpec, MSASpec
 from ecoformer.lab.closeness import ControlSpec, block_errors, distill, distill_report
+from ecoformer.lab.closeness.distill import spec_of
 from ecoformer.lab.closeness.source import Source
 from ecoformer.nn.heads import join_heads, split_heads
 from ecoformer.ops.closeness import relative_error
@@ -164,6 +165,26 @@ def test_the_study_goes_on_where_it_was(run, tmp_path, capsys):
         *["codes", "features", "levels", "projection", "training_seed", "fit_seed", "kl", "agreement"]
     } <= first.keys()
     assert (first["codes"], first["features"], first["top1_source"]) == ("bits", 4, first["top1_before"])
+
+
+def test_the_study_takes_features_beside_codes(run, tmp_path):
+    out = tmp_path / "study"
+    arguments = ["--checkpoints", str(run), "--num-images", "8", "--steps", "2", "--held-out", "4", "--max-val", "20"]
+    arguments += ["--attention", "hedgehog", "distilled:num_features=4", "--out", str(out), "--keep", str(tmp_path)]
+    assert script("distill_study").main(arguments) == 0
+    row, other = json.loads((out / "table.json").read_text())
+    assert (row["codes"], row["features"], row["relaxation"]) == ("hedgehog", None, None) and other["codes"] == "shift"
+    assert row["energy_pj"] > other["energy_pj"] > 0
+    line, _ = (out / "table.md").read_text().splitlines()[2:]
+    assert "| hedgehog | 8 | 0 | 1 |" in line
+    (saved,) = tmp_path.glob("*hedgehog_seed0.pt")
+    assert model_of_run(read_run(saved)).eval()(torch.randn(2, 3, 16, 16)).isfinite().all()
+    for kind, options, message in (
+        ("hedgehog", {"relaxation": "sigmoid"}, "attention.relaxation is not an option of attention=hedgehog"),
+        ("ecoformer_tuned", {}, "'ecoformer_tuned' is not distilled: give distilled, distilled_hash or hedgehog"),
+    ):
+        with pytest.raises(InputError, match=message):
+            spec_of(kind, **options)
 
 
 def test_the_front_shows_every_kind_of_the_same_model(tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ OPTIONS = {
     "ecoformer_tuned": {"num_bits": 4, "num_anchors": 3, "fit_steps": 2},
     "distilled": {"num_features": 4, "fit_steps": 2, "projection": "ternary"},
     "distilled_hash": {"num_bits": 4, "fit_steps": 2},
+    "hedgehog": {"fit_steps": 2},
     "linformer": {"proj_dim": 6},
     "random_hash": {"num_bits": 4, "num_anchors": 3},
 }
@@ -38,6 +39,7 @@ NEW = {
     "ecoformer_tuned": ("query_hash", "key_hash", "bit_weight", "floor"),
     "distilled": ("codes", "log_floor"),
     "distilled_hash": ("codes", "log_weight", "log_floor"),
+    "hedgehog": ("feature_weight", "feature_bias"),
     "performer": ("projection",),
     "linformer": ("key_mix", "value_mix"),
 }
@@ -121,7 +123,9 @@ def test_a_kind_without_queries_is_the_end_of_the_road():
         convert(model, make_spec("none"))
 
 
-@pytest.mark.parametrize("kind", ["msa", "performer", "linformer", "relu_linear", "binary_qk", "ecoformer_tuned"])
+@pytest.mark.parametrize(
+    "kind", ["msa", "performer", "linformer", "relu_linear", "binary_qk", "hedgehog", "ecoformer_tuned"]
+)
 def test_a_shared_projection_has_no_keys(kind):
     model = tiny_vit()
     convert(model, make_spec("msa_shared_qk"))

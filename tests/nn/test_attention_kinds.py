@@ -99,6 +99,11 @@ def hand_counts(name, n, d, h):
             h * n * (c * f + c * f + c + 1 + c * f + c * f + f + c),
             h * n * (c * f + c * f + c + f + c * f + c * f + f + f),
         ),
+        # W q, W k with b; k^T v, q times it, by 2 C features; q times the sum of k, softmaxes; division
+        "hedgehog": (
+            h * n * (c * c + c * c + 2 * c * c + 2 * c * c + 2 * c + 2 * c + 2 * c + c),
+            h * n * (c * c + c + c * c + c + 2 * c * c + 2 * c * c + 2 * c + 2 * c),
+        ),
         # E k, F v, q k^T, times values; softmax
         "linformer": (4 * n * e * d + h * n * e, 4 * n * e * d),
         # codes; values and output of the sums, and of the mean; then what the codes pick, and the weights of the bits
@@ -177,6 +182,16 @@ def estimated(module, q, k, v):
     return weights / weights.sum(-1, keepdim=True) @ v
 
 
+def mimicking(module, q, k, v):
+    def features(x, part):
+        y = torch.stack([x[:, head] @ module.feature_weight[head, part].T for head in range(x.shape[1])], dim=1)
+        y = y + module.feature_bias.view(x.shape[1], 2, -1)[:, part, None]
+        return torch.cat([softmax(y), softmax(-y)], dim=-1)
+
+    weights = features(q, 0) @ features(k, 1).mT
+    return weights / weights.sum(-1, keepdim=True) @ v
+
+
 def rectified(module, q, k, v):
     weights = q.relu() @ k.relu().mT
     total = weights.sum(-1, keepdim=True)
@@ -190,6 +205,7 @@ NAIVE = {
     "uniform": lambda module, q, k, v: softmax(0 * q @ k.mT) @ v,
     "none": lambda module, q, k, v: v,
     "relu_linear": rectified,
+    "hedgehog": mimicking,
     "performer": estimated,
     "linformer": mixed,
 }

@@ -31,6 +31,7 @@ OPTIONS = {
     "ecoformer_tuned": ["attention.fit_steps=1", "attention.num_anchors=2"],
     "distilled": ["attention.fit_steps=1", "attention.projection=ternary"],
     "distilled_hash": ["attention.fit_steps=1"],
+    "hedgehog": ["attention.fit_steps=1"],
 }
 
 

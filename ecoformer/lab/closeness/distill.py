@@ -4,7 +4,7 @@ import copy
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -17,8 +17,6 @@ from ecoformer.fit.compare import output_closeness
 from ecoformer.fit.hashes import HashFitReport, fit_hashes
 from ecoformer.fit.joint import JointFitReport, joint_line
 from ecoformer.fit.taught import TaughtSpec
-from ecoformer.kinds.distilled import DistilledSpec
-from ecoformer.kinds.distilled_hash import DistilledHashSpec
 from ecoformer.lab.closeness.blocks import block_errors
 from ecoformer.lab.closeness.controls import ControlSpec
 from ecoformer.lab.closeness.source import Source
@@ -68,20 +66,24 @@ def distill(
     return Distilled(model, reports, joint[0] if joint else None)
 
 
-def spec_of(text: str, **options: Any) -> DistilledSpec | DistilledHashSpec:
+def spec_of(text: str, **options: Any) -> TaughtSpec:
     """The spec of "KIND:key=value,...", with those of the options that are not None.
 
-    Raises InputError for a kind that is not distilled.
+    Raises InputError for a kind that is not distilled, or has no such option.
     """
     spec = parse_setting(text)
-    if not isinstance(spec, DistilledSpec | DistilledHashSpec):
-        raise InputError(f"attention {text!r} is not distilled: give distilled or distilled_hash, with their options")
-    return replace(spec, **{key: value for key, value in options.items() if value is not None})
+    if not isinstance(spec, TaughtSpec):
+        kinds = "distilled, distilled_hash or hedgehog"
+        raise InputError(f"attention {text!r} is not distilled: give {kinds}, with their options")
+    chosen = {key: value for key, value in options.items() if value is not None}
+    for key in chosen.keys() - {field.name for field in fields(spec)}:
+        raise InputError(f"attention.{key} is not an option of attention={spec.name}: leave it out")
+    return replace(spec, **chosen)
 
 
 def measure_distilled(
     source: Source,
-    spec: DistilledSpec | DistilledHashSpec,
+    spec: TaughtSpec,
     *,
     num_images: int,
     num_held_out: int,
@@ -133,9 +135,9 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _origin(source: Source, spec: DistilledSpec | DistilledHashSpec, most_tokens: int) -> dict[str, Any]:
+def _origin(source: Source, spec: TaughtSpec, most_tokens: int) -> dict[str, Any]:
     """What was distilled, and to what."""
-    config = source.config
+    config, form = source.config, getattr(spec, "form", None)
     return {
         "model": config.model.name,
         "model_kwargs": config.model.kwargs,
@@ -145,11 +147,11 @@ def _origin(source: Source, spec: DistilledSpec | DistilledHashSpec, most_tokens
         "source_epochs": source.epoch,
         "training_seed": config.seed,
         "attention": spec.name,
-        "codes": spec.codes,
-        "num_bits": spec.num_features,
-        "levels": 2 if spec.codes == "bits" else spec.levels,
-        "projection": spec.projection,
-        "sum_bits": spec.form.sum_bits(most_tokens) if isinstance(spec.form, Shifts) else None,
+        "codes": getattr(spec, "codes", spec.name),
+        "num_bits": getattr(spec, "num_features", None),
+        "levels": getattr(spec, "levels", None) if isinstance(form, Shifts) else 2,
+        "projection": getattr(spec, "projection", "real"),
+        "sum_bits": form.sum_bits(most_tokens) if isinstance(form, Shifts) else None,
     }
 
 

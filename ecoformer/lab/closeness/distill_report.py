@@ -19,6 +19,8 @@ def code_text(figures: Figures) -> str:
     """The code of a distillation in a few words."""
     if figures["codes"] == "bits":
         return f"{figures['num_bits']} bits"
+    if figures["codes"] != "shift":
+        return str(figures["codes"])
     ternary = ", ternary" if figures["projection"] == "ternary" else ""
     return f"{figures['num_bits']} shifts of {figures['levels']} levels{ternary}"
 
@@ -158,8 +160,8 @@ def plot_front(rows: list[Figures], beside: list[Figures], out: Path) -> None:
     for row in rows:
         if row["top1_after"] is not None and all(row[key] == first[key] for key in where):
             joint = ", joint fit" if row["joint_steps"] else ""
-            kind = "distilled_hash" if row["codes"] == "bits" else "distilled"
-            label = f"{kind}: {code_text(row).replace(' of 16 levels', '')}{_where(row)}{joint}"
+            kind = {"bits": "distilled_hash: ", "shift": "distilled: "}.get(row["codes"], "")
+            label = f"{kind}{code_text(row).replace(' of 16 levels', '')}{_where(row)}{joint}"
             points.setdefault(label, []).append((row["energy_pj"] / 1e6, row["top1_after"]))
     figure, (axis,) = panels(1, 1, (7.5, 4.6))
     for number, (label, found) in enumerate(points.items()):
