@@ -48,7 +48,8 @@ def _missing_option(error: MissingConfigException) -> str:
     if error.options is None or "/" not in missing:
         return one_line(error)
     group, _, option = missing.rpartition("/")
-    return one_of(group, option, error.options)
+    others = f"; any other of timm's: model=timm model.name={option}" if group == "model" else ""
+    return one_of(group, option, error.options) + others
 
 
 def _composition(error: HydraException, config_name: str) -> str:

@@ -58,7 +58,7 @@ def create(
     except OSError as error:
         raise InputError(
             f"{pretrained_key}: timm's weights of {name} are not in the local cache and cannot be downloaded: connect "
-            "once, leave it out, or give a checkpoint (in training init.checkpoint=RUN/best.pt)"
+            "once, or give a checkpoint instead (in training init.checkpoint=RUN/best.pt)"
         ) from error
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__

@@ -49,6 +49,7 @@ COMMAND_LINES = [
     ("experiment=cifar10_pvt_v2_b0_msa", ["data=cifar10 needs data.root"]),
     ("experiment=digits_msa augment.mixup=0.8 train.batch_size=63", ["train.batch_size=63 is odd"]),
     ("experiment=digits_msa model=pvt_v2_b9", ["model=pvt_v2_b9 does not exist", "pvt_v2_b5"]),
+    ("data=digits model=resnet50", ["model=resnet50 does not", "any other of timm's: model=timm model.name=resnet50"]),
     ("experiment=digits_msa model.name=pvt_v2_b9", ["model.name=pvt_v2_b9 does not exist", "pvt_v2_b0"]),
     ("experiment=digits_msa model.name=pvt_v2_b0_msa", ["use model=pvt_v2_b0 attention=msa"]),
     ("experiment=digits_msa optim.kwargs.x=3", ["optim.kwargs.x is not set before: write +optim.kwargs.x=VALUE"]),

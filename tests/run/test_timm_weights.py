@@ -138,6 +138,7 @@ def test_own_settings_go_before_timms(folders: Path, tmp_path: Path) -> None:
         ("pretrained=true checkpoint=x.pt", "model=NAME and pretrained=true go together"),
         ("model.name=pvt_v2_b0 pretrained=true checkpoint=x.pt", "are two models: give one of them"),
         ("model.name=pvt_v2_b0 pretrained=true attention=msa", "attention=msa is a checkpoint's"),
+        ("model.name=pvt_v2_b0 pretrained=true", "connect once, or give a checkpoint instead"),
         ("model.name=pvt_v2_b77 pretrained=true", "model=pvt_v2_b77 does not exist; did you mean pvt_v2_b"),
     ],
 )
