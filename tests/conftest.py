@@ -1,28 +1,46 @@
-"""What every test shares: no downloads, few threads, seeded randomness."""
+"""What every test shares: no downloads, few threads, seeded randomness.
 
+Imported in functions is what takes seconds: the process that only hands out the tests has this file too.
+"""
+
+from __future__ import annotations
+
+import gc
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
+os.environ["MPLBACKEND"] = "Agg"
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
 import pytest
-import torch
-from fresh import Fresh
-from matplotlib.figure import Figure
 
-matplotlib.use("Agg")
+if TYPE_CHECKING:
+    from fresh import Fresh
+    from matplotlib.figure import Figure
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also run the tests that take minutes")
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What is imported now stays: it is not searched for garbage, neither while it comes nor in any test."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    import torch
+
     for item in items:
         if "slow" in item.keywords and not config.getoption("--slow"):
             item.add_marker(pytest.mark.skip(reason="takes minutes; run with --slow"))
@@ -32,12 +50,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
+    import torch
+
     torch.manual_seed(0)
 
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, Figure]:
     """The figures that are saved while a test runs, by the name of their file."""
+    from matplotlib.figure import Figure
+
     figures: dict[str, Figure] = {}
     save = Figure.savefig
 
@@ -52,6 +74,8 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, Figure]:
 @pytest.fixture(scope="session")
 def fresh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Fresh]]:
     """fresh(function, *arguments, cwd=folder, KEY=value): the call in a process of its own, started."""
+    from fresh import Fresh
+
     started: list[Fresh] = []
 
     def start(run: Callable[..., Any], *arguments: Any, cwd: Path = Path(), **environment: str) -> Fresh:
