@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from app_helpers import TASKS, TINY_DIGITS, TINY_HASH, make_folders, run_task
+from hydra._internal.hydra import Hydra
 
 from ecoformer.cli import app as cli
 
@@ -21,6 +22,8 @@ def command(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFa
     In a folder of its own: a run without output_dir takes its name from the second, which tests side by side share.
     """
     monkeypatch.chdir(tmp_path_factory.mktemp("cwd"))
+    # Hydra composes everything a first time only to look for hydra.mode, which no test sets.
+    monkeypatch.setattr(Hydra, "get_mode", lambda hydra, config_name, overrides: None)
 
     def run(script: str, *overrides: str) -> int:
         monkeypatch.setattr(sys, "argv", sys.argv)  # what Hydra reads is put there
