@@ -163,6 +163,7 @@ def hash_layers(model: nn.Module) -> dict[str, FittableAttention]:
 
 
 def has_hashes(model: nn.Module) -> bool:
+    """Whether a model has layers that are fitted to images."""
     return bool(hash_layers(model))
 
 

@@ -79,6 +79,10 @@ class FeatureMaps:
         )
         return phi_q, without_padding(phi_k, mask_BN)
 
+    def signed_codes(self, q_BHNC: Tensor, k_BHNC: Tensor, *unused: Tensor) -> Tensor:
+        """The sign of y, of queries, then of keys along B: which half of phi says more."""
+        return sign(torch.cat(self.mapped(q_BHNC, k_BHNC)))
+
     def attend(self, q_BHNC: Tensor, k_BHNC: Tensor, v_BHNC: Tensor, mask_BN: Tensor | None = None) -> Tensor:
         """The attention output (B, H, N, C), linear in the tokens."""
         return linear_attention(*self.features(q_BHNC, k_BHNC, mask_BN), v_BHNC)
@@ -154,10 +158,9 @@ class HedgehogAttention(TaughtAttention):
         return linear_attention_weights(*self._maps(q_BHNC.dtype).features(q_BHNC, k_BHNC))
 
     def signed_codes(self, x_BND: Tensor, mask_BN: Tensor | None = None) -> Tensor:
-        """The sign of y: which half of phi says more."""
         with without_autocast(x_BND):
             q_BHNC, k_BHNC, _ = self._full_heads(full_precision(x_BND))
-            return sign(torch.cat(self._maps(q_BHNC.dtype).mapped(q_BHNC, k_BHNC)))
+            return self._maps(q_BHNC.dtype).signed_codes(q_BHNC, k_BHNC)
 
     def start(self, x_BND: Tensor, *unused: Any) -> FeatureMaps:
         """A copy of the maps as they are: identity until they are fitted."""
@@ -199,13 +202,11 @@ class HedgehogAttention(TaughtAttention):
             )
             self.store(fit.hashing)
             self.mark_fitted()
-            old, new = (sign(torch.cat(maps.mapped(*qkv[:2]))) for maps in (start, fit.hashing))
             return output_fit_report(
                 fit,
                 start,
                 qkv,
                 known,
-                (old, new),
                 mask_BN=mask_BN,
                 num_bits=self.num_bits,
                 skipped_images=len(x_BND) - len(real_BND),

@@ -174,7 +174,8 @@ def plot_front(rows: list[Figures], beside: list[Figures], out: Path) -> None:
 
 def _where(row: Figures) -> str:
     """How many layers have the codes, where some were left as they are."""
-    return f", {len(row['error_per_block'])} layers" if row["layers"] else ""
+    number = len(row["error_per_block"]) if row["layers"] else 0
+    return f", {number} layer{'s' * (number > 1)}" if number else ""
 
 
 def _form(row: Figures) -> str:
