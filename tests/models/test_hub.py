@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
+from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +63,25 @@ def checkpoint(folder: Path, case: str) -> Path:
     return folder / "best.pt"
 
 
+@pytest.fixture(scope="module")
+def written(script: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Path, str]]:
+    """written(case): a checkpoint, the folder made of it and what the command printed, once for all tests."""
+
+    @cache
+    def write(case: str) -> tuple[Path, Path, str]:
+        folder, printed = tmp_path_factory.mktemp(case), io.StringIO()
+        source, out = checkpoint(folder, case), folder / "hub"
+        with redirect_stdout(printed):
+            assert script.main([str(source), f"--out={out}", f"--name=Tiny {case}"]) == 0
+        return source, out, printed.getvalue()
+
+    return write
+
+
 @pytest.mark.parametrize("case", CASES)
-def test_timm_loads_it_back(script: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], case: str):
-    source, out = checkpoint(tmp_path, case), tmp_path / "hub"
-    assert script.main([str(source), f"--out={out}"]) == 0
-    assert "largest difference of the logits 0.00e+00" in capsys.readouterr().out
+def test_timm_loads_it_back(written: Callable, case: str):
+    source, out, printed = written(case)
+    assert "largest difference of the logits 0.00e+00" in printed
     assert sorted(path.name for path in out.iterdir()) == ["README.md", "config.json", "model.safetensors"]
     ours = model_of_run(read_run(source)).eval()
     theirs = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
@@ -86,9 +104,8 @@ def test_timm_loads_it_back(script: Any, tmp_path: Path, capsys: pytest.CaptureF
         ("vit_some_layers", [16, 16, 16]),
     ],
 )
-def test_a_folder_gives_feature_maps(script: Any, tmp_path: Path, case: str, reductions: list[int]):
-    source, out = checkpoint(tmp_path, case), tmp_path / "hub"
-    assert script.main([str(source), f"--out={out}"]) == 0
+def test_a_folder_gives_feature_maps(written: Callable, case: str, reductions: list[int]):
+    source, out, _ = written(case)
     ours = model_of_run(read_run(source)).eval()
     features = timm.create_model(f"local-dir:{out}", pretrained=True, features_only=True).eval()
     assert features.feature_info.reduction() == reductions
@@ -100,9 +117,8 @@ def test_a_folder_gives_feature_maps(script: Any, tmp_path: Path, case: str, red
     assert all(torch.equal(found, right) for found, right in zip(maps, expected, strict=True))
 
 
-def test_another_head_and_no_weights(script: Any, tmp_path: Path):
-    out = tmp_path / "hub"
-    assert script.main([str(checkpoint(tmp_path, "twins_msa")), f"--out={out}"]) == 0
+def test_another_head_and_no_weights(written: Callable):
+    _, out, _ = written("twins_msa")
     model = timm.create_model(f"local-dir:{out}", pretrained=True, num_classes=5)
     assert model.head.weight.shape == (5, 128)
     weights = load_file(out / "model.safetensors")
@@ -112,12 +128,11 @@ def test_another_head_and_no_weights(script: Any, tmp_path: Path):
     assert ecoformer.models.ARCHITECTURE in timm.list_models()
 
 
-def test_the_card_says_what_was_measured(script: Any, tmp_path: Path):
-    out = tmp_path / "hub"
-    assert script.main([str(checkpoint(tmp_path, "pvt_ecoformer")), f"--out={out}", "--name=Tiny hashes"]) == 0
+def test_the_card_says_what_was_measured(written: Callable):
+    _, out, _ = written("pvt_ecoformer")
     card = (out / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: timm\npipeline_tag: image-classification\n")
-    assert "# Tiny hashes\n" in card
+    assert "# Tiny pvt_ecoformer\n" in card
     assert "- Accuracy: 81.50 % top-1 on the validation images of digits, 32 px, after 7 epochs." in card
     assert "pvt_v2_b0 with ecoformer attention (num_bits 4, num_anchors 4, top_k 2)" in card
     assert "mJ an image (paper convention, 45nm_fp32),\n  counted, not measured." in card
