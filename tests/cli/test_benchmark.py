@@ -2,17 +2,17 @@
 
 import importlib
 import json
-import subprocess
-import sys
+import resource
 
 import pytest
 import torch
+from fresh import command
 from tiny_models import hashed_run
 
 import ecoformer.kinds  # noqa: F401  registers the kinds
 from ecoformer.fit.hashes import hash_layers
 from ecoformer.kinds import SPECS, make_spec
-from ecoformer.lab.speed import benchmark
+from ecoformer.lab.speed import benchmark, peak_memory
 from ecoformer.lab.speed.cases import SpeedCase, Variant
 from ecoformer.lab.speed.section import read_rows
 
@@ -33,6 +33,19 @@ def _keep_threads():
     torch.set_num_threads(threads)
 
 
+@pytest.fixture
+def forked(fresh, monkeypatch):
+    """Peak memory is that of a fork. That commands start processes is a matter of tests/ops/test_hash_fit_benchmark."""
+
+    def json_of(name, arguments):
+        done = fresh(command, [name, *arguments])
+        assert done.wait() == 0, done.stderr
+        return json.loads(done.stdout)
+
+    monkeypatch.setattr(benchmark, "json_of", json_of)
+
+
+@pytest.mark.usefixtures("forked")
 def test_rows(script, capsys, tmp_path):
     out = tmp_path / "speed.json"
     arguments = ["--attention", "stock,msa_unfused", "--model", "pvt_v2_b0", "--format", "json", "--out", str(out)]
@@ -203,15 +216,15 @@ def test_refusals(script, capsys, arguments, message):
     assert message in error
 
 
-def test_too_little_memory_is_one_line():
-    code = (
-        "import resource, sys;"
-        "import ecoformer.lab.speed.peak_memory as p;"
-        "p.refuse_more_than_available = lambda: resource.setrlimit(resource.RLIMIT_AS, (p._status_kib('VmSize') * 1024"
-        " + 2**27,) * 2);"
-        "from ecoformer.cli.benchmark import main; sys.exit(main())"
+def benchmark_of_little_memory(arguments):
+    benchmark.refuse_more_than_available = lambda: resource.setrlimit(
+        resource.RLIMIT_AS, (peak_memory._status_kib("VmSize") * 1024 + 2**27,) * 2
     )
+    command(["benchmark", *arguments])
+
+
+def test_too_little_memory_is_one_line(fresh):
     arguments = ["--peak-only", "--attention", "stock", "--batch-size", "64", "--threads", "1"]
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
-    assert done.returncode == 2
+    done = fresh(benchmark_of_little_memory, arguments)
+    assert done.wait() == 2
     assert "needs more memory than there is" in done.stderr
