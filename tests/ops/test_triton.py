@@ -1,6 +1,7 @@
 """The Triton kernels equal the naive forms, outputs and gradients, under Triton's interpreter (a process of its own:
 Triton reads the setting when it is imported)."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -81,14 +82,18 @@ def test_under_the_interpreter():
     assert done.stdout.count("\n") == len(CASES)
 
 
+def on_triton():
+    """Whether single and double precision are, as the environment says when the module is imported."""
+    from ecoformer.ops import ecoformer as kernels
+
+    importlib.reload(kernels)
+    print(*(kernels._on_triton(torch.ones(1, 1, 2, 3, dtype=dtype)) for dtype in (torch.float32, torch.float64)))
+
+
 @pytest.mark.parametrize("setting", ["0", ""])
-def test_the_environment_turns_them_off(setting):
-    code = (
-        "import torch, ecoformer.ops.ecoformer as k\n"
-        "print(k._on_triton(torch.ones(1, 1, 2, 3)), k._on_triton(torch.ones(1, 1, 2, 3).double()))"
-    )
-    environment = os.environ | {"TRITON_INTERPRET": "1", "ECOFORMER_TRITON": setting}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+def test_the_environment_turns_them_off(setting, fresh):
+    done = fresh(on_triton, TRITON_INTERPRET="1", ECOFORMER_TRITON=setting)
+    assert done.wait() == 0, done.stderr
     assert done.stdout.split() == ["False" if setting == "0" else "True", "False"]
 
 
