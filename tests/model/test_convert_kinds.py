@@ -55,11 +55,14 @@ def image_size(family):
     return 44 if family != "vit" else FAMILIES[family][1]
 
 
+FEW = {"pvt": {"depths": (1, 1, 1, 1)}, "twins": {"depths": (2, 1, 1, 1)}, "vit": {}}
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "msa"])
 def test_from_stock_and_from_msa(kind, family):
     size = image_size(family)
-    build = partial(FAMILIES[family][0], **({"depths": (2, 1, 1, 1)} if family == "twins" else {}))
+    build = partial(FAMILIES[family][0], **FEW[family])
     model, images = build(), torch.randn(2, 3, size, size)
     wanted = BUILDERS[type(spec_of(kind))]
     through_msa = copy.deepcopy(model)

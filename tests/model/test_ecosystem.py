@@ -26,7 +26,7 @@ def converted(name="pvt_v2_b0", size=64, spec=SPEC, **options):
 @pytest.fixture(scope="module", params=[SPEC, DISTILLED], ids=lambda spec: spec.name)
 def fitted(request):
     torch.manual_seed(0)
-    return converted(num_classes=7, spec=request.param)
+    return converted(num_classes=7, spec=request.param, depths=(1, 1, 1, 1))
 
 
 @pytest.fixture
