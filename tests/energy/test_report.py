@@ -39,8 +39,8 @@ def saved(row: dict, rows: list[dict], against: str) -> float | None:
 
 @pytest.mark.parametrize("attention", ["stock", "msa", "ecoformer"])
 def test_difference_lines_add_up(attention: str) -> None:
-    model = Case("pvt_v2_b0", attention, SIZE).build()
-    paper, audited = (count(model, SIZE, convention=c) for c in ("paper", "audited"))
+    case = Case("pvt_v2_b0", attention, SIZE)
+    paper, audited = (case.count(convention) for convention in ("paper", "audited"))
     lines = difference(paper, audited)
     assert sum(line.muls for line in lines) == audited.muls - paper.muls
     assert sum(line.adds for line in lines) == audited.adds - paper.adds
@@ -53,11 +53,9 @@ def test_difference_lines_add_up(attention: str) -> None:
 
 def test_difference_names_what_the_paper_leaves_out() -> None:
     """One block of stage 1: N = 24 * 24 tokens, H = 1, C = 32, 16 bits, 25 anchors."""
-    model = Case("pvt_v2_b0", "ecoformer", SIZE).build()
+    case = Case("pvt_v2_b0", "ecoformer", SIZE)
     first = "stages.0.blocks.0.attn"
-    ledgers = [
-        count(model, SIZE, convention=c).select(lambda entry: entry.attention == first) for c in ("paper", "audited")
-    ]
+    ledgers = [case.count(c).select(lambda entry: entry.attention == first) for c in ("paper", "audited")]
     lines = {line.item: line for line in difference(*ledgers)}
     tokens, channels, bits, anchors = 24 * 24, 32, 16, 25
     assert lines["kernel: linalg_vector_norm"].muls == tokens * channels
@@ -66,7 +64,7 @@ def test_difference_names_what_the_paper_leaves_out() -> None:
     assert lines["features: exp2"].other == {"exp": tokens * anchors}
     assert lines["hash_attention: bmm"].adds == tokens * bits * (2 * channels + 1)
     assert lines["hash_attention: bmm"].muls == 0
-    muls, _ = model.get_submodule(first).paper_core_ops(tokens)
+    muls, _ = case.build().get_submodule(first).paper_core_ops(tokens)
     assert lines[PAPER_CORE].muls == -muls
 
 

@@ -19,7 +19,6 @@ def script() -> ModuleType:
     return importlib.import_module("ecoformer.cli.energy")
 
 
-@pytest.mark.usefixtures("counted_once")
 def test_json_rows(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     options = "--model pvt_v2_b0,twins_svt_small --attention stock,msa,ecoformer --img-size 224 --num-bits 16"
     options += " --num-anchors 25 --convention paper --profile 45nm_fp32 --format json"
@@ -40,7 +39,7 @@ def test_json_rows(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> No
 
 def test_a_kind_is_named_with_its_settings(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     named = ["ecoformer:num_bits=8,num_anchors=5", "distilled:projection=ternary,num_features=4", "distilled"]
-    options = ["--model", "vit_tiny_patch16_224", "--attention", ",".join(named), "--num-bits", "8", "--format", "json"]
+    options = ["--model", "test_vit", "--attention", ",".join(named), "--num-bits", "8", "--format", "json"]
     assert script.main(options) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [row["attention"] for row in rows] == named
@@ -52,7 +51,6 @@ def test_a_kind_is_named_with_its_settings(script: ModuleType, capsys: pytest.Ca
     assert "did you mean attention.num_bits" in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("counted_once")
 def test_published_agrees_but_for_the_misprint(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     assert script.main(["--published"]) == 0
     text = capsys.readouterr().out
@@ -83,11 +81,11 @@ def test_details(script: ModuleType, capsys: pytest.CaptureFixture[str], option:
 
 
 def test_plots(script: ModuleType, tmp_path: Path, drawn: dict[str, Figure]) -> None:
-    options = f"--attention stock,ecoformer --img-size 96,128 --num-bits 8,16 --plots {tmp_path}"
+    options = f"--attention stock,ecoformer --img-size 96,128 --num-bits 4,16 --plots {tmp_path}"
     assert script.main(options.split()) == 0
     assert {path.name for path in tmp_path.iterdir()} == {"layers.png", "resolution.png", "bits_anchors.png"}
     titles = [axis.get_title(loc="left").partition(":")[0] for axis in drawn["layers.png"].axes]
-    assert titles == ["stock", "ecoformer, 8 bits, 25 anchors"]
+    assert titles == ["stock", "ecoformer, 4 bits, 25 anchors"]
     assert [line.get_label() for line in drawn["resolution.png"].axes[0].lines] == ["stock", titles[1]]
     assert drawn["bits_anchors.png"].axes[0].images[0].get_array().shape == (2, 1)
 
