@@ -100,7 +100,10 @@ def test_two_steps(
     texts: Path,
     cifar: Callable[[int], Path],
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # The picture of the fits, which tests of whole runs look at, would take longer than the two steps.
+    monkeypatch.setattr("ecoformer.run.summary.draw_hash_fits", lambda run_dir, model: None)
     sequences = compose_config(f"experiment={name}").model.name == "lra_encoder"
     overrides = [f"experiment={name}", "init.pretrained=false", *QUICK]
     if name.startswith("inks"):
@@ -117,7 +120,7 @@ def test_two_steps(
         # 64 px: 256, 64, 16 and 4 tokens in the four stages.
         overrides += [f"data.root={folders}", "data.img_size=64", "data.num_workers=0"]
     elif name.startswith("cifar"):
-        overrides += [f"data.root={cifar(100 if 'cifar100' in name else 10)}"]
+        overrides += [f"data.root={cifar(100 if 'cifar100' in name else 10)}", "data.max_val_samples=16"]
     else:
         overrides += ["data.max_train_samples=32", "data.max_val_samples=16"]
         overrides += ["data.min_tokens=25"] if sequences else []
