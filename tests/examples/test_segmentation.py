@@ -5,6 +5,7 @@ import itertools
 import json
 import shutil
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +25,11 @@ QUICK = ["--steps=2", "--tune-steps=1", "--batch=2", "--fit=2"]
 
 @pytest.fixture
 def example(monkeypatch):
-    """The script as a module, counting and timing at one small size."""
+    """The script as a module, counting and timing at one small size, with one block a stage."""
     monkeypatch.syspath_prepend(str(EXAMPLES))
     module = importlib.import_module("segmentation")
     monkeypatch.setattr(module, "SIZES", (64,))
+    monkeypatch.setattr(module, "create", partial(module.create, depths=(1, 1, 1, 1)))
     return module
 
 
