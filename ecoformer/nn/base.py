@@ -97,15 +97,11 @@ class ReplacementAttention(nn.Module):
 
         Raises InputError if the source lacks what the kind needs.
         """
-        linears = {
-            part: linear_from(
-                *(
-                    source.own_keys(cls.needs_keys.format(spec.name)) if role == "key" else getattr(source, role)
-                    for role in roles
-                )
-            )
-            for part, roles in cls._roles_of_parts().items()
-        }
+
+        def of(role: str) -> nn.Linear:
+            return source.own_keys(cls.needs_keys.format(spec.name)) if role == "key" else getattr(source, role)
+
+        linears = {part: linear_from(*map(of, roles)) for part, roles in cls._roles_of_parts().items()}
         module = cls.__new__(cls)  # a subclass may construct with other arguments
         ReplacementAttention._build(module, source.dim, source.num_heads, spec, linears, source.proj_drop, source)
         return module
