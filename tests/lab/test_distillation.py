@@ -193,7 +193,9 @@ def test_the_front_shows_every_kind_of_the_same_model(tmp_path, monkeypatch):
     model = {"dataset": "digits", "model": "vit", "training_seed": 0}
     code = {"levels": 16, "projection": "ternary", "joint_steps": 0, "energy_pj": 2e6, "codes": "shift", "num_bits": 28}
     rows = [model | code | {"layers": None, "top1_after": top1} for top1 in (70.0, 71.0, None)]
-    rows.append(rows[0] | {"layers": ["blocks.0.*"], "error_per_block": [0.2], "joint_steps": 500, "energy_pj": 2.5e6})
+    rows.append(
+        rows[0] | {"layers": ["blocks.0.*"], "error_per_block": [0.2, 0.1], "joint_steps": 500, "energy_pj": 2.5e6}
+    )
     other = {"epochs_stage2": 0, "energy_pj": 3e6, "name": ""}
     beside = [
         model | other | {"attention": "msa", "top1": 80.0},
@@ -209,7 +211,7 @@ def test_the_front_shows_every_kind_of_the_same_model(tmp_path, monkeypatch):
         "msa": [[3, 80]],
         "ecoformer kernel numerator": [[3, 20]],
         "distilled: 28 shifts, ternary": [[2, 70], [2, 71]],
-        "distilled: 28 shifts, ternary, 1 layer, joint fit": [[2.5, 70]],
+        "distilled: 28 shifts, ternary, 2 layers, joint fit": [[2.5, 70]],
     }
     drawn[0].draw_without_rendering()
     boxes = {text.get_text(): text.get_window_extent() for text in axis.texts}

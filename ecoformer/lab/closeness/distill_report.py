@@ -94,7 +94,7 @@ def study_table(rows: list[Figures]) -> Table:
     measured = [group for group in groups.values() if all(row["top1_after"] is not None for row in group)]
     columns = [
         Column("model", lambda group: f"{group[0]['checkpoint']} ({group[0]['source']})", left=True),
-        Column("codes", lambda group: code_text(group[0]) + _where(group[0]), left=True),
+        Column("codes", lambda group: code_text(group[0]) + _which(group[0]), left=True),
         Column("images", lambda group: group[0]["num_images"]),
         Column("joint steps", lambda group: group[0]["joint_steps"]),
         Column("seeds", len),
@@ -160,8 +160,9 @@ def plot_front(rows: list[Figures], beside: list[Figures], out: Path) -> None:
     for row in rows:
         if row["top1_after"] is not None and all(row[key] == first[key] for key in where):
             joint = ", joint fit" if row["joint_steps"] else ""
+            some = f", {len(row['error_per_block'])} layers" if row["layers"] else ""
             kind = {"bits": "distilled_hash: ", "shift": "distilled: "}.get(row["codes"], "")
-            label = f"{kind}{code_text(row).replace(' of 16 levels', '')}{_where(row)}{joint}"
+            label = f"{kind}{code_text(row).replace(' of 16 levels', '')}{some}{joint}"
             points.setdefault(label, []).append((row["energy_pj"] / 1e6, row["top1_after"]))
     figure, (axis,) = panels(1, 1, (7.5, 4.6))
     for number, (label, found) in enumerate(points.items()):
@@ -172,10 +173,9 @@ def plot_front(rows: list[Figures], beside: list[Figures], out: Path) -> None:
     save_figure(figure, out)
 
 
-def _where(row: Figures) -> str:
-    """How many layers have the codes, where some were left as they are."""
-    number = len(row["error_per_block"]) if row["layers"] else 0
-    return f", {number} layer{'s' * (number > 1)}" if number else ""
+def _which(row: Figures) -> str:
+    """The layers that have the codes, where some were left as they are."""
+    return f", in {' '.join(str(layer).removesuffix('.*') for layer in row['layers'])}" if row["layers"] else ""
 
 
 def _form(row: Figures) -> str:
