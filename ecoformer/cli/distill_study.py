@@ -17,6 +17,7 @@ from typing import Any
 
 from ecoformer.cli.arguments import Parser, script
 from ecoformer.cli.distill import add_fit_options
+from ecoformer.errors import InputError
 
 # What tells a row from all others, beside its spec.
 WHERE = ("checkpoint", "seed", "num_images", "layers")
@@ -80,6 +81,12 @@ def run(args: argparse.Namespace) -> int:
         missing = [setting for setting in settings if key_of(setting) not in done]
         if not missing:
             continue
+        kept = [kept_file(args.keep, name, setting) for setting in missing if args.keep is not None]
+        if (lost := next((path for path in kept if path.exists() or kept.count(path) > 1), None)) is not None:
+            raise InputError(
+                f"--keep {args.keep}: {lost.name} would be written over: give settings that differ in more than "
+                "codes, features and projection a folder each"
+            )
         source = load_source(checkpoint=checkpoint, root=args.data, max_val=args.max_val)
         alike = {"checkpoint": name, "epochs": source.epoch, "num_val": source.data.num_val}
         for setting in missing:
@@ -97,13 +104,11 @@ def run(args: argparse.Namespace) -> int:
             row = table_row(setting, figures)
             rows.append(row)
             write_text(table, json.dumps(rows, indent=1) + "\n")  # after every row: a study may be cut short
-            ternary = "_ternary" if row["projection"] == "ternary" else ""
-            stem = f"{name}_{row['features'] or ''}{row['codes']}{ternary}"
             if (setting["seed"], setting["num_images"]) == (args.seeds[0], args.num_images[0]):
-                plot_errors(figures, args.out / f"{stem}.png")
+                plot_errors(figures, args.out / f"{stem_of(name, spec)}.png")
             if args.keep is not None:
                 metrics = {key: row[key] for key in ("top1_before", "top1_after")}
-                source.save(args.keep / f"{stem}_seed{setting['seed']}.pt", model, spec, args.layers, metrics)
+                source.save(kept_file(args.keep, name, setting), model, spec, args.layers, metrics)
     if rows:
         report(rows, args.out, args.beside)
     print(f"{len(rows)} rows in {table}")
@@ -122,6 +127,19 @@ def report(rows: list[dict[str, Any]], out: Path, beside: Path | None) -> None:
     print(render(told, "table"))
     if beside is not None:
         plot_front(rows, read_json(beside), out / "front.png")
+
+
+def stem_of(name: str, spec: Any) -> str:
+    """The name of a setting's files: of its checkpoint, and its codes in a few words."""
+    ternary = "_ternary" if getattr(spec, "projection", "real") == "ternary" else ""
+    return f"{name}_{getattr(spec, 'num_features', '')}{getattr(spec, 'codes', spec.name)}{ternary}"
+
+
+def kept_file(folder: Path, name: str, setting: dict[str, Any]) -> Path:
+    from ecoformer.lab.closeness.distill import spec_of
+
+    stem = stem_of(name, spec_of(setting["attention"], **setting["spec"]))
+    return folder / f"{stem}_seed{setting['seed']}.pt"
 
 
 def spec_keys(spec: Any) -> dict[str, Any]:

@@ -243,6 +243,19 @@ def test_the_study_tells_relaxations_and_layers_apart(run, tmp_path, capsys):
     assert len(json.loads((out / "table.json").read_text())) == 1
 
 
+def test_the_study_writes_no_kept_model_over(run, tmp_path, capsys):
+    study, kept = script("distill_study"), tmp_path / "kept"
+    arguments = ["--checkpoints", str(run), "--out", str(tmp_path / "study"), "--keep", str(kept)]
+    assert study.main([*arguments, "--attention", "distilled:levels=4", "distilled:levels=8"]) == 2
+    name = f"{run.parent.name}_16shift_seed0.pt"
+    said = capsys.readouterr().err
+    assert f"--keep {kept}: {name} would be written over: give settings that differ in more than codes" in said
+    kept.mkdir()
+    (kept / name).write_bytes(b"another study's")
+    assert study.main(arguments) == 2
+    assert (kept / name).read_bytes() == b"another study's" and not (tmp_path / "study").exists()
+
+
 def test_a_distilled_model_remembers_which_layers_were_replaced(run, tmp_path, capsys):
     out = tmp_path / "part.pt"
     quick = ["--num-images", "4", "--steps", "1", "--no-controls", "--no-accuracy", "--layers", "blocks.1.*"]
