@@ -11,6 +11,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -89,14 +90,15 @@ def environment(**changes: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1", **changes}
 
 
-def json_of(command: str, **options: Any) -> Any:
-    """What a command of ours prints as JSON, in a process of its own. Raises InputError with its line for code 2.
-
-    Of the options, True is a flag, and None and False are left out.
-    """
+def flags(options: Mapping[str, Any]) -> list[str]:
+    """Options as a command line has them: True is a flag, and None and False are left out."""
     given = {f"--{key.replace('_', '-')}": value for key, value in options.items() if value is not None}
-    flags = [key if value is True else f"{key}={value}" for key, value in given.items() if value is not False]
-    line = [sys.executable, *module(command), *flags]
+    return [key if value is True else f"{key}={value}" for key, value in given.items() if value is not False]
+
+
+def json_of(command: str, **options: Any) -> Any:
+    """What a command of ours prints as JSON, in a process of its own. Raises InputError with its line for code 2."""
+    line = [sys.executable, *module(command), *flags(options)]
     done = subprocess.run(line, capture_output=True, text=True, env=environment())
     if done.returncode == 2:
         raise InputError(done.stderr.strip().splitlines()[-1].removeprefix("error: "))

@@ -15,6 +15,7 @@ from ecoformer.kinds import SPECS, make_spec
 from ecoformer.lab.speed import benchmark, peak_memory
 from ecoformer.lab.speed.cases import SpeedCase, Variant
 from ecoformer.lab.speed.section import read_rows
+from ecoformer.run.process import flags
 
 KEYS = {"model", "attention", "img_size", "batch_size", "mode", "device", "precision"}
 KEYS |= {"images_per_second", "ratio_to_stock", "peak_mib", "milliseconds"}
@@ -37,8 +38,8 @@ def _keep_threads():
 def forked(fresh, monkeypatch):
     """Peak memory is that of a fork. That commands start processes is a matter of tests/ops/test_hash_fit_benchmark."""
 
-    def json_of(name, arguments):
-        done = fresh(command, [name, *arguments])
+    def json_of(name, **options):
+        done = fresh(command, [name, *flags(options)])
         assert done.wait() == 0, done.stderr
         return json.loads(done.stdout)
 

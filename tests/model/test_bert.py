@@ -44,7 +44,7 @@ def test_each_kind_converts_and_does_not_look_at_padding(spec):
     ids = padded_ids()
     out = logits(model, ids)
     assert out.isfinite().all()
-    if spec.name != "linformer":  # its projection is of all positions
+    if spec.name != "linformer" and getattr(spec, "form", "") != "grid":  # these are made for one number of positions
         torch.testing.assert_close(logits(model, ids[1:2, :9]), out[1:2], rtol=1e-4, atol=1e-5)
     other = torch.where(ids == 0, 7, ids)
     torch.testing.assert_close(
