@@ -1,7 +1,7 @@
 """Where the files in a tar archive lie, so that each can be read alone; only headers and small files are touched.
 
-tarfile of the standard library needs three times as long for a header, which counts in shards of millions of files, and
-takes an archive that lacks its end for a whole one.
+tarfile of the standard library is slower at headers, which counts in shards of millions of files, and takes an archive
+that lacks its end for a whole one.
 
 Format: POSIX.1-2001 (ustar and pax), with GNU's long names and large sizes, uncompressed.
 """

@@ -2,9 +2,7 @@
 
 import copy
 import importlib
-import itertools
 import json
-import statistics
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,8 +16,7 @@ from ecoformer import InputError, convert, fit_hashes
 from ecoformer.config.schema import Config
 from ecoformer.energy import at_measured_shares, count
 from ecoformer.kinds import DistilledHashSpec, MSASpec
-from ecoformer.lab.closeness import ControlSpec, block_errors, distill, distill_report
-from ecoformer.lab.closeness.distill import spec_of
+from ecoformer.lab.closeness import ControlSpec, block_errors, distill
 from ecoformer.lab.closeness.source import Source
 from ecoformer.nn.heads import join_heads, split_heads
 from ecoformer.ops.closeness import relative_error
@@ -27,7 +24,6 @@ from ecoformer.run.start import model_of_run, read_run
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = DistilledHashSpec(num_bits=4, fit_steps=15, fit_batch_size=4)
-GONE = ("relaxation", "layers", "joint_steps", "spec", "attention")
 
 
 @pytest.fixture
@@ -143,117 +139,6 @@ def test_a_ternary_model_is_evaluated_and_exported_with_a_byte_a_weight(run, tmp
     assert kept == {f"blocks.0.attn.codes.{name}": dtype for name, dtype in names.items()}
     with torch.no_grad():
         torch.testing.assert_close(program.module()(images), model_of_run(read_run(out)).eval()(images))
-
-
-def test_the_study_goes_on_where_it_was(run, tmp_path, capsys):
-    arguments = ["--checkpoints", str(run), "--num-images", "8", "--steps", "2", "--held-out", "4", "--max-val", "20"]
-    arguments += ["--out", str(tmp_path / "study"), "--num-bits", "4"]
-    study = script("distill_study")
-    assert study.main([*arguments, "--controls"]) == 0
-    (first,) = json.loads((tmp_path / "study" / "table.json").read_text())
-    assert study.main([*arguments, "--seeds", "0", "1"]) == 0
-    rows = json.loads((tmp_path / "study" / "table.json").read_text())
-    assert [row["seed"] for row in rows] == [0, 1] and rows[0] == first
-    keys = "dataset model source num_bits seed finetuned top1_before top1_after energy_pj ecoformer_energy_pj"
-    assert {*keys.split(), "error_per_block", "uniform_per_block", "controls"} <= first.keys()
-    assert first["finetuned"] is False and len(first["error_per_block"]) == 2
-    assert (tmp_path / "study" / "study.png").stat().st_size > 5000
-    (line,) = (tmp_path / "study" / "table.md").read_text().splitlines()[2:]
-    mean, spread = statistics.fmean(row["top1_after"] for row in rows), statistics.stdev(r["top1_after"] for r in rows)
-    assert "| 4 bits | 8 | 0 | 2 |" in line and f"| {mean:.2f} ± {spread:.2f} |" in line
-    assert {
-        *["codes", "features", "levels", "projection", "training_seed", "fit_seed", "kl", "agreement"]
-    } <= first.keys()
-    assert (first["codes"], first["features"], first["top1_source"]) == ("bits", 4, first["top1_before"])
-
-
-def test_the_study_takes_features_beside_codes(run, tmp_path):
-    out = tmp_path / "study"
-    arguments = ["--checkpoints", str(run), "--num-images", "8", "--steps", "2", "--held-out", "4", "--max-val", "20"]
-    arguments += ["--attention", "hedgehog", "distilled:num_features=4", "--out", str(out), "--keep", str(tmp_path)]
-    assert script("distill_study").main(arguments) == 0
-    row, other = json.loads((out / "table.json").read_text())
-    assert (row["codes"], row["features"], row["relaxation"]) == ("hedgehog", None, None) and other["codes"] == "shift"
-    assert row["energy_pj"] > other["energy_pj"] > 0
-    line, _ = (out / "table.md").read_text().splitlines()[2:]
-    assert "| hedgehog | 8 | 0 | 1 |" in line
-    (saved,) = tmp_path.glob("*hedgehog_seed0.pt")
-    assert model_of_run(read_run(saved)).eval()(torch.randn(2, 3, 16, 16)).isfinite().all()
-    for kind, options, message in (
-        ("hedgehog", {"relaxation": "sigmoid"}, "attention.relaxation is not an option of attention=hedgehog"),
-        ("ecoformer_tuned", {}, "'ecoformer_tuned' is not distilled: give distilled, distilled_hash or hedgehog"),
-    ):
-        with pytest.raises(InputError, match=message):
-            spec_of(kind, **options)
-
-
-def test_the_front_shows_every_kind_of_the_same_model(tmp_path, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(distill_report, "save_figure", lambda figure, out: drawn.append(figure))
-    model = {"dataset": "digits", "model": "vit", "training_seed": 0}
-    code = {"levels": 16, "projection": "ternary", "joint_steps": 0, "energy_pj": 2e6, "codes": "shift", "num_bits": 28}
-    rows = [model | code | {"layers": None, "top1_after": top1} for top1 in (70.0, 71.0, None)]
-    rows.append(
-        rows[0] | {"layers": ["blocks.0.*"], "error_per_block": [0.2, 0.1], "joint_steps": 500, "energy_pj": 2.5e6}
-    )
-    other = {"epochs_stage2": 0, "energy_pj": 3e6, "name": ""}
-    beside = [
-        model | other | {"attention": "msa", "top1": 80.0},
-        model | other | {"attention": "ecoformer", "name": "kernel numerator", "top1": 20.0},
-        model | other | {"attention": "performer", "top1": 75.0, "epochs_stage2": 30},
-        model | other | {"attention": "linformer", "top1": 60.0, "training_seed": 1},
-        model | other | {"attention": "distilled_hash", "top1": 69.0},
-    ]
-    distill_report.plot_front(rows, beside, tmp_path / "front.png")
-    (axis,) = drawn[0].axes
-    points = {line.get_label(): line.get_xydata().tolist() for line in axis.lines}
-    assert points == {
-        "msa": [[3, 80]],
-        "ecoformer kernel numerator": [[3, 20]],
-        "distilled: 28 shifts, ternary": [[2, 70], [2, 71]],
-        "distilled: 28 shifts, ternary, 2 layers, joint fit": [[2.5, 70]],
-    }
-    drawn[0].draw_without_rendering()
-    boxes = {text.get_text(): text.get_window_extent() for text in axis.texts}
-    assert boxes.keys() == points.keys() and not drawn[0].legends
-    assert not any(one.overlaps(two) for one, two in itertools.combinations(boxes.values(), 2))
-
-
-def test_the_study_tells_relaxations_and_layers_apart(run, tmp_path, capsys):
-    out = tmp_path / "study"
-    arguments = ["--checkpoints", str(run), "--num-images", "8", "--num-bits", "4", "--steps", "2"]
-    arguments += ["--held-out", "4", "--max-val", "20"]
-    study = script("distill_study")
-    for _ in range(2):  # the second time nothing is left to do
-        assert study.main([*arguments, "--out", str(out)]) == 0
-        assert study.main([*arguments, "--out", str(out), "--relaxation", "straight_through"]) == 0
-        assert study.main([*arguments, "--out", str(out), "--layers", "blocks.1.*"]) == 0
-    rows = json.loads((out / "table.json").read_text())
-    assert [(row["relaxation"], row["layers"]) for row in rows] == [
-        ("sigmoid", None),
-        ("straight_through", None),
-        ("sigmoid", ["blocks.1.*"]),
-    ]
-    assert rows[2]["blocks"] == ["blocks.1.attn"]
-
-    # Rows from before there was a choice were straight-through ones, of bits.
-    older = {key: value for key, value in rows[1].items() if key not in GONE}
-    (out / "table.json").write_text(json.dumps([older]))
-    assert study.main([*arguments, "--out", str(out), "--relaxation", "straight_through"]) == 0
-    assert len(json.loads((out / "table.json").read_text())) == 1
-
-
-def test_the_study_writes_no_kept_model_over(run, tmp_path, capsys):
-    study, kept = script("distill_study"), tmp_path / "kept"
-    arguments = ["--checkpoints", str(run), "--out", str(tmp_path / "study"), "--keep", str(kept)]
-    assert study.main([*arguments, "--attention", "distilled:levels=4", "distilled:levels=8"]) == 2
-    name = f"{run.parent.name}_16shift_seed0.pt"
-    said = capsys.readouterr().err
-    assert f"--keep {kept}: {name} would be written over: give settings that differ in more than codes" in said
-    kept.mkdir()
-    (kept / name).write_bytes(b"another study's")
-    assert study.main(arguments) == 2
-    assert (kept / name).read_bytes() == b"another study's" and not (tmp_path / "study").exists()
 
 
 def test_a_distilled_model_remembers_which_layers_were_replaced(run, tmp_path, capsys):

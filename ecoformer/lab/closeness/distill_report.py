@@ -162,6 +162,7 @@ def plot_front(rows: list[Figures], beside: list[Figures], out: Path) -> None:
             joint = ", joint fit" if row["joint_steps"] else ""
             some = f", {len(row['error_per_block'])} layers" if row["layers"] else ""
             kind = {"bits": "distilled_hash: ", "shift": "distilled: "}.get(row["codes"], "")
+            # Labels stand beside their points: the default number of levels goes without saying there.
             label = f"{kind}{code_text(row).replace(' of 16 levels', '')}{some}{joint}"
             points.setdefault(label, []).append((row["energy_pj"] / 1e6, row["top1_after"]))
     figure, (axis,) = panels(1, 1, (7.5, 4.6))
