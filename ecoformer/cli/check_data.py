@@ -12,13 +12,13 @@ faults, 2 if ROOT is missing or no data set.
 """
 
 import argparse
-import os
 from dataclasses import asdict
 from typing import Any
 
 from ecoformer.cli.arguments import Parser, require_positive, script
 from ecoformer.errors import InputError
 from ecoformer.files import json_text
+from ecoformer.run.process import available_cores
 
 SHAPE = ("max_depth", "max_args", "min_tokens")
 SHOWN_FAULTS = 100  # in the table; JSON has all of them
@@ -40,7 +40,7 @@ def main(p: Parser) -> None:
         p.add_argument(f"--{key.replace('_', '-')}", type=int, metavar="N", help=f"as data.{key}, of generated listops")
     p.add_argument("--num-classes", type=int, metavar="N", help="as data.num_classes")
     p.add_argument("--class-names", metavar="FILE", help="as data.class_names")
-    p.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="processes that decode images")
+    p.add_argument("--workers", type=int, default=min(8, available_cores()), help="processes that decode images")
     p.add_argument("--format", choices=("table", "json"), default="table")
 
 

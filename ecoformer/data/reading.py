@@ -1,6 +1,5 @@
 """The samples of a source as one tensor, in memory."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -37,8 +36,6 @@ class Reader:
         # Training keeps the whole of the shorter side; crop_pct is an evaluation setting.
         transform = replace(self.transform, crop_pct=1.0) if training else self.transform
         read = decode_images if self.vocab_size is None else grey_ids
-        return read(source, indices, transform, threads=_threads(), progress=progress, corrupt=self.corrupt)
-
-
-def _threads() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+        return read(
+            source, indices, transform, threads=torch.get_num_threads(), progress=progress, corrupt=self.corrupt
+        )

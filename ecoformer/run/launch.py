@@ -87,7 +87,7 @@ def run_torchrun(cfg: DictConfig, name: str = "train", full_errors: bool = False
     environment.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     if place.job is not None:
         environment[JOB] = place.job
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // nproc)))
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, process.available_cores() // nproc)))
     code, signum = supervise(command, environment)
     if code == 0:
         return read_summary(Path(folder))["top1"] if folder is not None and (Path(folder) / SUMMARY).exists() else None

@@ -38,8 +38,9 @@ def prepare() -> list[str]:
     settings = {"OMP_WAIT_POLICY": "PASSIVE"}
     if (cores := available_cores()) < _affinity():
         settings["OMP_NUM_THREADS"] = str(cores)
-    PREPARED[:] = [f"{key}={value}" for key, value in settings.items() if os.environ.setdefault(key, value) == value]
-    PREPARED.extend(["kept memory"] if _keep_memory() else [])
+    settings = {key: value for key, value in settings.items() if key not in os.environ}
+    os.environ.update(settings)
+    PREPARED[:] = [f"{key}={value}" for key, value in settings.items()] + (["kept memory"] if _keep_memory() else [])
     return PREPARED
 
 
@@ -84,10 +85,14 @@ def module(command: str) -> list[str]:
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """This process's environment, in which a child finds this package before any other that is installed."""
+    """This process's environment, in which a child finds this package before any other that is installed.
+
+    What `prepare` set is left out: a child gets settings of its own, and ranks share the cores of their parent.
+    """
+    inherited = {key: value for key, value in os.environ.items() if f"{key}={value}" not in PREPARED}
     path = os.pathsep.join(filter(None, [str(SOURCE), os.environ.get("PYTHONPATH", "")]))
     # Safe path: the folder that a user stands in, perhaps another checkout, must not come first.
-    return {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1", **changes}
+    return {**inherited, "PYTHONPATH": path, "PYTHONSAFEPATH": "1", **changes}
 
 
 def flags(options: Mapping[str, Any]) -> list[str]:

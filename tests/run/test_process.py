@@ -61,6 +61,7 @@ def test_cores_are_those_that_the_job_has(
     assert process.available_cores() == cores
     process.prepare()
     assert os.environ.get("OMP_NUM_THREADS") == (str(cores) if cores < 8 else None)
+    assert "OMP_NUM_THREADS" not in process.environment()  # else each of several ranks takes the cores of all
 
 
 FAULTS = """
