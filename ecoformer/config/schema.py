@@ -5,6 +5,7 @@ them here, so that a name is refused before anything that knows it is loaded. Th
 data.py and training.py; all names can be imported from here.
 """
 
+import functools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -215,6 +216,7 @@ class EvalConfig:
 SCHEMAS: dict[str, type] = {"train": Config, "eval": EvalConfig}
 
 
+@functools.cache  # the store is the process's, and a schema takes a while to become a config
 def register_schemas() -> None:
     """Make the schemas known to Hydra as `train_schema` and `eval_schema`, the first entry of each defaults list."""
     store = ConfigStore.instance()

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache, cached_property
 from math import prod
 from typing import Any
 
@@ -25,45 +26,43 @@ class Call:
         """As the ledger lists it, for example "aten.add.Tensor"."""
         return str(self.func)
 
-    @property
+    @cached_property
     def name(self) -> str:
         return short_name(self.func)
 
     def arg(self, name: str, default: Any = None) -> Any:
         """The argument called `name` in the operation's schema; its schema default, or `default`, if not given."""
-        for position, parameter in enumerate(self.func._schema.arguments):
-            if parameter.name != name:
-                continue
-            if position < len(self.args) and not parameter.kwarg_only:
-                return self.args[position]
-            if name in self.kwargs:
-                return self.kwargs[name]
-            return parameter.default_value if parameter.has_default_value() else default
-        return default
+        position, parameter = _parameters(self.func).get(name, (None, None))
+        if position is None or parameter is None:
+            return default
+        if position < len(self.args) and not parameter.kwarg_only:
+            return self.args[position]
+        if name in self.kwargs:
+            return self.kwargs[name]
+        return parameter.default_value if parameter.has_default_value() else default
 
     def values(self, operand: Any) -> Values:
         return self.tracker.get(operand)
 
-    @property
+    @cached_property
     def inputs(self) -> list[Tensor]:
         return list(_tensors([*self.args, *self.kwargs.values()]))
 
-    @property
+    @cached_property
     def is_complex(self) -> bool:
         return any(x.is_complex() for x in [*self.inputs, *self.outputs])
 
-    @property
+    @cached_property
     def outputs(self) -> list[Tensor]:
         return list(_tensors([self.out]))
 
-    @property
+    @cached_property
     def written(self) -> list[Tensor]:
         """Arguments that the operation writes into."""
         found = []
-        for position, parameter in enumerate(self.func._schema.arguments):
-            if parameter.alias_info is not None and parameter.alias_info.is_write:
-                given = self.args[position] if position < len(self.args) else self.kwargs.get(parameter.name)
-                found += list(_tensors([given]))
+        for position, name in _written_parameters(self.func):
+            given = self.args[position] if position < len(self.args) else self.kwargs.get(name)
+            found += list(_tensors([given]))
         return found
 
     @property
@@ -77,6 +76,19 @@ class Call:
         return frozenset(id(self.kwargs[name]) for name in outs if name in self.kwargs)
 
 
+@cache
+def _parameters(func: Any) -> dict[str, tuple[int, Any]]:
+    """What the schema of an operation says of each argument, and where it stands."""
+    return {parameter.name: (position, parameter) for position, parameter in enumerate(func._schema.arguments)}
+
+
+@cache
+def _written_parameters(func: Any) -> list[tuple[int, str]]:
+    listed = _parameters(func).items()
+    return [(at, name) for name, (at, p) in listed if p.alias_info is not None and p.alias_info.is_write]
+
+
+@cache
 def short_name(func: Any) -> str:
     """ "add" for aten.add_.Tensor; a namespace other than aten stays: "mylib::fold"."""
     namespace, _, name = func._schema.name.partition("::")

@@ -19,6 +19,7 @@ from ecoformer.energy.call import Call, short_name
 from ecoformer.energy.rules import RULES, is_known
 from ecoformer.energy.values import ValueTracker, output_values
 from ecoformer.errors import InputError
+from ecoformer.nn.meta import run_on_meta
 
 OnCall = Callable[[Call], None]
 OnUnknown = Callable[[str], None]
@@ -63,7 +64,7 @@ class OpRecorder(TorchDispatchMode):
                 out = func.decompose(*args, **kwargs)
             if out is not NotImplemented:
                 return out
-        out = func(*args, **kwargs)
+        out = run_on_meta(func, args, kwargs)
         call = Call(func, args, kwargs, out, self.tracker)
         self.on_each(call)
         if is_known(call):

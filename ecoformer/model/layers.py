@@ -15,6 +15,7 @@ from ecoformer.nn.base import ReplacementAttention
 from ecoformer.nn.bert import read_kin, with_key_masks
 from ecoformer.nn.inputs import Input, first_convolution, model_arguments, own_size
 from ecoformer.nn.layout import prefix_tokens, stages_of
+from ecoformer.nn.meta import RememberedMeta
 from ecoformer.nn.projections import READERS, call_of, learn_classes
 
 FilterFn = Callable[[nn.Module, str], bool]  # of a module and its name
@@ -103,7 +104,7 @@ def require_input(model: nn.Module, input: Input) -> None:
     stem = first_convolution(model)
     args, kwargs = model_arguments(model, input, dtype=None if stem is None else stem.weight.dtype)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), RememberedMeta():
             torch.func.functional_call(model, meta_state, args, kwargs)
     except InputError:
         raise
