@@ -1,7 +1,10 @@
 """count(model, input): run a model once on meta tensors and write down what it does."""
 
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -53,8 +56,8 @@ def count(
             Only shapes and dtypes of examples matter on meta tensors.
         convention: "audited" counts every operation by kind, "paper" follows the published accounting.
         strict: raise at the first operation without a rule; otherwise it is listed in `Ledger.uncounted`.
-        in_chans: channels of an image given by size alone; None: those of the model's first convolution.
-        dtype: precision of parameters and floating-point inputs; None keeps the model's own.
+        in_chans: channels of an image given by size alone; None: those that the model says, or its first convolution.
+        dtype: precision of parameters and floating-point inputs; None keeps the model's own, or else the input's.
         device: "meta", or a real device for models whose control flow reads tensor values.
     Raises:
         InputError: no module, a lazy one that has not run yet, unknown convention, an input that the model refuses, or
@@ -69,7 +72,9 @@ def count(
         raise InputError(
             f"{type(model).__name__} holds TorchScript, whose parts cannot be told apart: count the original"
         )
-    device = torch.device(device)
+    device = _usable(device)
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise InputError(f"dtype={dtype!r} is no torch.dtype: give torch.float16, for example")
     dtype = dtype or _float_dtype(model)
     stack = ModuleStack()
     flow = DataFlow()
@@ -81,18 +86,26 @@ def count(
             raise UncountedOperationError(operation, stack.name)
         uncounted[operation] = None
 
+    def on_enter(name: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if device.type == "meta" and any(map(torch.is_autocast_enabled, ("cpu", "cuda"))):
+            raise InputError(
+                "autocast does not reach meta tensors: give dtype=torch.bfloat16, or count with device='cpu'"
+            )
+        book.on_enter(name, module, inputs)
+
     with ExitStack() as scope:
         scope.enter_context(_evaluation_mode(model))
         scope.enter_context(plain_inference())
         substitutes, originals = _substitutes(model, device, dtype)
         args, kwargs = model_arguments(model, input, in_chans=in_chans, device=device, dtype=dtype)
-        shape = next((tuple(x.shape) for x in [*args, *kwargs.values()] if isinstance(x, Tensor)), ())
-        for x in tree_leaves([args, kwargs]):
-            if isinstance(x, Tensor):
-                flow.add_input(x)
+        given = [x for x in tree_leaves([args, kwargs]) if isinstance(x, Tensor)]
+        shape = next((tuple(x.shape) for x in given), ())
+        dtype = dtype or next((x.dtype for x in given if x.is_floating_point()), torch.get_default_dtype())
+        for x in given:
+            flow.add_input(x)
         scope.enter_context(torch.device(device))
         scope.enter_context(stack.watch(model))
-        stack.on_enter, stack.on_exit = book.on_enter, book.on_exit
+        stack.on_enter, stack.on_exit = on_enter, book.on_exit
         tracker = ValueTracker(enabled=convention == "audited")
         scope.enter_context(
             OpRecorder(book.on_call, on_unknown, lambda call: flow.record(call, stack.name), tracker, originals)
@@ -101,11 +114,13 @@ def count(
             functional_call(model, substitutes, args, kwargs, strict=False)
         except InputError:
             raise
-        except (AssertionError, RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:
+        except (AssertionError, AttributeError, LookupError, RuntimeError, ValueError, TypeError) as error:
             place = f" in {stack.failed_in!r}" if stack.failed_in else ""
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            if device.type == "meta" and isinstance(error, NotImplementedError):  # a result whose shape needs values
-                reason = f"{reason.partition('. ')[0]}: count with device='cpu'"
+            if isinstance(error, KeyError | AttributeError):
+                reason = f"{type(error).__name__}: {reason}"
+            if device.type == "meta" and re.search("meta|fake|scalarType", reason, re.IGNORECASE):
+                reason = f"{reason.partition('. ')[0].rstrip('.!')}: count with device='cpu'"
             elif first_convolution(model) is None and all(isinstance(x, int) for x in tree_leaves(input)):
                 reason += f"; {input} is read as an image size: give an example of what the model takes"
             raise InputError(
@@ -123,12 +138,20 @@ def count(
     )
 
 
-def _float_dtype(model: nn.Module) -> torch.dtype:
-    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.get_default_dtype())
+def _usable(device: str | torch.device) -> torch.device:
+    try:
+        return torch.empty(0, device=device).device
+    except (AssertionError, RuntimeError, TypeError) as error:
+        raise InputError(f"device={str(device)!r} cannot be used: {str(error).splitlines()[0]}") from error
+
+
+def _float_dtype(model: nn.Module) -> torch.dtype | None:
+    numbers = chain(model.parameters(), model.buffers())
+    return next((x.dtype for x in numbers if x.is_floating_point()), None)
 
 
 def _substitutes(
-    model: nn.Module, device: torch.device, dtype: torch.dtype
+    model: nn.Module, device: torch.device, dtype: torch.dtype | None
 ) -> tuple[dict[str, Tensor], WeakTensorKeyDictionary]:
     """Copies of all parameters and buffers on `device`, and the originals behind them.
 
@@ -140,6 +163,8 @@ def _substitutes(
     for name, x in [*model.named_parameters(), *model.named_buffers()]:
         if is_lazy(x):
             raise InputError(f"{name} is lazy, its size is that of a first input: call the model on an example once")
+        if x.is_meta and device.type != "meta":
+            raise InputError(f"{name} is on meta, without values for device={str(device)!r}: build the model elsewhere")
         target = dtype if recast and x.is_floating_point() else x.dtype
         if device.type == "meta":
             copy = torch.empty_like(x, device=device, dtype=target)

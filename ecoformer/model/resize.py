@@ -48,6 +48,10 @@ def set_in_chans(model: nn.Module, in_chans: int) -> None:
     if stem is None or stem.in_channels != RGB:
         raise InputError(f"model.in_chans={in_chans}: {type(model).__name__} was not made for {RGB} channels: leave it")
     stem.in_channels = in_chans
+    module: Any
+    for module in model.modules():
+        if getattr(module, "in_chans", None) == RGB:
+            module.in_chans = in_chans
     stem.weight = nn.Parameter(adapt_input_conv(in_chans, stem.weight.detach()))
 
 

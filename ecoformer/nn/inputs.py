@@ -61,9 +61,15 @@ def first_convolution(model: nn.Module) -> nn.Conv2d | None:
 
 
 def in_chans_of(model: nn.Module) -> int:
-    """Channels of the images that a model takes."""
-    stem = first_convolution(model)
-    return RGB if stem is None else stem.in_channels
+    """Channels of the images that a model takes: what it says, as timm's do, else those of its first convolution.
+
+    A first convolution may see more than the image has (space to depth), and not every model has one.
+    """
+    for module in model.modules():
+        said = module.in_channels if isinstance(module, nn.Conv2d) else getattr(module, "in_chans", None)
+        if isinstance(said, int):
+            return said
+    return RGB
 
 
 def example_input(
@@ -80,7 +86,7 @@ def example_input(
 
     Args:
         size: of images S, (H, W), (C, H, W) or (B, C, H, W); of sequences the number of tokens, none of them padding.
-        in_chans: channels of images where `size` does not say; None: those of the model's first convolution.
+        in_chans: channels of images where `size` does not say; None: those that the model takes.
         seed: of the values, which do not depend on the device.
         dtype: of images.
     Raises:

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from typing import Any
 
 import pytest
 import timm
@@ -70,3 +71,86 @@ def test_a_rule_of_ones_own_for_complex_numbers(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(rules.COMPLEX, name, 0)  # taken away again afterwards
     rule(name, complex_times=1)(butterflies)
     assert count(Fourier(), images).counts["fma"] == 5 * 768 * 7
+
+
+class SpaceToDepth(nn.Module):
+    """Its first convolution sees 16 numbers of every channel of the image."""
+
+    def __init__(self, in_chans: int = 3) -> None:
+        super().__init__()
+        self.in_chans = in_chans
+        self.stem = nn.Conv2d(16 * in_chans, 8, 1)
+
+    def forward(self, x_BCYX: Tensor) -> Tensor:
+        return self.stem(nn.functional.pixel_unshuffle(x_BCYX, 4))
+
+
+def test_channels_are_those_that_the_model_says() -> None:
+    assert count(SpaceToDepth(), 32).input_shape == (1, 3, 32, 32)
+    assert count(nn.Sequential(SpaceToDepth(2)), 32).input_shape == (1, 2, 32, 32)
+    assert count(timm.create_model("tresnet_m", in_chans=1), 64).input_shape == (1, 1, 64, 64)
+
+
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.ones(4, dtype=torch.float16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale
+
+
+def test_precision_is_that_of_buffers_and_else_of_the_input() -> None:
+    ones = torch.ones(2, 4)
+    for model, given in ((nn.SiLU(), ones.half()), (Scaled(), ones), (Scaled(), ones.half())):
+        ledger = count(model, given)
+        assert (ledger.dtype, ledger.counts["written_bytes"]) == ("float16", 16)
+    assert count(nn.SiLU(), ones).counts["written_bytes"] == 32
+    assert count(Scaled(), ones, dtype=torch.float32).counts["written_bytes"] == 32
+
+
+class Autocast(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.linear(x)
+
+
+def test_autocast_is_not_passed_over() -> None:
+    ones = torch.ones(2, 4)
+    with pytest.raises(InputError, match=r"^autocast does not reach meta tensors: .*device='cpu'$"):
+        count(Autocast(), ones)
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(InputError, match=r"^autocast"):
+        count(nn.Linear(4, 4), ones)
+    entries = count(Autocast(), ones, device="cpu").entries
+    assert {entry.bits for entry in entries if entry.counts["fma"]} == {16}
+
+
+class Failing(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.not_there
+
+
+class OnCpu(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.ones(4, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("model", "settings", "message"),
+    [
+        (Failing(), {}, r"AttributeError: 'Tensor' object has no attribute 'not_there'$"),
+        (OnCpu(), {}, r"on device cpu is not on the expected device meta: count with device='cpu'$"),
+        (nn.ModuleList(), {}, r'missing the required "forward" function$'),
+        (nn.Linear(4, 4, device="meta"), {"device": "cpu"}, r"^weight is on meta, without values for device='cpu'"),
+        (nn.Linear(4, 4), {"device": "nowhere"}, r"^device='nowhere' cannot be used: "),
+        (nn.Linear(4, 4), {"dtype": "fp16"}, r"^dtype='fp16' is no torch\.dtype"),
+    ],
+)
+def test_what_cannot_run_is_one_line(model: nn.Module, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        count(model, torch.ones(2, 4), **settings)
+    assert "\n" not in str(caught.value)
