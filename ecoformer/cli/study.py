@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ecoformer.cli.arguments import Parser, script
 from ecoformer.config.loading import CONFIGS
@@ -103,16 +103,17 @@ def dry_run(planned: list[Job], launch: str) -> int:
     from ecoformer.files.table import energy_text
     from ecoformer.lab.study.prediction import compose_run, predict_energy
 
-    predicted: dict[tuple[str, ...], dict[str, float]] = {}
+    predicted: dict[tuple[str, ...], dict[str, Any]] = {}
     for job in planned:
-        # Seeds do not change the energy.
-        key = tuple(a for a in job.arguments if not a.startswith(("seed=", "output_dir=")))
+        # Neither seeds nor what training starts from change the energy.
+        key = tuple(a for a in job.arguments if not a.startswith(("seed=", "output_dir=", "init.checkpoint=")))
         if key not in predicted:
             predicted[key] = predict_energy(compose_run(job.arguments))
         figures = predicted[key]
+        one = "an image" if figures["seq_len"] is None else "a sample"
         state = "finished" if job.is_finished else "to do"
         print(
-            f"{job.id}: {state}, {energy_text(figures['energy_pj'])} an image, "
+            f"{job.id}: {state}, {energy_text(figures['energy_pj'])} {one}, "
             f"{in_attention(figures['attention_energy_pj'])}\n    {job.command(launch)}"
         )
     return 0

@@ -161,7 +161,10 @@ def test_a_dry_run_predicts_the_energy_of_every_run(tmp_path: Path, capsys: pyte
     assert script("study").main(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 8, "stage 1 and three seeds, with a command each"
-    assert "µJ in attention" in lines[0] and "python train.py data=cifar10" in lines[1]
+    assert "µJ an image" in lines[0] and "µJ in attention" in lines[0] and "python train.py data=cifar10" in lines[1]
+    arguments = ["--table", "language", "--dry-run", "--only", "listops/stage1-uniform", "--out", str(tmp_path)]
+    assert script("study").main(arguments) == 0
+    assert "µJ a sample, " in capsys.readouterr().out
 
 
 def test_where_every_run_fails_the_reason_is_not_a_missing_report(

@@ -39,4 +39,4 @@ def predict_energy(config: Config) -> dict[str, Any]:
     if data.name in SEQUENCES:  # however many ids there are: an embedding is read, not multiplied
         sequences = {"vocab_size": BYTES + 1, "seq_len": data.seq_len or data.img_size**2}
     built = build_model(config, CLASSES.get(data.name, OTHERS), with_weights=False, sequences=sequences)
-    return run_energy(config, built.model)
+    return run_energy(config, built.model) | {"seq_len": sequences.get("seq_len")}
