@@ -169,9 +169,13 @@ def _from_run(config: Config, run: SavedRun, num_classes: int, sequences: Mappin
     if stride != saved_stride:
         set_patch_stride(model, stride)
     _resize(built, saved, wanted, where)
-    if (channels := wanted.model.in_chans) != saved.model.in_chans:
+    if (channels := wanted.model.in_chans) != (held := saved.model.in_chans):
+        if held != RGB:
+            raise InputError(
+                f"{where} was trained with model.in_chans={held}, now it is {channels}: make them the same"
+            )
         set_in_chans(model, channels)
-        built.notes.append(f"first convolution: weights of {saved.model.in_chans} channels made {channels}, as timm")
+        built.notes.append(f"first convolution: weights of {held} channels made {channels}, as timm")
     if len(run.class_names) != num_classes:
         model.reset_classifier(num_classes)  # type: ignore[operator]
         built.notes.append(f"new classifier head: {len(run.class_names)} -> {num_classes} classes")

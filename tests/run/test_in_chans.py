@@ -90,13 +90,17 @@ def test_training_images_are_the_grey_of_the_coloured_ones(colours: Path, augmen
     assert (batches[0] - luma).abs().max() < 0.6 / 255
 
 
-def test_a_grey_run_from_training_to_the_hub(tmp_path: Path, colours: Path, train: Callable[..., Any]) -> None:
+def test_a_grey_run_from_training_to_the_hub(
+    tmp_path: Path, colours: Path, train: Callable[..., Any], refused: Callable[..., str]
+) -> None:
     """Started from an RGB run, converted, evaluated, counted, exported and opened by timm."""
     line = ["model=pvt_v2_b0", TINY_PVT, *QUICK, "data=folder", f"data.root={colours}", "data.img_size=64"]
     line += ["data.num_workers=0", "train.batch_size=4", "augment=none"]
     train(tmp_path / "rgb", *line, "attention=stock")
     hashed = ["attention=ecoformer", *TINY_HASH, "attention.clamp=true", "augment.hflip=0", "train.epochs=0"]
     train(tmp_path / "grey", *line, *hashed, "model.in_chans=1", f"init.checkpoint={tmp_path / 'rgb'}")
+    back = refused("train", *line, *hashed, f"init.checkpoint={tmp_path / 'grey'}", f"output_dir={tmp_path / 'back'}")
+    assert back.endswith("was trained with model.in_chans=1, now it is 3: make them the same")
     key = "patch_embed.proj.weight"
     rgb, grey = (load_checkpoint(tmp_path / name / "best.pt")["model"][key] for name in ("rgb", "grey"))
     assert torch.equal(grey, adapt_input_conv(1, rgb)) and grey.shape[1] == 1
