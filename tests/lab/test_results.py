@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MEASURED = ("speed.json", "steps.json")  # what a report reads beside the runs
 
 
-@pytest.mark.parametrize("name", ["cifar10", "cifar10_long", "imagenette", "language", "listops_long"])
+@pytest.mark.parametrize("name", ["cifar10", "cifar10_long", "imagenette", "imagenette_long", "language", "listops_long"])
 def test_a_study_s_tables_follow_from_its_runs(name: str, tmp_path: Path) -> None:
     folder = ROOT / "results" / name
     for file in MEASURED:
