@@ -32,9 +32,10 @@ class Call:
 
     def arg(self, name: str, default: Any = None) -> Any:
         """The argument called `name` in the operation's schema; its schema default, or `default`, if not given."""
-        position, parameter = _parameters(self.func).get(name, (None, None))
-        if position is None or parameter is None:
+        found = _parameters(self.func).get(name)
+        if found is None:
             return default
+        position, parameter = found
         if position < len(self.args) and not parameter.kwarg_only:
             return self.args[position]
         if name in self.kwargs:

@@ -11,10 +11,11 @@ from ecoformer.lab.study.plan import jobs, load_study
 from ecoformer.lab.study.reports import write_tables
 
 ROOT = Path(__file__).resolve().parents[2]
+STUDIES = ("cifar10", "cifar10_long", "imagenette", "imagenette_long", "language", "listops_long")
 MEASURED = ("speed.json", "steps.json")  # what a report reads beside the runs
 
 
-@pytest.mark.parametrize("name", ["cifar10", "cifar10_long", "imagenette", "imagenette_long", "language", "listops_long"])
+@pytest.mark.parametrize("name", STUDIES)
 def test_a_study_s_tables_follow_from_its_runs(name: str, tmp_path: Path) -> None:
     folder = ROOT / "results" / name
     for file in MEASURED:
