@@ -119,7 +119,7 @@ def count(
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             if isinstance(error, KeyError | AttributeError):
                 reason = f"{type(error).__name__}: {reason}"
-            if device.type == "meta" and re.search("meta|fake|scalarType", reason, re.IGNORECASE):
+            if device.type == "meta" and re.search(r"\bmeta\b|fake|scalarType", reason, re.IGNORECASE):
                 reason = f"{reason.partition('. ')[0].rstrip('.!')}: count with device='cpu'"
             elif first_convolution(model) is None and all(isinstance(x, int) for x in tree_leaves(input)):
                 reason += f"; {input} is read as an image size: give an example of what the model takes"

@@ -131,7 +131,7 @@ def test_autocast_is_not_passed_over() -> None:
 
 class Failing(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        return x.not_there
+        return x.metadata  # no word on meta tensors
 
 
 class OnCpu(nn.Module):
@@ -142,7 +142,7 @@ class OnCpu(nn.Module):
 @pytest.mark.parametrize(
     ("model", "settings", "message"),
     [
-        (Failing(), {}, r"AttributeError: 'Tensor' object has no attribute 'not_there'$"),
+        (Failing(), {}, r"AttributeError: 'Tensor' object has no attribute 'metadata'$"),
         (OnCpu(), {}, r"on device cpu is not on the expected device meta: count with device='cpu'$"),
         (nn.ModuleList(), {}, r'missing the required "forward" function$'),
         (nn.Linear(4, 4, device="meta"), {"device": "cpu"}, r"^weight is on meta, without values for device='cpu'"),
