@@ -8,6 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import runpy
+import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -66,6 +67,14 @@ def command(line: list[str]) -> None:
     from ecoformer.cli.main import main
 
     raise SystemExit(main(line))
+
+
+def two_ranks() -> list[dict[str, str]]:
+    """The environment that torchrun would give each of two processes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+    return [{**group, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
 
 
 def script(path: Path, line: list[str]) -> None:

@@ -55,7 +55,7 @@ def place(model: nn.Module, train: TrainConfig, device: torch.device) -> Placed:
     if distributed.world_size() > 1 and not sharded:
         devices = [device] if device.type == "cuda" else None
         # Buffers follow rank 0 before each forward pass, so hash functions cannot drift.
-        ddp = DistributedDataParallel(model, device_ids=devices, broadcast_buffers=True)
+        ddp = DistributedDataParallel(model, device_ids=devices)
     if train.ema_decay > 0:
         ema = ModelEmaV3(model, train.ema_decay, use_warmup=train.ema_warmup, exclude_buffers=True)
     if sharded:

@@ -6,7 +6,7 @@ import resource
 
 import pytest
 import torch
-from fresh import command
+from fresh import command, two_ranks
 from tiny_models import hashed_run
 
 import ecoformer.kinds  # noqa: F401  registers the kinds
@@ -175,6 +175,15 @@ def test_the_training_loop_beside_a_bare_one(script, capsys, tmp_path):
         assert "--loop trains whole models and measures nothing else" in capsys.readouterr().err
     assert script.main([*TINY, "--loop", "--attention", "msa_compiled"]) == 2
     assert "no variant with a suffix, which msa_compiled has" in capsys.readouterr().err
+
+
+def test_the_training_loop_of_two_processes(fresh, tmp_path):
+    run = str(hashed_run(tmp_path / "best.pt"))
+    line = ["benchmark", *TINY, "--loop", "--checkpoint", run, "--attention", "msa", "--format", "json"]
+    ranks = [fresh(command, line, **environment) for environment in two_ranks()]
+    assert [rank.wait() for rank in ranks] == [0, 0], ranks[0].stderr
+    assert [(row["processes"], row["attention"]) for row in json.loads(ranks[0].stdout)] == [(2, "ecoformer"), (2, "msa")]
+    assert ranks[1].stdout == "" and "epoch 3/4" in ranks[0].stderr and "epoch" not in ranks[1].stderr
 
 
 @pytest.mark.parametrize("kind", sorted(SPECS))

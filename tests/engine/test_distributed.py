@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from fakes import FakeData, make_model, make_trainer
-from fresh import Fresh
+from fresh import Fresh, two_ranks
 
 from ecoformer.config.schema import OptimConfig, TrainConfig
 from ecoformer.engine import distributed, parallel
@@ -62,10 +61,7 @@ def train_rank(run_dir: Path) -> None:
 def run_two_processes(run_dir: Path, fresh: Callable[..., Fresh]) -> Ranks:
     """What the two ranks were left with, for train.parallel=ddp and fsdp."""
     run_dir.mkdir()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
-    ranks = [fresh(train_rank, run_dir, **group, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(2)]
+    ranks = [fresh(train_rank, run_dir, **environment) for environment in two_ranks()]
     for rank in ranks:
         assert rank.wait() == 0, rank.stderr
     return {

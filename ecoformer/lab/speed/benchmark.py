@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from ecoformer.engine import distributed
 from ecoformer.errors import InputError
 from ecoformer.files import json_text, write_json
 from ecoformer.files.table import Column, Table, markdown, render
@@ -20,6 +21,7 @@ from ecoformer.lab.speed.throughput import Pass, interleaved_seconds
 from ecoformer.lab.subject import attentions_of, default_size, run_of, short_name
 from ecoformer.nn.inputs import takes_sequences
 from ecoformer.run import process
+from ecoformer.run.build import session
 from ecoformer.run.process import json_of, processor
 
 SETTINGS = ("model", "attention", "img_size", "batch_size", "mode", "device", "precision")
@@ -47,8 +49,10 @@ def run(args: argparse.Namespace) -> int:
         from ecoformer.lab.speed import loop
 
         cases = [speed_case(args, label, size) for size in args.img_size for label in args.attention]
-        rows = loop.run(args, cases, machine(args))
-        show(args, rows, loop.table(rows))
+        with session(args.device, threads=args.threads, deterministic=False) as device:
+            rows = [row | machine(args) for row in loop.run(args, cases, device)]
+            if distributed.is_main():
+                show(args, rows, loop.table(rows))
         return 0
     rows = [row for img_size in args.img_size for row in benchmark(args, img_size)]
     refused = [row for row in rows if "error" in row]

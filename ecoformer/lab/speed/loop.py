@@ -1,10 +1,11 @@
 """What the training loop costs beside a bare one: the same model, batches, loss and optimiser, in turns.
 
 The Trainer's loop has its display, figures, log lines, schedule and checks for losses that are no numbers; data are
-tensors in memory, evaluation and checkpoints are outside of the clock.
+tensors in memory, evaluation and checkpoints are outside of the clock. Under torchrun both loops are DDP's.
 """
 
 import argparse
+import math
 import statistics
 import sys
 import tempfile
@@ -18,41 +19,44 @@ import torch
 from torch import Tensor
 
 from ecoformer.config.schema import OptimConfig, ScheduleConfig, TrainConfig
+from ecoformer.engine import distributed
 from ecoformer.engine.autocast import autocast
 from ecoformer.engine.callbacks import Callback, Training
 from ecoformer.engine.trainer import Trainer
 from ecoformer.errors import InputError
 from ecoformer.files.table import Column, Table
 from ecoformer.lab.speed.cases import SpeedCase, Variant
-from ecoformer.lab.speed.throughput import PRECISIONS, wait_for
+from ecoformer.lab.speed.throughput import PRECISIONS, interleaved_seconds, training_step, wait_for
 from ecoformer.nn.inputs import example_input
 
-BATCHES, STEPS = 4, 20  # what a loop goes round and round, and an epoch
+BATCHES, LEAST_STEPS = 4, 20  # what a loop goes round and round, and the steps of an epoch
 FIGURES = ("bare_milliseconds", "trainer_milliseconds", "ratio", "ratio_low", "ratio_high")
 Row = dict[str, Any]
 
 
-def run(args: argparse.Namespace, cases: list[SpeedCase], machine: Row) -> list[Row]:
-    """A row of every case. Raises InputError for what a loop is not measured with."""
+def run(args: argparse.Namespace, cases: list[SpeedCase], device: torch.device) -> list[Row]:
+    """A row of every case, as rank 0 saw it. Raises InputError for what a loop is not measured with."""
     if args.layer or args.beside_load or args.profile or args.joules:
         others = "--layer, --beside-load, --profile and --joules"
         raise InputError(f"--loop trains whole models and measures nothing else: leave {others} out")
     if suffixed := [case.attention for case in cases if Variant.parse(case.attention).suffixes]:
         raise InputError(f"--loop runs no variant with a suffix, which {suffixed[0]} has: leave it out")
-    return [measure(case, args.rounds) | machine for case in cases]
+    return [measure(case, args.rounds, args.min_seconds, device) for case in cases]
 
 
 def table(rows: list[Row]) -> Table:
     return Table([Column(key, key) for key in ("model", "attention", *FIGURES)], rows)
 
 
-def measure(case: SpeedCase, rounds: int) -> Row:
+def measure(case: SpeedCase, rounds: int, min_seconds: float, device: torch.device) -> Row:
     """Milliseconds of a step in either loop, medians over the rounds, and of each round's ratio the same.
+
+    A loop runs 20 steps a round, more where they take less than `min_seconds`.
 
     The first round warms up and does not count. Raises InputError as `SpeedCase.build` does.
     """
-    device, model = torch.device(case.device), case.build()
-    batches = Batches(model, case, device)
+    model = case.build()
+    batches = Batches(model, case, min_seconds, device)
     turns = Turns(batches, PRECISIONS[case.precision], device)
     epochs = rounds + 2  # the last would be evaluated, and is never begun
     amp = "off" if case.precision == "fp32" else case.precision
@@ -70,34 +74,40 @@ def measure(case: SpeedCase, rounds: int) -> Row:
             callbacks=[turns],
         )
         trainer.fit(stop_after=epochs - 1)
-    pairs = [(1e3 * bare / STEPS, 1e3 * whole / STEPS) for bare, whole in turns.seconds[1:]]
+    steps = len(batches)
+    pairs = [(1e3 * bare / steps, 1e3 * whole / steps) for bare, whole in turns.seconds[1:]]
     ratios = [whole / bare for bare, whole in pairs]
     medians = [statistics.median(side) for side in (*zip(*pairs, strict=True), ratios)]
     figures = zip(FIGURES, (*medians, min(ratios), max(ratios)), strict=True)
-    settings = case.settings() | {"mode": "train", "steps": STEPS, "rounds": rounds}
+    settings = case.settings() | {"mode": "train", "steps": steps, "rounds": rounds}
+    settings["processes"] = distributed.world_size()
     return settings | {key: round(value, 4) for key, value in figures}
 
 
 class Batches:
-    """Training data: the same few batches over and over."""
+    """Training data: the same few batches over and over, for `min_seconds` an epoch at least."""
 
     samples = "samples"
     val_loader: Any = None
 
-    def __init__(self, model: Any, case: SpeedCase, device: torch.device) -> None:
+    def __init__(self, model: Any, case: SpeedCase, min_seconds: float, device: torch.device) -> None:
         targets = torch.arange(case.batch_size, device=device) % model.num_classes
         self.held = [
             (example_input(model, case.img_size, case.batch_size, seed=seed, device=device), targets)
             for seed in range(BATCHES)
         ]
-        self.img_size, self.num_train = case.img_size, STEPS * case.batch_size
+        step = training_step(model, self.held[0][0], model.num_classes, case.precision)
+        seconds = torch.tensor(interleaved_seconds({"": step}, device, rounds=1, min_seconds=0)[""], device=device)
+        model.zero_grad()
+        self.steps = max(LEAST_STEPS, math.ceil(min_seconds / distributed.all_reduce_max(seconds).item()))
+        self.img_size, self.num_train = case.img_size, self.steps * case.batch_size
         self.train_loader: Any = self
 
     def __len__(self) -> int:
-        return STEPS
+        return self.steps
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return (self.held[step % BATCHES] for step in range(STEPS))
+        return (self.held[step % BATCHES] for step in range(self.steps))
 
     def set_epoch(self, epoch: int, first_batch: int) -> None:
         """All epochs are alike."""
@@ -114,8 +124,9 @@ class Turns(Callback):
         self.seconds: list[tuple[float, float]] = []
 
     def on_epoch_start(self, trainer: Training, epoch: int) -> None:
+        assert isinstance(trainer, Trainer)
         began = self._now()
-        model, optimizer = trainer.model.train(), trainer.state.optimizer
+        model, optimizer = trainer.network.train(), trainer.state.optimizer
         for inputs, targets in self.batches:
             with autocast(self.device, self.dtype):
                 logits = model(inputs)
