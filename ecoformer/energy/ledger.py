@@ -44,7 +44,7 @@ class Ledger:
             profile: prices as `load_profile` takes them: a name, a file, {"mac": 0.23, "add": 0.03}.
             format: "table", "md", "csv", "latex" or "json".
         Raises:
-            InputError: a profile or a way to group that does not exist.
+            InputError: a profile, a way to group or a format that does not exist.
         """
         prices = load_profile(profile)
         shape = "x".join(map(str, self.input_shape))
@@ -84,7 +84,12 @@ class Ledger:
         return json_text({**whole, "entries": entries}, indent=2)
 
     def diff(self, other: Ledger, by: str = "layer", profile: Prices = "45nm_fp32") -> str:
-        """What each part does more (+) or less (-) in `other`, as text; parts that are the same are left out."""
+        """What each part does more (+) or less (-) in `other`, as text; parts that are the same are left out.
+
+        Raises InputError as `table` does, and for another that is no ledger.
+        """
+        if not isinstance(other, Ledger):
+            raise InputError(f"other={repr(other)[:60]} is no ledger: give what ecoformer.energy.count returns")
         prices = load_profile(profile)
         return render(differences(self, other, prices, by), "table", f"{prices.name}; + is more in the other")
 
@@ -135,6 +140,13 @@ class Ledger:
         """One ledger per operation name."""
         return self.group(lambda entry: entry.op)
 
+    def by_kind(self) -> dict[str, Ledger]:
+        """One ledger per kind of operation that occurs, of its counts alone."""
+        parts = [
+            replace(entry, counts=kinds.counts({kind: n})) for entry in self.entries for kind, n in entry.counts.items()
+        ]
+        return self._of(parts).group(lambda entry: next(iter(entry.counts)))
+
     def group(self, key: Callable[[Entry], str]) -> dict[str, Ledger]:
         """One ledger per value of `key`, in order of first execution."""
         groups: dict[str, list[Entry]] = {}
@@ -158,7 +170,7 @@ def breakdown(ledger: Ledger, profile: Profile, by: str) -> Table:
             Column("kind", 0),
             Column("count", lambda row: ledger.counts[row[0]], "{:,}"),
             Column(unit, 1, "{:.4f}", joules),
-            share("share", lambda row: row[1] / whole),
+            share("share", lambda row: row[1] / whole if whole else None),
         ]
         energies = profile.kind_energies(ledger.entries)
         return Table(columns, [(kind, pj) for kind, pj in energies.items() if ledger.counts[kind]])
@@ -203,10 +215,11 @@ def _unit(units: Sequence[tuple[float, str]], whole: float) -> tuple[float, str]
 
 
 def _grouped(ledger: Ledger, by: str) -> dict[str, Ledger]:
-    ways = {"stage": ledger.by_stage, "layer": ledger.by_layer, "module": ledger.by_module, "op": ledger.by_op}
+    ways = ("stage", "layer", "module", "op", "kind")
     if by not in ways:
-        raise InputError(f"by={by!r} does not exist: choose one of {', '.join(ways)}, kind")
-    return ways[by]()
+        raise InputError(f"by={by!r} does not exist: choose one of {', '.join(ways)}")
+    found: dict[str, Ledger] = getattr(ledger, f"by_{by}")()
+    return found
 
 
 def _cores_pj(ledger: Ledger, profile: Profile) -> float | None:

@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console, JustifyMethod
 from rich.table import Table as RichTable
 
+from ecoformer.errors import InputError
 from ecoformer.files import json_text, write_text
 
 FORMATS = ("table", "json", "csv", "md", "latex")
@@ -106,7 +107,9 @@ class Table:
 
 
 def render(table: Table, format: str, title: str = "", notes: Sequence[str] = ()) -> str:
-    """A table in one of FORMATS; titles and notes are left out of data formats."""
+    """A table in one of FORMATS, InputError for another; titles and notes are left out of data formats."""
+    if format not in FORMATS:
+        raise InputError(f"format={format!r} does not exist: choose one of {', '.join(FORMATS)}")
     if format == "json":
         return json_text(table.texts, indent=2)
     if format == "csv":

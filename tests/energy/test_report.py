@@ -5,6 +5,7 @@ import io
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -201,6 +202,39 @@ def test_the_difference_of_two_ledgers_adds_up(pair: tuple[Ledger, Ledger]) -> N
     assert sum(float(line["mJ"]) for line in parts) == pytest.approx(float(whole["mJ"]), abs=1e-4 * len(parts))
     assert {line["layer"].split(".")[0] for line in parts} == {"stages"}  # the rest is the same
     assert pair[0].diff(pair[1]).splitlines()[-1].split()[0] == "all"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda ledger: ledger.diff(3), r"other=3 is no ledger: give what ecoformer\.energy\.count returns$"),
+        (lambda ledger: ledger.diff(ledger, by=["layer"]), r"by=\['layer'\] does not exist: .* op, kind$"),
+        (lambda ledger: ledger.to_markdown({}), r"by=\{\} does not exist"),
+        (
+            lambda ledger: ledger.table(format="html"),
+            "format='html' does not exist: choose one of table, json",
+        ),
+        (lambda ledger: ledger.to_json(3), "profile '3' does not exist"),
+    ],
+)
+def test_what_a_ledger_cannot_show_is_one_line(wrong: Callable, message: str, pair: tuple[Ledger, Ledger]) -> None:
+    with pytest.raises(InputError, match=message):
+        wrong(pair[0])
+
+
+def test_ledgers_differ_by_kind(pair: tuple[Ledger, Ledger]) -> None:
+    """The kinds are a choice of `diff` as of `table`; together they are the ledger."""
+    kinds = pair[0].by_kind()
+    assert {kind: part.counts for kind, part in kinds.items()} == {k: {k: n} for k, n in pair[0].counts.items()}
+    *parts, whole = differences(*pair, PROFILE, "kind").texts
+    assert sum(float(line["mJ"]) for line in parts) == pytest.approx(float(whole["mJ"]), abs=1e-4 * len(parts))
+    assert "fma" in pair[0].diff(pair[1], by="kind")
+
+
+def test_bytes_without_a_price_have_no_share() -> None:
+    """A model that only moves data takes no energy under a profile of arithmetic."""
+    text = count(torch.nn.Flatten(), torch.zeros(2, 3, 4).mT).table("kind")
+    assert text.split()[-2:] == ["0.0000", "-"]
 
 
 def test_the_counter_loads_no_framework() -> None:
