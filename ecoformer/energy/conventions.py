@@ -1,5 +1,6 @@
 """What is written down of a forward pass: everything (`audited`), or what the paper counts (`paper`)."""
 
+import re
 import sys
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -220,15 +221,15 @@ def memory(call: Call) -> Counts:
     """Bytes read and written: every input once, every result once; views and uninitialised memory are free."""
     if call.name in UNREAD:
         return counts()
-    # Batch norm also returns statistics, which devices fill differently and inference never reads.
-    results = call.outputs[:1] if "batch_norm" in call.name else call.outputs
+    # These also return statistics, which devices fill differently and inference never reads.
+    results = call.outputs[:1] if re.search("batch_norm|embedding_bag", call.name) else call.outputs
     written = sum(stored_bytes(x) for x in results)
     overwritten = call.writes_only
     read = sum(_bytes_read(call, x) for x in call.inputs if id(x) not in overwritten)
     return counts(read_bytes=read, written_bytes=written)
 
 
-GATHERING = frozenset({"index", "_unsafe_index", "index_select", "gather", "embedding"})
+GATHERING = frozenset({"index", "_unsafe_index", "index_select", "gather", "take", "embedding"})
 FILLING = frozenset(
     {"fill", "zero", "copy", "full_like", "ones_like", "zeros_like", "new_full", "new_ones", "new_zeros"}
 )
@@ -240,6 +241,8 @@ def _bytes_read(call: Call, x: Tensor) -> int:
         return 0
     if x is source and call.name in GATHERING:
         return stored_bytes(call.outputs[0])
+    if x is source and "embedding_bag" in call.name:
+        return int(call.arg("indices").numel() * x.shape[-1] * x.element_size())
     return stored_bytes(x)
 
 

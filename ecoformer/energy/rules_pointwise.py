@@ -23,49 +23,50 @@ free(
 free(
     names("""
     clone contiguous _to_copy copy cat stack index _unsafe_index index_select gather embedding roll flip repeat
-    repeat_interleave
-    constant_pad_nd reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d tril triu tril_indices
-    triu_indices full full_like ones ones_like zeros zeros_like new_full new_ones new_zeros fill zero scalar_tensor
+    repeat_interleave constant_pad_nd reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d
+    replication_pad2d replication_pad3d rot90 take diag_embed tril triu tril_indices triu_indices max_unpool2d
+    max_unpool3d full full_like ones ones_like zeros zeros_like new_full new_ones new_zeros fill zero scalar_tensor
     eye masked_fill where index_put scatter index_copy slice_scatter select_scatter channel_shuffle pixel_shuffle
     pixel_unshuffle im2col upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact2d
-    neg abs sgn sign signbit lift view_copy permute_copy
+    neg abs sgn sign signbit copysign lift view_copy permute_copy
     """),
     memory=True,
 )
 
 for _names, _kinds in {
     "relu maximum minimum fmax fmin threshold": {"compare": 1},
-    "eq ne lt le gt ge isnan isinf isfinite": {"compare": 1},
-    "hardtanh relu6": {"compare": 2},
+    "eq ne lt le gt ge isnan isinf isfinite heaviside": {"compare": 1},
+    "hardtanh relu6 hardshrink": {"compare": 2},
+    "softshrink": {"compare": 2, "add": 1},
+    "nan_to_num": {"compare": 3},
+    "__lshift__ __rshift__ bitwise_left_shift bitwise_right_shift": {"shift": 1},
     "logical_not logical_and logical_or logical_xor bitwise_not bitwise_and bitwise_or bitwise_xor": {"binary_mul": 1},
     "floor ceil round trunc frac": {"compare": 1},
-    "exp expm1 log log2 log10 log1p erf erfc tanh sin cos tan atan sinh cosh": {"exp": 1},
+    "exp expm1 log log2 log10 log1p erf erfc erfinv tanh sin cos tan sinh cosh": {"exp": 1},
+    "asin acos atan atan2 asinh acosh atanh": {"exp": 1},
     "sqrt": {"sqrt": 1},
     "rsqrt": {"sqrt": 1, "div": 1},
     "reciprocal": {"div": 1},
     "square": {"mul": 1},
     "rsub": {"add": 1},
     "remainder fmod floor_divide": {"div": 1, "mul": 1, "add": 1},
-    # 1 / (1 + exp(-x)), and times x
+    # 1 / (1 + exp(-x)), and times x, or times the other half of the channels
     "sigmoid": {"exp": 1, "add": 1, "div": 1},
-    "silu": {"exp": 1, "add": 1, "div": 1, "mul": 1},
+    "silu glu": {"exp": 1, "add": 1, "div": 1, "mul": 1},
     "log_sigmoid_forward": {"exp": 2, "add": 1},
     # x * clamp(x + 3, 0, 6) / 6, and without x
     "hardswish": {"add": 1, "compare": 2, "mul": 1, "div": 1},
     "hardsigmoid": {"add": 1, "compare": 2, "div": 1},
-    "leaky_relu": {"compare": 1, "mul": 1},
+    "leaky_relu prelu _prelu_kernel": {"compare": 1, "mul": 1},
     "elu": {"compare": 1, "exp": 1, "add": 1, "mul": 1},
+    # max(0, x) + min(0, alpha * (exp(x / alpha) - 1))
+    "celu": {"compare": 1, "exp": 1, "add": 1, "mul": 1, "div": 1},
     "softplus": {"compare": 1, "exp": 2, "add": 1},
     "mish": {"compare": 1, "exp": 3, "add": 1, "mul": 1},
     "arange linspace": {"add": 1, "mul": 1},
     "lerp": {"add": 2, "mul": 1},
 }.items():
     rule(*names(_names))(per_element(**_kinds))
-
-
-@rule("prelu", "_prelu_kernel")
-def _prelu(call: Call) -> Counts:
-    return counts(compare=call.elements, mul=call.elements)
 
 
 @rule("add", "sub")

@@ -37,6 +37,15 @@ def _product(call: Call) -> Counts:
     return product + counts(add=call.elements, mul=factors * call.elements)
 
 
+@rule("_trilinear", products=True)
+def _bilinear(call: Call) -> Counts:
+    """x^T W y for x (B, I), W (O, I, J), y (B, J): O * J products with W of length I, then O with y of length J."""
+    x, weight, y = (call.arg(name) for name in ("i1", "i2", "i3"))
+    sums = call.elements * weight.shape[-1]
+    inner = inner_products(sums * weight.shape[-2], call.values(x), call.values(weight))
+    return inner + inner_products(sums, None, call.values(y))
+
+
 def convolution_terms(x: Tensor, weight: Tensor, out: Tensor, transposed: bool) -> int:
     """Multiplications of a convolution with weight (Cout, Cin/groups, *kernel), padding taps included.
 

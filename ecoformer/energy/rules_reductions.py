@@ -17,10 +17,11 @@ def _sum(call: Call) -> Counts:
     return sum_of(*_sizes(call), call.values(call.arg("self")))
 
 
-@rule("col2im")
-def _col2im(call: Call) -> Counts:
-    """Every element of the columns is added to an image that starts at zero."""
-    return counts(add=call.arg("self").numel())
+@rule("col2im", "scatter_add", "index_add")
+def _added_into(call: Call) -> Counts:
+    """Every element is added to what stands in its place: of columns, to an image that starts at zero."""
+    elements = call.arg("src", call.arg("source", call.arg("self"))).numel()
+    return counts(add=elements, mul=0 if call.arg("alpha", 1) == 1 else elements)
 
 
 @rule("mean")
@@ -29,25 +30,52 @@ def _mean(call: Call) -> Counts:
     return sum_of(elements, groups, call.values(call.arg("self"))) + counts(div=groups)
 
 
-@rule("prod")
-def _prod(call: Call) -> Counts:
-    elements, groups = _sizes(call)
-    return counts(mul=elements - groups)
-
-
-@rule("amax", "amin", "max", "min", "argmax", "argmin", "any", "all")
-def _extreme(call: Call) -> Counts:
+@rule("prod", "amax", "amin", "max", "min", "argmax", "argmin", "any", "all")
+def _folded(call: Call) -> Counts:
     if call.arg("other") is not None:  # max(x, y)
         return counts(compare=call.elements)
     elements, groups = _sizes(call)
-    kind = "binary_mul" if call.name in ("any", "all") else "compare"
+    kind = {"prod": "mul", "any": "binary_mul", "all": "binary_mul"}.get(call.name, "compare")
     return counts({kind: elements - groups})
 
 
-@rule("cumsum")
-def _cumsum(call: Call) -> Counts:
-    length = call.arg("self").shape[call.arg("dim")]
-    return counts(add=call.elements // length * (length - 1) if length else 0)
+@rule("cumsum", "cumprod", "cummax", "cummin")
+def _cumulative(call: Call) -> Counts:
+    length = group_size(call, call.arg("dim"))
+    kind = {"cumsum": "add", "cumprod": "mul"}.get(call.name, "compare")
+    return counts({kind: call.elements // length * (length - 1) if length else 0})
+
+
+@rule("topk", "sort", "kthvalue", "median")
+def _in_order(call: Call) -> Counts:
+    """The first k of n in order, as a knockout finds them: n - 1 comparisons, then for each further place of j that are
+    left the ceil(log2 j) - 1 of one path. All n take as many as a binary insertion sort (Knuth, TAOCP 3, 5.3.3).
+    """
+    x = call.arg("self")
+    length = group_size(call, call.arg("dim"))
+    k = call.arg("k", (length + 1) // 2 if call.name == "median" else length)
+    if not length or not k:
+        return counts()
+    paths = sum((j - 1).bit_length() - 1 for j in range(length + 2 - k, length + 1))  # logarithms, rounded up
+    return scaled(counts(compare=length - 1 + paths), x.numel() // length)
+
+
+@rule("_embedding_bag", "_embedding_bag_forward_only")
+def _embedding_bag(call: Call) -> Counts:
+    """The rows of each bag are added up, averaged or compared, as if no bag were empty and no row padding."""
+    sums = call.elements
+    elements = call.arg("indices").numel() * call.arg("weight").shape[-1]
+    if call.arg("per_sample_weights") is not None:
+        return counts(fma=elements)
+    kind, divisions = (("add", 0), ("add", sums), ("compare", 0))[call.arg("mode")]
+    return counts({kind: max(elements - sums, 0), "div": divisions})
+
+
+@rule("_weight_norm_interface")
+def _weight_norm(call: Call) -> Counts:
+    """v * (g / |v|), one norm for each of g."""
+    elements, groups = call.arg("v").numel(), call.arg("g").numel()
+    return counts(mul=2 * elements, add=elements - groups, sqrt=groups, div=groups)
 
 
 def _moments(rows: int, length: int) -> Counts:

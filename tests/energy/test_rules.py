@@ -1,11 +1,13 @@
 """Counts of small modules, derived by hand, and a witness that counts the same products."""
 
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 from torch.utils.flop_counter import FlopCounterMode
 
 from ecoformer.energy import count
@@ -122,6 +124,98 @@ def test_views_cost_nothing_and_copies_cost_bytes() -> None:
     x = torch.zeros(4, 6)
     assert count(Apply(lambda x: x.t().unsqueeze(0)[:, 1:]), x).counts == {}
     assert count(Apply(lambda x: x.t().contiguous()), x).counts == {"read_bytes": 96, "written_bytes": 96}
+
+
+X = torch.zeros(2, 6, 5)
+
+
+@pytest.mark.parametrize(
+    ("module", "each"),
+    [
+        # |x| <= lambda is two comparisons; the soft one takes lambda off
+        (nn.Hardshrink(), {"compare": 1 + 1}),
+        (nn.Softshrink(), {"compare": 1 + 1, "add": 1}),
+        (nn.Threshold(0.1, 20.0), {"compare": 1}),
+        # x where x > 0, else alpha * (exp(x / alpha) - 1)
+        (nn.CELU(2.0), {"compare": 1, "div": 1, "exp": 1, "add": 1, "mul": 1}),
+    ],
+    ids=lambda part: type(part).__name__ if isinstance(part, nn.Module) else "",
+)
+def test_activations(module: nn.Module, each: dict[str, int]) -> None:
+    assert arithmetic(module, X) == {kind: n * 60 for kind, n in each.items()}
+
+
+def test_a_gated_unit_is_a_sigmoid_and_a_product_of_half_the_channels() -> None:
+    assert arithmetic(nn.GLU(1), X) == {"exp": 30, "add": 30, "div": 30, "mul": 30}
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+def test_weights_with_their_norm_apart(dim: int) -> None:
+    """7 weights for each of 4 outputs (dim 0), or 4 for each of 7 inputs: squares, sum and root, g / |v|, times v."""
+    linear = weight_norm(nn.Linear(7, 4, bias=False), dim=dim)
+    norms = (4, 7)[dim]
+    expected = {"mul": 28 + 28, "add": 28 - norms, "sqrt": norms, "div": norms, "fma": 3 * 28}
+    assert arithmetic(linear, torch.zeros(3, 7)) == expected
+
+
+def test_weights_over_their_spectral_norm() -> None:
+    """u^T W v of the vectors that training left: 4 sums of 7, one of 4, and a division a weight."""
+    linear = spectral_norm(nn.Linear(7, 4, bias=False))
+    found = count(linear, torch.zeros(3, 7))
+    assert {k: n for k, n in found.counts.items() if k in ARITHMETIC} == {"fma": 28 + 4 + 3 * 28, "div": 28}
+    assert not found.has_attention and "activations" not in found.table()
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [("sum", {"add": 3 * 4 * 7}), ("mean", {"add": 3 * 4 * 7, "div": 3 * 7}), ("max", {"compare": 3 * 4 * 7})],
+)
+def test_bags_of_embeddings(mode: str, expected: dict[str, int]) -> None:
+    """3 bags of 5 rows of 7 numbers: 4 sums or comparisons each; only the rows that are asked for are read."""
+    ids = torch.zeros(15, dtype=torch.int64), torch.tensor([0, 5, 10])
+    found = count(nn.EmbeddingBag(1000, 7, mode=mode), ids)
+    assert {k: n for k, n in found.counts.items() if k in ARITHMETIC} == expected
+    assert found.counts["read_bytes"] == 4 * 15 * 7 + 8 * (15 + 3) and found.counts["written_bytes"] == 4 * 3 * 7
+
+
+def test_weighed_bags_of_embeddings_are_products() -> None:
+    def weighed(ids: Tensor, starts: Tensor, weights: Tensor) -> Tensor:
+        return F.embedding_bag(ids, torch.zeros(9, 7), starts, per_sample_weights=weights, mode="sum")
+
+    ids = torch.zeros(15, dtype=torch.int64), torch.tensor([0, 5, 10])
+    assert arithmetic(Apply(weighed), *ids, torch.zeros(15)) == {"fma": 15 * 7}
+
+
+@pytest.mark.parametrize("convention", ["paper", "audited"])
+def test_bilinear_is_two_products(convention: str) -> None:
+    """x^T W y for 3 samples, x of 5, y of 7, 4 outputs: 3 * 4 * 7 sums of 5 and 3 * 4 of 7; the bias is added apart."""
+    found = count(nn.Bilinear(5, 7, 4), (torch.zeros(3, 5), torch.zeros(3, 7)), convention=convention)
+    products = 3 * 4 * 7 * 5 + 3 * 4 * 7
+    assert (found.muls, found.adds) == (products, products + (3 * 4 if convention == "audited" else 0))
+
+
+@pytest.mark.parametrize(
+    ("function", "comparisons"),
+    [
+        (lambda x: x.topk(1)[0], 7),  # a maximum of 8
+        (lambda x: x.topk(2)[0], 7 + 2),  # the second is among the 3 that the first beat
+        (lambda x: x.kthvalue(3)[0], 7 + 2 + 2),  # the third: a path of the 7 that are left
+        (lambda x: x[..., :4].sort()[0], 1 + 2 + 2),  # each is inserted among 1, 2, 3 by halving
+        (lambda x: x.argsort(), 1 + 2 + 2 + 3 + 3 + 3 + 3),
+        (lambda x: x[..., :3].median(dim=-1)[0], 2 + 1),
+    ],
+    ids=["largest", "two", "third", "sort of 4", "sort of 8", "median of 3"],
+)
+def test_order_takes_the_comparisons_of_a_knockout(function: Callable, comparisons: int) -> None:
+    assert arithmetic(Apply(function), torch.zeros(5, 8)) == {"compare": 5 * comparisons}
+
+
+def test_running_products_and_extremes_and_sums_into_places() -> None:
+    x, at = torch.zeros(5, 8), torch.zeros(5, dtype=torch.int64)
+    assert arithmetic(Apply(lambda x: x.cumprod(-1)), x) == {"mul": 5 * 7}
+    assert arithmetic(Apply(lambda x: x.cummax(-1)[0]), x) == {"compare": 5 * 7}
+    assert arithmetic(Apply(lambda x, at: torch.zeros(2, 8).index_add(0, at, x)), x, at) == {"add": 5 * 8}
+    assert arithmetic(Apply(lambda x, at: torch.zeros(2, 8).index_add(0, at, x, alpha=2)), x, at)["mul"] == 5 * 8
 
 
 def random_module(generator: torch.Generator) -> tuple[nn.Module, Tensor]:
