@@ -178,20 +178,23 @@ def _batch_norm(call: Call) -> Counts:
     return moments + counts(fma=call.elements) + scaled(counts(add=2, sqrt=1, div=1, mul=2), channels)
 
 
-@rule("max_pool2d_with_indices", "max_pool3d_with_indices", "max_pool2d", "max_pool1d")
-def _max_pool(call: Call) -> Counts:
-    kernel = call.arg("kernel_size")
-    rank = call.outputs[0].dim() - 2 if call.outputs[0].dim() > 2 else 1
-    window = prod(kernel) if len(kernel) > 1 else kernel[0] ** rank
-    return counts(compare=call.elements * (window - 1))
+def _pooled(call: Call, covered: int) -> Counts:
+    """Windows that cover so many numbers in all are averaged, or their largest taken."""
+    terms = covered - call.elements
+    return counts(add=terms, div=call.elements) if "avg" in call.name else counts(compare=terms)
 
 
-@rule("avg_pool2d", "avg_pool1d", "avg_pool3d")
-def _avg_pool(call: Call) -> Counts:
+def _rank(call: Call) -> int:
+    return int(call.name[call.name.index("pool") + len("pool")])
+
+
+MAX_POOLS = ("max_pool2d_with_indices", "max_pool3d_with_indices", "max_pool2d", "max_pool1d")
+
+
+@rule(*MAX_POOLS, "avg_pool1d", "avg_pool2d", "avg_pool3d")
+def _pool(call: Call) -> Counts:
     kernel = call.arg("kernel_size")
-    rank = int(call.name[-2])
-    window = prod(kernel) if len(kernel) > 1 else kernel[0] ** rank
-    return counts(add=call.elements * (window - 1), div=call.elements)
+    return _pooled(call, call.elements * (prod(kernel) if len(kernel) > 1 else kernel[0] ** _rank(call)))
 
 
 def _adaptive_windows(size: int, outputs: int) -> int:
@@ -199,21 +202,11 @@ def _adaptive_windows(size: int, outputs: int) -> int:
     return sum(-(-(i + 1) * size // outputs) - i * size // outputs for i in range(outputs))
 
 
-def _adaptive(call: Call) -> tuple[int, int]:
-    x, out = call.arg("self"), call.outputs[0]
-    rank = int(call.name.removesuffix("_with_indices")[-2])
+ADAPTIVE_AVERAGES = ("adaptive_avg_pool1d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d")
+
+
+@rule(*ADAPTIVE_AVERAGES, "adaptive_max_pool2d", "adaptive_max_pool3d")
+def _adaptive_pool(call: Call) -> Counts:
+    x, out, rank = call.arg("self"), call.outputs[0], _rank(call)
     windows = prod(_adaptive_windows(i, o) for i, o in zip(x.shape[-rank:], out.shape[-rank:], strict=True))
-    planes = out.numel() // prod(out.shape[-rank:])
-    return planes * windows, out.numel()
-
-
-@rule("_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_avg_pool1d")
-def _adaptive_avg_pool(call: Call) -> Counts:
-    covered, outputs = _adaptive(call)
-    return counts(add=covered - outputs, div=outputs)
-
-
-@rule("adaptive_max_pool2d", "adaptive_max_pool3d")
-def _adaptive_max_pool(call: Call) -> Counts:
-    covered, outputs = _adaptive(call)
-    return counts(compare=covered - outputs)
+    return _pooled(call, out.numel() // prod(out.shape[-rank:]) * windows)
