@@ -121,8 +121,12 @@ def count(
                 reason = f"{type(error).__name__}: {reason}"
             if device.type == "meta" and re.search(r"\bmeta\b|fake|scalarType", reason, re.IGNORECASE):
                 reason = f"{reason.partition('. ')[0].rstrip('.!')}: count with device='cpu'"
-            elif first_convolution(model) is None and all(isinstance(x, int) for x in tree_leaves(input)):
-                reason += f"; {input} is read as an image size: give an example of what the model takes"
+            elif all(isinstance(x, int) for x in tree_leaves(input)):
+                stem = first_convolution(model)
+                if stem is None:
+                    reason += f"; {input} is read as an image size: give an example of what the model takes"
+                elif model.get_submodule(stack.failed_in) is stem and shape[1] != stem.in_channels:
+                    reason += f": it takes {stem.in_channels}, give in_chans={stem.in_channels} with a size (H, W)"
             raise InputError(
                 f"{type(model).__name__} does not run on an input of shape {shape}{place}: {reason}"
             ) from error

@@ -246,6 +246,16 @@ def test_bad_input_gives_one_line(given: dict, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_stem_that_was_swapped_by_hand_says_its_channels() -> None:
+    """The model still says 3 elsewhere, which a stem behind space to depth may contradict and be right."""
+    model = Case("pvt_v2_b0").build()
+    stem = model.patch_embed.proj
+    model.patch_embed.proj = nn.Conv2d(1, stem.out_channels, stem.kernel_size, stem.stride, stem.padding)
+    with pytest.raises(InputError, match=r"'patch_embed\.proj': .*: it takes 1, give in_chans=1 with a size \(H, W\)$"):
+        count(model, 64)
+    assert count(model, 64, in_chans=1).input_shape == (1, 1, 64, 64)
+
+
 class Product(nn.Module):
     def forward(self, a):
         return a @ a
