@@ -28,3 +28,8 @@ class Interrupted(BaseException):
 def one_line(error: BaseException) -> str:
     """What an error of a library says, on one line; the name of its class where it says nothing."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def counted(number: int, noun: str) -> str:
+    """ "1 epoch", "3 epochs", "2 classes"."""
+    return f"{number} {noun}{'' if number == 1 else 'es' if noun.endswith('s') else 's'}"

@@ -17,7 +17,7 @@ from typing import Any
 
 from ecoformer.cli.arguments import Parser, script
 from ecoformer.cli.distill import add_fit_options
-from ecoformer.errors import InputError
+from ecoformer.errors import InputError, counted
 
 # What tells a row from all others, beside its spec.
 WHERE = ("checkpoint", "seed", "num_images", "layers")
@@ -111,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
                 source.save(kept_file(args.keep, name, setting), model, spec, args.layers, metrics)
     if rows:
         report(rows, args.out, args.beside)
-    print(f"{len(rows)} rows in {table}")
+    print(f"{counted(len(rows), 'row')} in {table}")
     return 0
 
 

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from ecoformer.cli.arguments import Parser, script
+from ecoformer.errors import counted
 from ecoformer.lab.speed.section import read_rows
 from ecoformer.report.figures import draw_growth, name_curves, panels, save_figure
 
@@ -55,5 +56,5 @@ def figure(rows: list[dict[str, Any]]) -> Figure:
     name_curves(drawing, axes)
     first = rows[0]
     setting = f"{first['model']}, {first['mode']}, batch {first['batch_size']}, {first['precision']}"
-    drawing.suptitle(f"{setting}, {first['threads']} threads, {first['machine']}")
+    drawing.suptitle(f"{setting}, {counted(first['threads'], 'thread')}, {first['machine']}")
     return drawing

@@ -46,5 +46,5 @@ def run(args: argparse.Namespace) -> int:
     failed = search.run(args.trials)
     if (args.out / RUNS).is_dir():
         print(sweep_report(args.out / RUNS, args.out))
-    print("\n".join(["front, cheapest first (top-1 of the last epoch, energy of one image):", *front(args.out)]))
+    print("\n".join(["front, cheapest first (top-1 of the last epoch, energy of one sample):", *front(args.out)]))
     return 1 if failed else 0

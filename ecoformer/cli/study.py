@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ecoformer.cli.arguments import Parser, script
 from ecoformer.config.loading import CONFIGS
-from ecoformer.errors import InputError
+from ecoformer.errors import InputError, counted
 
 if TYPE_CHECKING:
     from ecoformer.lab.study.plan import Job
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     failed: list[Job] = []
     if not args.report:
         waiting = sum(not job.is_finished for job in chosen)
-        print(f"{len(chosen)} runs of {len(planned)}, {waiting} to do; {out}", flush=True)
+        print(f"{counted(len(chosen), 'run')} of {len(planned)}, {waiting} to do; {out}", flush=True)
         failed = run_jobs(chosen, module("train"), args.launch, lambda line: print(line, flush=True), args.jobs)
     if failed and not any(job.is_finished for job in planned if job.row is not None):
         raise InputError(

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ecoformer.data.folders import shorten
+from ecoformer.errors import counted
 
 
 @dataclass(frozen=True)
@@ -60,16 +61,16 @@ def count(split: str, targets: np.ndarray, names: list[str]) -> SplitCount:
 
 def summary(split: SplitCount | SequenceCount) -> str:
     """Samples, classes, and the smallest and largest class; of sequences also their lengths, and the first one."""
-    number, noun = (split.images, "images") if isinstance(split, SplitCount) else (split.samples, "samples")
+    number, noun = (split.images, "image") if isinstance(split, SplitCount) else (split.samples, "sample")
     counts = sorted(split.per_class.items(), key=lambda item: item[1])
     if not counts:
-        return f"{split.name}: {number} {noun}, no classes"
+        return f"{split.name}: {counted(number, noun)}, no classes"
     few, many = counts[0], counts[-1]
     empty = [name for name, count in counts if count == 0]
     note = f"; empty: {shorten(empty)}" if empty else ""
     line = (
-        f"{split.name}: {number} {noun} in {len(counts)} classes, {few[1]} ({few[0]}) to {many[1]} ({many[0]}) "
-        f"a class{note}"
+        f"{split.name}: {counted(number, noun)} in {counted(len(counts), 'class')}, "
+        f"{few[1]} ({few[0]}) to {many[1]} ({many[0]}) a class{note}"
     )
     if isinstance(split, SplitCount):
         return line

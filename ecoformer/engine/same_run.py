@@ -7,7 +7,7 @@ from typing import Any
 
 from ecoformer.config.schema import OptimConfig, ScheduleConfig, TrainConfig
 from ecoformer.engine.run_files import LAST
-from ecoformer.errors import InputError
+from ecoformer.errors import InputError, counted
 
 SAME_RUN = (  # of TrainConfig
     *("amp", "ema_decay", "ema_warmup", "sync_bn", "smoothing", "aug_splits", "jsd_loss", "eval_metric"),
@@ -47,7 +47,8 @@ def require_same_run(
             "run, or start a new one in another output_dir"
         )
     if checkpoint["epoch"] > epochs:
-        raise InputError(f"{path} has {checkpoint['epoch']} epochs > train.epochs={epochs}: raise train.epochs")
+        done = counted(checkpoint["epoch"], "epoch")
+        raise InputError(f"{path} has {done} > train.epochs={epochs}: raise train.epochs")
     for name, own in settings.items():
         written = checkpoint["training"]["settings"].get(name, own)
         if written != own:

@@ -11,6 +11,7 @@ from ecoformer.engine.evaluation import NotFinite, evaluate
 from ecoformer.engine.optim import learning_rate
 from ecoformer.engine.run_state import RunState
 from ecoformer.engine.signals import StopSignals
+from ecoformer.errors import counted
 
 FIGURES = {"val_loss": "loss", "val_top1": "top1", "val_top5": "top5", "images_per_second": "images_per_second"}
 NOT_EVALUATED: dict[str, Any] = dict.fromkeys(FIGURES)
@@ -38,7 +39,7 @@ def early_end(state: RunState, done: int) -> str | None:
     over = has_figures and best.record is not None and done - best.record["epoch"] > patience
     if not distributed.decided_by_main(lambda: over):  # it alone knows whether best.pt is there
         return None
-    return f"no better {state.train.eval_metric} in {patience} epochs: the run ends (train.early_stop)"
+    return f"no better {state.train.eval_metric} in {counted(patience, 'epoch')}: the run ends (train.early_stop)"
 
 
 def validate(state: RunState, loader: Iterable[Batch], signals: StopSignals, remedies: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@
 
 from torch import nn
 
-from ecoformer.errors import InputError
+from ecoformer.errors import InputError, counted
 from ecoformer.kinds import EcoFormerSpec
 from ecoformer.model.convert import convert
 from ecoformer.model.create import create
@@ -38,7 +38,7 @@ def verdict(name: str) -> str:
         return f"refused: {reason or 'no attention that is known here'}"
     stages = sorted({layer.stage for layer in layers}) if layers[0].num_stages > 1 else []
     where = f" in stages {', '.join(map(str, stages))} of {layers[0].num_stages}" if stages else ""
-    return f"converts: {len(layers)} layers{where}" + (f"; stays: {left}" if left else "")
+    return f"converts: {counted(len(layers), 'layer')}{where}" + (f"; stays: {left}" if left else "")
 
 
 def table(names: str = REPRESENTATIVES) -> str:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from ecoformer.errors import InputError
+from ecoformer.errors import InputError, counted
 from ecoformer.files import atomic_write
 from ecoformer.model.file_kinds import other_than_weights
 
@@ -119,7 +119,7 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], source: Path | str)
         "unexpected": [key for key in state if key not in own],
         "of another shape": [key for key in own if key in state and own[key].shape != state[key].shape],
     }
-    found = [f"{len(keys)} keys {kind} (first {keys[0]})" for kind, keys in faults.items() if keys]
+    found = [f"{counted(len(keys), 'key')} {kind} (first {keys[0]})" for kind, keys in faults.items() if keys]
     if found:
         raise InputError(
             f"checkpoint {source} does not fit this model: {', '.join(found)}; use the model, attention and data "

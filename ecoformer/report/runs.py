@@ -11,7 +11,7 @@ from yaml import YAMLError
 
 from ecoformer.config.keys import flat, is_under
 from ecoformer.engine.run_files import CONFIG, METRICS, METRICS_TABLE, SUMMARY
-from ecoformer.errors import InputError
+from ecoformer.errors import InputError, counted
 from ecoformer.files import read_json, read_json_lines, read_lines
 
 JOB, LOG = "job.json", "log.txt"  # of a run that a study or a search started
@@ -96,7 +96,7 @@ def _how_far(path: Path) -> str:
         job = read_json(path / JOB) if (path / JOB).exists() else {}
     except (InputError, AttributeError) as error:
         return f"unfinished, {error}"
-    done = f"{len(epochs)} epochs done" if epochs else "no epoch done"
+    done = f"{counted(len(epochs), 'epoch')} done" if epochs else "no epoch done"
     if isinstance(job, dict) and job.get("exit_code"):
         return f"failed, {done}: {last_line(path / LOG)}"
     return f"unreadable {SUMMARY}, {done}" if (path / SUMMARY).exists() else f"unfinished, {done}"

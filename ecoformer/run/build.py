@@ -243,4 +243,4 @@ def _require_attention(config: EvalConfig, run: SavedRun) -> None:
         if wanted != "stock"
         else "give the checkpoint of a stock run"
     )
-    raise InputError(f"checkpoint {run.path} is a {kind} model, not {wanted}: {remedy}")
+    raise InputError(f"checkpoint {run.path} has {kind} attention, not {wanted}: {remedy}")

@@ -12,7 +12,7 @@ from torch import nn
 from ecoformer.config.schema import BUNDLED
 from ecoformer.data.loader import per_channel
 from ecoformer.data.sources import CIFAR, SOURCES
-from ecoformer.errors import InputError
+from ecoformer.errors import InputError, counted
 from ecoformer.files import atomic_write, write_json, write_text
 from ecoformer.kinds import BUILDERS
 from ecoformer.model.layers import attention_layers
@@ -131,7 +131,7 @@ def model_card(run: SavedRun, name: str, figures: dict[str, Any]) -> str:
         tokens = run.sequences["seq_len"]
         one, task, seen = "a sequence", "text-classification", f"sequences of {config.data.name}, {tokens} tokens"
     accuracy = (
-        f"{figures['top1']:.2f} % top-1 on the validation {seen}, after {figures['epochs']} epochs"
+        f"{figures['top1']:.2f} % top-1 on the validation {seen}, after {counted(figures['epochs'], 'epoch')}"
         if figures["top1"] is not None
         else "not recorded in the checkpoint"
     )

@@ -12,6 +12,7 @@ from ecoformer.data import DataModule
 from ecoformer.engine import distributed
 from ecoformer.engine.hash_update import fit_steps, schedule_line
 from ecoformer.engine.optim import scaled_lr
+from ecoformer.errors import counted
 from ecoformer.files import write_json
 from ecoformer.files.table import energy_text
 from ecoformer.fit.hashes import hash_layers
@@ -132,14 +133,15 @@ def launch_plan(run: Run, figures: dict[str, Any]) -> Rows:
         ("tokens", _tokens(run)),
         (
             "global batch",
-            f"{batch} = {train.batch_size} x {train.grad_accum} accumulated x {figures['processes']} processes",
+            f"{batch} = {train.batch_size} x {train.grad_accum} accumulated "
+            f"x {counted(figures['processes'], 'process')}",
         ),
         (
             "learning rate",
             f"{figures['learning_rate']:.3g}{scaling}, {config.schedule.name}, "
-            f"warm-up {config.schedule.warmup_epochs} epochs",
+            f"warm-up {counted(config.schedule.warmup_epochs, 'epoch')}",
         ),
-        ("steps", f"{figures['steps_per_epoch']} x {train.epochs} epochs = {figures['steps']}"),
+        ("steps", f"{figures['steps_per_epoch']} x {counted(train.epochs, 'epoch')} = {figures['steps']}"),
         ("hash fits", _hash_fits(run, figures)),
         ("parameters", f"{figures['params']:,}"),
         ("energy", f"{energy_text(figures['energy_pj'])} {one}, {figures['energy_convention']} convention, "
@@ -198,7 +200,7 @@ def _hash_fits(run: Run, figures: dict[str, Any]) -> str:
     when = schedule_line(update, run.trainer.steps_per_epoch, epochs, run.data.samples)
     seconds = figures.get("probe", {}).get("fit_seconds")
     cost = "" if seconds is None else f"; {duration(seconds)} each, {duration(seconds * fits['number'])} in all"
-    return f"{fits['layers']} layers, {when}{cost}"
+    return f"{counted(fits['layers'], 'layer')}, {when}{cost}"
 
 
 def _tokens(run: Run) -> str:
@@ -209,7 +211,8 @@ def _tokens(run: Run) -> str:
     if not stages:
         return "no attention layer that we know"
     return "; ".join(
-        f"stage {stage}: {len(tokens)} layers of {', '.join(dict.fromkeys(tokens))}" for stage, tokens in stages.items()
+        f"stage {stage}: {counted(len(tokens), 'layer')} of {', '.join(dict.fromkeys(tokens))}"
+        for stage, tokens in stages.items()
     )
 
 

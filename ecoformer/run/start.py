@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from ecoformer.config.schema import CompressConfig, Config
-from ecoformer.errors import InputError
+from ecoformer.errors import InputError, counted
 from ecoformer.model.checkpoint import evaluated_weights, load_checkpoint, load_weights
 from ecoformer.model.chosen import compress_filter, layer_filter
 from ecoformer.model.convert import convert
@@ -130,7 +130,7 @@ def foreign_run(weights: ForeignWeights, config: Config, class_names: list[str] 
     if not report.complete:
         kind, keys = ("misses", report.missing) if report.missing else ("has unknown", report.unknown)
         raise InputError(
-            f"{weights.path} {kind} {len(keys)} keys (first {keys[0]}): "
+            f"{weights.path} {kind} {counted(len(keys), 'key')} (first {keys[0]}): "
             "python scripts/import_official.py lists what becomes of every key"
         )
     names = class_names or [str(index) for index in range(num_classes)]

@@ -95,7 +95,7 @@ def test_a_checkpoint_beside_its_baselines_at_its_own_size(script, capsys, tmp_p
     assert {(row["model"], row["img_size"]) for row in rows} == {("vit_tiny_patch16_224", 16)}
     assert f"{tmp_path.name}/best.pt" in benchmark.markdown(benchmark.table(rows))
     assert script.main([*TINY, "--checkpoint", str(run), "--model", "pvt_v2_b0"]) == 2
-    assert "is a vit_tiny_patch16_224, not pvt_v2_b0: leave --model out" in capsys.readouterr().err
+    assert "holds vit_tiny_patch16_224, not pvt_v2_b0: leave --model out" in capsys.readouterr().err
 
 
 def test_a_checkpoint_keeps_its_weights_and_hash_functions(tmp_path):

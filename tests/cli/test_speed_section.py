@@ -34,7 +34,7 @@ def test_rows_and_growth(tmp_path):
     growth = [row("msa", rate, img_size) for img_size, rate in ((224, 16.0), (448, 1.0), (336, 4.0))]
     (tmp_path / "growth.json").write_text(json.dumps(growth))
     lines = section(tmp_path).splitlines()
-    assert "here, 1 threads, fp32, batch 2, 224 px, torch 2" in lines[0]
+    assert "here, 1 thread, fp32, batch 2, 224 px, torch 2" in lines[0]
     assert lines[4:6] == [
         "| m | eval | stock | 20.0 | 1.00 | 100 | default |",
         "| m | eval | msa | 5.0 |  |  | MALLOC_X=1 |",

@@ -158,8 +158,8 @@ def test_weights_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         load_weights(FakeModel(), state, "some.pt")
     assert str(caught.value).startswith(
-        "checkpoint some.pt does not fit this model: 1 keys missing (first stem.bias), 1 keys unexpected (first "
-        "extra), 1 keys of another shape (first head.weight); use"
+        "checkpoint some.pt does not fit this model: 1 key missing (first stem.bias), 1 key unexpected (first "
+        "extra), 1 key of another shape (first head.weight); use"
     )
 
 

@@ -159,7 +159,7 @@ def test_a_distilled_model_remembers_which_layers_were_replaced(run, tmp_path, c
         (["--model", "pvt_v2_b0"], "name the weights to start from: either --checkpoint FILE or --pretrained"),
         (["--pretrained"], "--model is needed with --pretrained"),
         (["--checkpoint", "none.pt"], "checkpoint none.pt does not exist"),
-        (["--checkpoint", "RUN", "--model", "pvt_v2_b0"], "is a vit_tiny_patch16_224, not pvt_v2_b0"),
+        (["--checkpoint", "RUN", "--model", "pvt_v2_b0"], "holds vit_tiny_patch16_224, not pvt_v2_b0"),
         (["--checkpoint", "RUN", "--num-bits", "0"], "attention.num_bits=0 must be a whole number of at least 1"),
         (["--checkpoint", "RUN", "--num-images", "0"], "--num-images 0 must be at least 1"),
         (["--checkpoint", "RUN", "--num-images", "9999"], "9999 calibration images > "),
@@ -202,4 +202,4 @@ def test_a_hashed_run_is_no_source(run, tmp_path, capsys):
     assert script("distill").main(["--checkpoint", str(run), *quick, "--out", str(out)]) == 0
     assert "top-1" not in capsys.readouterr().out
     assert script("distill").main(["--checkpoint", str(out), *quick, "--out", str(out)]) == 2
-    assert "is a distilled model: give one with stock or MSA attention" in capsys.readouterr().err
+    assert "has distilled attention: give one with stock or MSA attention" in capsys.readouterr().err

@@ -230,7 +230,7 @@ def test_the_command_writes_what_the_committed_results_hold(tmp_path, capsys):
 
 def test_a_run_without_softmax_attention_is_refused(tmp_path, capsys):
     assert hash_quality.main(["--checkpoint", str(digits_run(tmp_path / "best.pt", "stock"))]) == 2
-    assert "is a stock model: give one of an attention=msa run" in capsys.readouterr().err
+    assert "has stock attention: give one of an attention=msa run" in capsys.readouterr().err
 
 
 def test_the_script_refuses_in_one_line(fresh, tmp_path):

@@ -69,7 +69,7 @@ def test_points_are_trained_once_and_the_front_is_of_those_that_no_other_beats(
     space = parse_space(SPACE)
     search = Search(space, tmp_path, trainer, "python", 0, lines.append)
     search.run(5)
-    assert sum("µJ an image" in line or "cannot be built" in line for line in lines) == 5
+    assert sum("µJ a sample" in line or "cannot be built" in line for line in lines) == 5
     failed = search.run(24)
     # Four different points, one of which cannot be built; drawn again, they are not run again.
     assert len(started(tmp_path)) == len(set(started(tmp_path))) == 3
@@ -128,7 +128,7 @@ def test_a_preview_counts_real_models_and_trains_nothing(tmp_path: Path) -> None
     assert len(lines) == 6
     by_anchors = {anchors: [line for line in lines if f"num_anchors={anchors}" in line] for anchors in (2, 4096)}
     assert all(by_anchors.values()) and len(by_anchors[2]) + len(by_anchors[4096]) == 6
-    assert all("µJ an image" in line for line in by_anchors[2])
+    assert all("µJ a sample" in line for line in by_anchors[2])
     assert all("num_anchors=4096: cannot be built" in line for line in by_anchors[4096])
 
 

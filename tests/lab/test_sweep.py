@@ -45,9 +45,9 @@ def test_a_sweep_is_gathered_with_the_settings_that_differ_and_its_unfinished_ru
         ("8", {"attention.num_bits": 8}),
     ]
     assert sorted(found["unfinished"]) == [
-        "broken: unreadable summary.json, 1 epochs done",
-        "failed: failed, 1 epochs done: error: no such thing",
-        "unfinished: unfinished, 1 epochs done",
+        "broken: unreadable summary.json, 1 epoch done",
+        "failed: failed, 1 epoch done: error: no such thing",
+        "unfinished: unfinished, 1 epoch done",
     ]
     assert "2 of 5 runs finished" in text and "attention.num_bits" in text
     assert {"sweep.md", "sweep.csv", "sweep.tex", "front.png"} <= {path.name for path in (tmp_path / "out").iterdir()}
@@ -70,7 +70,7 @@ def test_defaults_of_different_kinds_are_no_settings_of_a_sweep(tmp_path: Path) 
 
 def test_a_sweep_without_a_finished_run_says_so(tmp_path: Path) -> None:
     write_run(tmp_path / "run", {"seed": 0})
-    assert "1 runs, none finished" in sweep_report(tmp_path, tmp_path)
+    assert "1 run, none finished" in sweep_report(tmp_path, tmp_path)
 
 
 @pytest.mark.parametrize(("make", "message"), [(False, "is no folder"), (True, "holds no run")])
@@ -123,7 +123,7 @@ def test_hash_quality_is_drawn_where_fits_know_their_error(tmp_path: Path) -> No
 def test_records_cut_short_by_a_kill_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_run(tmp_path / "run", {"seed": 0})
     (found,) = find_runs(tmp_path)
-    assert found.state == "unfinished, 1 epochs done"
+    assert found.state == "unfinished, 1 epoch done"
     assert "metrics.jsonl: its last line was cut short" in caplog.text
 
 

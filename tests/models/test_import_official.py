@@ -169,7 +169,7 @@ def test_refusals(refused, golden, tmp_path):
     )
     wrong = dict(state, **{"block1.0.attn.proj.bias": torch.zeros(3)})
     torch.save(wrong, tmp_path / "wrong.pth")
-    assert "1 keys of another shape (first stages.0.blocks.0.attn.proj.bias)" in refused(
+    assert "1 key of another shape (first stages.0.blocks.0.attn.proj.bias)" in refused(
         tmp_path / "wrong.pth", "--model=pvt_v2_b0_msa"
     )
 

@@ -136,7 +136,7 @@ class TestWithAStockRun:
 
     def test_each_use_that_does_not_fit(self, stock: Path, refused: Refused, tmp_path: Path, folders: Path) -> None:
         message = refused("eval", f"checkpoint={stock}", "attention=ecoformer")
-        assert "is a stock model, not ecoformer" in message and "convert and fit it by training" in message
+        assert "has stock attention, not ecoformer" in message and "convert and fit it by training" in message
 
         cut = tmp_path / "cut.pt"
         cut.write_bytes(stock.read_bytes()[:-3000])

@@ -33,8 +33,8 @@ def test_plan_of_an_image_folder(
     for text in (
         "18 train / 9 val images, 3 classes",
         "train 6 / 6 / 6, val 3 / 3 / 3 images (min / median / max)",
-        "stage 1: 1 layers of 256",
-        "16 = 8 x 2 accumulated x 1 processes",
+        "stage 1: 1 layer of 256",
+        "16 = 8 x 2 accumulated x 1 process",
         "1.56e-06 (5e-05 x 16 / 512)",
         "1 x 6 epochs = 6",
         "3 layers, before epoch 1, 3, 5, on 8 images; ",

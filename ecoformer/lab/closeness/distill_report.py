@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ecoformer.errors import counted
 from ecoformer.files.table import Column, Table
 from ecoformer.lab.closeness import quality_report
 from ecoformer.lab.study.tables import with_spread
@@ -18,11 +19,11 @@ Figures = dict[str, Any]
 def code_text(figures: Figures) -> str:
     """The code of a distillation in a few words."""
     if figures["codes"] == "bits":
-        return f"{figures['num_bits']} bits"
+        return counted(figures["num_bits"], "bit")
     if figures["codes"] != "shift":
         return str(figures["codes"])
     ternary = ", ternary" if figures["projection"] == "ternary" else ""
-    return f"{figures['num_bits']} shifts of {figures['levels']} levels{ternary}"
+    return f"{counted(figures['num_bits'], 'shift')} of {figures['levels']} levels{ternary}"
 
 
 def block_table(figures: Figures) -> Table:
@@ -136,7 +137,7 @@ def plot_study(rows: list[Figures], out: Path) -> None:
     worst.set_ylim(bottom=0)
     for axis in (lost, worst):
         axis.axvline(1, color="grey", lw=0.8)
-        axis.set_xlabel("energy of an image / EcoFormer's (paper convention)")
+        axis.set_xlabel("energy of a sample / EcoFormer's (paper convention)")
     # Outside of the axes: inside it would cover points.
     legend(figure, [worst], loc="outside lower center", ncols=2)
     save_figure(figure, out)
@@ -169,7 +170,7 @@ def plot_front(rows: list[Figures], beside: list[Figures], out: Path) -> None:
     for number, (label, found) in enumerate(points.items()):
         axis.plot(*zip(*found, strict=True), linestyle="", label=label, **style(label, number))
     name_points(axis)
-    axis.set(xlabel="energy of an image, µJ (whole model, paper convention)", ylabel="top-1, %")
+    axis.set(xlabel="energy of a sample, µJ (whole model, paper convention)", ylabel="top-1, %")
     axis.set_title(f"{first['model']} on {first['dataset']}: converted, not trained")
     save_figure(figure, out)
 

@@ -150,9 +150,9 @@ def load_source(
         kind = config.attention["name"]
         if kind != "msa" and (only_msa or kind != "stock"):
             wanted = "of an attention=msa run" if only_msa else "with stock or MSA attention"
-            raise InputError(f"--checkpoint {checkpoint} is a {kind} model: give one {wanted}")
+            raise InputError(f"--checkpoint {checkpoint} has {kind} attention: give one {wanted}")
         if model not in (None, config.model.name):
-            raise InputError(f"--checkpoint {checkpoint} is a {config.model.name}, not {model}: leave --model out")
+            raise InputError(f"--checkpoint {checkpoint} holds {config.model.name}, not {model}: leave --model out")
     elif model is None:
         raise InputError("--model is needed with --pretrained and with published weights")
     else:

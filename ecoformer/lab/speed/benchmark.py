@@ -82,7 +82,7 @@ def settle(args: argparse.Namespace) -> None:
     if args.checkpoint is not None:
         name = run_of(args.checkpoint).config.model.name
         if args.model not in (None, name):
-            raise InputError(f"--checkpoint {args.checkpoint} is a {name}, not {args.model}: leave --model out")
+            raise InputError(f"--checkpoint {args.checkpoint} holds {name}, not {args.model}: leave --model out")
         args.model = name
         if not args.peak_only:
             args.attention = attentions_of(args.checkpoint, args.attention)

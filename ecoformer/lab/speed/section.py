@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ecoformer.errors import InputError
+from ecoformer.errors import InputError, counted
 from ecoformer.files import read_json
 from ecoformer.files.table import Column, Table, markdown
 
@@ -51,7 +51,7 @@ def replace_section(document: str, text: str) -> str:
 
 def _header(rows: Sequence[Row]) -> str:
     settings = {
-        f"{row['machine']}, {row['threads']} threads, {row['precision']}, batch {row['batch_size']}, "
+        f"{row['machine']}, {counted(row['threads'], 'thread')}, {row['precision']}, batch {row['batch_size']}, "
         f"{row['img_size']} px, torch {row.get('torch', '?')}"
         for row in rows
     }

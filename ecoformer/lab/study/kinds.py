@@ -7,7 +7,7 @@ from typing import Any
 from ecoformer.energy import summarize
 from ecoformer.energy.conventions import CONVENTIONS
 from ecoformer.engine.run_files import BEST
-from ecoformer.errors import InputError
+from ecoformer.errors import InputError, counted
 from ecoformer.files import write_json, write_text
 from ecoformer.files.table import Column, Table, render, saves
 from ecoformer.lab.study.plots import plot_front
@@ -35,7 +35,7 @@ def kinds_report(folder: Path, out: Path) -> str:
     rows = kind_rows(folder)
     first = rows[0]
     size = f"{first['seq_len']} tokens" if "seq_len" in first else f"{first['img_size']} px"
-    title = f"{first['model']} on {first['dataset']}, {size}, {first['epochs']} epochs"
+    title = f"{first['model']} on {first['dataset']}, {size}, {counted(first['epochs'], 'epoch')}"
     table = kinds_table(rows)
     write_json(out / "table.json", rows)
     write_text(out / "table.md", render(table, "md", title, [NOTE]) + "\n")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ecoformer.energy import load_profile
-from ecoformer.errors import InputError
+from ecoformer.errors import InputError, counted
 from ecoformer.files import read_json, write_json
 from ecoformer.files.table import render, write_table
 from ecoformer.lab.energy.cases import cases
@@ -103,10 +103,11 @@ def sweep_report(folder: Path, out: Path) -> str:
     table = sweep_table(runs, folder)
     notes = [SWEEP_NOTE, *([f"not finished, {line}" for line in unfinished])]
     if not finished:
-        return "\n".join([f"{folder}: {len(runs)} runs, none finished", *notes[1:]])
-    write_table(table, out / "sweep", f"{len(finished)} of {len(runs)} runs", notes)
-    plot_front([{**row, "top1_sd": None} for row in rows], out / "front.png", f"{len(finished)} runs of {folder.name}")
-    return render(table, "table", f"{len(finished)} of {len(runs)} runs finished", notes)
+        return "\n".join([f"{folder}: {counted(len(runs), 'run')}, none finished", *notes[1:]])
+    done = f"{len(finished)} of {counted(len(runs), 'run')}"
+    write_table(table, out / "sweep", done, notes)
+    plot_front([{**row, "top1_sd": None} for row in rows], out / "front.png", f"{done} of {folder.name}")
+    return render(table, "table", f"{done} finished", notes)
 
 
 def _sweep_row(run: RunRecord, folder: Path, keys: list[str]) -> dict[str, object]:

@@ -141,7 +141,7 @@ class Search:
         except InputError as error:
             self.show(f"{head}: cannot be built: {error}")
             return None
-        self.show(f"{head}: {energy_text(energy)} an image")
+        self.show(f"{head}: {energy_text(energy)} a sample")
         return overrides, energy
 
     def _train(self, study: optuna.Study, number: int, overrides: list[str], energy: float) -> None:
