@@ -15,6 +15,7 @@ from ecoformer.errors import InputError, counted
 from ecoformer.files import read_json, read_json_lines, read_lines
 
 JOB, LOG = "job.json", "log.txt"  # of a run that a study or a search started
+FIGURES = ("top1", "energy_pj", "attention_energy_pj", "images_per_second")  # of every finished run
 # Where a run lies and how it is watched says nothing about what it computes.
 NO_SETTING = ("output_dir", "name", "resume", "overwrite", "logger", "train.progress", "dry_run")
 
@@ -57,7 +58,7 @@ def read_run_dir(path: Path) -> RunRecord:
 def read_summary(path: Path) -> dict[str, Any]:
     """summary.json of a finished run. Raises InputError if it is missing or holds no figures of a run."""
     summary = read_json(path / SUMMARY)
-    if not isinstance(summary, dict) or "top1" not in summary:
+    if not isinstance(summary, dict) or any(key not in summary for key in FIGURES):
         raise InputError(f"{path / SUMMARY} holds no figures of a run")
     return summary
 

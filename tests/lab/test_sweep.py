@@ -53,6 +53,18 @@ def test_a_sweep_is_gathered_with_the_settings_that_differ_and_its_unfinished_ru
     assert {"sweep.md", "sweep.csv", "sweep.tex", "front.png"} <= {path.name for path in (tmp_path / "out").iterdir()}
 
 
+def test_runs_whose_files_say_too_little_neither_stop_a_sweep_nor_swell_it(tmp_path: Path) -> None:
+    """A run whose config is gone differs in no setting; a summary without a run's figures is none."""
+    for name in ("whole", "bare", "hollow"):
+        write_run(tmp_path / name, {"seed": 0, "train": {"epochs": 3}, "attention": {"name": "msa"}}, 50.0)
+    (tmp_path / "bare" / "config.yaml").unlink()
+    (tmp_path / "hollow" / "summary.json").write_text('{"top1": 3.0}')
+    text = sweep_report(tmp_path, tmp_path)
+    assert "2 of 3 runs finished" in text and "hollow: unreadable summary.json" in text
+    rows = json.loads((tmp_path / "sweep.json").read_text())["rows"]
+    assert [(row["run"], row["settings"]) for row in rows] == [("bare", {}), ("whole", {})]
+
+
 def test_defaults_of_different_kinds_are_no_settings_of_a_sweep(tmp_path: Path) -> None:
     kinds: list[dict[str, object]] = [
         {"name": "ecoformer", "num_bits": 16, "num_anchors": 25},

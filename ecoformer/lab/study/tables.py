@@ -100,12 +100,13 @@ def sweep_table(runs: Sequence[RunRecord], root: Path) -> Table:
 
 
 def swept_keys(runs: Sequence[RunRecord]) -> list[str]:
-    """The settings that are not the same in all runs.
+    """The settings that are not the same in all runs whose settings are known.
 
     Options of attention kinds count only where a run changed them: the defaults differ with the kind, which is named.
     """
-    keys = dict.fromkeys(key for run in runs for key in run.settings)
-    return [key for key in keys if len({_chosen(run, key) for run in runs}) > 1]
+    known = [run for run in runs if run.settings]
+    keys = dict.fromkeys(key for run in known for key in run.settings)
+    return [key for key in keys if len({_chosen(run, key) for run in known}) > 1]
 
 
 def _chosen(run: RunRecord, key: str) -> str:
