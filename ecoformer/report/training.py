@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 from ecoformer.report.figures import legend, name_curves, panels, save_figure, style
 from ecoformer.report.runs import read_epochs, read_records
 
+GAPS = (-1, 0, 0.5, 1, 2, 5, 10, 20, 50)  # ticks
 Fits = dict[str, list[dict[str, Any]]]
 
 # Panel: title, the key of the fitted codes, and the floors beside them.
@@ -44,6 +45,30 @@ def plot_training_curves(runs: Mapping[str, Path], out: Path, start: Mapping[str
     for axis in (accuracy, loss):
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     name_curves(figure, [accuracy, loss])
+    save_figure(figure, out)
+
+
+def plot_gap(runs: Mapping[str, Path], to: str, out: Path) -> None:
+    """Points of validation top-1 below the last of the run called `to`, against optimiser steps, on a log axis.
+
+    Between 1 and -1 the points are linear, further off logarithmic. What a schedule has not ended yet lags behind.
+    """
+    figure, (axis,) = panels(1, 1, (8, 4))
+    records = {label: read_records(run, "epoch") for label, run in runs.items()}
+    end, lowest = records[to][-1]["val_top1"], 0.0
+    for number, (label, epochs) in enumerate(records.items()):
+        points = [(row["step"], end - row["val_top1"]) for row in epochs if row.get("val_top1") is not None]
+        axis.plot(*zip(*points, strict=True), markersize=3, label=label, **style(label, number))
+        lowest = min(lowest, *(gap for _, gap in points))
+    axis.set_xscale("log")
+    axis.set_yscale("symlog", linthresh=1)
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter("{x:,.0f}")
+    axis.minorticks_off()
+    axis.set_yticks(GAPS, [str(gap) for gap in GAPS])
+    axis.set_ylim(bottom=lowest - 0.1)
+    axis.set(xlabel="optimiser steps of fine-tuning", ylabel=f"points below {to} at its end")
+    legend(figure, [axis])
     save_figure(figure, out)
 
 

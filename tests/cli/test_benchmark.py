@@ -182,7 +182,10 @@ def test_the_training_loop_of_two_processes(fresh, tmp_path):
     line = ["benchmark", *TINY, "--loop", "--checkpoint", run, "--attention", "msa", "--format", "json"]
     ranks = [fresh(command, line, **environment) for environment in two_ranks()]
     assert [rank.wait() for rank in ranks] == [0, 0], ranks[0].stderr
-    assert [(row["processes"], row["attention"]) for row in json.loads(ranks[0].stdout)] == [(2, "ecoformer"), (2, "msa")]
+    assert [(row["processes"], row["attention"]) for row in json.loads(ranks[0].stdout)] == [
+        (2, "ecoformer"),
+        (2, "msa"),
+    ]
     assert ranks[1].stdout == "" and "epoch 3/4" in ranks[0].stderr and "epoch" not in ranks[1].stderr
 
 

@@ -13,7 +13,7 @@ from ecoformer.kinds import SPECS
 from ecoformer.lab.closeness.maps import layer_weights
 from ecoformer.lab.speed.throughput import forward_pass, interleaved_seconds
 from ecoformer.report.figures import name_curves, panels, style
-from ecoformer.report.training import plot_hash_fits, plot_training_curves, read_fits
+from ecoformer.report.training import plot_gap, plot_hash_fits, plot_training_curves, read_fits
 
 
 @pytest.fixture
@@ -49,6 +49,19 @@ def test_training_curves_are_drawn(tmp_path, drawn):
     assert [line.get_label() for line in accuracy.lines] == ["stock", "msa"]
     assert [list(line.get_xdata()) for line in accuracy.lines] == [[1, 2], [6, 7]]
     assert list(accuracy.lines[0].get_ydata()) == [60, 80] and list(loss.lines[1].get_ydata()) == [1.5, 0.7]
+
+
+def test_the_gap_is_that_to_the_end_of_another_run(tmp_path, drawn):
+    for name, seen in (("msa", (70.0, None, 80.0)), ("ecoformer", (50.0, 60.0, 78.5))):
+        (tmp_path / name).mkdir()
+        records = [{"event": "epoch", "step": 9 * epoch, "val_top1": top1} for epoch, top1 in enumerate(seen, start=1)]
+        (tmp_path / name / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    plot_gap({name: tmp_path / name for name in ("msa", "ecoformer")}, "msa", tmp_path / "gap.png")
+    (axis,) = drawn["gap.png"].axes
+    assert {line.get_label(): list(zip(*line.get_data(), strict=True)) for line in axis.lines} == {
+        "msa": [(9, 10), (27, 0)],
+        "ecoformer": [(9, 30), (18, 20), (27, 1.5)],
+    }
 
 
 def test_models_are_timed_in_turns_round_by_round(models):

@@ -21,9 +21,10 @@ from ecoformer.lab.study.rows import Row, collect, over_seeds, over_stage1_seeds
 from ecoformer.lab.study.speed import with_speed, with_steps
 from ecoformer.lab.study.tables import NOTES, STAGE1_SEED_NOTES, stage1_seed_table, study_table, sweep_table, swept_keys
 from ecoformer.report.runs import RunRecord, find_runs, read_records, read_summary
-from ecoformer.report.training import plot_training_curves
+from ecoformer.report.training import plot_gap, plot_training_curves
 
 SWEEP_NOTE = "top-1 of each run's best epoch; energy: modelled, one image, attention: the cores between the projections"
+ENOUGH_EPOCHS = 5  # for a curve
 # Top-1 on ImageNet-1K that others measured: EcoFormer as published, stock as timm reports for its weights.
 TOP1 = {
     ("pvt_v2_b0", "ecoformer"): 70.44,
@@ -85,8 +86,16 @@ def _plot(study: StudyConfig, jobs: Sequence[Job], merged: Sequence[Row], out: P
             sources = {label: by_id[job.needs] for label, job in trained.items() if job.needs is not None}
             before = {label: read_summary(source.folder)["epochs"] for label, source in sources.items()}
             plot_training_curves(folders, out / f"{name}_curves.png", before)
+            _plot_gap([job for job in trained.values() if job.needs is not None], out / f"{name}_gap.png")
         fits = {label: read_records(job.folder, "hash_fit") for label, job in shown.items() if job.row is not None}
         plot_hash_quality(fits, out / f"{name}_hash_quality.png")
+
+
+def _plot_gap(tuned: Sequence[Job], out: Path) -> None:
+    folders = {job.row.label: job.folder for job in tuned if job.row is not None}
+    baselines = [job.row.label for job in tuned if job.row is not None and job.row.attention == "msa"]
+    if baselines and read_summary(folders[baselines[0]])["epochs"] >= ENOUGH_EPOCHS:
+        plot_gap(folders, baselines[0], out)
 
 
 def sweep_report(folder: Path, out: Path) -> str:
