@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -92,6 +93,7 @@ def script(run: str | Run, about: str | None, resumable: bool = False) -> Callab
             add_arguments(parser)
             try:
                 args = parser.parse_args(argv)
+                _keep_sources(args)
                 return importlib.import_module(run).run(args) if isinstance(run, str) else run(args)
             except InputError as error:
                 print(f"error: {error}", file=sys.stderr)
@@ -105,6 +107,16 @@ def script(run: str | Run, about: str | None, resumable: bool = False) -> Callab
         return main
 
     return decorate
+
+
+def _keep_sources(args: argparse.Namespace) -> None:
+    """Raise InputError where --out would write over a file that the command reads."""
+    values = dict(vars(args))
+    out = values.pop("out", None)
+    given = [each for value in values.values() for each in (value if isinstance(value, list) else [value])]
+    for source in given if out is not None and os.path.isfile(out) else ():
+        if isinstance(source, str | Path) and os.path.isfile(source) and os.path.samefile(out, source):
+            raise InputError(f"--out {out} would write over {source}, which is read: name another file")
 
 
 def folder_report(about: str | None, metavar: str, out: str, report: str) -> Callable[..., int]:

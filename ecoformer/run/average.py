@@ -18,9 +18,9 @@ SAME = ("model", "attention", "compress")  # settings that say what the weights 
 
 def run(args: argparse.Namespace) -> int:
     """Read, average, write, say what was done."""
-    if len(args.checkpoints) < 2:
-        raise InputError("one checkpoint has no average: give at least two")
     runs = [read_run(path) for path in args.checkpoints]
+    if len({run.path.resolve() for run in runs}) < 2:
+        raise InputError("one checkpoint has no average: give at least two")
     weights = average(runs)
     content = {key: runs[-1].content[key] for key in ("config", "epoch", "step")}
     save_checkpoint(args.out, {"kind": "weights", **content, "metrics": None, "model": weights})

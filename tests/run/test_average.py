@@ -11,6 +11,7 @@ import torch
 
 from ecoformer import fit_hashes
 from ecoformer.cli.average import main
+from ecoformer.cli.export import main as export
 from ecoformer.config.schema import Config, DataConfig, ModelConfig
 from ecoformer.model.checkpoint import load_checkpoint, save_checkpoint
 from ecoformer.run.start import build_model, model_of_run, read_run
@@ -119,5 +120,17 @@ def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         capsys, one, tmp_path / "fit.pt", out
     )
     assert "give at least two" in refused(capsys, one, out)
+    assert "give at least two" in refused(capsys, one, one, out)
     assert "does not exist" in refused(capsys, one, tmp_path / "no.pt", out)
     assert not (tmp_path / "mean.pt").exists()
+
+
+def test_no_command_writes_over_what_it_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, two = (checkpoint(tmp_path / f"{seed}.pt", seed) for seed in (1, 2))
+    before = one.read_bytes()
+    assert "would write over" in refused(capsys, one, two, f"--out={tmp_path / '..' / tmp_path.name / '1.pt'}")
+    capsys.readouterr()
+    assert export([str(one), "--format=torch_export", f"--out={one}"]) == 2
+    assert capsys.readouterr().err.endswith("which is read: name another file\n") and one.read_bytes() == before
+    assert main([str(one), str(two), f"--out={tmp_path / 'mean.pt'}"]) == 0
+    assert main([str(one), str(two), f"--out={tmp_path / 'mean.pt'}"]) == 0  # what it wrote itself may be written anew
