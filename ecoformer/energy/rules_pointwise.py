@@ -38,8 +38,6 @@ for _names, _kinds in {
     "eq ne lt le gt ge isnan isinf isfinite heaviside": {"compare": 1},
     "hardtanh relu6 hardshrink": {"compare": 2},
     "softshrink": {"compare": 2, "add": 1},
-    "nan_to_num": {"compare": 3},
-    "__lshift__ __rshift__ bitwise_left_shift bitwise_right_shift": {"shift": 1},
     "logical_not logical_and logical_or logical_xor bitwise_not bitwise_and bitwise_or bitwise_xor": {"binary_mul": 1},
     "floor ceil round trunc frac": {"compare": 1},
     "exp expm1 log log2 log10 log1p erf erfc erfinv tanh sin cos tan sinh cosh": {"exp": 1},
@@ -96,14 +94,10 @@ def _div(call: Call) -> Counts:
     return counts(div=call.elements, compare=call.elements if rounded else 0)
 
 
-@rule("addcmul")
-def _addcmul(call: Call) -> Counts:
-    return counts(mul=call.elements * (1 if call.arg("value", 1) == 1 else 2), add=call.elements)
-
-
-@rule("addcdiv")
-def _addcdiv(call: Call) -> Counts:
-    return counts(div=call.elements, mul=0 if call.arg("value", 1) == 1 else call.elements, add=call.elements)
+@rule("addcmul", "addcdiv")
+def _added_product(call: Call) -> Counts:
+    scale = 0 if call.arg("value", 1) == 1 else call.elements
+    return counts({call.name.removeprefix("addc"): call.elements, "add": call.elements}) + counts(mul=scale)
 
 
 @rule("clamp", "clamp_min", "clamp_max")

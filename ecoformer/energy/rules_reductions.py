@@ -12,9 +12,10 @@ def _sizes(call: Call) -> tuple[int, int]:
     return call.arg("self").numel(), call.elements
 
 
-@rule("sum", "nansum")
+@rule("sum", "nansum", "mean")
 def _sum(call: Call) -> Counts:
-    return sum_of(*_sizes(call), call.values(call.arg("self")))
+    elements, groups = _sizes(call)
+    return sum_of(elements, groups, call.values(call.arg("self"))) + counts(div=groups * (call.name == "mean"))
 
 
 @rule("col2im", "scatter_add", "index_add")
@@ -22,12 +23,6 @@ def _added_into(call: Call) -> Counts:
     """Every element is added to what stands in its place: of columns, to an image that starts at zero."""
     elements = call.arg("src", call.arg("source", call.arg("self"))).numel()
     return counts(add=elements, mul=0 if call.arg("alpha", 1) == 1 else elements)
-
-
-@rule("mean")
-def _mean(call: Call) -> Counts:
-    elements, groups = _sizes(call)
-    return sum_of(elements, groups, call.values(call.arg("self"))) + counts(div=groups)
 
 
 @rule("prod", "amax", "amin", "max", "min", "argmax", "argmin", "any", "all")

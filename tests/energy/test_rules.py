@@ -138,6 +138,11 @@ X = torch.zeros(2, 6, 5)
         (nn.Threshold(0.1, 20.0), {"compare": 1}),
         # x where x > 0, else alpha * (exp(x / alpha) - 1)
         (nn.CELU(2.0), {"compare": 1, "div": 1, "exp": 1, "add": 1, "mul": 1}),
+        (Apply(torch.asin), {"exp": 1}),
+        (Apply(lambda x: torch.copysign(x, x)), {}),
+        (Apply(lambda x: torch.addcmul(x, x, x, value=2)), {"mul": 2, "add": 1}),
+        (Apply(lambda x: torch.addcdiv(x, x, x, value=2)), {"div": 1, "mul": 1, "add": 1}),
+        (Apply(lambda x: torch.addcdiv(x, x, x)), {"div": 1, "add": 1}),
     ],
     ids=lambda part: type(part).__name__ if isinstance(part, nn.Module) else "",
 )
