@@ -189,6 +189,16 @@ def test_the_training_loop_of_two_processes(fresh, tmp_path):
     assert ranks[1].stdout == "" and "epoch 3/4" in ranks[0].stderr and "epoch" not in ranks[1].stderr
 
 
+def test_codes_for_large_images_are_those_of_a_fit_at_224_px():
+    """At 2048 px the fit would take longer than all that is measured."""
+    small, large = (SpeedCase("vit_tiny_patch16_224", "ecoformer", img_size=size, batch_size=1) for size in (224, 256))
+    found = hash_layers(large.build())
+    for name, layer in hash_layers(small.build()).items():
+        assert layer.is_fitted and found[name].is_fitted
+        for key, value in layer.state_dict().items():
+            assert torch.equal(found[name].state_dict()[key], value), f"{name}.{key}"
+
+
 @pytest.mark.parametrize("kind", sorted(SPECS))
 def test_every_registered_kind_runs(kind):
     assert SpeedCase("pvt_v2_b0", kind, img_size=96, batch_size=1).step()() is not None

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map_only
 
 from ecoformer.engine.autocast import autocast
 from ecoformer.errors import InputError
-from ecoformer.fit.hashes import fit_new_hashes
+from ecoformer.fit.hashes import fit_new_hashes, hash_layers
 from ecoformer.kinds import SPECS, make_spec
 from ecoformer.lab.speed.throughput import PRECISIONS, Pass, forward_pass, training_step
 from ecoformer.lab.subject import Subject
@@ -26,6 +26,7 @@ from ecoformer.nn.inputs import example_input, takes_sequences
 from ecoformer.nn.specs import AttentionSpec, split_setting
 from ecoformer.ops.ecoformer import triton_kernels
 
+FIT_SIZE = 224
 SUFFIXES = ("unfused", "compiled", "torch", "graph")
 
 
@@ -123,10 +124,17 @@ class SpeedCase(Subject):
             raise InputError(f"--channels-last is a layout of images, {self.model} takes sequences: leave it out")
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         model.to(self.device, memory_format=layout)  # type: ignore[call-overload]
-        # Codes of a fit at 224 px serve larger images too, and cost less to find.
-        size = self.img_size if has_fixed_size(self.model) else min(self.img_size, 224)
-        fit_new_hashes(model, self._inputs(model, 1, size), self.seed)
+        self._fit(model)
         return model
+
+    def _fit(self, model: nn.Module) -> None:
+        """Codes of a fit at 224 px serve larger images too; a fit of Twins at 2048 px takes minutes."""
+        size = min(self.img_size, FIT_SIZE)
+        if size < self.img_size and has_fixed_size(self.model):
+            fitted = hash_layers(replace(self, img_size=size).build())
+            for name, layer in hash_layers(model).items():
+                layer.load_state_dict(fitted[name].state_dict())
+        fit_new_hashes(model, self._inputs(model, 1, size), self.seed)
 
     def step(self) -> Pass:
         """One pass over one batch, as a function without arguments. Raises InputError as `build` does."""
