@@ -126,7 +126,8 @@ def remove(path: Path) -> None:
 def unwritable(path: Path, error: OSError) -> str:
     """The one line that says why `path` could not be written and what to do."""
     reason = error.strerror or str(error)
-    return f"cannot write {path}: {reason}; free space or set another output_dir (nothing half-written was left)"
+    remedy = "free space or choose another folder (output_dir, --out)"
+    return f"cannot write {path}: {reason}; {remedy}; nothing half-written was left"
 
 
 def _sync_folder(folder: Path) -> None:

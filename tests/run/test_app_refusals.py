@@ -103,7 +103,7 @@ def test_train_refuses(line: str, fragments: list[str], refused: Refused, tmp_pa
 def test_output_dir_that_cannot_be_made(refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     message = refused("train", "experiment=digits_msa", *TINY_DIGITS, f"output_dir={tmp_path / 'file' / 'run'}")
-    assert "cannot write" in message and "another output_dir" in message
+    assert "cannot write" in message and "another folder (output_dir, --out)" in message
 
 
 def test_several_processes_need_one_output_dir(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
