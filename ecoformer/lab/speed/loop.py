@@ -51,9 +51,8 @@ def table(rows: list[Row]) -> Table:
 def measure(case: SpeedCase, rounds: int, min_seconds: float, device: torch.device) -> Row:
     """Milliseconds of a step in either loop, medians over the rounds, and of each round's ratio the same.
 
-    A loop runs 20 steps a round, more where they take less than `min_seconds`.
-
-    The first round warms up and does not count. Raises InputError as `SpeedCase.build` does.
+    A loop runs 20 steps a round, more where they take less than `min_seconds`; the first round warms up and does not
+    count. Raises InputError as `SpeedCase.build` does.
     """
     model = case.build()
     batches = Batches(model, case, min_seconds, device)
