@@ -80,7 +80,8 @@ def test_quoted_values_are_read_back(text: str) -> None:
 
 def test_train_starts_torchrun_itself(command: Callable[..., int], torchrun: Seen, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "summary.json").write_text('{"top1": 12.5}')
+    figures = {"top1": 12.5, "energy_pj": 1.0, "attention_energy_pj": 0.5, "images_per_second": 3.0}
+    (tmp_path / "run" / "summary.json").write_text(json.dumps(figures))
     assert command("train", *LINE, "launch.nproc_per_node=2", f"output_dir={tmp_path / 'run'}") == 0
     (line,) = torchrun["commands"]
     assert line[:3] == ["--nproc-per-node=2", "--max-restarts=3", "--standalone"]
