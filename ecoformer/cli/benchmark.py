@@ -47,7 +47,7 @@ def main(p: Parser) -> None:
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--no-peak", action="store_true", help="leave peak memory out; saves a process per variant")
     p.add_argument("--beside-load", action="store_true", help="measure again beside one busy process, and the ratio")
-    p.add_argument("--loop", action="store_true", help="the training loop beside a bare one; torchrun too")
+    p.add_argument("--loop", action="store_true", help="the training loop beside a bare one, also of several processes")
     p.add_argument("--profile", type=positive, metavar="K", help="also print the K operations that take longest")
     p.add_argument("--joules", action="store_true", help="add measured joules per image (whole model, eval, fp32)")
     p.add_argument("--format", choices=("table", "markdown", "json"), default="table")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ecoformer.cli.arguments import Parser, script
+from ecoformer.errors import counted
 
 # Kinds that the trained model is converted to, with their options; and what is counted beside it.
 KINDS: dict[str, dict[str, Any]] = {"distilled": {}, "ecoformer": {}, "uniform": {}, "none": {}}
@@ -69,6 +70,6 @@ def train(kind: str, out: Path, overrides: Sequence[str]) -> dict[str, Any]:
     from ecoformer.report.runs import read_summary
 
     summary = read_summary(out / kind)
-    epochs = f"{summary['epochs']} epoch{'s' if summary['epochs'] > 1 else ''}"
+    epochs = counted(summary["epochs"], "epoch")
     how = f"trained, {epochs}" if kind == "msa" else f"converted, then {epochs}"
     return summary | {"how": how, "seconds": summary["duration_s"], "command": command}

@@ -3,6 +3,7 @@
 Shapes: B samples, S side of an image in pixels, N tokens of a sequence.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -82,7 +83,7 @@ def finish_ids(ids: torch.Tensor, targets: torch.Tensor, key: BatchKey | None) -
     return ids.long(), targets
 
 
-class BatchLoader:
+class BatchLoader(ABC):
     """Batches of (samples as `finish` makes them, targets), on the device.
 
     With a `TrainPlan`, order and augmentation depend on (seed, epoch, number of processes) alone: global batch
@@ -129,9 +130,9 @@ class BatchLoader:
         for batch, (samples, targets) in enumerate(self._raw_batches(epoch, first), start=first):
             yield self.finish(samples, targets, epoch, batch)
 
+    @abstractmethod
     def _raw_batches(self, epoch: int, first: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Samples as they are kept and int64 targets (B,), on the CPU or already on the device."""
-        raise NotImplementedError
 
     def _positions(self, epoch: int, first: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """Per batch from `first` on: indices of samples, and their places in the epoch over all processes."""

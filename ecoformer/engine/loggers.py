@@ -7,6 +7,7 @@ what was written after it, by a run that was stopped later, is cut off before an
 import csv
 import io
 import os
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -61,7 +62,7 @@ def series(record: dict[str, Any]) -> dict[str, float]:
     }
 
 
-class _FileLogger(Logger):
+class _FileLogger(Logger, ABC):
     filename: str
 
     def __init__(self) -> None:
@@ -87,9 +88,9 @@ class _FileLogger(Logger):
             self.file.close()
             self.file = None
 
+    @abstractmethod
     def _start(self, run_dir: Path, resumed_epoch: int | None) -> str:
         """What the file holds before the first record to come."""
-        raise NotImplementedError
 
 
 class JsonlLogger(_FileLogger):

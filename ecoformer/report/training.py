@@ -49,17 +49,17 @@ def plot_training_curves(runs: Mapping[str, Path], out: Path, start: Mapping[str
 
 
 def plot_gap(runs: Mapping[str, Path], to: str, out: Path) -> None:
-    """Points of validation top-1 below the last of the run called `to`, against optimiser steps, on a log axis.
-
-    Between 1 and -1 the points are linear, further off logarithmic. What a schedule has not ended yet lags behind.
+    """Points of validation top-1 below the last of the run called `to`, against optimiser steps, on log axes; between 1
+    and -1 the points are linear. `runs` maps a label to a run directory.
     """
     figure, (axis,) = panels(1, 1, (8, 4))
     records = {label: read_records(run, "epoch") for label, run in runs.items()}
-    end, lowest = records[to][-1]["val_top1"], 0.0
-    for number, (label, epochs) in enumerate(records.items()):
-        points = [(row["step"], end - row["val_top1"]) for row in epochs if row.get("val_top1") is not None]
-        axis.plot(*zip(*points, strict=True), markersize=3, label=label, **style(label, number))
-        lowest = min(lowest, *(gap for _, gap in points))
+    seen = {label: [row for row in epochs if row.get("val_top1") is not None] for label, epochs in records.items()}
+    end, lowest = seen[to][-1]["val_top1"], 0.0
+    for number, (label, epochs) in enumerate(seen.items()):
+        gaps = [end - row["val_top1"] for row in epochs]
+        axis.plot([row["step"] for row in epochs], gaps, markersize=3, label=label, **style(label, number))
+        lowest = min([lowest, *gaps])
     axis.set_xscale("log")
     axis.set_yscale("symlog", linthresh=1)
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

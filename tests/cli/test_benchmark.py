@@ -190,7 +190,7 @@ def test_the_training_loop_of_two_processes(fresh, tmp_path):
 
 
 def test_codes_for_large_images_are_those_of_a_fit_at_224_px():
-    """At 2048 px the fit would take longer than all that is measured."""
+    """Also where timm makes a model for one size, so that the large one cannot see the small image."""
     small, large = (SpeedCase("vit_tiny_patch16_224", "ecoformer", img_size=size, batch_size=1) for size in (224, 256))
     found = hash_layers(large.build())
     for name, layer in hash_layers(small.build()).items():

@@ -128,7 +128,7 @@ class SpeedCase(Subject):
         return model
 
     def _fit(self, model: nn.Module) -> None:
-        """Codes of a fit at 224 px serve larger images too; a fit of Twins at 2048 px takes minutes."""
+        """Fit what is unfitted, at 224 px at most: such codes serve larger images too, and cost less to find."""
         size = min(self.img_size, FIT_SIZE)
         if size < self.img_size and has_fixed_size(self.model):
             fitted = hash_layers(replace(self, img_size=size).build())

@@ -29,7 +29,7 @@ from ecoformer.lab.speed.cases import SpeedCase, Variant
 from ecoformer.lab.speed.throughput import PRECISIONS, interleaved_seconds, training_step, wait_for
 from ecoformer.nn.inputs import example_input
 
-BATCHES, LEAST_STEPS = 4, 20  # what a loop goes round and round, and the steps of an epoch
+BATCHES, LEAST_STEPS = 4, 20  # what a loop goes round and round, and the steps of a short epoch
 FIGURES = ("bare_milliseconds", "trainer_milliseconds", "ratio", "ratio_low", "ratio_high")
 Row = dict[str, Any]
 
@@ -78,9 +78,8 @@ def measure(case: SpeedCase, rounds: int, min_seconds: float, device: torch.devi
     ratios = [whole / bare for bare, whole in pairs]
     medians = [statistics.median(side) for side in (*zip(*pairs, strict=True), ratios)]
     figures = zip(FIGURES, (*medians, min(ratios), max(ratios)), strict=True)
-    settings = case.settings() | {"mode": "train", "steps": steps, "rounds": rounds}
-    settings["processes"] = distributed.world_size()
-    return settings | {key: round(value, 4) for key, value in figures}
+    run = {"mode": "train", "steps": steps, "rounds": rounds, "processes": distributed.world_size()}
+    return case.settings() | run | {key: round(value, 4) for key, value in figures}
 
 
 class Batches:
@@ -124,8 +123,7 @@ class Turns(Callback):
 
     def on_epoch_start(self, trainer: Training, epoch: int) -> None:
         assert isinstance(trainer, Trainer)
-        began = self._now()
-        model, optimizer = trainer.network.train(), trainer.state.optimizer
+        began, model, optimizer = self._now(), trainer.network.train(), trainer.state.optimizer
         for inputs, targets in self.batches:
             with autocast(self.device, self.dtype):
                 logits = model(inputs)

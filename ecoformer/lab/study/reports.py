@@ -92,10 +92,10 @@ def _plot(study: StudyConfig, jobs: Sequence[Job], merged: Sequence[Row], out: P
 
 
 def _plot_gap(tuned: Sequence[Job], out: Path) -> None:
-    folders = {job.row.label: job.folder for job in tuned if job.row is not None}
-    baselines = [job.row.label for job in tuned if job.row is not None and job.row.attention == "msa"]
-    if baselines and read_summary(folders[baselines[0]])["epochs"] >= ENOUGH_EPOCHS:
-        plot_gap(folders, baselines[0], out)
+    rows = [(job.row, job.folder) for job in tuned if job.row is not None]
+    softmax = [(row.label, folder) for row, folder in rows if row.attention == "msa"]
+    if softmax and read_summary(softmax[0][1])["epochs"] >= ENOUGH_EPOCHS:
+        plot_gap({row.label: folder for row, folder in rows}, softmax[0][0], out)
 
 
 def sweep_report(folder: Path, out: Path) -> str:
