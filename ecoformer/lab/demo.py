@@ -150,7 +150,7 @@ def _draw_front(axis: Axes, rows: Sequence[Row]) -> None:
     for row in rows:
         fill, colour = "none" if row["how"] == CONVERTED else "full", style(row["attention"])["color"]
         look: dict[str, Any] = {"markersize": 8, "fillstyle": fill, "color": colour}
-        axis.plot(row["energy_pj"] / scale, row["top1"], "o", label=f"{row['attention']}, {row['how']}", **look)
+        axis.plot(row["energy_pj"] / scale, row["top1"], "o", label=row["attention"], **look)
     name_points(axis)
     axis.axhline(100 / INKS, color="grey", linestyle=":")
     guess, of_axis = "guessing among a picture's digits", axis.get_yaxis_transform()
