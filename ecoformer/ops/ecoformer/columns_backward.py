@@ -36,7 +36,7 @@ def layer_backward(
         x_BDN, rows = pieces_of(x_BND[group], own).transpose(1, 2), pieces_of(grad_out_BND[group], own)
         grad_x = pieces_of(grad_x_BND[group], own)
         samples, tokens, _ = rows.shape
-        hashed = hash_tokens(x_BDN, own, real_tokens(mask_BN, group, x_BDN, own), keep=True)
+        hashed = hash_tokens(x_BDN, own, real_tokens(mask_BN, group, x_BDN, own))
         v_GVN = project(x_BDN, own.v_HVD, own.v_bias_HV1, own.num_heads)
         pre_code_GLN = hashed.pre_code_GLN.sub_(own.threshold_GL1)
         code_GLN = torch.ge(pre_code_GLN, 0, out=torch.empty_like(pre_code_GLN))

@@ -5,7 +5,7 @@ sigma scale whole rows, and no pass has a short inner loop. Three rows come alon
 a row of ones beside v (so that one product gives context and sum of codes, and one numerator and denominator), a row
 of ones beside the codes (whose product with v is the sum of all v), and the mean anchor beside the anchors (for sigma).
 Codes are 0/1, one comparison; the small context is what turns them into -1/+1. Samples go through in groups of some
-MiB, so queries, keys and v are never whole in memory.
+MiB, so queries, keys and v of a batch are never whole in memory.
 
 Shapes: B samples (of a group), H heads, G = B H, N tokens, D model channels, C head channels, K code bits, M anchors;
 V = C + 1, L = K + 1 and R = M + 1 count the rows with their extra one, which is the last.
@@ -110,7 +110,8 @@ def layer_forward(x_BND: Tensor, layer: ColumnLayer, mask_BN: Tensor | None) -> 
     out_BND = torch.empty_like(x_BND, memory_format=torch.contiguous_format)
     for group, own in groups(x_BND, layer):
         x_BDN, out = pieces_of(x_BND[group], own).transpose(1, 2), pieces_of(out_BND[group], own)
-        hashed = hash_tokens(x_BDN, own, real_tokens(mask_BN, group, x_BDN, own), keep=False)
+        # Queries lie where the output will be written, when they have been read.
+        hashed = hash_tokens(x_BDN, own, real_tokens(mask_BN, group, x_BDN, own), room=out)
         v_GVN = project(x_BDN, own.v_HVD, own.v_bias_HV1, own.num_heads)
         code_GLN = hashed.pre_code_GLN.ge_(own.threshold_GL1)
         attended_GVN = read(readout(v_GVN, hashed.of_keys(code_GLN), hashed, own), v_GVN, code_GLN, own)
@@ -137,10 +138,13 @@ def every(weight: Tensor, samples: int) -> Tensor:
     return weight.expand(samples, *weight.shape)
 
 
-def project(x_BDN: Tensor, weight: Tensor, bias: Tensor, num_heads: int) -> Tensor:
+def project(x_BDN: Tensor, weight: Tensor, bias: Tensor, num_heads: int, room: Tensor | None = None) -> Tensor:
+    """The heads' projections, in the memory of `room` if that is given."""
     samples, _, tokens = x_BDN.shape
-    bias = bias.expand(samples, len(weight), tokens)
-    return torch.baddbmm(bias, every(weight, samples), x_BDN).view(samples * num_heads, -1, tokens)
+    shape = (samples, len(weight), tokens)
+    out = None if room is None else room.view(shape)
+    projected = torch.baddbmm(bias.expand(shape), every(weight, samples), x_BDN, out=out)
+    return projected.view(samples * num_heads, -1, tokens)
 
 
 @dataclass(frozen=True)
@@ -162,12 +166,12 @@ class ColumnHash:
         return x_GLN if self.real_G1N is None else x_GLN * self.real_G1N
 
 
-def hash_tokens(x_BDN: Tensor, layer: ColumnLayer, real_G1N: Tensor | None, keep: bool) -> ColumnHash:
-    """With `keep` the products outlive the features."""
+def hash_tokens(x_BDN: Tensor, layer: ColumnLayer, real_G1N: Tensor | None, room: Tensor | None = None) -> ColumnHash:
+    """With `room`, of as many numbers as x, queries and keys lie there, and features where the products were."""
     count: Tensor | int = x_BDN.shape[-1] * layer.pieces
     if real_G1N is not None:
         count = layer.over_pieces(real_G1N.sum(dim=-1, keepdim=True))
-    qk_GCN = project(x_BDN, layer.qk_DD, layer.qk_bias_D1, layer.num_heads)
+    qk_GCN = project(x_BDN, layer.qk_DD, layer.qk_bias_D1, layer.num_heads, room)
     square_G1N = qk_GCN.square().sum(dim=1, keepdim=True)
     zero_G1N = None if bool(square_G1N.amin() > 0) else (square_G1N == 0).to(square_G1N.dtype)
     if zero_G1N is not None:
@@ -184,7 +188,7 @@ def hash_tokens(x_BDN: Tensor, layer: ColumnLayer, real_G1N: Tensor | None, keep
     sigma_G11 = layer.mean_squares_G11 + layer.over_pieces(moved_G11) / count
     rate_G11 = math.log2(math.e) / sigma_G11.clamp_min(sigma_floor(sigma_G11))
     product_GMN = product_GRN[:, :-1]
-    feature_GMN = torch.empty_like(product_GMN) if keep else product_GMN
+    feature_GMN = torch.empty_like(product_GMN) if room is None else product_GMN
     torch.addcmul(-0.5 * rate_G11 * layer.squares_GM1, product_GMN, inverse_norm_G1N * rate_G11, out=feature_GMN)
     if zero_G1N is not None:
         feature_GMN += zero_G1N * (0.5 * rate_G11)
