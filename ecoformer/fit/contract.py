@@ -15,7 +15,7 @@ from ecoformer.nn.base import given
 from ecoformer.nn.heads import real_tokens
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class HashFitReport:
     """What one fit did to one layer, averaged over its heads; ready for JSON through dataclasses.asdict.
 
@@ -34,11 +34,11 @@ class HashFitReport:
     (recall and correlation: of the first few, see `fit.held_out`); with 0, of the images of the fit.
 
     `failed_bits` met NaN or infinity while they were fitted and kept their old functions; `skipped_images` had
-    such features and were left out.
+    such features and were left out. `block` and `seconds` are left to who asked for the fit.
     """
 
-    block: str
-    seconds: float
+    block: str = ""
+    seconds: float = 0.0
     objective_before: float
     objective_after: float
     accepted_bits: int
@@ -125,10 +125,7 @@ class FittableAttention(nn.Module):
         return None
 
     def fit_hash(self, x_BND: Tensor, generator: torch.Generator, mask_BN: Tensor | None = None) -> HashFitReport:
-        """Fit to a batch of this layer's inputs; the block name is left to the caller.
-
-        `mask_BN`, here and below, is True where a token takes part; None: all do.
-        """
+        """Fit to a batch of this layer's inputs. In `mask_BN`, here and below, True takes part; None: all do."""
         raise TypeError(f"{type(self).__name__} does not say how its hash functions are fitted")
 
     def fit_on_call(
@@ -171,8 +168,6 @@ def nothing_fitted(layer: FittableAttention, num_images: int) -> HashFitReport:
     """The report of a layer that kept its functions because no image gave finite features."""
     bits, unknown = layer.num_bits, float("nan")
     return HashFitReport(
-        block="",
-        seconds=0.0,
         objective_before=unknown,
         objective_after=unknown,
         accepted_bits=0,

@@ -4,6 +4,7 @@ Shapes: B batch, H heads, N tokens, D model channels, K code bits.
 """
 
 import copy
+import time
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -28,8 +29,9 @@ def fit_and_measure(
 ) -> HashFitReport:
     """Fit a layer to the first images of `x_BND` and measure it on the others, if there are any.
 
-    The block name is left to the caller. `feat_size` and `mask_BN` are what else the layer is called with. A layer that
-    has fitted functions keeps them where no image gives finite features. Raises NoFiniteImages where it has none.
+    The report says how long the fit took, without the measuring. `feat_size` and `mask_BN` are what else the layer is
+    called with. A layer that has fitted functions keeps them where no image gives finite features. Raises
+    NoFiniteImages where it has none.
     """
     x_BND, held_out_BND = x_BND[:num_images], x_BND[num_images:]
     finite_B = held_out_BND.isfinite().flatten(1).all(dim=1)
@@ -42,15 +44,14 @@ def fit_and_measure(
         target = None if random is None else layer.target(held_out_BND, **size, **mask)
         shown = layer if layer.shows_codes and layer.is_fitted else random
         old_codes_BHNK = None if shown is None else shown.signed_codes(held_out_BND, **mask)
+    started = time.perf_counter()
     try:
         report = layer.fit_on_call(x_BND, generator, **size, **given(mask_BN=fit_mask))
     except NoFiniteImages:
         if not layer.is_fitted:
             raise
         return nothing_fitted(layer, len(x_BND))
-    if not len(held_out_BND):
-        return report
-    found: dict[str, Any] = {"held_out_images": len(held_out_BND)}
+    found: dict[str, Any] = {"seconds": time.perf_counter() - started, "held_out_images": len(held_out_BND)}
     if old_codes_BHNK is not None:
         found |= code_figures(old_codes_BHNK, layer.signed_codes(held_out_BND, **mask), held_mask)
     if target is not None:

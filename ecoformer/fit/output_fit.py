@@ -48,13 +48,12 @@ AttendsT = TypeVar("AttendsT", bound=Attends)
 
 @dataclass(frozen=True)
 class OutputFit(Generic[AttendsT]):
-    """The fitted hash, what it was fitted from, and errors per head (on all samples, float64).
+    """The fitted hash, and errors per head (on all samples, float64).
 
     `accepted_H` is False where the fit did not lower the error, or met NaN (`finite_H` False); such heads keep what
     they had.
     """
 
-    start: AttendsT
     hashing: AttendsT
     error_before_H: Tensor
     error_after_H: Tensor
@@ -127,46 +126,47 @@ def fit_to_output(
         torch.where(accepted_H.view(-1, *[1] * (new.dim() - 1)), new, old)
         for new, old in zip(fitted.tensors(), start.tensors(), strict=True)
     )
-    return OutputFit(start, kept, before_H, torch.where(accepted_H, after_H, before_H), accepted_H, after_H.isfinite())
+    return OutputFit(kept, before_H, torch.where(accepted_H, after_H, before_H), accepted_H, after_H.isfinite())
 
 
-def output_fit_report(
-    fit: OutputFit[Any],
-    random: Any,
+def fit_and_report(
+    start: AttendsT,
     inputs: Sequence[Tensor | None],
     target: AttentionTarget,
+    generator: torch.Generator,
     *,
-    mask_BN: Tensor | None = None,
     num_bits: int,
-    skipped_images: int,
-    seconds: float,
-) -> HashFitReport:
-    """What `fit_to_output` did; the block name is left to the caller.
+    num_images: int,
+    random: Attends | None = None,
+    mask_BN: Tensor | None = None,
+    **options: Any,
+) -> tuple[AttendsT, HashFitReport]:
+    """What `fit_to_output` makes of `start`, and what it did.
 
     A fit takes or leaves whole heads: `accepted_bits` is K times the share of heads that took new functions, rounded
     down, `failed_bits` likewise those that met NaN.
 
     Args:
-        random: the random hash that is the floor to beat.
-        inputs, target: what was fitted to what, with the outputs of `target` in the shape of what attends.
-        mask_BN: True where a token takes part.
+        inputs, target, options: of `fit_to_output`; the outputs of `target` have the shape of what attends.
+        num_images: that were given; those that are not among the inputs were skipped.
+        random: the random hash that is the floor to beat; None: the start.
     """
-    num_heads = len(fit.accepted_H)
+    fit = fit_to_output(start, inputs, target.output(), generator, mask_BN=mask_BN, **options)
+    num_heads, floor = len(fit.accepted_H), start if random is None else random
     masks = () if mask_BN is None else (mask_BN,)
-    if hasattr(fit.hashing, "signed_codes"):
-        old_BHNK, new_BHNK = (hashing.signed_codes(*inputs) for hashing in (fit.start, fit.hashing))
+    both: tuple[Any, Any] = (start, fit.hashing)
+    if hasattr(start, "signed_codes"):
+        old_BHNK, new_BHNK = (hashing.signed_codes(*inputs) for hashing in both)
         figures = code_figures(old_BHNK, new_BHNK, mask_BN)
     else:
         figures = dict.fromkeys(("bit_balance", "bit_correlation", "flipped_bits"), 0.0)
-    return HashFitReport(
-        block="",
-        seconds=seconds,
+    return fit.hashing, HashFitReport(
         objective_before=float(fit.error_before_H.mean()),
         objective_after=float(fit.error_after_H.mean()),
         accepted_bits=int(fit.accepted_H.sum()) * num_bits // num_heads,
         num_bits=num_bits,
         failed_bits=int((~fit.finite_H).sum()) * num_bits // num_heads,
-        skipped_images=skipped_images,
+        skipped_images=num_images - len(target.output()),
         **figures,
-        **asdict(compare(fit.hashing.attend, target, *inputs, *masks, mask_BN=mask_BN, random=random.attend)),
+        **asdict(compare(fit.hashing.attend, target, *inputs, *masks, mask_BN=mask_BN, random=floor.attend)),
     )

@@ -3,7 +3,6 @@
 Shapes: B batch, H heads, N tokens, C head channels, D model channels.
 """
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from ecoformer.errors import InputError
 from ecoformer.fit.contract import FittableAttention, HashFitReport, finite_images
-from ecoformer.fit.output_fit import Attends, fit_to_output, output_fit_report
+from ecoformer.fit.output_fit import Attends, fit_and_report
 from ecoformer.fit.target import KnownTarget
 from ecoformer.fit.teacher import Teacher, affine
 from ecoformer.nn.base import ReplacementAttention
@@ -61,9 +60,7 @@ class TaughtSpec(AttentionSpec):
             object.__setattr__(self, "fit_values", str(self.fit_values).lower())
         if self.fit_values not in ("auto", "true", "false"):
             raise InputError(f"attention.fit_values={self.fit_values!r} must be auto, true or false")
-        for key in ("fit_lr", "joint_lr"):
-            if not 0 < getattr(self, key) < float("inf"):
-                raise InputError(f"attention.{key}={getattr(self, key)!r} must be a finite number above 0")
+        self.require_positive("fit_lr", "joint_lr")
 
 
 class TaughtAttention(FittedState, ReplacementAttention, FittableAttention):
@@ -168,9 +165,7 @@ class TaughtAttention(FittedState, ReplacementAttention, FittableAttention):
         Raises:
             InputError: the replaced attention is gone, or no image has finite features.
         """
-        started = time.perf_counter()
-        spec, teacher, num_images = self.spec, self.teacher, len(x_BND)
-        batch_size = self._step_images(x_BND)
+        spec, teacher, num_images, batch_size = self.spec, self.teacher, len(x_BND), self._step_images(x_BND)
         if teacher is None:
             raise InputError(NO_TEACHER)
         with without_autocast(x_BND):
@@ -182,29 +177,22 @@ class TaughtAttention(FittedState, ReplacementAttention, FittableAttention):
             real_BND = real_tokens(x_BND, mask_BN)
             start = self.start(real_BND, standard, generator, teacher)
             inputs = [x_BND, None if teacher.fits_values else split_heads(v_BND, self.num_heads)]
-            fit = fit_to_output(
+            fitted, report = fit_and_report(
                 start,
                 inputs,
-                target.output(),
+                target,
                 generator,
+                num_bits=self.num_bits,
+                num_images=num_images,
                 lr=spec.fit_lr,
                 steps=spec.fit_steps,
                 batch_size=batch_size,
                 slope_at=self.slope_at,
                 mask_BN=mask_BN,
             )
-            self.store(fit.hashing, standard, real_BND)
+            self.store(fitted, standard, real_BND)
             self.mark_fitted()
-            return output_fit_report(
-                fit,
-                start,
-                inputs,
-                target,
-                mask_BN=mask_BN,
-                num_bits=self.num_bits,
-                skipped_images=num_images - len(x_BND),
-                seconds=time.perf_counter() - started,
-            )
+            return report
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         # The weights that come are those of another model than the teacher's.

@@ -4,7 +4,6 @@ What differs from `ecoformer`, and what each step is worth, is measured in docs/
 Shapes: B batch, H heads, N tokens, C head channels, D model channels, K code bits, M anchors.
 """
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from ecoformer.errors import InputError
 from ecoformer.fit.contract import FittableAttention, HashFitReport, finite_images
-from ecoformer.fit.output_fit import fit_to_output, output_fit_report
+from ecoformer.fit.output_fit import fit_and_report
 from ecoformer.fit.target import KnownTarget, SoftmaxTarget
 from ecoformer.kinds.ecoformer import core_ops_per_token
 from ecoformer.kinds.token_hash import TokenHashFunctions
@@ -66,8 +65,7 @@ class EcoFormerTunedSpec(AttentionSpec):
             raise InputError(f"attention.bit_weights={self.bit_weights!r} must be true or false")
         if self.floor is not None and not 0 < self.floor < float("inf"):
             raise InputError(f"attention.floor={self.floor!r} must be a finite number above 0, or null to fit it")
-        if not 0 < self.fit_lr < float("inf"):
-            raise InputError(f"attention.fit_lr={self.fit_lr!r} must be a finite number above 0")
+        self.require_positive("fit_lr")
 
 
 @attention_kind(EcoFormerTunedSpec)
@@ -197,7 +195,6 @@ class EcoFormerTunedAttention(FittedState, ReplacementAttention, FittableAttenti
         features are left out. A head whose error does not fall keeps the functions it had. The objective is the squared
         relative error. Raises InputError if no image has finite features.
         """
-        started = time.perf_counter()
         spec = self.spec
         with without_autocast(x_BND):
             target = self.target(x_BND)
@@ -207,19 +204,21 @@ class EcoFormerTunedAttention(FittedState, ReplacementAttention, FittableAttenti
             known = KnownTarget(softmax.output(), softmax.uniform_output()).split_heads(self.num_heads)
             random = self._random_hash(q_BHNC, k_BHNC, mask_BN, generator)
             before = self._hashing(q_BHNC.dtype) if self.is_fitted else random
-            adam: Any = {"lr": spec.fit_lr, "steps": spec.fit_steps, "batch_size": spec.fit_batch_size}
-            fit = fit_to_output(before, qkv, known.output(), generator, **adam, mask_BN=mask_BN)
-            self._store(fit.hashing)
-            return output_fit_report(
-                fit,
-                random,
+            fitted, report = fit_and_report(
+                before,
                 qkv,
                 known,
-                mask_BN=mask_BN,
+                generator,
                 num_bits=spec.num_bits,
-                skipped_images=len(x_BND) - len(q_BHNC),
-                seconds=time.perf_counter() - started,
+                num_images=len(x_BND),
+                random=random,
+                mask_BN=mask_BN,
+                lr=spec.fit_lr,
+                steps=spec.fit_steps,
+                batch_size=spec.fit_batch_size,
             )
+            self._store(fitted)
+            return report
 
     def _store(self, hashing: BinaryHash) -> None:
         functions = [self.query_hash, self.key_hash] if self.spec.qk == "separate" else [self.query_hash]

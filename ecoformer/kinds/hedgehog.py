@@ -6,7 +6,6 @@ Shapes: B batch, H heads, N tokens, C head channels, D model channels, F = 2 C f
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from ecoformer.errors import InputError
 from ecoformer.fit.contract import HashFitReport, finite_images
-from ecoformer.fit.output_fit import fit_to_output, output_fit_report
+from ecoformer.fit.output_fit import fit_and_report
 from ecoformer.fit.taught import NO_TEACHER, TaughtAttention, TaughtSpec
 from ecoformer.nn.base import attention_kind
 from ecoformer.nn.heads import as_attn_mask, without_padding
@@ -180,38 +179,29 @@ class HedgehogAttention(TaughtAttention):
         Images with NaN or infinite features are left out. The objective is the cross entropy, in nats; errors are
         those of the output against the replaced layer's, whatever its attention is. Raises InputError as its base's.
         """
-        started, spec = time.perf_counter(), self.spec
+        spec = self.spec
         if self.teacher is None:
             raise InputError(NO_TEACHER)
         with without_autocast(x_BND):
             real_BND, mask_BN = finite_images([full_precision(x_BND)], mask_BN)
             target = self.target(real_BND, feat_size, mask_BN)
             assert target is not None
-            qkv, start = self._full_heads(real_BND), self.start(real_BND)
-            known = target.split_heads(self.num_heads)
-            fit = fit_to_output(
-                start,
-                qkv,
-                known.output(),
+            fitted, report = fit_and_report(
+                self.start(real_BND),
+                self._full_heads(real_BND),
+                target.split_heads(self.num_heads),
                 generator,
+                num_bits=self.num_bits,
+                num_images=len(x_BND),
                 lr=spec.fit_lr,
                 steps=spec.fit_steps,
                 batch_size=self._step_images(real_BND),
                 mask_BN=mask_BN,
                 sums=weight_sums,
             )
-            self.store(fit.hashing)
+            self.store(fitted)
             self.mark_fitted()
-            return output_fit_report(
-                fit,
-                start,
-                qkv,
-                known,
-                mask_BN=mask_BN,
-                num_bits=self.num_bits,
-                skipped_images=len(x_BND) - len(real_BND),
-                seconds=time.perf_counter() - started,
-            )
+            return report
 
     def projections(self, where: str) -> Projections:
         """Its own, or before the fit those of the layer that it is to learn from, so that another can learn from it."""

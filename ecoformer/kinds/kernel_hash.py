@@ -3,7 +3,6 @@
 Shapes: B batch, H heads, N tokens, C head channels, K code bits, M anchors.
 """
 
-import time
 from typing import Any
 
 import torch
@@ -73,7 +72,6 @@ class KernelHash(FittedState):
             InputError: fewer tokens than anchors, or fewer than 2 * top_k, in every image; no image with finite
                 features.
         """
-        started = time.perf_counter()
         num_images = len(x_BHNC)
         x_BHNC, mask_BN = finite_images([x_BHNC], mask_BN)
         anchors_HMC = self._draw_anchors(x_BHNC, generator, mask_BN)
@@ -85,8 +83,6 @@ class KernelHash(FittedState):
         after = hash_codes(x_BHNC, anchors_HMC, result.A_HKM, result.mean_HM, mask_BN)
         self._store(anchors_HMC, result.A_HKM, result.mean_HM)
         return HashFitReport(
-            block="",
-            seconds=time.perf_counter() - started,
             objective_before=float(result.objective_before_K.mean()),
             objective_after=float(result.objective_after_K.mean()),
             accepted_bits=int(result.accepted_K.sum()),

@@ -52,6 +52,13 @@ class AttentionSpec:
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise InputError(f"attention.{key}={value!r} must be a whole number of at least {least}")
 
+    def require_positive(self, *keys: str) -> None:
+        """Raise InputError unless the options named are finite numbers above 0."""
+        for key in keys:
+            value = getattr(self, key)
+            if not 0 < value < float("inf"):
+                raise InputError(f"attention.{key}={value!r} must be a finite number above 0")
+
     def fit_to_tokens(self, num_tokens: int, where: str) -> AttentionSpec:
         """The spec to use for a layer with `num_tokens` tokens; raises InputError if it cannot work there.
 

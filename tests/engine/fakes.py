@@ -35,7 +35,8 @@ class FakeHash(FittableAttention):
         drawn = torch.randn(self.projection.shape, generator=generator).to(x_BND.device)
         self.projection.copy_(drawn + x_BND.mean(dim=(0, 1)))
         self.fitted.fill_(True)
-        return HashFitReport("", 0.0, -1.0, -2.0, 3, 4, 0.5, 0.1, 0.25)
+        objectives = {"objective_before": -1.0, "objective_after": -2.0, "accepted_bits": 3, "num_bits": 4}
+        return HashFitReport(**objectives, bit_balance=0.5, bit_correlation=0.1, flipped_bits=0.25)
 
     def forward(self, x_BND: Tensor) -> Tensor:
         if not self.fitted:
