@@ -7,8 +7,8 @@ An attention is stock or a registered kind, with suffixes if wanted: msa_unfused
 instead of calling torch's fused attention, ecoformer_compiled goes through torch.compile. Variants take turns, round
 by round; figures are medians over the rounds, ratio_to_stock the median of each round's own ratio. A train pass is
 forward, backward and an AdamW step; of a single --layer it is forward and backward. peak_mib is how far memory rose
-in a fresh process that built the model and ran three passes: weights included, torch itself not. A variant that cannot
-run keeps its row, which says why; the exit code is 2 then.
+in a fresh process that built the model and ran three passes: weights included, torch itself not; on a CPU the median of
+up to three such processes. A variant that cannot run keeps its row, which says why; the exit code is 2 then.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def main(p: Parser) -> None:
     p.add_argument("--rounds", type=positive, default=5)
     p.add_argument("--min-seconds", type=float, default=0.5, help="of a variant's turn in a round")
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--no-peak", action="store_true", help="leave peak memory out; saves a process per variant")
+    p.add_argument("--no-peak", action="store_true", help="leave peak memory out, and its processes")
     p.add_argument("--beside-load", action="store_true", help="measure again beside one busy process, and the ratio")
     p.add_argument("--loop", action="store_true", help="the training loop beside a bare one, also of several processes")
     p.add_argument("--profile", type=positive, metavar="K", help="also print the K operations that take longest")

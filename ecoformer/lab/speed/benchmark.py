@@ -31,6 +31,7 @@ FIGURES = (
     *("milliseconds", "milliseconds_low", "milliseconds_high"),
     *("joules_per_image", "error"),
 )
+PEAKS = 3  # at most so many processes on a CPU, whose peaks have a median
 OF_SEQUENCES = {"img_size": "tokens"}  # headings where images are sequences
 OF_SEQUENCES |= {"images_per_second": "sequences_per_second", "joules_per_image": "joules_per_sequence"}
 
@@ -112,13 +113,13 @@ def speed_case(args: argparse.Namespace, attention: str, img_size: int) -> Speed
 def benchmark(args: argparse.Namespace, img_size: int) -> list[dict[str, Any]]:
     """One row per variant at one image size; of a variant that cannot run, it says why under `error`."""
     cases = [speed_case(args, attention, img_size) for attention in args.attention]
-    peaks: dict[str, float | None] = {}
+    peaks: dict[str, list[float]] = {}
     steps: dict[str, Pass] = {}
     faults: dict[str, str] = {}
     for case in cases:
         try:
             # Memory first: what does not fit ends that process and not this one.
-            peaks[case.attention] = None if args.no_peak else peak_apart(args, case)
+            peaks[case.attention] = [] if args.no_peak else peaks_apart(args, case)
             with within_memory(too_large(case)):
                 steps[case.attention] = case.step()
                 steps[case.attention]()
@@ -160,7 +161,7 @@ def beside_load(args: argparse.Namespace, alone: Sequence[dict[str, Any]]) -> li
 
 
 def row(
-    args: argparse.Namespace, case: SpeedCase, seconds: dict[str, list[float]], peak: float | None
+    args: argparse.Namespace, case: SpeedCase, seconds: dict[str, list[float]], peaks: list[float]
 ) -> dict[str, Any]:
     mine, stock = seconds[case.attention], seconds.get("stock")
     ratio = statistics.median(s / m for s, m in zip(stock, mine, strict=True)) if stock else None
@@ -169,10 +170,11 @@ def row(
         **case.settings(),
         "images_per_second": round(case.batch_size / median, 2),
         "ratio_to_stock": None if ratio is None else round(ratio, 3),
-        "peak_mib": None if peak is None else round(peak, 1),
+        "peak_mib": round(statistics.median(peaks), 1) if peaks else None,
         "milliseconds": round(1e3 * median, 2),
         "milliseconds_low": round(1e3 * min(mine), 2),
         "milliseconds_high": round(1e3 * max(mine), 2),
+        **({"peak_mib_low": round(min(peaks), 1), "peak_mib_high": round(max(peaks), 1)} if peaks else {}),
         "rounds": args.rounds,
         **machine(args),
     }
@@ -190,10 +192,11 @@ def machine(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def peak_apart(args: argparse.Namespace, case: SpeedCase) -> float:
-    """Peak MiB of a variant, from a process of its own."""
+def peaks_apart(args: argparse.Namespace, case: SpeedCase) -> list[float]:
+    """Peak MiB of a variant, each from a process of its own: how memory that is kept gets cut up is chance."""
     options = {**asdict(case), "layer": case.layer or None, "threads": args.threads}
-    return json_of("benchmark", peak_only=True, **options)["peak_mib"]
+    times = 1 if torch.device(args.device).type == "cuda" else min(PEAKS, args.rounds)
+    return [json_of("benchmark", peak_only=True, **options)["peak_mib"] for _ in range(times)]
 
 
 def peak_mib(case: SpeedCase) -> float:
