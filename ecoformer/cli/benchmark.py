@@ -38,7 +38,7 @@ def main(p: Parser) -> None:
     p.add_argument("--batch-size", type=positive, default=32)
     p.add_argument("--mode", choices=("eval", "train"), default="eval")
     p.add_argument("--threads", type=positive, help="CPU threads; default: torch's choice")
-    p.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    p.add_argument("--device", default="cpu", help="auto, cpu, cuda or cuda:N")
     p.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="the last two by autocast")
     p.add_argument("--channels-last", action="store_true", help="channels-last convolutions and images")
     p.add_argument("--layer", type=positive, default=0, metavar="N", help="only the N-th attention layer")

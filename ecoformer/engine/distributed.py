@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ecoformer.errors import InputError
+from ecoformer.errors import InputError, counted
 
 T = TypeVar("T")
 
@@ -22,7 +22,7 @@ def init_distributed(device: str = "auto") -> torch.device:
         InputError: a GPU is asked for that is not there, or a device name that does not exist.
     """
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    chosen = _choose_device(device, local_rank)
+    chosen = _device_of_rank(device, local_rank)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         store, number, size = next(dist.rendezvous("env://"))
         # torchrun keeps one store over its restarts, with the addresses of processes that are gone. The count differs
@@ -36,25 +36,34 @@ def init_distributed(device: str = "auto") -> torch.device:
     return chosen
 
 
-def _choose_device(device: str, local_rank: int) -> torch.device:
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+def device_of(name: str, key: str = "device=") -> torch.device:
+    """The CPU, or a GPU that is there. Raises InputError for any other device; `key` is how the user named it."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        chosen = torch.device(device)
+        device = torch.device(name)
     except RuntimeError as error:
-        raise InputError(f"device={device} does not exist: use auto, cpu, cuda or cuda:N") from error
-    if chosen.type not in ("cpu", "cuda"):
-        raise InputError(f"device={device} is not supported: use auto, cpu, cuda or cuda:N")
-    if chosen.type == "cuda" and chosen.index is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError(f"device={device} is one GPU for all processes: use device=cuda, one GPU for each")
-    if chosen.type == "cuda":
-        if not torch.cuda.is_available():
-            raise InputError(f"device={device}, but torch sees no GPU: use device=cpu or device=auto")
-        chosen = torch.device("cuda", local_rank if chosen.index is None else chosen.index)
-        count = torch.cuda.device_count()
-        if chosen.index >= count:
-            raise InputError(f"device={chosen}, but torch sees {count} GPU(s): start fewer processes or lower N")
-        torch.cuda.set_device(chosen)
+        raise InputError(f"{key}{name} does not exist: use auto, cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"{key}{name} is not supported: use auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"{key}{name}, but torch sees no GPU: use cpu or auto")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"{key}{name}, but torch sees {counted(torch.cuda.device_count(), 'GPU')}: use a lower N")
+    return device
+
+
+def _device_of_rank(name: str, local_rank: int) -> torch.device:
+    if name.startswith("cuda:") and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError(f"device={name} is one GPU for all processes: use device=cuda, one GPU for each")
+    device = device_of(name)
+    if device.type == "cpu":
+        return device
+    chosen = torch.device("cuda", local_rank if device.index is None else device.index)
+    if chosen.index >= torch.cuda.device_count():
+        count = counted(torch.cuda.device_count(), "GPU")
+        raise InputError(f"device={chosen}, but torch sees {count}: start fewer processes")
+    torch.cuda.set_device(chosen)
     return chosen
 
 

@@ -37,7 +37,7 @@ OF_SEQUENCES |= {"images_per_second": "sequences_per_second", "joules_per_image"
 
 
 def run(args: argparse.Namespace) -> int:
-    check_device(args.device)
+    args.device = str(distributed.device_of(args.device, "--device "))
     args.threads = args.threads or torch.get_num_threads()
     torch.set_num_threads(args.threads)
     settle(args)
@@ -90,18 +90,6 @@ def settle(args: argparse.Namespace) -> None:
     args.model = args.model or "pvt_v2_b0"
     args.attention = args.attention or ["stock", "msa", "ecoformer"]
     args.img_size = args.img_size or [default_size(args.model, args.checkpoint)]
-
-
-def check_device(name: str) -> None:
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"--device {name} does not exist: use cpu, cuda or cuda:N") from error
-    if device.type not in ("cpu", "cuda"):
-        raise InputError(f"--device {name} is not supported: use cpu, cuda or cuda:N")
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device.type == "cuda" and (device.index or 0) >= count:
-        raise InputError(f"--device {name}, but torch sees {count} GPUs: use cpu{' or a lower N' if count else ''}")
 
 
 def speed_case(args: argparse.Namespace, attention: str, img_size: int) -> SpeedCase:
