@@ -1,6 +1,7 @@
 """Composed YAML -> typed config, once. Every fault becomes an InputError that names the key and the remedy."""
 
 import difflib
+import functools
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
@@ -27,7 +28,7 @@ def load_config(schema: type[T], composed: DictConfig | Mapping[str, Any]) -> T:
     Raises InputError for an unknown key (with the nearest known one), a value of the wrong type or beyond its
     limit, a missing mandatory value, and an interpolation that cannot be resolved.
     """
-    node = composed if isinstance(composed, DictConfig) else OmegaConf.create(dict(composed))
+    node: Any = composed if isinstance(composed, DictConfig) else OmegaConf.create(dict(composed))
     load_installed()  # first: what plugins bring may be what other keys name
     load_modules(OmegaConf.select(node, "plugins", default=[]))
     known = known_keys(schema)
@@ -35,13 +36,19 @@ def load_config(schema: type[T], composed: DictConfig | Mapping[str, Any]) -> T:
         if key not in known and not key.startswith(tuple(f"{name}." for name in OPEN_KEYS)):
             raise InputError(unknown_key(key, schema))
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(schema), node)
-        config = OmegaConf.to_object(merged)
+        if OmegaConf.get_type(node) is not schema:  # what Hydra composes is typed already
+            node = OmegaConf.merge(_structured(schema), node)  # type: ignore[arg-type]  # a class is hashable
+        config = OmegaConf.to_object(node)
     except OmegaConfBaseException as error:
         raise InputError(describe_omegaconf(error)) from error
     assert isinstance(config, schema)
     check_limits(config)
     return config
+
+
+@functools.cache  # to make one takes longer than to merge it
+def _structured(schema: Any) -> Any:
+    return OmegaConf.structured(schema)
 
 
 def require_present(config: Any) -> None:

@@ -21,6 +21,7 @@ from ecoformer.errors import InputError
 PROFILE_FOLDER = Path(__file__).parent / "profiles"
 FOLDER_VARIABLE = "ECOFORMER_PROFILES"
 Prices = str | Path | Mapping[str, Any] | Profile  # what `load_profile` takes
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the first, where PyYAML has it, is nine times faster
 PRICED, BESIDE = {"mac", *KINDS}, {"bits", "base", "summary"}  # keys of the short form
 # What a kind without a price is made of, and the assumption that this is.
 DERIVED: dict[str, tuple[dict[str, int], str]] = {
@@ -102,7 +103,7 @@ def _path_of(text: str, beside: Path | None = None) -> Path:
 
 def _yaml(path: Path) -> Any:
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.load(path.read_text(encoding="utf-8"), LOADER)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         first_line = str(error).splitlines()[0]
         raise InputError(f"profile {path} is no valid YAML: {first_line}") from error

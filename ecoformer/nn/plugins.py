@@ -5,11 +5,12 @@ name theirs as an entry point of the group "ecoformer.plugins"; a module that is
 `plugins=[MODULE]`. Modules are imported for what the command line says, never for what a checkpoint says.
 """
 
+import functools
 import importlib
 import os
 import sys
 from collections.abc import Iterable
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, EntryPoints, entry_points
 
 from ecoformer.errors import InputError, one_line
 
@@ -19,7 +20,7 @@ _loaded: set[EntryPoint] = set()
 
 def load_installed() -> None:
     """Import the plugins of all installed packages, once. Raises InputError if one cannot be imported."""
-    for entry in entry_points(group=GROUP):
+    for entry in _installed(tuple(sys.path)):
         if entry in _loaded:
             continue
         _loaded.add(entry)  # before the import, which may come back here
@@ -31,6 +32,11 @@ def load_installed() -> None:
                 f"the plugin {entry.name}={entry.value} of {package} cannot be imported: {one_line(error)}; "
                 f"mend or uninstall {package}"
             ) from error
+
+
+@functools.cache  # it reads the metadata of all installed packages
+def _installed(path: tuple[str, ...]) -> EntryPoints:
+    return entry_points(group=GROUP)
 
 
 def load_modules(names: Iterable[str]) -> None:

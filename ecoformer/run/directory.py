@@ -123,7 +123,7 @@ def _open(run: RunDir, config: Config, stack: ExitStack) -> list[str]:
     elsewhere = run.resume is None or run.resume.parent.resolve() != run.path.resolve()
     if elsewhere and (aside := set_earlier_run_aside(run.path)) is not None:
         notes.append(f"the earlier run is now in {aside}")
-    write_text(run.path / CONFIG, OmegaConf.to_yaml(OmegaConf.structured(config)))
+    write_text(run.path / CONFIG, OmegaConf.to_yaml(OmegaConf.create(asdict(config))))
     write_json(run.path / LAUNCH, {"marks": run.marks})
     return notes
 
