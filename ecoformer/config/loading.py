@@ -3,7 +3,7 @@
 import difflib
 import functools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +18,7 @@ from ecoformer.nn.plugins import load_installed, load_modules
 
 T = TypeVar("T")
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"  # the YAML that comes with the package
+STRUCTURED: Callable[[Any], Any] = functools.cache(OmegaConf.structured)  # to make one takes longer than to merge it
 # Free dictionaries; attention is checked by make_spec.
 OPEN_KEYS = ("attention", "model.kwargs", "optim.kwargs", "schedule.kwargs")
 
@@ -37,18 +38,13 @@ def load_config(schema: type[T], composed: DictConfig | Mapping[str, Any]) -> T:
             raise InputError(unknown_key(key, schema))
     try:
         if OmegaConf.get_type(node) is not schema:  # what Hydra composes is typed already
-            node = OmegaConf.merge(_structured(schema), node)  # type: ignore[arg-type]  # a class is hashable
+            node = OmegaConf.merge(STRUCTURED(schema), node)
         config = OmegaConf.to_object(node)
     except OmegaConfBaseException as error:
         raise InputError(describe_omegaconf(error)) from error
     assert isinstance(config, schema)
     check_limits(config)
     return config
-
-
-@functools.cache  # to make one takes longer than to merge it
-def _structured(schema: Any) -> Any:
-    return OmegaConf.structured(schema)
 
 
 def require_present(config: Any) -> None:

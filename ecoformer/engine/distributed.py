@@ -56,13 +56,14 @@ def device_of(name: str, key: str = "device=") -> torch.device:
 def _device_of_rank(name: str, local_rank: int) -> torch.device:
     if name.startswith("cuda:") and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError(f"device={name} is one GPU for all processes: use device=cuda, one GPU for each")
-    device = device_of(name)
-    if device.type == "cpu":
+    if (device := device_of(name)).type == "cpu":
         return device
-    chosen = torch.device("cuda", local_rank if device.index is None else device.index)
-    if chosen.index >= torch.cuda.device_count():
-        count = counted(torch.cuda.device_count(), "GPU")
-        raise InputError(f"device={chosen}, but torch sees {count}: start fewer processes")
+    chosen, count = (
+        torch.device("cuda", local_rank if device.index is None else device.index),
+        torch.cuda.device_count(),
+    )
+    if chosen.index >= count:
+        raise InputError(f"device={chosen}, but torch sees {counted(count, 'GPU')}: start fewer processes")
     torch.cuda.set_device(chosen)
     return chosen
 

@@ -10,8 +10,8 @@ from ecoformer.engine.callbacks import Callback, Training
 from ecoformer.engine.progress import paced
 from ecoformer.errors import InputError
 from ecoformer.files.table import Column, Table, render
+from ecoformer.fit.contract import JointFitReport, joint_line
 from ecoformer.fit.hashes import HashFitReport, fit_hashes, has_hashes, hash_layers
-from ecoformer.fit.joint import JointFitReport, joint_line
 
 
 def due(config: HashUpdateConfig, step: int, steps_per_epoch: int) -> bool:

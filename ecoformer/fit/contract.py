@@ -1,4 +1,4 @@
-"""What fits and layers agree on: the report of a fit, what a layer with codes can do, and which layers have them.
+"""What fits and layers agree on: the reports of fits, what a layer with codes can do, and which layers have them.
 
 Shapes: B batch, H heads, N tokens, C head channels, D model channels, K code bits.
 """
@@ -57,6 +57,48 @@ class HashFitReport:
     held_out_images: int = 0
     failed_bits: int = 0
     skipped_images: int = 0
+
+
+@dataclass(frozen=True)
+class JointFitReport:
+    """What a joint fit did, on the images that it was made on and on `held_out_images` others.
+
+    Divergence is KL(original || converted) of the class probabilities, in nats, and agreement the share of images (of
+    places, where a model gives a map of classes) that both models put in the same class. `accepted` is False where the
+    divergence did not fall; nothing changed then. The images of the fit flatter it: read the held-out figures, which
+    are None without such images.
+    """
+
+    steps: int
+    num_images: int
+    seconds: float
+    divergence_before: float
+    divergence_after: float
+    agreement_before: float
+    agreement_after: float
+    accepted: bool
+    held_out_images: int = 0
+    held_out_divergence_before: float | None = None
+    held_out_divergence_after: float | None = None
+    held_out_agreement_before: float | None = None
+    held_out_agreement_after: float | None = None
+
+
+def joint_line(report: JointFitReport) -> str:
+    """The report in one line for the user."""
+    outcome = "" if report.accepted else ", not kept: the divergence did not fall"
+    held_out = ""
+    if report.held_out_images:
+        held_out = (
+            f"; on {report.held_out_images} held-out images {report.held_out_divergence_before:.4f} -> "
+            f"{report.held_out_divergence_after:.4f}, {report.held_out_agreement_before:.1%} -> "
+            f"{report.held_out_agreement_after:.1%}"
+        )
+    return (
+        f"joint fit: {report.steps} steps, {report.num_images} images, {report.seconds:.1f} s, divergence from the "
+        f"original {report.divergence_before:.4f} -> {report.divergence_after:.4f}, same class "
+        f"{report.agreement_before:.1%} -> {report.agreement_after:.1%}{held_out}{outcome}"
+    )
 
 
 class NoFiniteImages(InputError):

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from ecoformer.errors import InputError
 from ecoformer.fit.compare import eval_mode
-from ecoformer.fit.contract import FittableAttention, HashFitReport, has_hashes, hash_layers
+from ecoformer.fit.contract import FittableAttention, HashFitReport, JointFitReport, has_hashes, hash_layers
 from ecoformer.fit.held_out import fit_and_measure
-from ecoformer.fit.joint import JointFitReport, fit_jointly, original_of, require_class_scores
+from ecoformer.fit.joint import fit_jointly, original_of, require_class_scores
 from ecoformer.nn.base import called_with
 from ecoformer.nn.precision import without_autocast
 

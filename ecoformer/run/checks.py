@@ -1,6 +1,7 @@
-"""Checks of a typed config that need no data and no model: settings that exclude each other."""
+"""Checks of a typed config before anything is built: settings that exclude each other, or the data."""
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from ecoformer.config.keys import keys_of
@@ -9,6 +10,7 @@ from ecoformer.energy.profile_files import load_profile
 from ecoformer.errors import InputError
 from ecoformer.kinds import SPECS, make_spec
 from ecoformer.model.low_rank import LowRankSpec
+from ecoformer.nn.inputs import RGB, takes_sequences
 from ecoformer.nn.specs import AttentionSpec
 
 SCHEDULE_KEYS = {  # which schedules take what
@@ -56,6 +58,24 @@ def check_config(config: Config) -> list[str]:
         )
         config.schedule.warmup_epochs = max(0, config.train.epochs - 1)
     return notes
+
+
+def check_model(config: Config, sequences: Mapping[str, int]) -> None:
+    """Refuse a model that does not go with the data; `sequences` as `start.build_model` takes them."""
+    model, data = config.model, f"data.name={config.data.name}"
+    if takes_sequences(model.name) != bool(sequences):
+        takes, are, remedy = ("sequences of ids", "images", "data=listops, text_bytes or pixels")
+        if sequences:
+            takes, are, remedy = are, takes, "model=lra_encoder"
+        raise InputError(f"model.name={model.name} takes {takes}, {data} are {are}: use {remedy}")
+    for key, value in sequences.items():
+        if (given := model.kwargs.get(key, value)) != value:
+            raise InputError(f"model.kwargs.{key}={given}: {data} has {value}: leave it out")
+    if "in_chans" in model.kwargs:
+        given = f"in_chans={model.kwargs['in_chans']}"
+        raise InputError(f"model.kwargs.{given}: write model.{given}, which is a key of its own")
+    if sequences and model.in_chans != RGB:
+        raise InputError(f"model.in_chans={model.in_chans} is for images, {data} are sequences: leave it out")
 
 
 def attention_spec(attention: dict[str, Any]) -> AttentionSpec | None:

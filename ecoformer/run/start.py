@@ -21,9 +21,9 @@ from ecoformer.model.low_rank import CompressionReport, expand, low_rank_layers,
 from ecoformer.model.resize import fit_sizes, set_in_chans, set_patch_stride
 from ecoformer.models.dims import dims_of, num_classes_of, vit_img_size
 from ecoformer.models.official import ForeignWeights, read_foreign
-from ecoformer.nn.inputs import RGB, input_size, takes_sequences
+from ecoformer.nn.inputs import RGB, input_size
 from ecoformer.nn.layout import STOCK_STRIDE
-from ecoformer.run.checks import attention_spec, low_rank_spec
+from ecoformer.run.checks import attention_spec, check_model, low_rank_spec
 from ecoformer.run.compression import factorize_and_count
 from ecoformer.run.saved import SavedRun, checkpoint_in, is_own, read_run
 
@@ -142,7 +142,7 @@ def foreign_run(weights: ForeignWeights, config: Config, class_names: list[str] 
 def _from_run(config: Config, run: SavedRun, num_classes: int, sequences: Mapping[str, int]) -> BuiltModel:
     saved, wanted = run.config, config
     where = f"init.checkpoint={run.path}"
-    for key in ("name", "kwargs"):
+    for key in ("name", "kwargs", *["in_chans"] * (saved.model.in_chans != RGB)):  # RGB becomes grey, as timm does it
         held, asked = getattr(saved.model, key), getattr(wanted.model, key)
         if held != asked:
             raise InputError(f"{where} was trained with model.{key}={held}, now it is {asked}: make them the same")
@@ -169,13 +169,9 @@ def _from_run(config: Config, run: SavedRun, num_classes: int, sequences: Mappin
     if stride != saved_stride:
         set_patch_stride(model, stride)
     _resize(built, saved, wanted, where)
-    if (channels := wanted.model.in_chans) != (held := saved.model.in_chans):
-        if held != RGB:
-            raise InputError(
-                f"{where} was trained with model.in_chans={held}, now it is {channels}: make them the same"
-            )
+    if (channels := wanted.model.in_chans) != saved.model.in_chans:
         set_in_chans(model, channels)
-        built.notes.append(f"first convolution: weights of {held} channels made {channels}, as timm")
+        built.notes.append(f"first convolution: weights of {RGB} channels made {channels}, as timm")
     if len(run.class_names) != num_classes:
         model.reset_classifier(num_classes)  # type: ignore[operator]
         built.notes.append(f"new classifier head: {len(run.class_names)} -> {num_classes} classes")
@@ -207,26 +203,8 @@ def _resize(built: BuiltModel, saved: Config, wanted: Config, where: str) -> Non
 def _create(
     config: Config, num_classes: int, pretrained: bool, sequences: Mapping[str, int] = MappingProxyType({})
 ) -> nn.Module:
+    check_model(config, sequences)
     model = config.model
-    if takes_sequences(model.name) != bool(sequences):
-        takes, are, remedy = ("sequences of ids", "images", "data=listops, text_bytes or pixels")
-        if sequences:
-            takes, are, remedy = are, takes, "model=lra_encoder"
-        raise InputError(f"model.name={model.name} takes {takes}, data.name={config.data.name} are {are}: use {remedy}")
-    for key, value in sequences.items():
-        if model.kwargs.get(key, value) != value:
-            raise InputError(
-                f"model.kwargs.{key}={model.kwargs[key]}: data.name={config.data.name} has {value}: leave it out"
-            )
-    if "in_chans" in model.kwargs:
-        channels = model.kwargs["in_chans"]
-        raise InputError(
-            f"model.kwargs.in_chans={channels}: write model.in_chans={channels}, which is a key of its own"
-        )
-    if sequences and model.in_chans != RGB:
-        raise InputError(
-            f"model.in_chans={model.in_chans} is for images, data.name={config.data.name} are sequences: leave it out"
-        )
     # Theirs goes before the data's image size.
     options: dict[str, Any] = {"img_size": None if sequences else config.data.img_size, **model.kwargs, **sequences}
     if model.in_chans != RGB:

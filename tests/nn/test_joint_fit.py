@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from ecoformer import InputError, convert, fit_hashes
-from ecoformer.fit.joint import JointFitReport, joint_line, original_of
+from ecoformer.fit.contract import JointFitReport, joint_line
+from ecoformer.fit.joint import original_of
 from ecoformer.kinds import DistilledHashSpec, DistilledSpec
 
 SPEC = DistilledHashSpec(num_bits=4, fit_steps=20, fit_batch_size=4, joint_steps=30, joint_batch_size=6, joint_lr=0.01)

@@ -14,8 +14,8 @@ from ecoformer.energy import Ledger, Profile, at_measured_shares, count
 from ecoformer.engine.progress import paced
 from ecoformer.errors import InputError
 from ecoformer.fit.compare import output_closeness
+from ecoformer.fit.contract import JointFitReport, joint_line
 from ecoformer.fit.hashes import HashFitReport, fit_hashes
-from ecoformer.fit.joint import JointFitReport, joint_line
 from ecoformer.fit.taught import TaughtSpec
 from ecoformer.lab.closeness.blocks import block_errors
 from ecoformer.lab.closeness.controls import ControlSpec
