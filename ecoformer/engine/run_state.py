@@ -26,7 +26,7 @@ from ecoformer.engine.rng import gathered_rng
 from ecoformer.engine.run_files import LAST, METRICS, PREVIOUS, make_room, read_intact
 from ecoformer.engine.same_run import require_same_run
 from ecoformer.engine.signals import StopSignals
-from ecoformer.errors import Interrupted
+from ecoformer.errors import Interrupted, counted
 from ecoformer.model.checkpoint import load_checkpoint, load_weights, save_checkpoint
 
 
@@ -227,7 +227,7 @@ class RunState:
             return "no epoch was complete, so nothing is saved yet"
         done, steps = self.saved
         within = f" and {steps} of {self.steps_per_epoch} steps of the next" if steps else ""
-        return f"{done} of {self.train.epochs} epochs{within} are saved in {self.run_dir / LAST}"
+        return f"{done} of {counted(self.train.epochs, 'epoch')}{within} are saved in {self.run_dir / LAST}"
 
     def how_to_go_on(self, signum: int) -> str:
         """The one line for a user who stopped the run."""

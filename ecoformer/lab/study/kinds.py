@@ -21,7 +21,7 @@ FIRST = ("stock", "msa")  # what the others are set beside
 OF_A_RUN = ("model", "dataset", "img_size", "epochs", "seed", "top1", "last_top1", "best_epoch", "params")
 OF_A_LEDGER = ("energy_pj", "attention_energy_pj", "attention_muls", "attention_adds", "uncounted")
 NOTE = (
-    "top-1 of the best epoch; energy of one image, modelled, 45nm_fp32; attention: what lies between the projections, "
+    "top-1 of the best epoch; energy of one sample, modelled, 45nm_fp32; attention: what lies between the projections, "
     "the last stage's MSA included, and for distilled_hash the projections, which it has folded in; saved: against "
     "stock and against MSA, negative where it costs more"
 )

@@ -23,7 +23,7 @@ from ecoformer.lab.study.tables import NOTES, STAGE1_SEED_NOTES, stage1_seed_tab
 from ecoformer.report.runs import RunRecord, find_runs, read_records, read_summary
 from ecoformer.report.training import plot_gap, plot_training_curves
 
-SWEEP_NOTE = "top-1 of each run's best epoch; energy: modelled, one image, attention: the cores between the projections"
+SWEEP_NOTE = "top-1 of each run's best epoch; energy: modelled, a sample, attention: the cores between the projections"
 ENOUGH_EPOCHS = 5  # for a curve
 # Top-1 on ImageNet-1K that others measured: EcoFormer as published, stock as timm reports for its weights.
 TOP1 = {
