@@ -58,11 +58,8 @@ def _device_of_rank(name: str, local_rank: int) -> torch.device:
         raise InputError(f"device={name} is one GPU for all processes: use device=cuda, one GPU for each")
     if (device := device_of(name)).type == "cpu":
         return device
-    chosen, count = (
-        torch.device("cuda", local_rank if device.index is None else device.index),
-        torch.cuda.device_count(),
-    )
-    if chosen.index >= count:
+    chosen = torch.device("cuda", local_rank if device.index is None else device.index)
+    if chosen.index >= (count := torch.cuda.device_count()):
         raise InputError(f"device={chosen}, but torch sees {counted(count, 'GPU')}: start fewer processes")
     torch.cuda.set_device(chosen)
     return chosen
