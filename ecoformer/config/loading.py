@@ -18,7 +18,7 @@ from ecoformer.nn.plugins import load_installed, load_modules
 
 T = TypeVar("T")
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"  # the YAML that comes with the package
-STRUCTURED: Callable[[Any], Any] = functools.cache(OmegaConf.structured)  # to make one takes longer than to merge it
+_structured: Callable[[Any], Any] = functools.cache(OmegaConf.structured)  # to make one takes longer than to merge it
 # Free dictionaries; attention is checked by make_spec.
 OPEN_KEYS = ("attention", "model.kwargs", "optim.kwargs", "schedule.kwargs")
 
@@ -38,7 +38,7 @@ def load_config(schema: type[T], composed: DictConfig | Mapping[str, Any]) -> T:
             raise InputError(unknown_key(key, schema))
     try:
         if OmegaConf.get_type(node) is not schema:  # what Hydra composes is typed already
-            node = OmegaConf.merge(STRUCTURED(schema), node)
+            node = OmegaConf.merge(_structured(schema), node)
         config = OmegaConf.to_object(node)
     except OmegaConfBaseException as error:
         raise InputError(describe_omegaconf(error)) from error

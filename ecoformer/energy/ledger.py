@@ -85,6 +85,7 @@ class Ledger:
 
     def diff(self, other: Ledger, by: str = "layer", profile: Prices = "45nm_fp32") -> str:
         """What each part does more (+) or less (-) in `other`, as text; parts that are the same are left out.
+
         Raises InputError as `table` does, and for another that is no ledger.
         """
         if not isinstance(other, Ledger):

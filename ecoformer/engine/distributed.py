@@ -47,7 +47,7 @@ def device_of(name: str, key: str = "device=") -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise InputError(f"{key}{name} is not supported: use auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"{key}{name}, but torch sees no GPU: use cpu or auto")
+        raise InputError(f"{key}{name}, but torch sees no GPU: use {key}cpu or {key}auto")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InputError(f"{key}{name}, but torch sees {counted(torch.cuda.device_count(), 'GPU')}: use a lower N")
     return device

@@ -34,7 +34,7 @@ class HashFitReport:
     (recall and correlation: of the first few, see `fit.held_out`); with 0, of the images of the fit.
 
     `failed_bits` met NaN or infinity while they were fitted and kept their old functions; `skipped_images` had
-    such features and were left out. `block` and `seconds` are left to who asked for the fit.
+    such features and were left out. `block` and `seconds` are filled in by whoever asks for the fit.
     """
 
     block: str = ""
@@ -167,7 +167,7 @@ class FittableAttention(nn.Module):
         return None
 
     def fit_hash(self, x_BND: Tensor, generator: torch.Generator, mask_BN: Tensor | None = None) -> HashFitReport:
-        """Fit to a batch of this layer's inputs. In `mask_BN`, here and below, True takes part; None: all do."""
+        """Fit to a batch of this layer's inputs. `mask_BN`, here and below: True where tokens take part; None: all."""
         raise TypeError(f"{type(self).__name__} does not say how its hash functions are fitted")
 
     def fit_on_call(

@@ -34,7 +34,7 @@ def load_installed() -> None:
             ) from error
 
 
-@functools.cache  # it reads the metadata of all installed packages
+@functools.cache  # it reads the metadata of all packages on the path, which is only the cache's key
 def _installed(path: tuple[str, ...]) -> EntryPoints:
     return entry_points(group=GROUP)
 

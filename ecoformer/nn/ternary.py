@@ -16,7 +16,7 @@ class TernaryLinear(nn.Linear):
     """x times the ternary weights that are nearest to `weight`, one scale a feature, plus the bias.
 
     `weight` is what training moves. Beside it stand, in the state dict, what runs without gradients: `signs`
-    (F, D), int8, and `scale` (F,). They follow the weight at every call of `eval()` and of `settle()`.
+    (F, D), int8, and `scale` (F,). They follow the weight whenever evaluation mode begins, and at `settle`.
     """
 
     signs: Tensor

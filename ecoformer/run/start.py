@@ -142,7 +142,8 @@ def foreign_run(weights: ForeignWeights, config: Config, class_names: list[str] 
 def _from_run(config: Config, run: SavedRun, num_classes: int, sequences: Mapping[str, int]) -> BuiltModel:
     saved, wanted = run.config, config
     where = f"init.checkpoint={run.path}"
-    for key in ("name", "kwargs", *["in_chans"] * (saved.model.in_chans != RGB)):  # RGB becomes grey, as timm does it
+    from_rgb = saved.model.in_chans == RGB  # which becomes any number of channels, as timm does it
+    for key in ("name", "kwargs") if from_rgb else ("name", "kwargs", "in_chans"):
         held, asked = getattr(saved.model, key), getattr(wanted.model, key)
         if held != asked:
             raise InputError(f"{where} was trained with model.{key}={held}, now it is {asked}: make them the same")

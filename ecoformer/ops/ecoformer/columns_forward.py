@@ -5,7 +5,7 @@ sigma scale whole rows, and no pass has a short inner loop. Three rows come alon
 a row of ones beside v (so that one product gives context and sum of codes, and one numerator and denominator), a row
 of ones beside the codes (whose product with v is the sum of all v), and the mean anchor beside the anchors (for sigma).
 Codes are 0/1, one comparison; the small context is what turns them into -1/+1. Samples go through in groups of some
-MiB, so queries, keys and v of a batch are never whole in memory.
+MiB, so what lies between x and the output is never whole in memory.
 
 Shapes: B samples (of a group), H heads, G = B H, N tokens, D model channels, C head channels, K code bits, M anchors;
 V = C + 1, L = K + 1 and R = M + 1 count the rows with their extra one, which is the last.
