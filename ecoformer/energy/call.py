@@ -60,11 +60,7 @@ class Call:
     @cached_property
     def written(self) -> list[Tensor]:
         """Arguments that the operation writes into."""
-        found = []
-        for position, name in _written_parameters(self.func):
-            given = self.args[position] if position < len(self.args) else self.kwargs.get(name)
-            found += list(_tensors([given]))
-        return found
+        return list(_tensors([self.arg(name) for name in _written_parameters(self.func)]))
 
     @property
     def elements(self) -> int:
@@ -84,9 +80,8 @@ def _parameters(func: Any) -> dict[str, tuple[int, Any]]:
 
 
 @cache
-def _written_parameters(func: Any) -> list[tuple[int, str]]:
-    listed = _parameters(func).items()
-    return [(at, name) for name, (at, p) in listed if p.alias_info is not None and p.alias_info.is_write]
+def _written_parameters(func: Any) -> list[str]:
+    return [p.name for p in func._schema.arguments if p.alias_info is not None and p.alias_info.is_write]
 
 
 @cache

@@ -7,6 +7,7 @@ parts counted. Nothing is counted twice, because a counted operation runs with t
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -114,31 +115,25 @@ class ModuleStack:
         try:
             for name, module in model.named_modules():
                 handles += [
-                    module.register_forward_pre_hook(self._enter(name), with_kwargs=True, prepend=True),
-                    module.register_forward_hook(self._exit(name), with_kwargs=True, always_call=True),
+                    module.register_forward_pre_hook(partial(self._enter, name), with_kwargs=True, prepend=True),
+                    module.register_forward_hook(partial(self._exit, name), with_kwargs=True, always_call=True),
                 ]
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _enter(self, name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self.running.append((name, module))
-            self.on_enter(name, module, (*args, *kwargs.values()))
+    def _enter(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.running.append((name, module))
+        self.on_enter(name, module, (*args, *kwargs.values()))
 
-        return hook
-
-    def _exit(self, name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-            popped = self.running.pop()
-            assert popped[0] == name, f"module {name} ended inside {popped[0]}"
-            if out is None:  # always_call: the forward raised
-                self.failed_in = self.failed_in or name
-                return
+    def _exit(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+        popped = self.running.pop()
+        assert popped[0] == name, f"module {name} ended inside {popped[0]}"
+        if out is None:  # always_call: the forward raised
+            self.failed_in = self.failed_in or name
+        else:
             self.on_exit(name, module, (*args, *kwargs.values()), out)
-
-        return hook
 
 
 @contextmanager

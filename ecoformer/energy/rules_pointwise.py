@@ -63,6 +63,10 @@ for _names, _kinds in {
     "mish": {"compare": 1, "exp": 3, "add": 1, "mul": 1},
     "arange linspace": {"add": 1, "mul": 1},
     "lerp": {"add": 2, "mul": 1},
+    # A weighted sum of so many inputs; the weights are tables.
+    "upsample_linear1d": {"fma": 2},
+    "upsample_bilinear2d": {"fma": 4},
+    "upsample_bicubic2d": {"fma": 16},
 }.items():
     rule(*names(_names))(per_element(**_kinds))
 
@@ -132,16 +136,6 @@ def _pow(call: Call) -> Counts:
     general = counts(exp=2, mul=1)  # exp(exponent * log(x))
     known = isinstance(exponent, int | float) and not isinstance(call.arg("self"), int | float)
     return scaled(cheap.get(float(exponent), general) if known else general, call.elements)
-
-
-def _interpolation(taps: int) -> Callable[[Call], Counts]:
-    """Every output is a weighted sum of `taps` inputs; the weights are tables."""
-    return lambda call: counts(fma=taps * call.elements)
-
-
-rule("upsample_linear1d")(_interpolation(2))
-rule("upsample_bilinear2d")(_interpolation(4))
-rule("upsample_bicubic2d")(_interpolation(16))
 
 
 def _antialiased(taps: int) -> Callable[[Call], Counts]:

@@ -2,8 +2,6 @@
 
 from math import prod
 
-from torch import Tensor
-
 from ecoformer.energy.call import Call
 from ecoformer.energy.kinds import Counts, counts, scaled
 from ecoformer.energy.rules import inner_products, rule
@@ -46,22 +44,18 @@ def _bilinear(call: Call) -> Counts:
     return inner + inner_products(sums, None, call.values(y))
 
 
-def convolution_terms(x: Tensor, weight: Tensor, out: Tensor, transposed: bool) -> int:
-    """Multiplications of a convolution with weight (Cout, Cin/groups, *kernel), padding taps included.
-
-    Transposed, weight is (Cin, Cout/groups, *kernel) and each input element meets the whole kernel.
-    """
-    return (x if transposed else out).numel() * prod(weight.shape[1:])
-
-
 @rule(
     "convolution", "_convolution", "mkldnn_convolution", "cudnn_convolution", "convolution_overrideable", products=True
 )
 def _convolution(call: Call) -> Counts:
+    """With weight (Cout, Cin/groups, *kernel), padding taps included.
+
+    Transposed, weight is (Cin, Cout/groups, *kernel) and each input element meets the whole kernel.
+    """
     x = call.arg("input") if call.arg("input") is not None else call.arg("self")
     weight = call.arg("weight")
-    transposed = bool(call.arg("transposed", False))
-    terms = convolution_terms(x, weight, call.outputs[0], transposed)
+    met = x if call.arg("transposed", False) else call.outputs[0]
+    terms = met.numel() * prod(weight.shape[1:])
     held = call.values(x)
     if any(call.arg("padding")):  # padded taps are zeros, which +-1 codes and powers of two cannot express
         held = held | {0.0} if isinstance(held, frozenset) else None

@@ -106,10 +106,6 @@ def _map(function: Callable[..., float], *sets: Values) -> Values:
     return frozenset(float(function(*combination)) for combination in product(*listed))
 
 
-def _sign(x: float) -> float:
-    return float((x > 0) - (x < 0))
-
-
 def names(text: str) -> frozenset[str]:
     """The words of a text: operation names, written without quotes."""
     return frozenset(text.split())
@@ -198,7 +194,7 @@ VALUE_RULES: dict[str, ValueRule] = {
     "neg": lambda values, call: _map(lambda a: -a, values("self")),
     "abs": lambda values, call: _map(abs, values("self")),
     "relu": lambda values, call: _map(lambda a: max(a, 0.0), values("self")),
-    **dict.fromkeys(("sign", "sgn"), lambda values, call: _map(_sign, values("self")) or TERNARY),
+    **dict.fromkeys(("sign", "sgn"), lambda values, call: _map(lambda a: (a > 0) - (a < 0), values("self")) or TERNARY),
     **dict.fromkeys(("round", "floor", "ceil", "trunc"), _rounded),
     "exp2": lambda values, call: Endless.POWERS if values("self") is Endless.WHOLE else None,
     **dict.fromkeys(("clamp", "clamp_min", "clamp_max"), _clamp),
