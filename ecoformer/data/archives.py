@@ -27,7 +27,7 @@ def load_archives(data: DataConfig, *, with_train: bool, num_classes: int | None
         holds = "the shards" if data.name == "webdataset" else "the dataset"
         raise InputError(f"data={data.name} needs data.root: set it to the folder that holds {holds}")
     root = Path(data.root).expanduser()
-    read = _read_shards if data.name == "webdataset" else _read_rows
+    read = _read_shards if data.name == "webdataset" else read_split
     val, known = read(data, root, training=False)
     train, train_known = read(data, root, training=True) if with_train else (None, known)
     if train_known != known:
@@ -44,11 +44,6 @@ def _read_shards(data: DataConfig, root: Path, *, training: bool) -> tuple[Label
     split = data.train_split if training else data.val_split
     paths = find_shards(root, split, names, key)
     return shard_source(paths, data.image_key, data.label_key, f"{key}={split or paths[0].name} in {root}"), None
-
-
-def _read_rows(data: DataConfig, root: Path, *, training: bool) -> tuple[LabelledSource, list[str] | None]:
-    split = data.train_split if training else data.val_split
-    return read_split(root, split, training=training, image_key=data.image_key, label_key=data.label_key)
 
 
 def class_names(data: DataConfig, root: Path, known: list[str] | None, num_classes: int | None = None) -> list[str]:

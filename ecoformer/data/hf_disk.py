@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ecoformer.config.schema import DataConfig
 from ecoformer.data.shards import TRAIN_NAMES, VAL_NAMES
 from ecoformer.errors import InputError
 
@@ -46,9 +47,9 @@ class RowSource:
 
 
 def read_split(
-    root: Path, split: str | None, *, training: bool, image_key: str | None, label_key: str | None
+    data: DataConfig, root: Path, *, training: bool, split: str | None = None
 ) -> tuple[RowSource, list[str] | None]:
-    """One split, and the class names where the label column knows them.
+    """One split, of the config's name unless another is given, and the class names where the label column knows them.
 
     Raises InputError: no such folder, split or column, labels that are no class numbers.
     """
@@ -56,7 +57,8 @@ def read_split(
         raise InputError(f"data.root={root} is not a folder: set data.root to the folder of the dataset")
     key = "data.train_split" if training else "data.val_split"
     wanted = TRAIN_NAMES if training else VAL_NAMES
-    image_key, label_key = image_key or IMAGE_KEY, label_key or LABEL_KEY
+    split = split or (data.train_split if training else data.val_split)
+    image_key, label_key = data.image_key or IMAGE_KEY, data.label_key or LABEL_KEY
     dataset, chosen = _open(root, split, wanted, key, image_key)
     targets, names = _labels(root, dataset, (image_key, "image_key"), label_key)
     if len(targets) == 0:

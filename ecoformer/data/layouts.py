@@ -94,9 +94,7 @@ def look_at_rows(data: DataConfig, root: Path, found: Audit, with_train: bool) -
             if training:
                 continue  # one table: it is looked through once
         try:
-            source, known = read_split(
-                root, split, training=training, image_key=data.image_key, label_key=data.label_key
-            )
+            source, known = read_split(data, root, training=training, split=split)
         except InputError as error:
             found.faults.append(DataFault("missing split", name, str(error)))
             continue
