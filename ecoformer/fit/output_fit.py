@@ -4,10 +4,10 @@ The loss is the squared error of the output, relative to the output, per head, i
 Shapes: B batch, H heads, N tokens, C head channels, K code bits.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, Generic, Protocol, Self, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,30 +18,7 @@ from ecoformer.fit.contract import HashFitReport, code_figures
 from ecoformer.fit.target import AttentionTarget
 from ecoformer.nn.heads import without_padding
 from ecoformer.ops.closeness import head_errors, head_ratio, head_squares
-
-
-class Attends(Protocol):
-    """What can be fitted: tensors, heads first, that turn per-sample inputs into an attention output."""
-
-    def tensors(self) -> Iterator[Tensor]:
-        """Everything that a fit changes, in a fixed order; every tensor has the heads first."""
-        ...
-
-    def positive(self) -> Sequence[bool]:
-        """Which of `tensors` must stay above 0: Adam steps on their logarithms."""
-        ...
-
-    def with_tensors(self, tensors: Iterator[Tensor]) -> Self:
-        """The same with other tensors, in the order of `tensors`."""
-        ...
-
-    def attend(self, *args: Any, **kwargs: Any) -> Tensor:
-        """The attention output (B, H, N, C) of a batch of samples, given as tensors.
-
-        A fit that anneals passes `slope`, that of the soft codes to compute it with.
-        """
-        ...
-
+from ecoformer.ops.codes.fitted import Attends
 
 AttendsT = TypeVar("AttendsT", bound=Attends)
 

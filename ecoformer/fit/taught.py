@@ -5,14 +5,14 @@ Shapes: B batch, H heads, N tokens, C head channels, D model channels.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from ecoformer.errors import InputError
 from ecoformer.fit.contract import FittableAttention, HashFitReport, finite_images
-from ecoformer.fit.output_fit import Attends, fit_and_report
+from ecoformer.fit.output_fit import fit_and_report
 from ecoformer.fit.target import KnownTarget
 from ecoformer.fit.teacher import Teacher, affine
 from ecoformer.nn.base import ReplacementAttention
@@ -22,6 +22,7 @@ from ecoformer.nn.precision import full_precision, without_autocast
 from ecoformer.nn.projections import Projections
 from ecoformer.nn.specs import AttentionSpec
 from ecoformer.ops.codes.distilled import Standardiser
+from ecoformer.ops.codes.fitted import Attends
 
 STEP_TOKENS = 8192
 NO_TEACHER = (
@@ -72,6 +73,7 @@ class TaughtAttention(FittedState, ReplacementAttention, FittableAttention):
 
     parts: Mapping[str, str] = {"value": "to_v", "proj": "proj"}
     fits_parameters = True
+    fit_sums: ClassVar[Callable[..., tuple[Tensor, Tensor]] | None] = None  # the error that falls; None: of the output
     spec: TaughtSpec
     to_v: nn.Linear
 
@@ -82,6 +84,14 @@ class TaughtAttention(FittedState, ReplacementAttention, FittableAttention):
     def start(self, x_BND: Tensor, standard: Standardiser, generator: torch.Generator, teacher: Teacher) -> Attends:
         """Where the fit starts; `x_BND` are standardised tokens, which is what is fitted on."""
         raise TypeError(f"{type(self).__name__} does not say where its fit starts")
+
+    def standard_of(self, x_BND: Tensor) -> Standardiser:
+        """How tokens are standardised for a fit to these."""
+        return Standardiser.of(x_BND)
+
+    def fit_inputs(self, x_BND: Tensor, v_BHNC: Tensor | None) -> list[Tensor | None]:
+        """What attends is given in a fit, of standardised tokens; values are None where they are fitted too."""
+        return [x_BND, v_BHNC]
 
     def store(self, fitted: Any, standard: Standardiser, x_BND: Tensor) -> None:
         """Fold what was fitted on standardised tokens into the layer's own parameters, in place."""
@@ -138,7 +148,7 @@ class TaughtAttention(FittedState, ReplacementAttention, FittableAttention):
             raise InputError(NO_TEACHER)
         with without_autocast(x_BND):
             x_BND = real_tokens(*finite_images([full_precision(x_BND)], mask_BN))
-            standard = Standardiser.of(x_BND)
+            standard = self.standard_of(x_BND)
             x_BND = standard(x_BND)
             self.store(self.start(x_BND, standard, generator, teacher), standard, x_BND)
         self.mark_fitted()
@@ -172,14 +182,12 @@ class TaughtAttention(FittedState, ReplacementAttention, FittableAttention):
             x_BND, mask_BN = finite_images([full_precision(x_BND)], mask_BN)
             v_BND = affine(self.to_v).like(x_BND)(x_BND)
             target = teacher.target(x_BND, v_BND, feat_size, mask_BN, batch_size).split_heads(self.num_heads)
-            standard = Standardiser.of(real_tokens(x_BND, mask_BN))
+            standard = self.standard_of(real_tokens(x_BND, mask_BN))
             x_BND = standard(x_BND)
             real_BND = real_tokens(x_BND, mask_BN)
-            start = self.start(real_BND, standard, generator, teacher)
-            inputs = [x_BND, None if teacher.fits_values else split_heads(v_BND, self.num_heads)]
             fitted, report = fit_and_report(
-                start,
-                inputs,
+                self.start(real_BND, standard, generator, teacher),
+                self.fit_inputs(x_BND, None if teacher.fits_values else split_heads(v_BND, self.num_heads)),
                 target,
                 generator,
                 num_bits=self.num_bits,
@@ -189,6 +197,7 @@ class TaughtAttention(FittedState, ReplacementAttention, FittableAttention):
                 batch_size=batch_size,
                 slope_at=self.slope_at,
                 mask_BN=mask_BN,
+                sums=self.fit_sums,
             )
             self.store(fitted, standard, real_BND)
             self.mark_fitted()

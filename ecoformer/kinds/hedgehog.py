@@ -6,7 +6,7 @@ Shapes: B batch, H heads, N tokens, C head channels, D model channels, F = 2 C f
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from ecoformer.errors import InputError
-from ecoformer.fit.contract import HashFitReport, finite_images
-from ecoformer.fit.output_fit import fit_and_report
-from ecoformer.fit.taught import NO_TEACHER, TaughtAttention, TaughtSpec
+from ecoformer.fit.taught import TaughtAttention, TaughtSpec
 from ecoformer.nn.base import attention_kind
 from ecoformer.nn.heads import as_attn_mask, without_padding
 from ecoformer.nn.precision import full_precision, without_autocast
 from ecoformer.nn.projections import Projections, read_projections
+from ecoformer.ops.codes.distilled import Standardiser
+from ecoformer.ops.codes.fitted import Attends
 from ecoformer.ops.ecoformer.codes import sign
 from ecoformer.ops.linear.attention import linear_attention, linear_attention_weights
 
@@ -56,8 +56,10 @@ class HedgehogSpec(TaughtSpec):
 
 
 @dataclass(frozen=True)
-class FeatureMaps:
+class FeatureMaps(Attends):
     """W and b of all heads' queries (0) and keys (1)."""
+
+    fitted = ("weight_H2CC", "bias_H2C")
 
     weight_H2CC: Tensor
     bias_H2C: Tensor
@@ -86,15 +88,6 @@ class FeatureMaps:
         """The attention output (B, H, N, C), linear in the tokens."""
         return linear_attention(*self.features(q_BHNC, k_BHNC, mask_BN), v_BHNC)
 
-    def tensors(self) -> Iterator[Tensor]:
-        yield from (self.weight_H2CC, self.bias_H2C)
-
-    def positive(self) -> list[bool]:
-        return [False, False]
-
-    def with_tensors(self, tensors: Iterator[Tensor]) -> FeatureMaps:
-        return FeatureMaps(*tensors)
-
 
 def weight_sums(maps: FeatureMaps, q_BHNC: Tensor, k_BHNC: Tensor, *others: Tensor) -> tuple[Tensor, Tensor]:
     """What a fit lowers: the cross entropy -sum_j p_ij log w_ij of softmax attention's weights p and these, w.
@@ -115,7 +108,9 @@ def weight_sums(maps: FeatureMaps, q_BHNC: Tensor, k_BHNC: Tensor, *others: Tens
 class HedgehogAttention(TaughtAttention):
     """Linear attention on fitted features of queries and keys, in float32 whatever the autocast.
 
-    `feature_weight` holds W, (H, 2, C, C), and `feature_bias` b, flat, for queries and for keys of each head.
+    `feature_weight` holds W, (H, 2, C, C), and `feature_bias` b, flat, for queries and for keys of each head. The
+    objective of a fit is the cross entropy, in nats, to the softmax attention of the layer's own queries and keys; its
+    errors are those of the output against the replaced layer's, whatever its attention is.
     """
 
     parts: Mapping[str, str] = {"query": "to_q", "key": "to_k", "value": "to_v", "proj": "proj"}
@@ -123,6 +118,7 @@ class HedgehogAttention(TaughtAttention):
     new_parts = ("feature_weight", "feature_bias")
     takes_mask = True
     shows_codes = True
+    fit_sums = staticmethod(weight_sums)
 
     def add_parts(self, source: Projections | None) -> None:
         super().add_parts(source)
@@ -170,38 +166,13 @@ class HedgehogAttention(TaughtAttention):
         self.feature_weight.copy_(fitted.weight_H2CC)
         self.feature_bias.copy_(fitted.bias_H2C.flatten())
 
-    @torch.no_grad()
-    def fit_hash(
-        self, x_BND: Tensor, generator: torch.Generator, mask_BN: Tensor | None = None, feat_size: Any = None
-    ) -> HashFitReport:
-        """Fit to the softmax attention of the layer's own queries and keys, and drop the layer that was replaced.
+    def standard_of(self, x_BND: Tensor) -> Standardiser:
+        """They stay as they are."""
+        return Standardiser(torch.zeros_like(x_BND[0, 0]), torch.ones_like(x_BND[0, 0]))
 
-        Images with NaN or infinite features are left out. The objective is the cross entropy, in nats; errors are
-        those of the output against the replaced layer's, whatever its attention is. Raises InputError as its base's.
-        """
-        spec = self.spec
-        if self.teacher is None:
-            raise InputError(NO_TEACHER)
-        with without_autocast(x_BND):
-            real_BND, mask_BN = finite_images([full_precision(x_BND)], mask_BN)
-            target = self.target(real_BND, feat_size, mask_BN)
-            assert target is not None
-            fitted, report = fit_and_report(
-                self.start(real_BND),
-                self._full_heads(real_BND),
-                target.split_heads(self.num_heads),
-                generator,
-                num_bits=self.num_bits,
-                num_images=len(x_BND),
-                lr=spec.fit_lr,
-                steps=spec.fit_steps,
-                batch_size=self._step_images(real_BND),
-                mask_BN=mask_BN,
-                sums=weight_sums,
-            )
-            self.store(fitted)
-            self.mark_fitted()
-            return report
+    def fit_inputs(self, x_BND: Tensor, v_BHNC: Tensor | None) -> list[Tensor | None]:
+        """Its own queries, keys and values."""
+        return [*self._full_heads(x_BND)]
 
     def projections(self, where: str) -> Projections:
         """Its own, or before the fit those of the layer that it is to learn from, so that another can learn from it."""

@@ -7,7 +7,6 @@ Shapes: B batch, H heads, N tokens, C head channels, D model channels.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
@@ -23,6 +22,7 @@ from ecoformer.nn.base import attention_kind
 from ecoformer.nn.heads import token_mean
 from ecoformer.nn.specs import AttentionSpec
 from ecoformer.ops.codes.distilled import FittedValues, Standardiser
+from ecoformer.ops.codes.fitted import Attends
 
 RANDOM = "random-"
 
@@ -70,24 +70,16 @@ class ControlSpec(TaughtSpec):
 
 
 @dataclass(frozen=True)
-class _Values:
+class _Values(Attends):
     """Values while they are fitted."""
+
+    fitted = ("values",)
 
     values: FittedValues
     spec: ControlSpec
 
     def attend(self, x_BND: Tensor, v_BHNC: None = None, mask_BN: Tensor | None = None) -> Tensor:
         return self.spec.mix(self.values(x_BND), mask_BN)
-
-    def tensors(self) -> Iterator[Tensor]:
-        yield from (self.values.weight_HCD, self.values.bias_HC)
-
-    def positive(self) -> list[bool]:
-        return [False, False]
-
-    def with_tensors(self, tensors: Iterator[Tensor]) -> _Values:
-        weight_HCD, bias_HC = tensors
-        return replace(self, values=replace(self.values, weight_HCD=weight_HCD, bias_HC=bias_HC))
 
 
 @attention_kind(ControlSpec)

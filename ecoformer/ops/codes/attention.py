@@ -9,16 +9,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ecoformer.ops.codes.fitted import Fitted
 from ecoformer.ops.ecoformer.codes import squared_distances, straight_through_sign
 
 
 @dataclass(frozen=True)
-class TokenHash:
+class TokenHash(Fitted):
     """Hash functions of queries or of keys: code = (features A^T >= threshold).
 
     A_HKF, threshold_HK; anchors_HMC and bandwidth_H (sigma, above 0) of the kernel, both None for a hash that is
     linear in the token.
     """
+
+    fitted = ("A_HKF", "threshold_HK", "anchors_HMC", "bandwidth_H")
 
     A_HKF: Tensor
     threshold_HK: Tensor

@@ -7,14 +7,13 @@ channels, D model channels, K code bits.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ecoformer.ops.codes.attention import binary_attention
+from ecoformer.ops.codes.fitted import Attends, Fitted
 from ecoformer.ops.codes.folded import Affine
 from ecoformer.ops.codes.forms import BITS, CodeForm
 from ecoformer.ops.codes.ternary import straight_through_ternary
@@ -61,8 +60,10 @@ class Standardiser:
 
 
 @dataclass(frozen=True)
-class FittedValues:
+class FittedValues(Fitted):
     """A projection of standardised tokens to values while it is fitted: `weight_HCD` and `bias_HC` times `size_H`."""
+
+    fitted = ("weight_HCD", "bias_HC")
 
     weight_HCD: Tensor
     bias_HC: Tensor
@@ -88,13 +89,15 @@ class FittedValues:
 
 
 @dataclass(frozen=True)
-class DistilledHash:
+class DistilledHash(Attends):
     """All that turns standardised tokens into an attention output: projections to codes, their weights, the floor.
 
     `weight_HK` None: all 1, and left so; a power of two is weighted by its exponent's bias. With `values` these are
     fitted too; without, they are given with each batch. With `deviation_D`, that of the tokens before they were
     standardised, projections are ternary for the tokens as they were.
     """
+
+    fitted = ("query_HKD", "query_bias_HK", "key_HKD", "key_bias_HK", "weight_HK", "floor_H", "values")
 
     query_HKD: Tensor
     query_bias_HK: Tensor
@@ -124,27 +127,6 @@ class DistilledHash:
             assert self.values is not None
             v_BHNC = self.values(x_BND)
         return binary_attention(*self.codes(x_BND, slope), v_BHNC, self.weight_HK, self.floor_H, mask_BN)
-
-    def tensors(self) -> Iterator[Tensor]:
-        yield from (getattr(self, name) for name in self._names)
-        if self.values is not None:
-            yield from (self.values.weight_HCD, self.values.bias_HC)
-
-    def positive(self) -> list[bool]:
-        values = 0 if self.values is None else 2
-        return [name in ("weight_HK", "floor_H") for name in self._names] + [False] * values
-
-    def with_tensors(self, tensors: Iterator[Tensor]) -> DistilledHash:
-        own: dict[str, Any] = {name: next(tensors) for name in self._names}
-        values = self.values
-        if values is not None:
-            values = replace(values, weight_HCD=next(tensors), bias_HC=next(tensors))
-        return replace(self, **own, values=values)
-
-    @property
-    def _names(self) -> list[str]:
-        names = ("query_HKD", "query_bias_HK", "key_HKD", "key_bias_HK", "weight_HK", "floor_H")
-        return [name for name in names if getattr(self, name) is not None]
 
     @property
     def to_codes(self) -> Affine:

@@ -6,20 +6,20 @@ Shapes: B batch, H heads, N tokens, C head channels, K code bits, M anchors.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ecoformer.ops.codes.attention import TokenHash, binary_attention, binary_codes, token_features
+from ecoformer.ops.codes.fitted import Attends
 from ecoformer.ops.ecoformer.codes import squared_distances
 
 START_BANDWIDTH = 0.3  # of the mean squared distance to the anchors: narrow features follow attention more closely
 
 
 @dataclass(frozen=True)
-class BinaryHash:
+class BinaryHash(Attends):
     """All that turns queries, keys and values into an attention output. `key` is None where keys are hashed queries.
 
     `weight_HK` (at least 0) and `floor_H` (above 0) are those of `binary_attention` for 0/1 codes. With `signed`
@@ -34,6 +34,10 @@ class BinaryHash:
     signed: bool = False
     fits_weight: bool = True
     fits_floor: bool = True
+
+    @property
+    def fitted(self) -> tuple[str, ...]:
+        return "query", "key", *["weight_HK"] * self.fits_weight, *["floor_H"] * self.fits_floor
 
     @property
     def weights_of_bits(self) -> Tensor | None:
@@ -59,36 +63,6 @@ class BinaryHash:
         """The attention output (B, H, N, C)."""
         codes = self.codes(q_BHNC, k_BHNC)
         return binary_attention(*codes, v_BHNC, self.weights_of_bits, self.raised_floor_H, mask_BN)
-
-    def tensors(self) -> Iterator[Tensor]:
-        """Everything that a fit changes, in a fixed order; every tensor has the heads first."""
-        for hashing in (self.query, self.key):
-            if hashing is not None:
-                yield from (hashing.A_HKF, hashing.threshold_HK)
-                if hashing.anchors_HMC is not None and hashing.bandwidth_H is not None:
-                    yield from (hashing.anchors_HMC, hashing.bandwidth_H)
-        yield from [self.weight_HK] * self.fits_weight + [self.floor_H] * self.fits_floor
-
-    def positive(self) -> list[bool]:
-        """Which of `tensors` stay above 0: bandwidths, weights and floors."""
-        hashes = [h for h in (self.query, self.key) if h is not None]
-        kinds = [(False, False) if h.bandwidth_H is None else (False, False, False, True) for h in hashes]
-        return [*(flag for kind in kinds for flag in kind), *[True] * (self.fits_weight + self.fits_floor)]
-
-    def with_tensors(self, tensors: Iterator[Tensor]) -> BinaryHash:
-        """The same hash with other tensors, in the order of `tensors`."""
-
-        def take(hashing: TokenHash | None) -> TokenHash | None:
-            if hashing is None:
-                return None
-            linear = hashing.anchors_HMC is None
-            return TokenHash(next(tensors), next(tensors), *(() if linear else (next(tensors), next(tensors))))
-
-        query, key = take(self.query), take(self.key)
-        assert query is not None
-        weight_HK = next(tensors) if self.fits_weight else self.weight_HK
-        floor_H = next(tensors) if self.fits_floor else self.floor_H
-        return replace(self, query=query, key=key, weight_HK=weight_HK, floor_H=floor_H)
 
 
 def random_hash(
