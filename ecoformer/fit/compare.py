@@ -41,15 +41,16 @@ def output_closeness(found_BK: Tensor, target_BK: Tensor) -> tuple[float, float]
 
 @dataclass(frozen=True)
 class Closeness:
-    """A layer against its target; the fields are those of `HashFitReport` of the same names.
+    """A layer against its target.
 
     Errors are relative L2 of the attention output before the output projection: of the layer, of random hash functions,
-    of uniform attention. Recall is the share of each token's strongest keys that is found, chance what constant weights
-    find; correlation is that of the weights of a token's keys. None: not asked for, or there are no weights to compare.
+    of uniform attention (the mean of all values). Recall is the share of each token's strongest keys that is found,
+    chance what constant weights find; correlation is that of the weights of a token's keys, 0 for constant ones. None:
+    not asked for or not known, or there are no weights to compare.
     """
 
-    attention_error: float
-    uniform_error: float
+    attention_error: float | None = None
+    uniform_error: float | None = None
     random_error: float | None = None
     recall: float | None = None
     random_recall: float | None = None

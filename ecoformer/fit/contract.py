@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from ecoformer.errors import InputError
+from ecoformer.fit.compare import Closeness
 from ecoformer.fit.target import AttentionTarget
 from ecoformer.nn.base import given
 from ecoformer.nn.heads import real_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
-class HashFitReport:
+class HashFitReport(Closeness):
     """What one fit did to one layer, averaged over its heads; ready for JSON through dataclasses.asdict.
 
     Objectives are means over the bits of the loss that a fit lowers (lower is better). `bit_balance` is 1 where
@@ -24,11 +25,8 @@ class HashFitReport:
     correlation between two bits; `flipped_bits` the share of code bits that the fit changed, against the
     previous codes or, at a first fit, against the random start.
 
-    Kinds that know the softmax attention they stand for also say how close they come to it: relative L2 of the
-    attention output before the output projection, of the fitted codes (`attention_error`), of random hash functions
-    (`random_error`) and of the mean of all values (`uniform_error`); the share of each token's strongest keys that is
-    found (`recall`, beside `random_recall` and the `chance_recall` of constant weights); and the correlation of the
-    weights of a token's keys (`correlation`, `random_correlation`; 0 for constant weights). None where it is unknown.
+    Kinds that know the softmax attention they stand for also say how close they come to it: see `Closeness`, whose
+    layer is the one with the fitted codes.
 
     With `held_out_images` these figures and those of the bits are of that many images which the fit did not see
     (recall and correlation: of the first few, see `fit.held_out`); with 0, of the images of the fit.
@@ -46,14 +44,6 @@ class HashFitReport:
     bit_balance: float
     bit_correlation: float
     flipped_bits: float
-    attention_error: float | None = None
-    random_error: float | None = None
-    uniform_error: float | None = None
-    recall: float | None = None
-    random_recall: float | None = None
-    chance_recall: float | None = None
-    correlation: float | None = None
-    random_correlation: float | None = None
     held_out_images: int = 0
     failed_bits: int = 0
     skipped_images: int = 0

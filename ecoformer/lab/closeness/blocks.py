@@ -100,11 +100,10 @@ def block_errors(source: nn.Module, model: nn.Module, images: Tensor, *, seed: i
             target = random.target(x_BND, **others)  # which the fit, of no steps, will forget
             assert target is not None
             floors = random.eval().fit_on_call(x_BND, torch.Generator().manual_seed(seed), **others)
-            assert floors.uniform_error is not None
             error = compare(layers[name], target, x_BND, mask_BN=others.get("mask_BN")).attention_error
             rows.append({**_row(name, x_BND, error, floors.uniform_error), "error_random": floors.random_error})
     return rows
 
 
-def _row(block: str, x_BND: Tensor, error: float, uniform: float) -> Row:
+def _row(block: str, x_BND: Tensor, error: float | None, uniform: float | None) -> Row:
     return {"block": block, "num_tokens": x_BND.shape[1], "error": error, "error_uniform": uniform}
