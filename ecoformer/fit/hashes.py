@@ -6,6 +6,7 @@ Shapes: B batch, H heads, N tokens, C head channels, D model channels, K code bi
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -71,25 +72,22 @@ def fit_hashes(
     num_images, all_images = len(few), few if held_out is None else torch.cat([few, held_out])
     busy = False
 
-    def fit_before_forward(name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            nonlocal busy
-            if busy:  # a measurement runs the layer, or a copy of it
-                return
-            assert isinstance(module, FittableAttention)
-            busy = True
-            x_BND, others = called_with(args, kwargs)
-            report = fit_and_measure(module, x_BND, num_images, generator, **others)
-            reports.append(replace(report, block=name))
-            busy = False
-            if on_report is not None:
-                on_report(reports[-1])
-
-        return hook
+    def fit_before_forward(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        nonlocal busy
+        if busy:  # a measurement runs the layer, or a copy of it
+            return
+        assert isinstance(module, FittableAttention)
+        busy = True
+        x_BND, others = called_with(args, kwargs)
+        report = fit_and_measure(module, x_BND, num_images, generator, **others)
+        reports.append(replace(report, block=name))
+        busy = False
+        if on_report is not None:
+            on_report(reports[-1])
 
     with eval_mode(model), without_autocast(images), ExitStack() as hooks:
         for name, module in layers.items():
-            hooks.enter_context(module.register_forward_pre_hook(fit_before_forward(name), with_kwargs=True))
+            hooks.enter_context(module.register_forward_pre_hook(partial(fit_before_forward, name), with_kwargs=True))
         model(all_images)
     assert len(reports) == len(layers), "a hash layer did not run, or ran twice, in one forward pass"
     if original is not None:
