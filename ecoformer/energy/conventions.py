@@ -66,7 +66,7 @@ class Book(ABC):
         if _states_its_core(module):
             self._stated.add(name)
 
-    def on_exit(self, name: str, module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
+    def on_exit(self, module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
         """Note that a module ended; nothing by default."""
         return
 
@@ -165,13 +165,9 @@ class PaperBook(Book):
             core = counts(mul=muls, add=adds, shift=sum(shifts))
             self.write("attention core", scaled(core, batch), _width(_first(args)), part=CORE)
 
-    def on_exit(self, name: str, module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
-        # The module itself has left the stack: put it back for the entry's name.
-        base = _paper_base(module, args, out)
-        if base is not None:
-            self.stack.running.append((name, module))
+    def on_exit(self, module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
+        if (base := _paper_base(module, args, out)) is not None:
             self.write(_own_part(module), counts(mul=base, add=base), _width(out))
-            self.stack.running.pop()
 
 
 def _calling_function() -> str:

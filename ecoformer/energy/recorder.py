@@ -92,13 +92,13 @@ class OpRecorder(TorchDispatchMode):
 
 
 class ModuleStack:
-    """Which module runs now, by name; listeners learn of each module's start and end."""
+    """Which module runs now, by name; listeners learn of each module's start and end while it is the one that runs."""
 
     def __init__(self) -> None:
         self.running: list[tuple[str, nn.Module]] = []
         self.failed_in = ""  # the innermost module that an exception left
         self.on_enter: Callable[[str, nn.Module, tuple[Any, ...]], None] = lambda *_: None
-        self.on_exit: Callable[[str, nn.Module, tuple[Any, ...], Any], None] = lambda *_: None
+        self.on_exit: Callable[[nn.Module, tuple[Any, ...], Any], None] = lambda *_: None
 
     @property
     def name(self) -> str:
@@ -128,12 +128,12 @@ class ModuleStack:
         self.on_enter(name, module, (*args, *kwargs.values()))
 
     def _exit(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        popped = self.running.pop()
-        assert popped[0] == name, f"module {name} ended inside {popped[0]}"
+        assert self.name == name, f"module {name} ended inside {self.name}"
         if out is None:  # always_call: the forward raised
             self.failed_in = self.failed_in or name
         else:
-            self.on_exit(name, module, (*args, *kwargs.values()), out)
+            self.on_exit(module, (*args, *kwargs.values()), out)
+        self.running.pop()
 
 
 @contextmanager
