@@ -3,11 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-ARITHMETIC = ("mul", "add", "fma", "compare", "exp", "div", "sqrt", "binary_mul", "popcount", "shift")
-MEMORY = ("read_bytes", "written_bytes")
-KINDS = ARITHMETIC + MEMORY
-
-KIND_MEANINGS = {
+MEANINGS = {
     "mul": "a multiplication",
     "add": "an addition or subtraction, also one term of a sum whose other factor is a 1-bit or ternary code",
     "fma": "a multiplication whose product is added to a running sum",
@@ -21,6 +17,8 @@ KIND_MEANINGS = {
     "read_bytes": "bytes of operands read, every operation reading its inputs once",
     "written_bytes": "bytes of results written",
 }
+KINDS = tuple(MEANINGS)
+ARITHMETIC, MEMORY = KINDS[:-2], KINDS[-2:]
 
 Counts = Counter[str]
 
