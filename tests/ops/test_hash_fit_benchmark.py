@@ -27,7 +27,7 @@ def main() -> Iterator[Callable[[list[str]], int]]:
 def test_both_implementations_agree_and_only_the_naive_one_holds_an_n_by_n_matrix(
     main: Callable[[list[str]], int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    num_tokens = 5000  # a matrix of 95 MiB; what any first fit maps is about 35
+    num_tokens = 4000  # a matrix of 61 MiB; what any first fit maps is about 35
     arguments = f"--shape 1,1,{num_tokens},8 --num-bits 2 --num-anchors 5 --top-k 4 --steps 2 --threads 1"
     assert main([*arguments.split(), "--implementation", "both", "--format", "json"]) == 0
     report = json.loads(capsys.readouterr().out)

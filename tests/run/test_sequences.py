@@ -20,7 +20,7 @@ LISTOPS = [
     "model=lra_encoder",
     "data=listops",
     "augment=none",
-    "+model.kwargs={embed_dim:16,proj_drop_rate:0.1}",
+    "+model.kwargs={embed_dim:16,depth:1,proj_drop_rate:0.1}",
     "data.max_train_samples=64",
     "data.max_val_samples=16",
     "data.min_tokens=6",
@@ -99,7 +99,7 @@ def test_words_of_a_run(command: Callable[..., int], capsys: pytest.CaptureFixtu
     for words in (
         "64 train / 16 val samples, 10 classes",
         f"samples        {SEQ_LEN} tokens, 16 ids, in memory",
-        f"stage 1: 2 layers of {SEQ_LEN}",
+        f"stage 1: 1 layer of {SEQ_LEN}",
         "before epoch 1, on 4 samples",
         "J a sample, paper convention",
         " samples/s ",
