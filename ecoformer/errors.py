@@ -6,9 +6,12 @@ import signal
 class InputError(ValueError):
     """A value from the user that cannot be used.
 
-    The message is one line that states the value, the limit and the remedy. The command lines print it
-    and exit with code 2; every other exception is a defect of ours and keeps its traceback.
+    The message is one line that states the value, the limit and the remedy, a value of several lines in it too. The
+    command lines print it and exit with code 2; every other exception is a defect of ours and keeps its traceback.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(line.strip() for line in message.splitlines()))
 
 
 class Interrupted(BaseException):
@@ -28,6 +31,11 @@ class Interrupted(BaseException):
 def one_line(error: BaseException) -> str:
     """What an error of a library says, on one line; the name of its class where it says nothing."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error of a library says; the name of its class where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def counted(number: int, noun: str) -> str:

@@ -13,7 +13,7 @@ from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
 
 from ecoformer.config.keys import check_limits, flat, keys_of
 from ecoformer.config.schema import ARCHIVES, SCHEMAS, EvalConfig
-from ecoformer.errors import InputError
+from ecoformer.errors import InputError, first_line
 from ecoformer.nn.plugins import load_installed, load_modules
 
 T = TypeVar("T")
@@ -135,23 +135,23 @@ def _closest(leaf: str, keys: list[str], cutoff: float) -> list[str]:
 
 def describe_omegaconf(error: OmegaConfBaseException, given: str | None = None) -> str:
     """The one line about an OmegaConf error; `given` is the value as the user wrote it, where that is known."""
-    first_line = str(error).strip().partition("\n")[0]
+    said = first_line(error)
     key = getattr(error, "full_key", None) or ""
     if isinstance(error, MissingMandatoryValue):
-        key = key or first_line.rpartition(" ")[2].strip("'")
+        key = key or said.rpartition(" ")[2].strip("'")
         if key in ("model.name", "data.name"):
             return f"{key} must be given: add experiment=NAME, or {key.partition('.')[0]}=OPTION; --help lists both"
         return f"{key} must be given: add {key}=VALUE"
     if isinstance(error, InterpolationResolutionError):
-        return f"{key}: {first_line}"
-    quoted = re.search(r"[Vv]alue '(.*?)'", first_line)
+        return f"{key}: {said}"
+    quoted = re.search(r"[Vv]alue '(.*?)'", said)
     value = quoted[1] if quoted else given
     expected = expected_of(key)
     if value is not None and expected:
         return f"{key}={value} must be {expected}"
     if expected:
         return f"{key} must be {expected}"
-    return f"{key}: {first_line}" if key else first_line
+    return f"{key}: {said}" if key else said
 
 
 def _keys(tree: Any, prefix: str = "") -> Iterable[str]:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from ecoformer.config.schema import DataConfig
 from ecoformer.data.shards import TRAIN_NAMES, VAL_NAMES
-from ecoformer.errors import InputError
+from ecoformer.errors import InputError, first_line
 
 IMAGE_KEY, LABEL_KEY = "image", "label"
 OF_SPLITS, OF_ROWS = "dataset_dict.json", "state.json"  # what save_to_disk leaves in a folder
@@ -145,10 +145,9 @@ def _reading(root: Path) -> Iterator[Any]:
     try:
         yield datasets
     except Exception as error:  # the library raises many kinds of its own and of pyarrow's
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise InputError(
-            f"data.root={root} is no dataset that can be read ({reason}): give what save_to_disk wrote, or a folder of "
-            "parquet files"
+            f"data.root={root} is no dataset that can be read ({first_line(error)}): give what save_to_disk wrote, or "
+            "a folder of parquet files"
         ) from error
     finally:
         if shown:

@@ -18,7 +18,7 @@ from ecoformer.energy.dataflow import DataFlow
 from ecoformer.energy.ledger import Ledger
 from ecoformer.energy.recorder import ModuleStack, OpRecorder, plain_inference
 from ecoformer.energy.values import ValueTracker
-from ecoformer.errors import InputError
+from ecoformer.errors import InputError, first_line
 from ecoformer.nn.inputs import Input, first_convolution, model_arguments
 
 
@@ -116,7 +116,7 @@ def count(
             raise
         except (AssertionError, AttributeError, LookupError, RuntimeError, ValueError, TypeError) as error:
             place = f" in {stack.failed_in!r}" if stack.failed_in else ""
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             if isinstance(error, KeyError | AttributeError):
                 reason = f"{type(error).__name__}: {reason}"
             if device.type == "meta" and re.search(r"\bmeta\b|fake|scalarType", reason, re.IGNORECASE):
@@ -146,7 +146,7 @@ def _usable(device: str | torch.device) -> torch.device:
     try:
         return torch.empty(0, device=device).device
     except (AssertionError, RuntimeError, TypeError) as error:
-        raise InputError(f"device={str(device)!r} cannot be used: {str(error).splitlines()[0]}") from error
+        raise InputError(f"device={str(device)!r} cannot be used: {first_line(error)}") from error
 
 
 def _float_dtype(model: nn.Module) -> torch.dtype | None:

@@ -14,7 +14,7 @@ import yaml
 
 from ecoformer.energy.profile import Profile
 from ecoformer.energy.profile_reader import BESIDE, PRICED, ProfileReader
-from ecoformer.errors import InputError
+from ecoformer.errors import InputError, first_line
 
 PROFILE_FOLDER = Path(__file__).parent / "profiles"
 FOLDER_VARIABLE = "ECOFORMER_PROFILES"
@@ -90,8 +90,7 @@ def _yaml(path: Path) -> Any:
     try:
         return yaml.load(path.read_text(encoding="utf-8"), LOADER)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        first_line = str(error).splitlines()[0]
-        raise InputError(f"profile {path} is no valid YAML: {first_line}") from error
+        raise InputError(f"profile {path} is no valid YAML: {first_line(error)}") from error
 
 
 def _with_base(path: Path, data: Any, above: tuple[Path, ...] = ()) -> Any:

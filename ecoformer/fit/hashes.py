@@ -55,7 +55,8 @@ def fit_hashes(
     Returns:
         One report a layer, in the order of the forward pass; empty if there is nothing to fit.
     Raises:
-        InputError: a layer cannot be fitted again, or not at all on these images, or a joint fit finds no class scores.
+        InputError: a layer cannot be fitted again, not on these images, or does not run once in a forward pass, or a
+            joint fit finds no class scores.
     """
     layers = hash_layers(model)
     if not layers:
@@ -78,6 +79,11 @@ def fit_hashes(
             return
         assert isinstance(module, FittableAttention)
         busy = True
+        if any(report.block == name for report in reports):
+            raise InputError(
+                f"{name} runs twice in one forward pass, and can be fitted to one place alone: give every block a "
+                "layer of its own before you convert the model"
+            )
         x_BND, others = called_with(args, kwargs)
         report = fit_and_measure(module, x_BND, num_images, generator, **others)
         reports.append(replace(report, block=name))
@@ -89,7 +95,8 @@ def fit_hashes(
         for name, module in layers.items():
             hooks.enter_context(module.register_forward_pre_hook(partial(fit_before_forward, name), with_kwargs=True))
         model(all_images)
-    assert len(reports) == len(layers), "a hash layer did not run, or ran twice, in one forward pass"
+    if missed := layers.keys() - {report.block for report in reports}:
+        raise InputError(f"{min(missed)} did not run in a forward pass: convert the model without it")
     if original is not None:
         with eval_mode(model), without_autocast(images):
             joint = fit_jointly(model, original, images, generator, held_out, on_joint_step)

@@ -7,12 +7,11 @@ from torch import nn
 from ecoformer.errors import InputError
 from ecoformer.kinds import BUILDERS
 from ecoformer.model.layers import FilterFn, LayerInfo, attention_layers, token_counts
-from ecoformer.nn.base import ReplacementAttention
 from ecoformer.nn.bert import unreadable
 from ecoformer.nn.inputs import Input, Size
 from ecoformer.nn.msa import MSASpec
 from ecoformer.nn.no_reader import no_reader
-from ecoformer.nn.projections import SeatMaker, read_projections
+from ecoformer.nn.projections import read_projections
 from ecoformer.nn.specs import AttentionSpec
 
 # By name: the modules of some take a second to load.
@@ -96,13 +95,15 @@ def convert(
             f"{type(model).__name__} has no attention that can be converted: {unreadable(model)}{no_reader(model)}"
             "choose a timm PVTv2, Twins or ViT, or a BERT (docs/backbones.md has them all, and how to add one)"
         )
+    if not layers[0].name:
+        raise InputError(f"{type(model).__name__} is an attention layer: give the model that holds it")
     planned = _plan(layers, spec, filter_fn)
     if not planned:
         raise InputError(f"the layer filter matches none of {len(layers)} attention layers: {layers[0].name}, ...")
     given = img_size if example_input is None else example_input
     tokens = {} if given is None else token_counts(model, given)
     report = ConversionReport()
-    built: list[tuple[str, ReplacementAttention, SeatMaker | None]] = []
+    swaps: list[tuple[nn.Module, nn.Module]] = []
     for layer, wanted in planned:
         num_tokens = tokens.get(layer.name)
         fitting = wanted if num_tokens is None else wanted.fit_to_tokens(num_tokens, layer.where)
@@ -116,27 +117,30 @@ def convert(
         module.train(layer.module.training)
         if not any(parameter.requires_grad for parameter in layer.module.parameters()):
             module.requires_grad_(False)  # what is new as well
-        built.append((layer.name, module, source.seat))
+        swaps.append((layer.module, source.seat(module) if source.seat else module))
         old, new = type(layer.module).__name__, type(module).__name__
         carried = source.carried(module.carries)
         change = LayerChange(layer.name, layer.stage, old, new, fitting, num_tokens, *carried, module.new_parts)
         report.replaced.append(change)
     if left := no_reader(model):
         report.notes.append(f"other attention stays as it is: {left.removesuffix('; ')}")
-    for name, module, seat in built:
-        model.set_submodule(name, seat(module) if seat else module)
+    places = list(model.named_modules(remove_duplicate=False))  # of a layer that blocks share, all of its names
+    for layer_module, in_its_place in swaps:
+        for name in [name for name, found in places if found is layer_module]:
+            model.set_submodule(name, in_its_place)
     return report
 
 
 def refuse_wrapped(model: nn.Module) -> None:
-    """Raise InputError for a model inside of DistributedDataParallel and the like, or one that torch.compile made.
+    """Raise InputError for a model with DistributedDataParallel and the like, or torch.compile, around it or a part.
 
     The wrapper knows the parameters that it was given: it would not average, shard or trace those that are new.
     """
-    if wrapper := next((base for base in type(model).__mro__ if base.__name__ in WRAPPERS), None):
-        raise InputError(
-            f"{wrapper.__name__} wraps the model: convert the model that it was made from, and wrap the result"
-        )
+    for name, module in model.named_modules():
+        if wrapper := next((base.__name__ for base in type(module).__mro__ if base.__name__ in WRAPPERS), None):
+            raise InputError(
+                f"{wrapper} wraps {name or 'the model'}: convert the model that it was made from, and wrap the result"
+            )
 
 
 def _plan(

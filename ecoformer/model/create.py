@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ecoformer.config.keys import one_of
-from ecoformer.errors import InputError
+from ecoformer.errors import InputError, first_line
 from ecoformer.model.resize import set_patch_stride
 from ecoformer.nn.inputs import takes_sequences
 
@@ -61,8 +61,7 @@ def create(
             "once, or give a checkpoint instead (in training init.checkpoint=RUN/best.pt)"
         ) from error
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise InputError(f"{key}={name} cannot be built with the arguments given: {reason}") from error
+        raise InputError(f"{key}={name} cannot be built with the arguments given: {first_line(error)}") from error
     finally:
         hub_log.setLevel(level)
     if patch_stride is not None:

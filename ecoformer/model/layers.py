@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 import ecoformer.nn.readers  # noqa: F401  so that what it reads is known
-from ecoformer.errors import InputError
+from ecoformer.errors import InputError, first_line
 from ecoformer.nn.base import ReplacementAttention
 from ecoformer.nn.bert import read_kin, with_key_masks
 from ecoformer.nn.inputs import Input, first_convolution, model_arguments, own_size
@@ -109,10 +109,9 @@ def require_input(model: nn.Module, input: Input) -> None:
     except InputError:
         raise
     except (AssertionError, RuntimeError, TypeError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
         shape = next((x.shape for x in tree_leaves([args, kwargs]) if isinstance(x, Tensor)), ())
         what = f"{shape[-2]}x{shape[-1]} images" if len(shape) == 4 else f"an input of shape {tuple(shape)}"
-        raise InputError(f"{type(model).__name__} does not accept {what}: {reason}") from error
+        raise InputError(f"{type(model).__name__} does not accept {what}: {first_line(error)}") from error
 
 
 @contextmanager

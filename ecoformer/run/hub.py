@@ -12,7 +12,7 @@ from torch import nn
 from ecoformer.config.schema import BUNDLED
 from ecoformer.data.loader import per_channel
 from ecoformer.data.sources import CIFAR, SOURCES
-from ecoformer.errors import InputError, counted
+from ecoformer.errors import InputError, counted, first_line
 from ecoformer.files import atomic_write, write_json, write_text
 from ecoformer.kinds import BUILDERS
 from ecoformer.model.layers import attention_layers
@@ -176,8 +176,7 @@ def push_folder(folder: Path, repo: str, *, private: bool) -> str:
         api.create_repo(repo, private=private, exist_ok=True)
         return str(api.upload_folder(repo_id=repo, folder_path=str(folder), commit_message="Model and card"))
     except Exception as error:  # the client and its transport raise many kinds: offline, no token, no permission
-        reason = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
         raise InputError(
-            f"cannot push to {repo} ({reason}): {folder} is complete; log in with `hf auth login` and push it later "
-            f"with `hf upload {repo} {folder}`"
+            f"cannot push to {repo} ({first_line(error)}): {folder} is complete; log in with `hf auth login` and push "
+            f"it later with `hf upload {repo} {folder}`"
         ) from error

@@ -145,6 +145,48 @@ def test_wrapped_models_are_refused():
     for wrapped in (torch.nn.DataParallel(tiny_pvt()), torch.compile(tiny_pvt())):
         with pytest.raises(InputError, match="wraps the model: convert the model that it was made from, and wrap the"):
             convert(wrapped, SMALL)
+    inside = tiny_pvt()
+    layer = inside.stages[1].blocks[0]
+    layer.attn = torch.compile(layer.attn)  # it would go on with the layer that it was made from
+    with pytest.raises(InputError, match=r"^OptimizedModule wraps stages.1.blocks.0.attn: convert the model"):
+        convert(inside, SMALL)
+    assert set(kinds(inside)) == {"Attention"}
+
+
+def test_a_layer_that_blocks_share_is_replaced_in_all_of_them():
+    model = tiny_pvt()
+    blocks = model.stages[1].blocks
+    blocks[1].attn = blocks[0].attn
+    convert(model, SMALL)
+    assert type(blocks[0].attn).__name__ == "EcoFormerAttention" and blocks[1].attn is blocks[0].attn
+    with pytest.raises(InputError, match="attn runs twice in one forward pass, and can be fitted to one place alone"):
+        fit_hashes(model, torch.randn(2, 3, IMG_SIZE, IMG_SIZE), seed=0)
+
+
+class Adapter(torch.nn.Linear):
+    """More than its weight and bias say, as LoRA's is."""
+
+    def forward(self, x):
+        return super().forward(x) + 1
+
+
+@pytest.mark.parametrize("part", ["q", "kv", "proj"])
+def test_projections_that_are_more_than_their_weights_are_refused(part):
+    model = tiny_pvt()
+    layer = model.stages[0].blocks[0].attn
+    linear = layer.get_submodule(part)
+    layer.set_submodule(part, Adapter(linear.in_features, linear.out_features))
+    with pytest.raises(
+        InputError, match=rf"\(stages.0.blocks.0.attn\): {part}, a .*Adapter cannot .*: merge or undo it"
+    ):
+        convert(model, SMALL)
+    layer.set_submodule(part, torch.nn.utils.parametrizations.weight_norm(linear))  # whose weight says all
+    convert(model, SMALL)
+
+
+def test_an_attention_layer_is_no_model():
+    with pytest.raises(InputError, match="Attention is an attention layer: give the model that holds it"):
+        convert(tiny_pvt().stages[0].blocks[0].attn, SMALL)
 
 
 def test_filter_chooses_layers():

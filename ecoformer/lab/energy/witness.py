@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ecoformer.errors import first_line
 from ecoformer.nn.inputs import example_input
 
 
@@ -23,8 +24,7 @@ def witnesses(model: nn.Module, img_size: int) -> dict[str, Any]:
         try:
             found[f"witness_{name}"] = round(counter(model.eval(), image))
         except Exception as error:  # theirs, whatever it is: it ends neither the table nor the other witness
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            found[f"witness_{name}"] = f"unavailable: {reason}"
+            found[f"witness_{name}"] = f"unavailable: {first_line(error)}"
     return found
 
 

@@ -27,7 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from ecoformer.engine.run_files import SUMMARY
-from ecoformer.errors import InputError
+from ecoformer.errors import InputError, first_line
 
 SCRATCH = "scratch"
 
@@ -114,9 +114,9 @@ def load_study(path: Path) -> StudyConfig:
     except OSError as error:
         raise InputError(f"study {path} cannot be read: {error.strerror}") from error
     except YAMLError as error:
-        raise InputError(f"study {path} is no YAML: {str(error).partition(chr(10))[0]}") from error
+        raise InputError(f"study {path} is no YAML: {first_line(error)}") from error
     except OmegaConfBaseException as error:
-        raise InputError(f"study {path}: {str(error).partition(chr(10))[0]}") from error
+        raise InputError(f"study {path}: {first_line(error)}") from error
     assert isinstance(study, StudyConfig)
     for name, backbone in study.backbones.items():
         for row in backbone.rows:

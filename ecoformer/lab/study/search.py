@@ -20,7 +20,7 @@ from hydra.errors import HydraException
 from ecoformer.config.loading import CONFIGS
 from ecoformer.config.overrides import as_typed
 from ecoformer.config.schema import Config
-from ecoformer.errors import InputError
+from ecoformer.errors import InputError, first_line
 from ecoformer.files import finite
 from ecoformer.files.table import energy_text
 from ecoformer.lab.study.plan import Job
@@ -66,7 +66,7 @@ def parse_space(overrides: Sequence[str]) -> Space:
     try:
         parsed = OverridesParser.create(loader).parse_overrides(as_typed(overrides, Config, sweeps=True))
     except HydraException as error:
-        raise InputError(str(error).partition("\n")[0]) from error
+        raise InputError(first_line(error)) from error
     for override in parsed:
         key = override.get_key_element()
         if not override.is_sweep_override():
