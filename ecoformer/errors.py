@@ -6,7 +6,7 @@ import signal
 class InputError(ValueError):
     """A value from the user that cannot be used.
 
-    The message is one line that states the value, the limit and the remedy, a value of several lines in it too. The
+    The message is one line that states the value, the limit and the remedy; line breaks of a value become spaces. The
     command lines print it and exit with code 2; every other exception is a defect of ours and keeps its traceback.
     """
 

@@ -18,7 +18,8 @@ MEANINGS = {
     "written_bytes": "bytes of results written",
 }
 KINDS = tuple(MEANINGS)
-ARITHMETIC, MEMORY = KINDS[:-2], KINDS[-2:]
+MEMORY = ("read_bytes", "written_bytes")
+ARITHMETIC = tuple(kind for kind in KINDS if kind not in MEMORY)
 
 Counts = Counter[str]
 

@@ -55,7 +55,7 @@ def fit_hashes(
     Returns:
         One report a layer, in the order of the forward pass; empty if there is nothing to fit.
     Raises:
-        InputError: a layer cannot be fitted again, not on these images, or does not run once in a forward pass, or a
+        InputError: a layer cannot be fitted again, or not on these images, or runs never or twice in a forward pass; a
             joint fit finds no class scores.
     """
     layers = hash_layers(model)
@@ -78,12 +78,12 @@ def fit_hashes(
         if busy:  # a measurement runs the layer, or a copy of it
             return
         assert isinstance(module, FittableAttention)
-        busy = True
         if any(report.block == name for report in reports):
             raise InputError(
                 f"{name} runs twice in one forward pass, and can be fitted to one place alone: give every block a "
                 "layer of its own before you convert the model"
             )
+        busy = True
         x_BND, others = called_with(args, kwargs)
         report = fit_and_measure(module, x_BND, num_images, generator, **others)
         reports.append(replace(report, block=name))

@@ -103,7 +103,7 @@ def convert(
     given = img_size if example_input is None else example_input
     tokens = {} if given is None else token_counts(model, given)
     report = ConversionReport()
-    swaps: list[tuple[nn.Module, nn.Module]] = []
+    swaps: dict[nn.Module, nn.Module] = {}
     for layer, wanted in planned:
         num_tokens = tokens.get(layer.name)
         fitting = wanted if num_tokens is None else wanted.fit_to_tokens(num_tokens, layer.where)
@@ -117,17 +117,16 @@ def convert(
         module.train(layer.module.training)
         if not any(parameter.requires_grad for parameter in layer.module.parameters()):
             module.requires_grad_(False)  # what is new as well
-        swaps.append((layer.module, source.seat(module) if source.seat else module))
+        swaps[layer.module] = source.seat(module) if source.seat else module
         old, new = type(layer.module).__name__, type(module).__name__
         carried = source.carried(module.carries)
         change = LayerChange(layer.name, layer.stage, old, new, fitting, num_tokens, *carried, module.new_parts)
         report.replaced.append(change)
     if left := no_reader(model):
         report.notes.append(f"other attention stays as it is: {left.removesuffix('; ')}")
-    places = list(model.named_modules(remove_duplicate=False))  # of a layer that blocks share, all of its names
-    for layer_module, in_its_place in swaps:
-        for name in [name for name, found in places if found is layer_module]:
-            model.set_submodule(name, in_its_place)
+    for name, module in list(model.named_modules(remove_duplicate=False)):  # blocks that share a layer: all its names
+        if module in swaps:
+            model.set_submodule(name, swaps[module])
     return report
 
 

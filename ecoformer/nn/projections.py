@@ -118,15 +118,14 @@ def read_projections(module: nn.Module, where: str) -> Projections:
     for name, part in module.named_modules():
         # What an adapter adds, or a quantised weight holds, is not in `weight`.
         if hasattr(part, "in_features") and not _is_linear(type(part)):
-            what = f"{name}, a {full_name(type(part))}"
-            raise refusal(where, what, "merge or undo it, so that it is a torch.nn.Linear")
+            raise refusal(where, f"{name} ({full_name(type(part))})", "merge or undo it, to have a torch.nn.Linear")
     found = READERS[type(module)](module, where)
     return replace(found, layer=module) if found.layer is None else found
 
 
 def _is_linear(cls: type[nn.Module]) -> bool:
     """Whether what modules of the class compute is said by their `weight` and `bias`."""
-    return cls.forward is nn.Linear.forward or cls.__module__.partition(".")[0] == __package__.partition(".")[0]
+    return cls.forward is nn.Linear.forward or cls.__module__.startswith("ecoformer.")
 
 
 def too_little(module: nn.Module, where: str) -> InputError:

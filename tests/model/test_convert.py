@@ -1,7 +1,6 @@
 """Conversion: weights carry over, everything else stays, and what cannot be done is refused by name."""
 
 import copy
-import pickle
 
 import pytest
 import timm
@@ -177,7 +176,7 @@ def test_projections_that_are_more_than_their_weights_are_refused(part):
     linear = layer.get_submodule(part)
     layer.set_submodule(part, Adapter(linear.in_features, linear.out_features))
     with pytest.raises(
-        InputError, match=rf"\(stages.0.blocks.0.attn\): {part}, a .*Adapter cannot .*: merge or undo it"
+        InputError, match=rf"\(stages.0.blocks.0.attn\): {part} \(.*Adapter\) cannot .*: merge or undo it"
     ):
         convert(model, SMALL)
     layer.set_submodule(part, torch.nn.utils.parametrizations.weight_norm(linear))  # whose weight says all
@@ -202,15 +201,6 @@ def test_features_only_backbones_convert():
     convert(model, SMALL)
     fit_hashes(model, torch.randn(1, 3, 64, 64), seed=0)
     assert [feature.shape[-1] for feature in model(torch.randn(1, 3, 64, 64))] == [16, 8, 4, 2]
-
-
-def test_converted_models_copy_and_pickle(family):
-    _, model, images = family
-    convert(model, SMALL)
-    fit_hashes(model, images, seed=0)
-    expected = model(images)
-    assert torch.equal(copy.deepcopy(model)(images), expected)
-    assert torch.equal(pickle.loads(pickle.dumps(model))(images), expected)
 
 
 def test_settings_that_do_not_fit_are_refused_and_leave_the_model_alone():

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import timm
 import torch
+from tiny_models import FAMILIES
 
 from ecoformer import EcoFormerSpec, convert, fit_hashes
 from ecoformer.kinds import DistilledHashSpec, EcoFormerAttention
@@ -123,8 +124,13 @@ def test_gradient_checkpointing_changes_no_gradient():
         torch.testing.assert_close(mine, expected)
 
 
-def test_copies_and_pickles_compute_the_same(fitted):
-    model, images = fitted
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("spec", [SPEC, DISTILLED], ids=lambda spec: spec.name)
+def test_copies_and_pickles_compute_the_same(family, spec):
+    build, size = FAMILIES[family]
+    model, images = build(), torch.randn(2, 3, size, size)
+    convert(model, spec, img_size=size)
+    fit_hashes(model, images, seed=0)
     with torch.no_grad():
         for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
             assert torch.equal(other(images), model(images))

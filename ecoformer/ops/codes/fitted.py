@@ -3,6 +3,7 @@
 Shapes: B batch, H heads, N tokens, C head channels.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, ClassVar, Self
@@ -45,12 +46,12 @@ class Fitted:
         return replace(self, **new)  # type: ignore[type-var]
 
 
-class Attends(Fitted):
+class Attends(Fitted, ABC):
     """What can be fitted: tensors that turn per-sample inputs into an attention output."""
 
+    @abstractmethod
     def attend(self, *args: Any, **kwargs: Any) -> Tensor:
         """The attention output (B, H, N, C) of a batch of samples, given as tensors.
 
         A fit that anneals passes `slope`, that of the soft codes to compute it with.
         """
-        raise TypeError(f"{type(self).__name__} does not say how it attends")
