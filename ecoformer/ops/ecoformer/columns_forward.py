@@ -59,7 +59,7 @@ class ColumnLayer:
         signs_LL = F.pad(4 * torch.eye(num_bits, dtype=qk.dtype, device=qk.device), (0, 1, 0, 1), value=-2.0)
         signs_LL[-1, -1] = num_bits if numerator == "own_token" else 2 * num_bits + 1
         zero_D = qk.new_zeros(qk.shape[0])
-        threshold_HK1 = torch.matmul(A_HKM, mean_HM.unsqueeze(-1))
+        A_HLM = F.pad(A_HKM, (0, 0, 0, 1))
         return cls(
             num_heads=num_heads,
             own_token=numerator == "own_token",
@@ -72,8 +72,8 @@ class ColumnLayer:
             anchors_GRC=torch.cat([anchors_HMC, anchors_HMC.mean(dim=1, keepdim=True)], dim=1),
             squares_GM1=squares_HM1,
             mean_squares_G11=squares_HM1.mean(dim=1, keepdim=True),
-            A_GLM=F.pad(A_HKM, (0, 0, 0, 1)),
-            threshold_GL1=F.pad(threshold_HK1, (0, 0, 0, 1), value=-1.0),  # below 0, which the last row always gives
+            A_GLM=A_HLM,
+            threshold_GL1=torch.matmul(A_HLM, mean_HM.unsqueeze(-1)),  # 0 in the last row, which is always 0: reached
             signs_LL=signs_LL,
             pieces=1,
         )
@@ -81,7 +81,7 @@ class ColumnLayer:
     def repeated(self, samples: int, pieces: int) -> ColumnLayer:
         """The hash functions once for every piece: batched products take no broadcast operand as it is."""
         names = ("anchors_GRC", "squares_GM1", "mean_squares_G11", "A_GLM", "threshold_GL1")
-        parts = {name: getattr(self, name).repeat(samples * pieces, 1, 1) for name in names}
+        parts = {name: every(getattr(self, name), samples * pieces).flatten(0, 1) for name in names}
         return replace(self, pieces=pieces, **parts)
 
     def over_pieces(self, x_G: Tensor) -> Tensor:
