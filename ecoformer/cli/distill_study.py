@@ -19,11 +19,8 @@ from ecoformer.cli.arguments import Parser, script
 from ecoformer.cli.distill import add_fit_options
 from ecoformer.errors import InputError, counted
 
-# What tells a row from all others, beside its spec.
-WHERE = ("checkpoint", "seed", "num_images", "layers")
-# Rows from before a key was there, and before there were other kinds.
-OLDER = {"joint_steps": 0, "relaxation": "straight_through", "layers": None}
-SPEC = ("num_bits", "fit_steps", "fit_values", "joint_steps", "relaxation")
+# What tells a row from all others.
+KEYS = ("checkpoint", "seed", "num_images", "layers", "attention", "spec")
 # Earlier names of keys, which rows have too.
 EARLIER = {
     "seed": "fit_seed",
@@ -66,6 +63,8 @@ def run(args: argparse.Namespace) -> int:
     profile = load_profile(args.profile)
     table = args.out / "table.json"
     rows: list[dict[str, Any]] = json.loads(table.read_text()) if table.exists() else []
+    if any(set(KEYS) - row.keys() for row in rows):
+        raise InputError(f"{table} has rows of an earlier version: give another folder as --out")
     done = {key_of(row) for row in rows}
     attentions = [*args.attention, *(f"distilled_hash:num_bits={bits}" for bits in args.num_bits)] or ["distilled"]
     specs = [
@@ -121,8 +120,8 @@ def report(rows: list[dict[str, Any]], out: Path, beside: Path | None) -> None:
     from ecoformer.files.table import render
     from ecoformer.lab.closeness.distill_report import plot_front, plot_study, study_table
 
-    plot_study([OLDER | row for row in rows], out / "study.png")
-    told = study_table([OLDER | row for row in rows if "kl" in row])  # not those of earlier versions
+    plot_study(rows, out / "study.png")
+    told = study_table([row for row in rows if "kl" in row])  # earlier versions did not measure it
     write_text(out / "table.md", render(told, "md") + "\n")
     print(render(told, "table"))
     if beside is not None:
@@ -152,12 +151,7 @@ def spec_keys(spec: Any) -> dict[str, Any]:
 
 def key_of(row: dict[str, Any]) -> str:
     """Equal for rows that would be made alike."""
-    from ecoformer.kinds.distilled_hash import DistilledHashSpec
-
-    filled: dict[str, Any] = OLDER | row
-    if "spec" not in filled:
-        filled |= spec_keys(DistilledHashSpec(**{key: filled[key] for key in SPEC}))
-    return json.dumps([*(filled[key] for key in WHERE), filled["attention"], filled["spec"]], sort_keys=True)
+    return json.dumps([row[key] for key in KEYS], sort_keys=True)
 
 
 def table_row(setting: dict[str, Any], figures: dict[str, Any]) -> dict[str, Any]:

@@ -14,8 +14,6 @@ from ecoformer.lab.closeness import distill_report
 from ecoformer.lab.closeness.distill import spec_of
 from ecoformer.run.start import model_of_run, read_run
 
-GONE = ("relaxation", "layers", "joint_steps", "spec", "attention")
-
 
 def script(name):
     return importlib.import_module(f"ecoformer.cli.{name}")
@@ -117,11 +115,11 @@ def test_the_study_tells_relaxations_and_layers_apart(run, tmp_path, capsys):
     ]
     assert rows[2]["blocks"] == ["blocks.1.attn"]
 
-    # Rows from before there was a choice were straight-through ones, of bits.
-    older = {key: value for key, value in rows[1].items() if key not in GONE}
-    (out / "table.json").write_text(json.dumps([older]))
-    assert study.main([*arguments, "--out", str(out), "--relaxation", "straight_through"]) == 0
-    assert len(json.loads((out / "table.json").read_text())) == 1
+    older = json.dumps([{key: value for key, value in rows[1].items() if key != "spec"}])
+    (out / "table.json").write_text(older)
+    assert study.main([*arguments, "--out", str(out)]) == 2
+    assert "has rows of an earlier version: give another folder" in capsys.readouterr().err
+    assert (out / "table.json").read_text() == older
 
 
 def test_the_study_writes_no_kept_model_over(run, tmp_path, capsys):

@@ -181,5 +181,4 @@ def _which(row: Figures) -> str:
 
 
 def _form(row: Figures) -> str:
-    codes = row.get("codes", "bits")
-    return f"{codes}, ternary" if row.get("projection") == "ternary" else codes
+    return f"{row['codes']}, ternary" if row["projection"] == "ternary" else str(row["codes"])
