@@ -14,6 +14,7 @@ A sample of many tokens is worked on in pieces, which count as samples in all of
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -55,9 +56,6 @@ class ColumnLayer:
         num_heads, _, channels = anchors_HMC.shape
         num_bits = A_HKM.shape[1]
         squares_HM1 = 1 + anchors_HMC.square().sum(dim=-1, keepdim=True)
-        # With h = 2 c - 1 for codes c, h_i . sum_j h_j v_j = sum_j (4 c_i . c_j - 2 c_i . 1 - 2 c_j . 1 + K) v_j.
-        signs_LL = F.pad(4 * torch.eye(num_bits, dtype=qk.dtype, device=qk.device), (0, 1, 0, 1), value=-2.0)
-        signs_LL[-1, -1] = num_bits if numerator == "own_token" else 2 * num_bits + 1
         zero_D = qk.new_zeros(qk.shape[0])
         A_HLM = F.pad(A_HKM, (0, 0, 0, 1))
         return cls(
@@ -73,8 +71,9 @@ class ColumnLayer:
             squares_GM1=squares_HM1,
             mean_squares_G11=squares_HM1.mean(dim=1, keepdim=True),
             A_GLM=A_HLM,
-            threshold_GL1=torch.matmul(A_HLM, mean_HM.unsqueeze(-1)),  # 0 in the last row, which is always 0: reached
-            signs_LL=signs_LL,
+            # 0 in the last row, which is always 0: reached. A product with one column would wake all threads.
+            threshold_GL1=(A_HLM * mean_HM.unsqueeze(1)).sum(dim=-1, keepdim=True),
+            signs_LL=_signs(num_bits, numerator, qk.dtype, qk.device),
             pieces=1,
         )
 
@@ -90,6 +89,15 @@ class ColumnLayer:
             return x_G
         sums = x_G.view(-1, self.pieces, self.num_heads, *x_G.shape[1:]).sum(dim=1, keepdim=True)
         return sums.expand(-1, self.pieces, *sums.shape[2:]).reshape(x_G.shape)
+
+
+@functools.cache
+def _signs(num_bits: int, numerator: str, dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # kept, and used in whatever mode comes next
+        # With h = 2 c - 1 for codes c, h_i . sum_j h_j v_j = sum_j (4 c_i . c_j - 2 c_i . 1 - 2 c_j . 1 + K) v_j.
+        signs_LL = F.pad(4 * torch.eye(num_bits, dtype=dtype, device=device), (0, 1, 0, 1), value=-2.0)
+        signs_LL[-1, -1] = num_bits if numerator == "own_token" else 2 * num_bits + 1
+        return signs_LL
 
 
 def groups(x_BND: Tensor, layer: ColumnLayer) -> Iterator[tuple[slice, ColumnLayer]]:
