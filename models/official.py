@@ -68,15 +68,9 @@ class KeyReport:
 
     def summary(self) -> str:
         """One line for all keys."""
-        counts = {
-            "used as they are": len(self.used),
-            "renamed": len(self.renamed),
-            "dropped": len(self.dropped),
-            "added": len(self.added),
-            "unknown": len(self.unknown),
-            "missing": len(self.missing),
-        }
-        return "keys: " + ", ".join(f"{count} {what}" for what, count in counts.items())
+        others = ("renamed", "dropped", "added", "unknown", "missing")
+        counts = ", ".join(f"{len(getattr(self, kind))} {kind}" for kind in others)
+        return f"keys: {len(self.used)} used as they are, {counts}"
 
 
 @dataclass

@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ecoformer.errors import InputError
-from ecoformer.model.file_kinds import is_safetensors, other_than_weights, refused_class
+from ecoformer.model.file_kinds import is_safetensors, is_torch_zip, other_than_weights, refused_class
 
 SUFFIXES = (".pth", ".pt", ".bin", ".tar", ".ckpt", ".safetensors", ".npz")
 # Keys under which state dicts are kept. timm calls averaged weights state_dict_ema and, of older scripts, model_ema.
@@ -37,6 +37,7 @@ INSERTED = re.compile(r"_orig_mod\.|_fsdp_wrapped_module\.|_checkpoint_wrapped_m
 STEM = re.compile(r"(.*\.)?(patch_embed1?\.proj\.weight|patch_embeds\.0\.proj\.weight)")
 # What trains a model beside it, by the names that training modules give it.
 ASIDE = re.compile(r"(?:.*[._])?(?:teacher|discriminator|loss|criterion)[._].*")
+DAMAGED = (OSError, RuntimeError, ValueError, EOFError, KeyError, SafetensorError, zipfile.BadZipFile)
 HARMLESS: list[Any] = [
     *(argparse.Namespace, pathlib.PosixPath, pathlib.PurePosixPath, pathlib.Path),
     *(np.dtype, np.float64(0).__reduce__()[0]),  # the function behind NumPy's scalars, wherever a version keeps it
@@ -60,7 +61,7 @@ def format_of(path: Path) -> str | None:
         return ""
     try:
         content = _torch_load(path)
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile):
+    except (*DAMAGED, pickle.UnpicklingError):
         return None
     return str(content.get("format", "")) if isinstance(content, Mapping) else ""
 
@@ -86,7 +87,7 @@ def read_weights(path: Path, use_ema: bool = True) -> WeightFile:
     try:
         if path.suffix == ".npz":
             found, meta = _read_npz(path)
-        elif is_safetensors(path):
+        elif is_safetensors(path) or (path.suffix == ".safetensors" and not is_torch_zip(path)):
             found = safetensors.torch.load_file(path)
         else:
             found = _chosen(_torch_load(path), use_ema, notes)
@@ -96,7 +97,7 @@ def read_weights(path: Path, use_ema: bool = True) -> WeightFile:
             f"{path} asks for objects other than tensors, plain containers and argparse.Namespace{asked} and is not "
             "loaded, since that could run code: save model.state_dict() alone where it was made, or get .safetensors"
         ) from error
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, SafetensorError, zipfile.BadZipFile) as error:
+    except DAMAGED as error:
         raise InputError(f"{path} is truncated or damaged: download it again") from error
     tensors = {str(key): value for key, value in found.items() if isinstance(value, Tensor)}
     if not tensors:
@@ -105,8 +106,8 @@ def read_weights(path: Path, use_ema: bool = True) -> WeightFile:
 
 
 def _torch_load(path: Path) -> Any:
-    with torch.serialization.safe_globals(HARMLESS):
-        return torch.load(path, map_location="cpu", weights_only=True)
+    with open(path, "rb") as file, torch.serialization.safe_globals(HARMLESS):  # of a path torch minds the ending
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _chosen(content: Any, use_ema: bool, notes: list[str]) -> Mapping[str, Any]:
@@ -170,10 +171,7 @@ def _one_model(prefixes: list[str], path: Path, use_ema: bool) -> str:
 
 def _read_npz(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     with np.load(path, allow_pickle=False) as archive:
-        tensors = {
-            key.removeprefix(NPZ_PREFIX): torch.from_numpy(archive[key])
-            for key in archive.files
-            if key.startswith(NPZ_PREFIX)
-        }
+        held = [key for key in archive.files if key.startswith(NPZ_PREFIX)]
+        tensors = {key.removeprefix(NPZ_PREFIX): torch.from_numpy(archive[key]) for key in held}
         meta = json.loads(str(archive["meta"])) if "meta" in archive.files else {}
     return tensors, meta

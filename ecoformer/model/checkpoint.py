@@ -111,7 +111,8 @@ def evaluated_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
 def load_weights(model: nn.Module, state: dict[str, Tensor], source: Path | str) -> None:
     """Load a state dict that must fit exactly.
 
-    Raises InputError: keys are missing or left over, or shapes differ; names the first of each.
+    Raises InputError: keys are missing or left over, or shapes differ; names the first of each. Or a tensor is none to
+    compute with: NaN, infinite, whole numbers for weights, sparse, without storage.
     """
     own = model.state_dict()
     faults = {
@@ -125,6 +126,14 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], source: Path | str)
             f"checkpoint {source} does not fit this model: {', '.join(found)}; use the model, attention and data "
             "settings of the run that wrote it"
         )
+    for key, value in state.items():
+        kind = f"dense tensor of {own[key].dtype}: save the weights as such"
+        if value.layout != torch.strided or value.is_meta or own[key].is_floating_point() > value.is_floating_point():
+            raise InputError(f"checkpoint {source} cannot be used: {key} is no {kind}")
+        if not value.isfinite().all():
+            raise InputError(
+                f"checkpoint {source} cannot be used: {key} has NaN or infinite numbers: use an earlier one"
+            )
     model.load_state_dict({key: shared_like(own[key], value) for key, value in state.items()})
 
 

@@ -7,6 +7,7 @@ import os
 import pickle
 import resource
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -161,6 +162,25 @@ def test_weights_that_do_not_fit(tmp_path: Path) -> None:
         "checkpoint some.pt does not fit this model: 1 key missing (first stem.bias), 1 key unexpected (first "
         "extra), 1 key of another shape (first head.weight); use"
     )
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "message"),
+    [
+        (lambda weight: weight.index_fill(0, torch.tensor(0), torch.nan), "has NaN or infinite numbers: use"),
+        (lambda weight: (weight / 0).half(), "has NaN or infinite numbers: use"),
+        (lambda weight: (100 * weight).to(torch.int8), "is no dense tensor of torch.float32: save"),
+        (lambda weight: weight.to_sparse(), "is no dense tensor of torch.float32: save"),
+        (lambda weight: weight.to("meta"), "is no dense tensor of torch.float32: save"),
+    ],
+)
+def test_weights_that_are_none(spoilt: Callable[[torch.Tensor], torch.Tensor], message: str) -> None:
+    model = FakeModel()
+    state = {**model.state_dict(), "head.weight": spoilt(model.head.weight.detach())}
+    with pytest.raises(InputError) as caught:
+        load_weights(model, state, "some.pt")
+    assert str(caught.value).startswith(f"checkpoint some.pt cannot be used: head.weight {message}")
+    load_weights(model, {key: value.double() for key, value in model.state_dict().items()}, "some.pt")
 
 
 def test_best_holds_the_weights_that_were_evaluated(tmp_path: Path) -> None:

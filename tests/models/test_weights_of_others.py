@@ -19,7 +19,7 @@ from torch import nn
 
 from ecoformer.errors import InputError
 from ecoformer.models.official import read_foreign
-from ecoformer.models.weight_files import read_weights
+from ecoformer.models.weight_files import format_of, read_weights
 
 Tensors = dict[str, torch.Tensor]
 
@@ -168,6 +168,19 @@ def test_what_is_no_file_of_weights_is_called_what_it_is(content: bytes, message
     with pytest.raises(InputError) as refused:
         read_weights(tmp_path / "model.pth")
     assert str(refused.value).startswith(f"{tmp_path / 'model.pth'} {message}") and "\n" not in str(refused.value)
+
+
+def test_safetensors_that_were_cut_or_are_none(plain: Tensors, tmp_path: Path) -> None:
+    path, torch_file = tmp_path / "model.safetensors", saved(tmp_path, plain)
+    safetensors.torch.save_file(plain, path)
+    whole = path.read_bytes()
+    for content in (whole[:4], whole[:100], whole[: len(whole) // 2]):
+        path.write_bytes(content)
+        assert format_of(path) in (None, "")
+        with pytest.raises(InputError, match="is truncated or damaged: download it again"):
+            read_weights(path)
+    path.write_bytes(torch_file.read_bytes())
+    assert format_of(path) in (None, "") and same(read_weights(path).tensors, plain)
 
 
 def test_a_folder_and_a_whole_pickled_model(tmp_path: Path) -> None:
