@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from ecoformer.errors import InputError
+from ecoformer.files import keep
 
 
 class Parser(argparse.ArgumentParser):
@@ -92,7 +93,9 @@ def script(run: str | Run, about: str | None, resumable: bool = False) -> Callab
             parser = Parser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
             add_arguments(parser)
             try:
-                args = parser.parse_args(argv)
+                # No shell does it behind "=".
+                home, typed = os.path.expanduser("~"), sys.argv[1:] if argv is None else argv
+                args = parser.parse_args([re.sub(r"^(--[\w-]+=)~(?=/)", lambda key: key[1] + home, a) for a in typed])
                 _keep_sources(args)
                 return importlib.import_module(run).run(args) if isinstance(run, str) else run(args)
             except InputError as error:
@@ -114,9 +117,8 @@ def _keep_sources(args: argparse.Namespace) -> None:
     values = dict(vars(args))
     out = values.pop("out", None)
     given = [each for value in values.values() for each in (value if isinstance(value, list) else [value])]
-    for source in given if out is not None and os.path.isfile(out) else ():
-        if isinstance(source, str | Path) and os.path.isfile(source) and os.path.samefile(out, source):
-            raise InputError(f"--out {out} would write over {source}, which is read: name another file")
+    if out is not None:
+        keep(given, out, f"--out {out}")
 
 
 def folder_report(about: str | None, metavar: str, out: str, report: str) -> Callable[..., int]:

@@ -16,7 +16,7 @@ from dataclasses import asdict
 from typing import Any
 
 from ecoformer.cli.arguments import Parser, require_positive, script
-from ecoformer.errors import InputError
+from ecoformer.errors import InputError, counted
 from ecoformer.files import json_text
 from ecoformer.run.process import available_cores
 
@@ -32,9 +32,8 @@ def main(p: Parser) -> None:
     p.add_argument("--val-only", action="store_true", help="a data set for evaluation: no training split is needed")
     p.add_argument("--train-split", metavar="SPLIT", help="pattern of shards or name of a split, as data.train_split")
     p.add_argument("--val-split", metavar="SPLIT", help="the same, as data.val_split")
-    p.add_argument("--image-key", metavar="KEY", help="as data.image_key")
-    p.add_argument("--label-key", metavar="KEY", help="as data.label_key")
-    p.add_argument("--text-key", metavar="KEY", help="as data.text_key")
+    for key in ("image", "label", "text"):
+        p.add_argument(f"--{key}-key", metavar="KEY", help=f"as data.{key}_key")
     p.add_argument("--seq-len", type=int, metavar="N", help="as data.seq_len: say how many samples it cuts")
     for key in SHAPE:
         p.add_argument(f"--{key.replace('_', '-')}", type=int, metavar="N", help=f"as data.{key}, of generated listops")
@@ -85,4 +84,4 @@ def show(found: Any, kind: str) -> None:
         print(line)
     if len(found.faults) > SHOWN_FAULTS:
         print(f"... and {len(found.faults) - SHOWN_FAULTS} more; --format json lists all")
-    print(f"{len(found.faults)} faults" if found.faults else "nothing is wrong")
+    print(counted(len(found.faults), "fault") if found.faults else "nothing is wrong")

@@ -89,15 +89,8 @@ def run(args: argparse.Namespace) -> int:
     profile = load_profile(args.profile)
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    source = load_source(
-        model=args.model,
-        checkpoint=args.checkpoint,
-        pretrained=args.pretrained,
-        root=args.data,
-        data_name=args.data_name,
-        img_size=args.img_size,
-        max_val=args.max_val,
-    )
+    keys = ("model", "checkpoint", "pretrained", "data_name", "img_size", "max_val")
+    source = load_source(root=args.data, **{key: getattr(args, key) for key in keys})
     model, figures = measure_distilled(
         source,
         spec,

@@ -90,13 +90,8 @@ def settings(args: argparse.Namespace, weights: ForeignWeights) -> tuple[Any, li
     with torch.device("meta"):
         stock = timm.create_model(backbone)  # its shapes alone are of interest
     kwargs, notes = arguments(weights.tensors, stock, num_heads)
-    num_classes = num_classes_of(weights.tensors, backbone)
-    data = DataConfig(
-        name="imagenet" if num_classes == IMAGENET_CLASSES else "folder",
-        img_size=weights.img_size,
-        crop_pct=0.875,
-        in_memory=False,
-    )
+    name = "imagenet" if num_classes_of(weights.tensors, backbone) == IMAGENET_CLASSES else "folder"
+    data = DataConfig(name=name, img_size=weights.img_size, crop_pct=0.875, in_memory=False)
     own = timm.get_pretrained_cfg(backbone)
     if own is not None and weights.layout.startswith("timm"):
         # timm's own weights are evaluated as they were trained, the published ones at 224 of 256 pixels.
@@ -127,15 +122,9 @@ def class_names(args: argparse.Namespace, weights: ForeignWeights, config: Confi
 def show(kind: str, weights: ForeignWeights, notes: list[str], kwargs: dict[str, Any]) -> None:
     report = weights.report
     if kind == "json":
-        found = {
-            "file": str(weights.path),
-            "layout": weights.layout,
-            "attention": weights.attention,
-            "model_kwargs": kwargs,
-            "keys": asdict(report),
-            "complete": report.complete,
-            "notes": [*weights.notes, *notes],
-        }
+        found: dict[str, Any] = {"file": str(weights.path), "layout": weights.layout, "attention": weights.attention}
+        found |= {"model_kwargs": kwargs, "keys": asdict(report), "complete": report.complete}
+        found["notes"] = [*weights.notes, *notes]
         print(json_text(found, indent=2))
         return
     print("\n".join(report.lines()))

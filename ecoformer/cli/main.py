@@ -37,17 +37,9 @@ def usage() -> str:
     """What `ecoformer --help` prints."""
     width = max(map(len, COMMANDS)) + 2
     lines = [f"  {name:<{width}}{about}" for name, (_, about) in COMMANDS.items()]
-    return "\n".join(
-        [
-            "usage: ecoformer COMMAND [ARGUMENT ...]",
-            "",
-            "EcoFormer attention on timm backbones: convert, train, and an honest account of what it costs.",
-            "",
-            *lines,
-            "",
-            "ecoformer COMMAND --help says what a command takes.",
-        ]
-    )
+    about = "EcoFormer attention on timm backbones: convert, train, and an honest account of what it costs."
+    end = "\necoformer COMMAND --help says what a command takes."
+    return "\n".join([f"usage: ecoformer COMMAND [ARGUMENT ...]\n\n{about}\n", *lines, end])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -55,6 +55,8 @@ def require_present(config: Any) -> None:
     if isinstance(config, EvalConfig):
         _require_one_model(config)
     given = flat(asdict(config))
+    if (empty := next((key for key, value in given.items() if value == ""), None)) is not None:
+        raise InputError(f"{empty}= is empty: give a value (an unset shell variable?), or leave it out")
     names = [given.get(key) for key in ("checkpoint", "init.checkpoint", "distill.checkpoint")]
     if given.get("resume", "off").endswith(".pt"):
         names.append(given["resume"])
@@ -147,10 +149,8 @@ def describe_omegaconf(error: OmegaConfBaseException, given: str | None = None) 
     quoted = re.search(r"[Vv]alue '(.*?)'", said)
     value = quoted[1] if quoted else given
     expected = expected_of(key)
-    if value is not None and expected:
-        return f"{key}={value} must be {expected}"
     if expected:
-        return f"{key} must be {expected}"
+        return f"{key}{'' if value is None else f'={value}'} must be {expected}"
     return f"{key}: {said}" if key else said
 
 

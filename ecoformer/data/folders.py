@@ -196,7 +196,7 @@ def _class_folders(split: Path) -> tuple[list[str], int]:
 
 def _files(folder: str, scan: FolderScan, seen: set[tuple[int, int]]) -> Iterator[str]:
     for entry in sorted(_entries(folder), key=lambda entry: (entry.is_symlink(), entry.name)):
-        if of_system(entry.name):
+        if of_system(entry.name) or not (entry.is_dir() or entry.is_file() or entry.is_symlink()):  # or a pipe
             scan.skipped += 1
         elif not _is_folder(entry):
             yield entry.path

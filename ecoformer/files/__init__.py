@@ -4,7 +4,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -30,6 +30,10 @@ def atomic_write(path: Path, previous: Path | None = None) -> Iterator[BinaryIO]
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
+        if path.parent == Path("/dev") or (path.exists() and not path.is_file() and not path.is_dir()):
+            with open(path, "ab") as file:  # /dev/stdout, a pipe: a rename would put a file in its place
+                yield file
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
             try:
@@ -50,7 +54,7 @@ def atomic_write(path: Path, previous: Path | None = None) -> Iterator[BinaryIO]
 def write_text(path: Path, text: str) -> None:
     """Write a small text file atomically; raises InputError like `atomic_write`."""
     with atomic_write(path) as file:
-        file.write(text.encode())
+        file.write(text.encode(errors="surrogateescape"))  # file names may be no UTF-8
 
 
 def write_json(path: Path, content: Any, indent: int = 2) -> None:
@@ -113,6 +117,15 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
             raise InputError(f"{path} line {number} is not a metrics record: repair or remove the line")
         records.append(record)
     return records
+
+
+def keep(sources: Iterable[Any], out: Path | str, named: str) -> None:
+    """Raise InputError where writing `out` would destroy a file of `sources`, or the weights of a run's folder."""
+    out = Path(out).expanduser()
+    for source in sources if out.is_file() else ():
+        for name in ("", "best.pt", "last.pt") if isinstance(source, str | Path) else ():
+            if os.path.isfile(read := os.path.join(source, name) if name else source) and os.path.samefile(out, read):
+                raise InputError(f"{named} would write over {read}, which is read: name another file")
 
 
 def remove(path: Path) -> None:

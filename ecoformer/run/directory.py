@@ -94,8 +94,10 @@ def _choose(config: Config, marks: list[str]) -> RunDir:
 def _refuse_results(path: Path, config: Config) -> None:
     held = results_in(path)
     if held and not config.overwrite:
+        lost = f"it has no {LAST} to go on from; without resume=auto"
+        remedy = lost if config.resume == "auto" else "continue it with resume=auto"
         raise InputError(
-            f"output_dir={path} already holds a run ({', '.join(held)}): continue it with resume=auto, "
+            f"output_dir={path} already holds a run ({', '.join(held)}): {remedy}, "
             "set it aside with overwrite=true, or choose another output_dir"
         )
 
@@ -159,9 +161,7 @@ def _opened_by(path: Path, marks: list[str]) -> bool:
 def _folder(config: Config, default: Path | None) -> Path:
     if config.output_dir is not None:
         return Path(config.output_dir).expanduser()
-    if default is not None:
-        return default
-    return Path("outputs") / config.name / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    return default or Path("outputs") / config.name / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
 
 
 def _continued(config: Config, checkpoint: Path) -> tuple[Path, list[str]]:
@@ -175,7 +175,5 @@ def _continued(config: Config, checkpoint: Path) -> tuple[Path, list[str]]:
                 f"{run.path} was written with {key}={then.get(key)}, now it is {now.get(key)}: "
                 "keep it, or start a new run in another output_dir"
             )
-    if saved.train.epochs != config.train.epochs:
-        note = f"train.epochs was {saved.train.epochs}, now {config.train.epochs}: the schedule is stretched to it"
-        return path, [note]
-    return path, []
+    before, after = saved.train.epochs, config.train.epochs
+    return path, [f"train.epochs was {before}, now {after}: the schedule is stretched to it"] * (before != after)

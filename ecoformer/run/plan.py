@@ -31,7 +31,7 @@ def dry_run(run: Run, notes: list[str]) -> None:
     figures = plan_figures(run, probe_run(run) if config.dry_run_probe else None)
     summary.show(launch_plan(run, figures), notes=notes)
     if config.dry_run_out is not None and distributed.is_main():
-        write_json(Path(config.dry_run_out), figures)
+        write_json(Path(config.dry_run_out).expanduser(), figures)
 
 
 def plan_figures(run: Run, probe: Probe | None = None) -> dict[str, Any]:

@@ -31,6 +31,13 @@ def test_what_systems_leave_is_passed_over_and_counted(open_data, image_folder: 
     assert any("4" in note and "train" in note for note in data.notes), data.notes
 
 
+def test_a_pipe_among_the_images_is_passed_over(open_data, image_folder: Path) -> None:
+    """It would be waited for, for ever."""
+    os.mkfifo(image_folder / "train" / "ant" / "pipe.png")
+    data = open_data(root=image_folder)
+    assert data.num_train == 12 and any("1 hidden or system files" in note for note in data.notes), data.notes
+
+
 def test_other_endings_are_read_or_counted(open_data, image_folder: Path, write_image) -> None:
     for number, ending in enumerate((".jfif", ".gif")):
         write_image(image_folder / "train" / "ant" / f"more{number}.png", seed=number)

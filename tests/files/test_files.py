@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 
 from ecoformer.errors import counted
-from ecoformer.files import json_text, read_json, write_json
+from ecoformer.files import json_text, read_json, write_json, write_text
 
 FIGURES = {"loss": math.nan, "top1": 50.0, "rates": [math.inf, -math.inf, 1.0], "nested": {"best": math.nan}}
 WRITTEN = {"loss": None, "top1": 50.0, "rates": [None, None, 1.0], "nested": {"best": None}}
@@ -17,6 +18,21 @@ def test_what_is_no_number_is_null(tmp_path: Path) -> None:
     assert json.loads(json_text(FIGURES)) == WRITTEN
     write_json(tmp_path / "figures.json", FIGURES)
     assert read_json(tmp_path / "figures.json") == WRITTEN
+
+
+def test_what_is_no_file_is_written_to_and_stays(tmp_path: Path) -> None:
+    """As /dev/stdout and the pipe of >(jq .) are: a rename would put a file in their place."""
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    write_text(tmp_path / "pipe", "figures")
+    assert os.read(reader, 100) == b"figures"
+    os.close(reader)
+    assert (tmp_path / "pipe").is_fifo() and len(list(tmp_path.iterdir())) == 1
+
+
+def test_names_that_are_no_utf8_are_written_as_they_are(tmp_path: Path) -> None:
+    write_text(tmp_path / "predictions.csv", os.fsdecode(b"k\xe4se.png"))
+    assert (tmp_path / "predictions.csv").read_bytes() == b"k\xe4se.png"
 
 
 def test_one_is_no_plural() -> None:

@@ -86,6 +86,9 @@ COMMAND_LINES = [
     ("experiment=digits_msa resume=/no/such/last.pt", ["/no/such/last.pt does not exist"]),
     ("experiment=digits_msa resume=auto output_dir=x overwrite=true", ["resume and overwrite=true contradict"]),
     ("experiment=digits_msa init.checkpoint=/no/such/best.pt", ["/no/such/best.pt does not exist"]),
+    ("experiment=digits_msa output_dir=", ["output_dir= is empty: give a value (an unset shell variable?)"]),
+    ("experiment=digits_msa data=folder data.root=", ["data.root= is empty"]),
+    ("experiment=digits_msa threads=100000", ["threads=100000 must be between 1 and 1024"]),
     ("experiment=digits_msa init.pretrained=true", ["init.pretrained=true", "cannot be downloaded", "init.checkpoint"]),
 ]
 
@@ -121,6 +124,26 @@ def test_eval_refuses_files_that_are_no_checkpoint(
     path = tmp_path / "best.pt"
     path.write_bytes(content)
     assert fragment in refused("eval", f"checkpoint={path}")
+
+
+DRY = "train experiment=digits_msa dry_run=true"
+
+
+@pytest.mark.parametrize(
+    "line", ["eval checkpoint={read} out={out}", f"{DRY} init.checkpoint={{read}} dry_run_out={{out}}"]
+)
+def test_figures_do_not_write_over_weights(line: str, refused: Refused, tmp_path: Path) -> None:
+    out = tmp_path / "best.pt"
+    out.write_bytes(b"weights of days")
+    for read in (out, tmp_path):  # a folder stands for its best.pt
+        assert f"would write over {out}, which is read" in refused(*line.format(read=read, out=out).split())
+    assert out.read_bytes() == b"weights of days"
+
+
+def test_resume_of_a_run_that_lost_its_last_checkpoint(refused: Refused, tmp_path: Path) -> None:
+    (tmp_path / "best.pt").write_bytes(b"")
+    message = refused("train", "experiment=digits_msa", *TINY_DIGITS, f"output_dir={tmp_path}", "resume=auto")
+    assert "it has no last.pt to go on from; without resume=auto, set it aside with overwrite=true" in message
 
 
 def test_eval_needs_a_checkpoint(refused: Refused) -> None:

@@ -132,5 +132,19 @@ def test_no_command_writes_over_what_it_reads(tmp_path: Path, capsys: pytest.Cap
     capsys.readouterr()
     assert export([str(one), "--format=torch_export", f"--out={one}"]) == 2
     assert capsys.readouterr().err.endswith("which is read: name another file\n") and one.read_bytes() == before
+    (tmp_path / "run").mkdir()
+    best = one.rename(tmp_path / "run" / "best.pt")  # for which its folder stands
+    capsys.readouterr()
+    assert export([str(best.parent), "--format=torch_export", f"--out={best}"]) == 2
+    assert f"would write over {best}, which" in capsys.readouterr().err and best.read_bytes() == before
+    one = best.rename(one)
     assert main([str(one), str(two), f"--out={tmp_path / 'mean.pt'}"]) == 0
     assert main([str(one), str(two), f"--out={tmp_path / 'mean.pt'}"]) == 0  # what it wrote itself may be written anew
+
+
+def test_home_is_read_behind_an_equals_sign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no shell does it: --out=~/mean.pt made a folder called ~."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    one, two = (checkpoint(tmp_path / f"{seed}.pt", seed) for seed in (1, 2))
+    assert main([str(one), str(two), "--out=~/mean.pt"]) == 0
+    assert (tmp_path / "mean.pt").is_file()
