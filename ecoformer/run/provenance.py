@@ -5,6 +5,7 @@ environment nothing, since keys and passwords live there. An entry without an en
 """
 
 import functools
+import os
 import re
 import shlex
 import socket
@@ -105,7 +106,11 @@ class Tee:
 
     def write(self, text: str) -> int:
         """Write through; what a carriage return takes back does not reach the log."""
-        written = self.stream.write(text)
+        try:
+            self.stream.write(text)
+            self.stream.flush()
+        except BrokenPipeError:  # who read it has gone, as `| head` does: the run goes on, and the log has the rest
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
         *lines, last = (self.line + text).split("\n")
         self.line = last[last.rfind("\r", 0, -1) + 1 :]  # a bar that is drawn again and again does not pile up
         try:
@@ -115,7 +120,7 @@ class Tee:
                 self.log.flush()
         except OSError as error:
             raise InputError(unwritable(Path(self.log.name), error)) from error
-        return written
+        return len(text)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)

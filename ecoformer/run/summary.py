@@ -52,12 +52,8 @@ def run_energy(config: Config, model: nn.Module) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Of this package and of what the figures depend on."""
-    return {
-        "ecoformer": ecoformer.__version__,
-        "torch": torch.__version__,
-        "timm": timm.__version__,
-        "python": platform.python_version(),
-    }
+    found = {"ecoformer": ecoformer.__version__, "torch": torch.__version__, "timm": timm.__version__}
+    return {**found, "python": platform.python_version()}
 
 
 def write_compression(folder: Path, report: CompressionReport | None) -> None:

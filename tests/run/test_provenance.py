@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -109,3 +110,13 @@ def test_the_log_has_what_stays_on_a_terminal() -> None:
     assert "\x1b[" in terminal.getvalue()
     first, bar_at_its_end, last = log.getvalue().splitlines()
     assert (first, last) == ("epoch 1/2  loss 1.0", "end") and "100%" in bar_at_its_end and "\x1b" not in bar_at_its_end
+
+
+def test_a_run_outlives_the_reader_of_its_output(tmp_path: Path) -> None:
+    """As in `ecoformer train ... | head -1`."""
+    read, write = os.pipe()
+    os.close(read)
+    with open(tmp_path / "console.log", "w") as log, open(write, "w") as stream:
+        for line in ("one", "two"):
+            print(line, file=Tee(stream, log), flush=True)
+    assert (tmp_path / "console.log").read_text() == "one\ntwo\n"
