@@ -1,6 +1,8 @@
 """What ends a run with a word instead of a traceback: the user's input is wrong, or the user asked it to stop."""
 
 import signal
+from numbers import Integral
+from typing import Any, TypeGuard
 
 
 class InputError(ValueError):
@@ -26,6 +28,17 @@ class Interrupted(BaseException):
         super().__init__(message or f"stopped by {signal.Signals(signum).name}")
         self.signum = signum
         self.exit_code = 128 + signum
+
+
+def require(value: object, kind: Any, what: str, where: str = "") -> None:
+    """Raise InputError, which says "WHERE VALUE is no WHAT", unless a value is an instance of `kind`."""
+    if not isinstance(value, kind):
+        raise InputError(f"{where}{repr(value)[:60]} is no {what}")
+
+
+def is_whole(value: object) -> TypeGuard[int]:
+    """Whether a value is a whole number, Python's or NumPy's; True and False are none."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def one_line(error: BaseException) -> str:

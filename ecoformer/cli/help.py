@@ -62,6 +62,4 @@ def _line(name: str, key: Key) -> str:
 
 
 def _written(default: Any) -> str:
-    if isinstance(default, str):
-        return default
-    return json.dumps(default).replace(" ", "").replace('"', "")
+    return default if isinstance(default, str) else json.dumps(default).replace(" ", "").replace('"', "")

@@ -97,10 +97,9 @@ def class_names_of(split: Path) -> list[str]:
 def read_folders(root: Path, *, with_train: bool) -> Splits:
     """Find ROOT/train and ROOT/val (else ROOT/test); class indices follow the sorted class names.
 
-    Where only validation is asked for, ROOT may be a test set on its own, with the class folders in it.
-    Class lists are compared whenever both splits are there; files are listed only for the splits asked for.
-    Raises InputError for a missing root or split, fewer than two classes, an empty class folder, no images, and
-    differing class lists.
+    Where only validation is asked for, ROOT may be a test set on its own, with the class folders in it. Class
+    lists are compared whenever both splits are there; files are listed only for the splits asked for. Raises InputError
+    for a missing root or split, fewer than two classes, an empty class folder, no images, and differing class lists.
     """
     if not root.is_dir():
         raise InputError(f"data.root={root} is not a folder: set data.root to the folder that holds train/ and val/")
@@ -181,10 +180,8 @@ def _where_splits_are(root: Path) -> str | None:
     """The remedy where a root is one level too high or too low."""
     if root.name in ("train", *VAL_NAMES) and any((root.parent / name).is_dir() for name in VAL_NAMES):
         return f"set data.root={root.parent}, which does"
-    for name in class_names_of(root):
-        if any((root / name / split).is_dir() for split in VAL_NAMES):
-            return f"set data.root={root / name}, which does"
-    return None
+    found = (root / name for name in class_names_of(root) if any((root / name / split).is_dir() for split in VAL_NAMES))
+    return next((f"set data.root={folder}, which does" for folder in found), None)
 
 
 def _class_folders(split: Path) -> tuple[list[str], int]:

@@ -70,14 +70,8 @@ def look_at_shards(data: DataConfig, root: Path, found: Audit, with_train: bool)
         found.faults += [DataFault("key used twice", f"{name} split", key) for key, count in keys.items() if count > 1]
         sources.append((name, ShardSource(indices)))
         if not keys:
-            found.faults.append(
-                DataFault(
-                    "no samples",
-                    f"{name} split",
-                    f"{len(paths)} shards; {data.image_key or IMAGE_KEYS} and "
-                    f"{data.label_key or LABEL_KEY} make a sample",
-                )
-            )
+            needed = f"{data.image_key or IMAGE_KEYS} and {data.label_key or LABEL_KEY} make a sample"
+            found.faults.append(DataFault("no samples", f"{name} split", f"{len(paths)} shards; {needed}"))
     _check_labels(data, root, found, sources, None)
     return [source for _, source in sources]
 

@@ -28,9 +28,8 @@ class DataModule:
     """A data set ready for training; its samples are on the device.
 
     Images are float32 (B, C, S, S), normalised by C means and deviations; sequences are ids (B, N) int64, 0 for padding
-    at their end.
-    `train_loader` is None when built with `with_train=False`; `in_memory` says which path the data take; `reader`
-    counts the broken images that this process has met; `notes` say what was passed over, mapped or cut.
+    at their end. `train_loader` is None when built with `with_train=False`; `in_memory` says which path the data take;
+    `reader` counts the broken images that this process has met; `notes` say what was passed over, mapped or cut.
     """
 
     name: str

@@ -33,9 +33,7 @@ class Subset:
 
 def take(source: Source, limit: int | None) -> Source:
     """At most `limit` samples, the classes as equal in number as they allow; the same ones in every run."""
-    if limit is None or limit >= len(source):
-        return source
-    return part(source, _balanced(source, limit))
+    return source if limit is None or limit >= len(source) else part(source, _balanced(source, limit))
 
 
 def split_off(source: Source, num_dev: int) -> tuple[Source, Source]:

@@ -181,9 +181,7 @@ def _kinds(name: str) -> tuple[str, ...]:
 
 
 def _entries(work: Ledger | Mapping[str, int]) -> list[Entry]:
-    if isinstance(work, Ledger):
-        return work.entries
-    return [Entry("", "", "", "", "", "", 0, 1, counts(work))]
+    return work.entries if isinstance(work, Ledger) else [Entry("", "", "", "", "", "", 0, 1, counts(work))]
 
 
 def _equations(samples: Sequence[list[Entry]], names: Sequence[str], bits: int) -> np.ndarray:

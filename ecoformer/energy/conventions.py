@@ -195,9 +195,7 @@ def _paper_base(module: nn.Module, args: tuple[Any, ...], out: Any) -> int | Non
         return per_position * out.numel() // module.out_channels
     if isinstance(module, nn.Linear):
         return _first(args).numel() * module.out_features
-    if isinstance(module, nn.LayerNorm):
-        return 2 * _first(args).numel()
-    return None
+    return 2 * _first(args).numel() if isinstance(module, nn.LayerNorm) else None
 
 
 def _first(args: tuple[Any, ...]) -> Tensor:

@@ -18,7 +18,7 @@ from ecoformer.energy.dataflow import DataFlow
 from ecoformer.energy.ledger import Ledger
 from ecoformer.energy.recorder import ModuleStack, OpRecorder, plain_inference
 from ecoformer.energy.values import ValueTracker
-from ecoformer.errors import InputError, first_line
+from ecoformer.errors import InputError, first_line, require
 from ecoformer.nn.inputs import Input, first_convolution, model_arguments
 
 
@@ -66,8 +66,7 @@ def count(
     if convention not in CONVENTIONS:
         raise InputError(f"convention={convention!r} does not exist: choose one of {', '.join(CONVENTIONS)}")
     model = getattr(model, "_orig_mod", model)
-    if not isinstance(model, nn.Module):
-        raise InputError(f"{repr(model)[:60]} is no torch.nn.Module: give an instance of one")
+    require(model, nn.Module, "torch.nn.Module: give an instance of one")
     if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
         raise InputError(
             f"{type(model).__name__} holds TorchScript, whose parts cannot be told apart: count the original"

@@ -26,8 +26,7 @@ REASONS = {
     "sign": "taking signs: not in the formula",
     "hash_attention": "code products are additions, as in the formula; (K + 1) v is not in it",
     **dict.fromkeys(
-        ("gelu", "relu", "silu", "sigmoid", "hardswish", "hardsigmoid"),
-        "activations are not in the paper's accounting",
+        ("gelu", "relu", "silu", "sigmoid", "hardswish", "hardsigmoid"), "activations are not in the paper's accounting"
     ),
     "softmax": "only its length enters the formula, as the multiplications of the scale",
     "add": "residual connections and other sums are not in the paper's accounting",
@@ -98,7 +97,5 @@ def _short(op: str) -> str:
 
 def _reason(item: str) -> str:
     function, _, op = item.partition(": ")
-    for key in (op, function, item, function.rsplit(".", 1)[-1]):
-        if key in REASONS and not (key == op and function in REASONS):
-            return REASONS[key]
-    return OTHERWISE
+    keys = (function,) if function in REASONS else (op, function, item, function.rsplit(".", 1)[-1])
+    return next((REASONS[key] for key in keys if key in REASONS), OTHERWISE)

@@ -11,7 +11,7 @@ from ecoformer.energy.entry import LOOSE, Entry
 from ecoformer.energy.kinds import Counts
 from ecoformer.energy.profile import Profile
 from ecoformer.energy.profile_files import Prices, load_profile
-from ecoformer.errors import InputError
+from ecoformer.errors import InputError, require
 from ecoformer.files import json_text
 from ecoformer.files.table import Column, Table, energy_text, largest_unit, render, share
 
@@ -88,8 +88,7 @@ class Ledger:
 
         Raises InputError as `table` does, and for another that is no ledger.
         """
-        if not isinstance(other, Ledger):
-            raise InputError(f"other={repr(other)[:60]} is no ledger: give what ecoformer.energy.count returns")
+        require(other, Ledger, "ledger: give what ecoformer.energy.count returns", "other=")
         prices = load_profile(profile)
         return render(differences(self, other, prices, by), "table", f"{prices.name}; + is more in the other")
 

@@ -57,10 +57,8 @@ class Profile:
 
     def precision_of(self, module: str, kind: str) -> Precision:
         """The precision at which a module's work of some kind is priced."""
-        for rule in self.rules:
-            if kind in rule.kinds and fnmatchcase(module, rule.modules):
-                return self.precisions[rule.precision]
-        return self.precisions[self.default]
+        named = (rule.precision for rule in self.rules if kind in rule.kinds and fnmatchcase(module, rule.modules))
+        return self.precisions[next(named, self.default)]
 
     def energy_pj(self, entries: Iterable[Entry], convention: str = "audited") -> float:
         """Energy of some ledger entries. Bytes are scaled from the width counted to the width priced.

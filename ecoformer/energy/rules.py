@@ -53,9 +53,8 @@ def inner_products(terms: int, left: Values, right: Values) -> Counts:
         return counts(binary_mul=terms, popcount=terms)
     if is_signed_unit(left) or is_signed_unit(right):
         return counts(add=terms)
-    if is_power_of_two(left) or is_power_of_two(right):
-        return counts(shift=terms, add=terms)
-    return counts(fma=terms)
+    is_shift = is_power_of_two(left) or is_power_of_two(right)
+    return counts(shift=terms, add=terms) if is_shift else counts(fma=terms)
 
 
 def sum_of(elements: int, groups: int, held: Values = None) -> Counts:

@@ -75,9 +75,7 @@ def _weight_norm(call: Call) -> Counts:
 
 def _moments(rows: int, length: int) -> Counts:
     """Mean and biased variance of each row: 2(n - 1) + n additions, n squares, 2 divisions."""
-    if not length:
-        return counts()
-    return scaled(counts(add=3 * length - 2, mul=length, div=2), rows)
+    return scaled(counts(add=3 * length - 2, mul=length, div=2), rows) if length else counts()
 
 
 @rule("var", "std", "var_mean", "std_mean")
@@ -126,10 +124,7 @@ def _logsumexp(call: Call) -> Counts:
 def _normalise(rows: int, length: int, affine: int) -> Counts:
     """Moments, 1/sqrt(var + eps) per row, one product per element (the differences are at hand), then scale, shift."""
     return _moments(rows, length) + counts(
-        add=rows + (rows * length if affine > 1 else 0),
-        sqrt=rows,
-        div=rows,
-        mul=rows * length * (2 if affine else 1),
+        add=rows + (rows * length if affine > 1 else 0), sqrt=rows, div=rows, mul=rows * length * (2 if affine else 1)
     )
 
 

@@ -115,8 +115,7 @@ KEEPING = names("""
     view _unsafe_view reshape _reshape_alias t transpose permute expand select slice split split_with_sizes chunk
     unbind unsqueeze squeeze alias detach unfold diagonal narrow movedim swapaxes lift_fresh clone
     contiguous roll flip repeat index _unsafe_index index_select gather tile flatten unflatten view_as expand_as
-    broadcast_to
-    repeat_interleave
+    broadcast_to repeat_interleave
 """)
 COMPARING = names("eq ne lt le gt ge logical_not logical_and logical_or logical_xor isnan isinf isfinite signbit")
 

@@ -50,9 +50,7 @@ class Column:
     def text(self, row: Any) -> str:
         """The cell of a row."""
         value = self.of(row) if callable(self.of) else row[self.of]
-        if value is None:
-            return self.none
-        return self.form.format(value if self.scale == 1 else value / self.scale)
+        return self.none if value is None else self.form.format(value if self.scale == 1 else value / self.scale)
 
 
 def share(heading: str, of: Any, **options: Any) -> Column:

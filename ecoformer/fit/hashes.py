@@ -7,17 +7,19 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ecoformer.errors import InputError
+from ecoformer.errors import InputError, require
 from ecoformer.fit.compare import eval_mode
 from ecoformer.fit.contract import FittableAttention, HashFitReport, JointFitReport, has_hashes, hash_layers
 from ecoformer.fit.held_out import fit_and_measure
 from ecoformer.fit.joint import fit_jointly, original_of, require_class_scores
 from ecoformer.nn.base import called_with
+from ecoformer.nn.inputs import not_accepted
 from ecoformer.nn.precision import without_autocast
 
 __all__ = ["HashFitReport", "fit_hashes", "fit_new_hashes", "has_hashes", "hash_layers"]
@@ -55,19 +57,20 @@ def fit_hashes(
     Returns:
         One report a layer, in the order of the forward pass; empty if there is nothing to fit.
     Raises:
-        InputError: a layer cannot be fitted again, or not on these images, or runs never or twice in a forward pass; a
-            joint fit finds no class scores.
+        InputError: no module, no batch of images, or one that the model does not accept; a layer cannot be fitted
+            again, or not on these images, or runs never or twice in a forward pass; a joint fit finds no class scores.
     """
+    require(model, nn.Module, "Module: give a converted model", "fit_hashes: ")
+    _require_batches(images, held_out)
     layers = hash_layers(model)
     if not layers:
         return []
     for name, layer in layers.items():
         if layer.refit_refusal():
             raise InputError(f"{name}: {layer.refit_refusal()}")
-    generator = torch.Generator().manual_seed(seed)
+    require(seed, Integral, "whole number: give one", "fit_hashes: seed=")
+    generator = torch.Generator().manual_seed(int(seed) % 2**64)
     original = original_of(model)  # before the layers forget what they were
-    if original is not None:
-        require_class_scores(original, images[:1])
     reports: list[HashFitReport] = []
     few = images[: min(layer.most_images or len(images) for layer in layers.values())]
     num_images, all_images = len(few), few if held_out is None else torch.cat([few, held_out])
@@ -94,7 +97,15 @@ def fit_hashes(
     with eval_mode(model), without_autocast(images), ExitStack() as hooks:
         for name, module in layers.items():
             hooks.enter_context(module.register_forward_pre_hook(partial(fit_before_forward, name), with_kwargs=True))
-        model(all_images)
+        try:
+            if original is not None:
+                require_class_scores(original, images[:1])
+            model(all_images)
+        except Exception as error:
+            if busy or isinstance(error, InputError):
+                raise
+            remedy = "; give images (B, C, H, W), normalised, in its precision and on its device, or token ids (B, N)"
+            raise not_accepted(model, all_images, error, remedy) from error
     if missed := layers.keys() - {report.block for report in reports}:
         raise InputError(f"{min(missed)} did not run in a forward pass: convert the model without it")
     if original is not None:
@@ -103,3 +114,12 @@ def fit_hashes(
         if on_joint is not None:
             on_joint(joint)
     return reports
+
+
+def _require_batches(images: Tensor, held_out: Tensor | None) -> None:
+    for name, batch in (("images", images), ("held_out", images if held_out is None else held_out)):
+        found = "tensor: give a batch as one, as next(iter(loader))[0] or torch.from_numpy(array)"
+        require(batch, Tensor, found, f"fit_hashes: {name}=")
+        if not len(images) or (batch.shape[1:], batch.dtype) != (images.shape[1:], images.dtype):
+            found = f"{str(batch.dtype).removeprefix('torch.')} {tuple(batch.shape)}"
+            raise InputError(f"fit_hashes: {name} is {found}: give one image or more, and held_out ones like them")

@@ -20,7 +20,7 @@ from ecoformer.nn.fitted_state import FittedState
 from ecoformer.nn.heads import real_tokens, split_heads
 from ecoformer.nn.precision import full_precision, without_autocast
 from ecoformer.nn.projections import Projections
-from ecoformer.nn.specs import AttentionSpec
+from ecoformer.nn.specs import AttentionSpec, one_of
 from ecoformer.ops.codes.distilled import Standardiser
 from ecoformer.ops.codes.fitted import Attends
 
@@ -59,8 +59,7 @@ class TaughtSpec(AttentionSpec):
         self.require_whole(1, "fit_batch_size", "fit_images", "joint_batch_size")
         if isinstance(self.fit_values, bool):  # YAML reads the words so
             object.__setattr__(self, "fit_values", str(self.fit_values).lower())
-        if self.fit_values not in ("auto", "true", "false"):
-            raise InputError(f"attention.fit_values={self.fit_values!r} must be auto, true or false")
+        one_of("fit_values", self.fit_values, ("auto", "true", "false"))
         self.require_positive("fit_lr", "joint_lr")
 
 

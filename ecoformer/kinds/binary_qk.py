@@ -47,10 +47,9 @@ class BinaryQKSpec(AttentionSpec):
 
     def __post_init__(self) -> None:
         one_of("form", self.form, ("signs", "scaled", "grid", "line"))
-        if self.num_tokens is not None:
-            self.require_whole(1, "num_tokens")
-            if not self.has_bias:
-                raise InputError(f"attention.num_tokens={self.num_tokens} is of form=grid and line: leave it out")
+        self.require_whole(1, "num_tokens")
+        if self.num_tokens is not None and not self.has_bias:
+            raise InputError(f"attention.num_tokens={self.num_tokens} is of form=grid and line: leave it out")
 
     @property
     def has_bias(self) -> bool:

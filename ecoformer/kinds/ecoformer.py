@@ -18,7 +18,7 @@ from ecoformer.nn.base import ReplacementAttention, attention_kind
 from ecoformer.nn.heads import split_heads
 from ecoformer.nn.precision import full_precision, without_autocast
 from ecoformer.nn.projections import Projections
-from ecoformer.nn.specs import AttentionSpec, one_of
+from ecoformer.nn.specs import AttentionSpec, number, one_of
 from ecoformer.ops.ecoformer import kernel_hash_attention
 from ecoformer.ops.ecoformer.codes import normalize
 from ecoformer.ops.ecoformer.columns import kernel_hash_layer
@@ -35,6 +35,7 @@ class KernelHashSpec(AttentionSpec):
 
     def __post_init__(self) -> None:
         self.require_whole(1, "num_bits", "num_anchors")
+        self.require_flags("clamp")
         one_of("numerator", self.numerator, ("own_token", "kernel"))
 
     def limits(self, num_tokens: int) -> dict[str, tuple[int, str]]:
@@ -83,9 +84,8 @@ class EcoFormerSpec(KernelHashSpec):
         super().__post_init__()
         self.require_whole(1, "top_k")
         self.require_whole(0, "fit_steps")
-        if not self.fit_lr > 0:
-            raise InputError(f"attention.fit_lr={self.fit_lr!r} must be above 0")
-        if not 0 <= self.fit_momentum < 1:
+        self.require_positive("fit_lr")
+        if not 0 <= number(self.fit_momentum) < 1:
             raise InputError(f"attention.fit_momentum={self.fit_momentum!r} must lie in [0, 1)")
 
     def limits(self, num_tokens: int) -> dict[str, tuple[int, str]]:

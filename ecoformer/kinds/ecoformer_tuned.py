@@ -23,7 +23,7 @@ from ecoformer.nn.fitted_state import FittedState
 from ecoformer.nn.heads import join_heads, real_tokens, split_heads
 from ecoformer.nn.precision import full_precision, without_autocast
 from ecoformer.nn.projections import Projections, linear_of
-from ecoformer.nn.specs import AttentionSpec, one_of
+from ecoformer.nn.specs import AttentionSpec, number, one_of
 from ecoformer.ops.codes.attention import binary_attention, binary_weights
 from ecoformer.ops.codes.tuned import BinaryHash, random_hash
 
@@ -61,9 +61,8 @@ class EcoFormerTunedSpec(AttentionSpec):
         self.require_whole(0, "num_anchors", "fit_steps")
         one_of("qk", self.qk, ("separate", "shared"))
         one_of("code", self.code, ("binary", "sign"))
-        if not isinstance(self.bit_weights, bool):
-            raise InputError(f"attention.bit_weights={self.bit_weights!r} must be true or false")
-        if self.floor is not None and not 0 < self.floor < float("inf"):
+        self.require_flags("bit_weights")
+        if self.floor is not None and not 0 < number(self.floor) < float("inf"):
             raise InputError(f"attention.floor={self.floor!r} must be a finite number above 0, or null to fit it")
         self.require_positive("fit_lr")
 

@@ -53,11 +53,7 @@ class KernelHash(FittedState):
 
     @torch.no_grad()
     def fit(
-        self,
-        x_BHNC: Tensor,
-        generator: torch.Generator,
-        mask_BN: Tensor | None = None,
-        **options: Any,
+        self, x_BHNC: Tensor, generator: torch.Generator, mask_BN: Tensor | None = None, **options: Any
     ) -> HashFitReport:
         """Draw anchors from the tokens, fit A to the similarities of the batch, store both.
 

@@ -36,9 +36,8 @@ class LinformerSpec(AttentionSpec):
     num_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        self.require_whole(1, "proj_dim", *(() if self.num_tokens is None else ("num_tokens",)))
-        if not isinstance(self.share_kv, bool):
-            raise InputError(f"attention.share_kv={self.share_kv!r} must be true or false")
+        self.require_whole(1, "proj_dim", "num_tokens")
+        self.require_flags("share_kv")
 
     def fit_to_tokens(self, num_tokens: int, where: str) -> LinformerSpec:
         if self.num_tokens not in (None, num_tokens):

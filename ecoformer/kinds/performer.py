@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ecoformer.errors import InputError
 from ecoformer.nn.base import ReplacementAttention, attention_kind
 from ecoformer.nn.precision import full_precision, without_autocast
 from ecoformer.nn.projections import Projections
@@ -33,9 +32,7 @@ class PerformerSpec(AttentionSpec):
     num_features: int | None = None
 
     def __post_init__(self) -> None:
-        value = self.num_features
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-            raise InputError(f"attention.num_features={value!r} must be a whole number of at least 1, or null")
+        self.require_whole(1, "num_features")
 
 
 @attention_kind(PerformerSpec)

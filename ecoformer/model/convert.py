@@ -1,17 +1,18 @@
 """convert(model, spec): replace a timm model's attention in place, carry its weights over, report what was done."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from torch import nn
 
-from ecoformer.errors import InputError
+from ecoformer.errors import InputError, require
 from ecoformer.kinds import BUILDERS
 from ecoformer.model.layers import FilterFn, LayerInfo, attention_layers, token_counts
 from ecoformer.nn.bert import unreadable
 from ecoformer.nn.inputs import Input, Size
 from ecoformer.nn.msa import MSASpec
 from ecoformer.nn.no_reader import no_reader
-from ecoformer.nn.projections import read_projections
+from ecoformer.nn.projections import read_projections, require_plain
 from ecoformer.nn.specs import AttentionSpec
 
 # By name: the modules of some take a second to load.
@@ -82,12 +83,9 @@ def convert(
         InputError: no module or no spec, nothing to convert, a layer that cannot be carried over, or settings that do
             not fit the token count. The model is then unchanged.
     """
-    for value, kind, remedy in (
-        (model, nn.Module, "create the model first, as timm.create_model(NAME)"),
-        (spec, AttentionSpec, "give one, as EcoFormerSpec()"),
-    ):
-        if not isinstance(value, kind):
-            raise InputError(f"convert: {repr(value)[:60]} is no {kind.__name__}: {remedy}")
+    require(model, nn.Module, "Module: create the model first, as timm.create_model(NAME)", "convert: ")
+    require(spec, AttentionSpec, "AttentionSpec: give one, as EcoFormerSpec()", "convert: ")
+    require(filter_fn, Callable | None, "function of (module, name): give one that says yes or no", "filter_fn=")
     refuse_wrapped(model)
     layers = attention_layers(model)
     if not layers:
@@ -100,6 +98,9 @@ def convert(
     planned = _plan(layers, spec, filter_fn)
     if not planned:
         raise InputError(f"the layer filter matches none of {len(layers)} attention layers: {layers[0].name}, ...")
+    for layer, wanted in planned:
+        if not wanted.is_met_by(layer.module):
+            require_plain(layer.module, layer.where)
     given = img_size if example_input is None else example_input
     tokens = {} if given is None else token_counts(model, given)
     report = ConversionReport()

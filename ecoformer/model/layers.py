@@ -7,13 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 import ecoformer.nn.readers  # noqa: F401  so that what it reads is known
-from ecoformer.errors import InputError, first_line
+from ecoformer.errors import InputError
 from ecoformer.nn.base import ReplacementAttention
 from ecoformer.nn.bert import read_kin, with_key_masks
-from ecoformer.nn.inputs import Input, first_convolution, model_arguments, own_size
+from ecoformer.nn.inputs import Input, first_convolution, model_arguments, not_accepted, own_size
 from ecoformer.nn.layout import prefix_tokens, stages_of
 from ecoformer.nn.meta import RememberedMeta
 from ecoformer.nn.projections import READERS, call_of, learn_classes
@@ -83,13 +82,9 @@ def called_modules(model: nn.Module, input: Input | None = None) -> set[str] | N
     if input is None:
         return None
     called: set[str] = set()
-
-    def note(name: str) -> Callable[..., None]:
-        return lambda module, inputs: called.add(name)
-
     with ExitStack() as hooks:
         for name, module in model.named_modules():
-            hooks.enter_context(module.register_forward_pre_hook(note(name)))
+            hooks.enter_context(module.register_forward_pre_hook(lambda *_, name=name: called.add(name)))
         try:
             require_input(model, input)
         except InputError:
@@ -99,8 +94,8 @@ def called_modules(model: nn.Module, input: Input | None = None) -> set[str] | N
 
 def require_input(model: nn.Module, input: Input) -> None:
     """Raise InputError if a forward pass on the meta device, attention as it is, refuses a size or an example."""
-    state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    meta_state = {name: torch.empty_like(value, device="meta") for name, value in state.items()}
+    state = [*model.named_parameters(), *model.named_buffers()]
+    meta_state = {name: torch.empty_like(value, device="meta") for name, value in state}
     stem = first_convolution(model)
     args, kwargs = model_arguments(model, input, dtype=None if stem is None else stem.weight.dtype)
     try:
@@ -108,10 +103,8 @@ def require_input(model: nn.Module, input: Input) -> None:
             torch.func.functional_call(model, meta_state, args, kwargs)
     except InputError:
         raise
-    except (AssertionError, RuntimeError, TypeError) as error:
-        shape = next((x.shape for x in tree_leaves([args, kwargs]) if isinstance(x, Tensor)), ())
-        what = f"{shape[-2]}x{shape[-1]} images" if len(shape) == 4 else f"an input of shape {tuple(shape)}"
-        raise InputError(f"{type(model).__name__} does not accept {what}: {first_line(error)}") from error
+    except Exception as error:
+        raise not_accepted(model, [args, kwargs], error) from error
 
 
 @contextmanager

@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
-from ecoformer.errors import InputError
+from ecoformer.errors import InputError, first_line, is_whole
 
 RGB = 3  # channels of an image where nothing says otherwise
 Size = int | tuple[int, ...] | list[int]
@@ -94,7 +94,7 @@ def example_input(
     """
     generator, meta = torch.Generator().manual_seed(seed), torch.device(device).type == "meta"
     if takes_sequences(model):
-        if not isinstance(size, int) or size < 1:
+        if not is_whole(size) or size < 1:
             raise InputError(f"input={size!r} is no number of tokens: give at least 1, or an example")
         vocab_size: Any = model.vocab_size
         if meta:
@@ -122,13 +122,17 @@ def model_arguments(
         return (), {key: _moved(x, device, dtype) for key, x in given.items()}
     if isinstance(given, Tensor):
         return (_moved(given, device, dtype),), {}
-    if isinstance(given, tuple | list) and not all(_is_whole(x) for x in given):
+    if isinstance(given, tuple | list) and not all(is_whole(x) for x in given):
         return tuple(_moved(x, device, dtype) for x in given), {}
     return (example_input(model, given, in_chans=in_chans, device=device, dtype=dtype),), {}
 
 
 def _moved(value: Any, device: str | torch.device, dtype: torch.dtype | None) -> Any:
     def move(x: Tensor) -> Tensor:
+        if x.is_nested or x.layout is not torch.strided:
+            raise InputError(
+                f"a nested or {str(x.layout).removeprefix('torch.')} tensor is no example: give a dense one"
+            )
         target = dtype if dtype is not None and x.is_floating_point() else x.dtype
         if torch.device(device).type == "meta":
             return torch.empty_like(x, device=device, dtype=target)
@@ -137,16 +141,19 @@ def _moved(value: Any, device: str | torch.device, dtype: torch.dtype | None) ->
     return tree_map_only(Tensor, move, value)
 
 
-def _is_whole(x: Any) -> bool:
-    return isinstance(x, int) and not isinstance(x, bool)
-
-
 def _image_shape(size: Any, batch_size: int, in_chans: int) -> tuple[int, ...]:
-    sizes = [size] if _is_whole(size) else list(size) if isinstance(size, tuple | list) else []
-    if not 1 <= len(sizes) <= 4 or any(n < 1 for n in sizes):
+    sizes = [size] if is_whole(size) else list(size) if isinstance(size, tuple | list) else []
+    if not 1 <= len(sizes) <= 4 or not all(is_whole(n) and n >= 1 for n in [*sizes, in_chans]):
         raise InputError(
-            f"input={size!r} is no image size: give S, (H, W), (C, H, W) or (B, C, H, W), "
-            "each at least 1, or an example"
+            f"input={repr(size)[:60]} is no image size: give S, (H, W), (C, H, W) or (B, C, H, W), "
+            f"each at least 1 (in_chans={in_chans!r} too), or an example as a tensor"
         )
     sizes = sizes * 2 if len(sizes) == 1 else sizes
     return (*(batch_size, in_chans)[: 4 - len(sizes)], *sizes)
+
+
+def not_accepted(model: nn.Module, arguments: Any, error: Exception, remedy: str = "") -> InputError:
+    """The error for a model that does not run on arguments, of which the first tensor is named."""
+    x = next((x for x in tree_leaves(arguments) if isinstance(x, Tensor)), torch.empty(0))
+    what = f"{x.shape[-2]}x{x.shape[-1]} images" if x.dim() == 4 else f"an input of shape {tuple(x.shape)}"
+    return InputError(f"{type(model).__name__} does not accept {what}: {first_line(error).rstrip('.!')}{remedy}")

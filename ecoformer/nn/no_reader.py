@@ -31,9 +31,8 @@ _REASONS = {
     _POOLED: "hiera.MaskUnitAttention hieradet_sam2.MultiScaleAttention mvitv2.MultiScaleAttention",
     _CLASS: "cait.ClassAttn crossvit.CrossAttention volo.ClassAttention",
     _CONVOLVED: (
-        "_efficientnet_blocks.MobileAttention cpubone.ConvAttention csatv2.SpatialAttention "
-        "efficientvit_msra.CascadedGroupAttention iformer.SHMA lowformer.ConvAttention nextvit.EfficientAttention "
-        "shvit.SHSA"
+        "_efficientnet_blocks.MobileAttention cpubone.ConvAttention csatv2.SpatialAttention iformer.SHMA shvit.SHSA "
+        "efficientvit_msra.CascadedGroupAttention lowformer.ConvAttention nextvit.EfficientAttention"
     ),
     "its weights come from the token itself, without keys": "volo.OutlookAttention",
     "two sets of tokens attend in one block, and what a fit learns from is one": "tnt.Attention",

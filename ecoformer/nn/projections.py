@@ -112,20 +112,25 @@ def read_projections(module: nn.Module, where: str) -> Projections:
     """The projections of an attention layer. Raises InputError naming what cannot be carried over."""
     if type(module) not in READERS:
         raise too_little(module, where)
-    attn_drop = getattr(getattr(module, "attn_drop", None), "p", 0.0)
-    if attn_drop > 0:
-        raise refusal(where, f"attn_drop={attn_drop}", "create the model with attn_drop_rate=0")
-    for name, part in module.named_modules():
-        # What an adapter adds, or a quantised weight holds, is not in `weight`.
-        if hasattr(part, "in_features") and not _is_linear(type(part)):
-            raise refusal(where, f"{name} ({full_name(type(part))})", "merge or undo it, to have a torch.nn.Linear")
     found = READERS[type(module)](module, where)
     return replace(found, layer=module) if found.layer is None else found
 
 
-def _is_linear(cls: type[nn.Module]) -> bool:
-    """Whether what modules of the class compute is said by their `weight` and `bias`."""
-    return cls.forward is nn.Linear.forward or cls.__module__.startswith("ecoformer.")
+def require_plain(module: nn.Module, where: str) -> None:
+    """Raise InputError where an attention layer computes more than its class and its weights say."""
+    attn_drop = getattr(getattr(module, "attn_drop", None), "p", 0.0)
+    if attn_drop > 0:
+        raise refusal(where, f"attn_drop={attn_drop}", "create the model with attn_drop_rate=0")
+    known = {"torch", "timm", "ecoformer", type(module).__module__.partition(".")[0]}
+    for name, part in module.named_modules():
+        cls = type(part)
+        if "forward" in vars(part) or part._forward_hooks or part._forward_pre_hooks:
+            raise refusal(where, f"a hook or a forward of {name or 'its own'}", "take it away, and add it afterwards")
+        # What an adapter adds, or a quantised weight holds, is not in `weight`.
+        is_adapter = next(part.children(), None) is not None and cls.__module__.partition(".")[0] not in known
+        is_linear = cls.forward is nn.Linear.forward or cls.__module__.startswith("ecoformer.")
+        if is_adapter or (hasattr(part, "in_features") and not is_linear):
+            raise refusal(where, f"{name} ({full_name(cls)})", "merge or undo it, to have a torch.nn.Linear")
 
 
 def too_little(module: nn.Module, where: str) -> InputError:

@@ -6,14 +6,16 @@ A kind is one file: a spec with a name, and a module with `@attention_kind(Spec)
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from numbers import Real
 from typing import Any, ClassVar
 
 import yaml
 from torch import nn
 
-from ecoformer.errors import InputError
+from ecoformer.errors import InputError, is_whole
 
 SPECS: dict[str, type[AttentionSpec]] = {}
 _LISTENERS: list[Callable[[str], None]] = []
@@ -38,6 +40,11 @@ def one_of(key: str, value: object, choices: tuple[str, ...]) -> None:
         raise InputError(f"attention.{key}={value!r} must be {', '.join(choices[:-1])} or {choices[-1]}")
 
 
+def number(value: object) -> float:
+    """A value as a float; NaN, which is in no range, if it is no number."""
+    return float(value) if isinstance(value, Real) else math.nan
+
+
 @dataclass(frozen=True)
 class AttentionSpec:
     """What every attention kind has: a name, and a way to refuse token counts that it cannot work with."""
@@ -46,18 +53,27 @@ class AttentionSpec:
     removed: ClassVar[Mapping[str, object]] = {}  # options of old checkpoints: what they were where nobody chose them
 
     def require_whole(self, least: int, *keys: str) -> None:
-        """Raise InputError unless the options named are whole numbers of at least `least`."""
+        """Raise InputError unless the options named are whole numbers of at least `least`; None where it is default."""
         for key in keys:
-            value = getattr(self, key)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise InputError(f"attention.{key}={value!r} must be a whole number of at least {least}")
+            value, may_be_none = getattr(self, key), getattr(type(self), key) is None
+            if value is None and may_be_none:
+                continue
+            if not is_whole(value) or value < least:
+                end = ", or null" if may_be_none else ""
+                raise InputError(f"attention.{key}={value!r} must be a whole number of at least {least}{end}")
+            object.__setattr__(self, key, int(value))  # NumPy's would follow it into files
 
     def require_positive(self, *keys: str) -> None:
         """Raise InputError unless the options named are finite numbers above 0."""
         for key in keys:
-            value = getattr(self, key)
-            if not 0 < value < float("inf"):
-                raise InputError(f"attention.{key}={value!r} must be a finite number above 0")
+            if not 0 < number(getattr(self, key)) < math.inf:
+                raise InputError(f"attention.{key}={getattr(self, key)!r} must be a finite number above 0")
+
+    def require_flags(self, *keys: str) -> None:
+        """Raise InputError unless the options named are True or False."""
+        for key in keys:
+            if not isinstance(getattr(self, key), bool):
+                raise InputError(f"attention.{key}={getattr(self, key)!r} must be true or false")
 
     def fit_to_tokens(self, num_tokens: int, where: str) -> AttentionSpec:
         """The spec to use for a layer with `num_tokens` tokens; raises InputError if it cannot work there.

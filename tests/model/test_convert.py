@@ -183,6 +183,49 @@ def test_projections_that_are_more_than_their_weights_are_refused(part):
     convert(model, SMALL)
 
 
+class AroundLinear(torch.nn.Module):
+    """An adapter that is no Linear."""
+
+    def __init__(self, linear):
+        super().__init__()
+        self.linear, self.down = linear, torch.nn.Conv1d(linear.in_features, linear.out_features, 1)
+        self.weight, self.bias = linear.weight, linear.bias
+
+    def forward(self, x_BND):
+        return self.linear(x_BND) + self.down(x_BND.mT).mT
+
+
+def around(layer):
+    layer.q = AroundLinear(layer.q)
+
+
+def hooked(layer):
+    layer.register_forward_hook(lambda module, args, out: out + 1)
+
+
+def patched(layer):
+    layer.proj.forward = lambda x: x
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [(around, r"q \(.*AroundLinear\)"), (hooked, "a hook or a forward of its own"), (patched, "a .* forward of proj")],
+)
+def test_what_a_layers_class_and_weights_do_not_say_is_refused(change, what):
+    model = tiny_pvt()
+    change(model.stages[0].blocks[0].attn)
+    with pytest.raises(InputError, match=rf"\(stages.0.blocks.0.attn\): {what} cannot be carried"):
+        convert(model, SMALL)
+    convert(model, SMALL, lambda module, name: name.startswith("stages.1"))
+
+
+def test_layers_are_read_before_tokens_are_counted():
+    """A quantised model does not run on the meta device; what it is refused for is that it is quantised."""
+    quantised = torch.ao.quantization.quantize_dynamic(tiny_pvt(), {torch.nn.Linear})
+    with pytest.raises(InputError, match=r"\(stages.0.blocks.0.attn\): q \(torch.ao.* cannot be carried .*: merge"):
+        convert(quantised, SMALL, img_size=IMG_SIZE)
+
+
 def test_an_attention_layer_is_no_model():
     with pytest.raises(InputError, match="Attention is an attention layer: give the model that holds it"):
         convert(tiny_pvt().stages[0].blocks[0].attn, SMALL)

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 
 import ecoformer
 from ecoformer import EcoFormerSpec, InputError, MSASpec, convert
+from ecoformer.nn.specs import make_spec
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -52,3 +54,76 @@ def test_a_forgotten_fit_names_a_function_that_is_there() -> None:
         model(torch.randn(1, 3, 64, 64))
     package, _, name = re.findall(r"call ([\w.]+)\(", str(caught.value))[0].rpartition(".")
     assert package == "ecoformer" and callable(getattr(ecoformer, name))
+
+
+def small_vit() -> nn.Module:
+    model = timm.create_model(
+        "vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=24, depth=1, num_heads=2, num_classes=5
+    )
+    return model.eval()
+
+
+SPEC = EcoFormerSpec(num_bits=4, num_anchors=4, top_k=2)
+IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"images": IMAGES.numpy()},
+            r"images=array.* is no tensor: give a batch as one, as next",
+        ),
+        ({"images": [(IMAGES, None)]}, r"^fit_hashes: images=\[.* is no tensor: "),
+        (
+            {"images": IMAGES[0]},
+            r"does not accept an input of shape \(3, 32, 32\): .*; give images \(B, C, H, W\), norm",
+        ),
+        ({"images": IMAGES.byte()}, r"does not accept 32x32 images: .*unsigned char.*; give images \(B, C, H, W\)"),
+        ({"images": IMAGES[:, :, :8]}, r"does not accept 8x32 images: .*doesn't match model \(32\); give images"),
+        ({"images": IMAGES[:0]}, r"images is float32 \(0, 3, 32, 32\): give one image or more"),
+        ({"held_out": IMAGES[..., :8]}, r"held_out is float32 \(2, 3, 32, 8\): give .*, and held_out ones like them$"),
+        ({"held_out": IMAGES.numpy()}, r"^fit_hashes: held_out=array"),
+        ({"seed": 1.5}, r"^fit_hashes: seed=1\.5 is no whole number"),
+        ({"model": "vit_tiny"}, r"^fit_hashes: 'vit_tiny' is no Module"),
+    ],
+    ids=["numpy", "loader", "one", "uint8", "size", "none", "held-out-size", "held-out-numpy", "seed", "name"],
+)
+def test_what_a_fit_cannot_take_is_one_line(settings: dict[str, Any], message: str) -> None:
+    model = small_vit()
+    convert(model, SPEC)
+    with pytest.raises(InputError, match=message) as caught:
+        ecoformer.fit_hashes(**{"model": model, "images": IMAGES, "seed": 0, **settings})
+    assert "\n" not in str(caught.value)
+    assert not model.get_submodule("blocks.0.attn").is_fitted
+
+
+def test_a_defect_of_a_fit_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small_vit()
+    convert(model, SPEC)
+    attention = model.get_submodule("blocks.0.attn")
+    monkeypatch.setattr(type(attention), "fit_hash", lambda *args, **options: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        ecoformer.fit_hashes(model, IMAGES, 0)
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    spec = EcoFormerSpec(num_bits=np.int64(4), num_anchors=np.int32(4), top_k=np.uint8(2), fit_lr=np.float32(0.5))  # type: ignore[arg-type]
+    assert repr(spec) == repr(EcoFormerSpec(num_bits=4, num_anchors=4, top_k=2, fit_lr=spec.fit_lr))
+    model = small_vit()
+    assert convert(model, SPEC, img_size=np.int64(32)).replaced[0].num_tokens == 17  # type: ignore[arg-type]
+    ecoformer.fit_hashes(model, IMAGES, np.int64(0))  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"attention\.num_features=True must be .* at least 1, or null"):
+        make_spec("performer", {"num_features": True})
+
+
+@pytest.mark.parametrize("key", ["fit_lr", "fit_momentum", "clamp", "num_bits"])
+def test_a_text_for_an_option_of_another_kind_is_one_line(key: str) -> None:
+    with pytest.raises(InputError, match=f"^attention.{key}='few' must "):
+        make_spec("ecoformer", {key: "few"})
+
+
+@pytest.mark.parametrize("given", ["blocks.0", ["blocks.0"], 3])
+def test_a_filter_that_is_no_function_is_one_line(given: Any) -> None:
+    with pytest.raises(InputError, match=r"^filter_fn=.* is no function of \(module, name\)"):
+        convert(small_vit(), SPEC, given)

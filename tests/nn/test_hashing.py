@@ -153,7 +153,7 @@ def test_hash_layers_are_named():
         ("ecoformer", {"num_bit": 8}, "attention.num_bit is not an option of attention=ecoformer; did you mean"),
         ("ecoformer", {"num_bits": 0}, "attention.num_bits=0 must be a whole number of at least 1"),
         ("ecoformer", {"numerator": "token"}, "must be own_token or kernel"),
-        ("ecoformer", {"fit_lr": 0}, "attention.fit_lr=0 must be above 0"),
+        ("ecoformer", {"fit_lr": 0}, "attention.fit_lr=0 must be a finite number above 0"),
         ("stock", {"num_bits": 8}, "attention=stock takes no options, got num_bits"),
     ],
 )

@@ -41,10 +41,7 @@ class Shape:
 
 
 # BERT-base's encoder and a ViT-B are made of the same block, but for the place of its norms.
-SHAPES = {
-    "bert_base": Shape("bert_base", 768, 12, 3072, 12),
-    "vit_b_block": Shape("vit_b_block", 768, 12, 3072, 1),
-}
+SHAPES = {"bert_base": Shape("bert_base", 768, 12, 3072, 12), "vit_b_block": Shape("vit_b_block", 768, 12, 3072, 1)}
 
 
 @dataclass(frozen=True)

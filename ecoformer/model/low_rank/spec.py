@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ecoformer.errors import InputError
+from ecoformer.errors import InputError, is_whole
 
 DEFAULT_RATIO = 0.5
 
@@ -33,7 +33,7 @@ class LowRankSpec:
         if len(given) > 1:
             listed = " and ".join(f"compress.{key}={value}" for key, value in given.items())
             raise InputError(f"{listed} exclude each other: set one of rank, ratio and energy")
-        if self.rank is not None and (isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1):
+        if self.rank is not None and (not is_whole(self.rank) or self.rank < 1):
             raise InputError(f"compress.rank={self.rank!r} must be a whole number of at least 1")
         for key in ("ratio", "energy"):
             value = getattr(self, key)

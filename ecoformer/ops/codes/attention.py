@@ -72,8 +72,7 @@ def binary_attention(
     Codes are at least 0 (or +-1 with a floor of at least sum_b weight_b), `weight_HK` is at least 0 (None: all 1, and
     nothing is multiplied) and `floor_H` above 0, so that a token whose code meets no key takes the mean of all values.
     A column of ones beside v makes numerator and denominator one product: where `mask_BN` is False, a key is left out
-    by zeros in both. See `naive.binary_attention_reference` for
-    the quadratic form.
+    by zeros in both. See `naive.binary_attention_reference` for the quadratic form.
     """
     v_and_one = torch.cat([v_BHNC, torch.ones_like(v_BHNC[..., :1])], dim=-1)
     if mask_BN is not None:

@@ -80,10 +80,9 @@ def random_hash(
 ) -> BinaryHash:
     """Random hash functions for these tokens, each bit splitting them near the middle. The start of a fit.
 
-    Queries and keys, each about their own mean, get the same anchors (tokens of both from the whole batch)
-    and the same random functions, so that similar ones tend to agree.
-    `num_anchors=0` makes the hash linear. The rest is for `BinaryHash`.
-    `generator` is a CPU generator, so that the draw is the same on every device.
+    Queries and keys, each about their own mean, get the same anchors (tokens of both from the whole batch) and the same
+    random functions, so that similar ones tend to agree. `num_anchors=0` makes the hash linear. The rest is for
+    `BinaryHash`. `generator` is a CPU generator, so that the draw is the same on every device.
     """
     num_heads, channels = q_BHNC.shape[1], q_BHNC.shape[-1]
     kinds = [q_BHNC] if shared else [q_BHNC, k_BHNC]

@@ -70,9 +70,7 @@ class _StraightThroughSign(torch.autograd.Function):
 
 def straight_through_sign(y: Tensor) -> Tensor:
     """Codes in {-1, +1} of y's dtype, differentiable by the straight-through estimator."""
-    if torch.is_grad_enabled() and y.requires_grad:
-        return _StraightThroughSign.apply(y)
-    return sign(y)
+    return _StraightThroughSign.apply(y) if torch.is_grad_enabled() and y.requires_grad else sign(y)
 
 
 def hash_codes(
