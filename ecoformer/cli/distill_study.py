@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from ecoformer.energy import load_profile
-    from ecoformer.files import write_text
+    from ecoformer.files import read_json, write_text
     from ecoformer.lab.closeness.distill import measure_distilled, spec_of
     from ecoformer.lab.closeness.distill_report import plot_errors
     from ecoformer.lab.closeness.source import load_source
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     torch.set_num_threads(args.threads)
     profile = load_profile(args.profile)
     table = args.out / "table.json"
-    rows: list[dict[str, Any]] = json.loads(table.read_text()) if table.exists() else []
+    rows: list[dict[str, Any]] = read_json(table, "rows of a study") if table.exists() else []
     if any(set(KEYS) - row.keys() for row in rows):
         raise InputError(f"{table} has rows of an earlier version: give another folder as --out")
     done = {key_of(row) for row in rows}

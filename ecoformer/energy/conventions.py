@@ -5,6 +5,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections import Counter
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from ecoformer.energy.entry import CORE, LOOSE, Entry
 from ecoformer.energy.kinds import Counts, counts, scaled
 from ecoformer.energy.recorder import ModuleStack
 from ecoformer.energy.rules import COMPLEX, PRODUCTS, RULES, SOFTMAX, UNREAD
+from ecoformer.energy.values import names
 
 CONVENTIONS = ("paper", "audited")
 
@@ -86,13 +88,11 @@ class Book(ABC):
 
     def entries(self) -> list[Entry]:
         """What was noted, summed over calls of one operation in one module."""
-        stated: dict[str, str | None] = {}
 
+        @cache
         def stated_around(module: str) -> str | None:
-            if module not in stated:
-                around = [name for name in self._stated if is_within(module, name)]
-                stated[module] = min(around, key=len, default=None)
-            return stated[module]
+            around = [name for name in self._stated if is_within(module, name)]
+            return min(around, key=len, default=None)
 
         cores = find_cores(self.flow, lambda module: stated_around(module) is not None)
         self.has_attention = bool(self._stated or cores.layer_of)
@@ -148,12 +148,8 @@ class PaperBook(Book):
             return
         if call.name in PRODUCTS:
             found = cost(call)
-            self.write(
-                call.full_name,
-                counts(mul=found["fma"] + found["mul"], add=found["fma"]),
-                _bits(call),
-                node=self.flow.last,
-            )
+            product = counts(mul=found["fma"] + found["mul"], add=found["fma"])
+            self.write(call.full_name, product, _bits(call), node=self.flow.last)
         elif call.name in SOFTMAX:
             self.write(call.full_name, counts(mul=call.elements), _bits(call), node=self.flow.last, core_only=True)
 
@@ -223,10 +219,8 @@ def memory(call: Call) -> Counts:
     return counts(read_bytes=read, written_bytes=written)
 
 
-GATHERING = frozenset({"index", "_unsafe_index", "index_select", "gather", "take", "embedding"})
-FILLING = frozenset(
-    {"fill", "zero", "copy", "full_like", "ones_like", "zeros_like", "new_full", "new_ones", "new_zeros"}
-)
+GATHERING = names("index _unsafe_index index_select gather take embedding")
+FILLING = names("fill zero copy full_like ones_like zeros_like new_full new_ones new_zeros")
 
 
 def _bytes_read(call: Call, x: Tensor) -> int:

@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ecoformer.energy.conventions import CONVENTIONS, AuditedBook, Book, PaperBook
+from ecoformer.energy.conventions import CONVENTIONS, AuditedBook, Book, CountingDefect, PaperBook
 from ecoformer.energy.dataflow import DataFlow
 from ecoformer.energy.ledger import Ledger
 from ecoformer.energy.recorder import ModuleStack, OpRecorder, plain_inference
@@ -72,8 +72,7 @@ def count(
             f"{type(model).__name__} holds TorchScript, whose parts cannot be told apart: count the original"
         )
     device = _usable(device)
-    if dtype is not None and not isinstance(dtype, torch.dtype):
-        raise InputError(f"dtype={dtype!r} is no torch.dtype: give torch.float16, for example")
+    require(dtype, torch.dtype | None, "torch.dtype: give torch.float16, for example", "dtype=")
     dtype = dtype or _float_dtype(model)
     stack = ModuleStack()
     flow = DataFlow()
@@ -111,9 +110,9 @@ def count(
         )
         try:
             functional_call(model, substitutes, args, kwargs, strict=False)
-        except InputError:
+        except (InputError, CountingDefect):
             raise
-        except (AssertionError, AttributeError, LookupError, RuntimeError, ValueError, TypeError) as error:
+        except Exception as error:
             place = f" in {stack.failed_in!r}" if stack.failed_in else ""
             reason = first_line(error)
             if isinstance(error, KeyError | AttributeError):

@@ -217,8 +217,7 @@ def _grouped(ledger: Ledger, by: str) -> dict[str, Ledger]:
     ways = ("stage", "layer", "module", "op", "kind")
     if by not in ways:
         raise InputError(f"by={by!r} does not exist: choose one of {', '.join(ways)}")
-    found: dict[str, Ledger] = getattr(ledger, f"by_{by}")()
-    return found
+    return dict(getattr(ledger, f"by_{by}")())
 
 
 def _cores_pj(ledger: Ledger, profile: Profile) -> float | None:

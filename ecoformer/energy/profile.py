@@ -1,6 +1,6 @@
 """Hardware profiles: what one operation of each kind costs, at which precision, and on whose authority."""
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
@@ -90,14 +90,11 @@ class Profile:
             area += amount * price.um2
         return area
 
-    def _amounts(self, entries: Iterable[Entry], kinds: Iterable[str]) -> dict[tuple[str, Price, int, int], int]:
+    def _amounts(self, entries: Iterable[Entry], kinds: Container[str]) -> dict[tuple[str, Price, int, int], int]:
         amounts: dict[tuple[str, Price, int, int], int] = {}
-        wanted = set(kinds)
         for entry in entries:
-            for kind, amount in entry.counts.items():
-                if kind not in wanted:
-                    continue
+            for kind in [kind for kind in entry.counts if kind in kinds]:
                 precision = self.precision_of(entry.module, kind)
                 key = (kind, precision.prices[kind], precision.bits, entry.bits)
-                amounts[key] = amounts.get(key, 0) + amount
+                amounts[key] = amounts.get(key, 0) + entry.counts[kind]
         return amounts

@@ -48,8 +48,11 @@ def load_profile(given: Prices) -> Profile:
         name = ",".join(f"{key}={value}" for key, value in given.items()) if bare else "prices"
         where, data = "prices", dict(given)
     elif re.match(r"\w+=", text) and not Path(text).is_file():
-        pairs = (part.partition("=") for part in text.split(","))
-        name, where, data = text, text, {key.strip(): yaml.safe_load(value or "~") for key, _, value in pairs}
+        name, where, data = (
+            text,
+            text,
+            _yaml(text, "\n".join(part.strip().replace("=", ": ") for part in text.split(","))),
+        )
     else:
         path = _path_of(text)
         name, where, data = path.stem, str(path), _yaml(path)
@@ -74,9 +77,9 @@ def _in_full(data: Any, base: Any = None) -> Any:
 
 def _path_of(text: str, beside: Path | None = None) -> Path:
     if text.endswith((".yaml", ".yml", ".json")) or os.sep in text:
-        path = Path(text) if beside is None else beside.parent / text
+        path = Path(text).expanduser() if beside is None else beside.parent / text
         if not path.is_file():
-            raise InputError(f"profile file {path} does not exist")
+            raise InputError(f"profile file {path} {'is a folder' if path.is_dir() else 'does not exist'}")
         return path
     for folder in _folders():
         if (folder / f"{text}.yaml").is_file():
@@ -86,11 +89,22 @@ def _path_of(text: str, beside: Path | None = None) -> Path:
     )
 
 
-def _yaml(path: Path) -> Any:
+class _KeysOnce(LOADER):  # type: ignore[misc, valid-type]
+    """YAML in which a key stands once: of two prices for one thing nobody knows which was meant."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        if twice := [key for number, key in enumerate(keys) if key in keys[:number]]:
+            raise yaml.YAMLError(f"key {twice[0]!r} is given twice")
+        return dict(super().construct_mapping(node, deep))
+
+
+def _yaml(where: str | Path, text: str | None = None) -> Any:
+    """The content of a file, or of a text that messages call `where`."""
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), LOADER)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"profile {path} is no valid YAML: {first_line(error)}") from error
+        return yaml.load(Path(where).read_text(encoding="utf-8") if text is None else text, _KeysOnce)
+    except (OSError, ValueError, yaml.YAMLError) as error:  # ValueError: no UTF-8, or thousands of digits
+        raise InputError(f"profile {where} is no valid YAML: {first_line(error)}") from error
 
 
 def _with_base(path: Path, data: Any, above: tuple[Path, ...] = ()) -> Any:

@@ -53,7 +53,7 @@ class ProfileReader:
     def number(self, data: Any, where: str) -> float:
         try:
             value = float("nan") if isinstance(data, bool) else float(data)  # YAML takes 1e-3 for a text
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             value = float("nan")
         if not 0 <= value < float("inf"):
             raise self.fault(f"{where} must be a number of at least 0, got {data!r}")

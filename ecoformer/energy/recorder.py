@@ -6,7 +6,7 @@ parts counted. Nothing is counted twice, because a counted operation runs with t
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -111,20 +111,16 @@ class ModuleStack:
     @contextmanager
     def watch(self, model: nn.Module) -> Iterator[None]:
         """Hook every module of `model`; a module that is used under two names keeps its first one."""
-        handles = []
-        try:
+        with ExitStack() as hooks:
             for name, module in model.named_modules():
-                handles += [
-                    module.register_forward_pre_hook(partial(self._enter, name), with_kwargs=True, prepend=True),
-                    module.register_forward_hook(partial(self._exit, name), with_kwargs=True, always_call=True),
-                ]
+                enter, leave = partial(self._enter, name), partial(self._exit, name)
+                hooks.enter_context(module.register_forward_pre_hook(enter, with_kwargs=True, prepend=True))
+                hooks.enter_context(module.register_forward_hook(leave, with_kwargs=True, always_call=True))
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def _enter(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.running.append((name, module))
+        self.failed_in = ""  # an error before was caught
         self.on_enter(name, module, (*args, *kwargs.values()))
 
     def _exit(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:

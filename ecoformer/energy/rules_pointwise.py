@@ -26,7 +26,7 @@ free(
     repeat_interleave constant_pad_nd reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d
     replication_pad2d replication_pad3d rot90 take diag_embed tril triu tril_indices triu_indices max_unpool2d
     max_unpool3d full full_like ones ones_like zeros zeros_like new_full new_ones new_zeros fill zero scalar_tensor
-    eye masked_fill where index_put scatter index_copy slice_scatter select_scatter channel_shuffle pixel_shuffle
+    eye masked_fill where index_copy slice_scatter select_scatter channel_shuffle pixel_shuffle
     pixel_unshuffle im2col upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact2d
     neg abs sgn sign signbit copysign lift view_copy permute_copy
     """),
@@ -112,11 +112,9 @@ def _clamp(call: Call) -> Counts:
 
 @rule("gelu")
 def _gelu(call: Call) -> Counts:
-    if call.arg("approximate", "none") == "tanh":
-        # x/2 * (1 + tanh(c * (x + 0.044715 x^3)))
-        return scaled(counts(mul=6, add=2, exp=1), call.elements)
-    # x/2 * (1 + erf(x / sqrt(2)))
-    return scaled(counts(mul=3, add=1, exp=1), call.elements)
+    """x/2 * (1 + erf(x / sqrt(2))), or x/2 * (1 + tanh(c * (x + 0.044715 x^3)))."""
+    by_tanh = call.arg("approximate", "none") == "tanh"
+    return scaled(counts(mul=6, add=2, exp=1) if by_tanh else counts(mul=3, add=1, exp=1), call.elements)
 
 
 @rule("pow")

@@ -5,6 +5,7 @@ from math import prod
 from ecoformer.energy.call import Call
 from ecoformer.energy.kinds import Counts, counts, scaled
 from ecoformer.energy.rules import inner_products, rule
+from ecoformer.energy.values import names
 
 OPERANDS = {
     "mm": ("self", "mat2"),
@@ -80,16 +81,11 @@ def softmax(rows: int, length: int) -> Counts:
     return scaled(each, rows)
 
 
-ATTENTION = (
-    "scaled_dot_product_attention",
-    "_scaled_dot_product_attention_math",
-    "_scaled_dot_product_attention_math_for_mps",
-    "_scaled_dot_product_flash_attention",
-    "_scaled_dot_product_flash_attention_for_cpu",
-    "_scaled_dot_product_efficient_attention",
-    "_scaled_dot_product_cudnn_attention",
-    "_scaled_dot_product_fused_attention_overrideable",
-)
+ATTENTION = names("""
+    scaled_dot_product_attention _scaled_dot_product_attention_math _scaled_dot_product_attention_math_for_mps
+    _scaled_dot_product_flash_attention _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_cudnn_attention
+    _scaled_dot_product_efficient_attention _scaled_dot_product_fused_attention_overrideable
+""")
 
 
 @rule(*ATTENTION, products=True)

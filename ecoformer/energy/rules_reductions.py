@@ -21,8 +21,19 @@ def _sum(call: Call) -> Counts:
 @rule("col2im", "scatter_add", "index_add")
 def _added_into(call: Call) -> Counts:
     """Every element is added to what stands in its place: of columns, to an image that starts at zero."""
-    elements = call.arg("src", call.arg("source", call.arg("self"))).numel()
+    elements = call.arg("index" if call.name == "scatter_add" else "source", call.arg("self")).numel()
     return counts(add=elements, mul=0 if call.arg("alpha", 1) == 1 else elements)
+
+
+@rule("scatter", "index_put", complex_times=2)
+def _put(call: Call) -> Counts:
+    """Nothing, but where what is put is reduced with what stands there."""
+    if not (call.arg("reduce") or call.arg("accumulate")):
+        return counts()
+    places = call.arg("index")
+    if places is None:
+        places = call.arg("self")[tuple(slice(None) if index is None else index for index in call.arg("indices"))]
+    return counts({"mul" if call.arg("reduce") == "multiply" else "add": places.numel()})
 
 
 @rule("prod", "amax", "amin", "max", "min", "argmax", "argmin", "any", "all")
@@ -153,13 +164,10 @@ def _rms_norm(call: Call) -> Counts:
     return scaled(each, rows)
 
 
-@rule(
-    "_native_batch_norm_legit_no_training",
-    "_native_batch_norm_legit",
-    "_batch_norm_no_update",
-    "native_batch_norm",
-    "cudnn_batch_norm",
-)
+BATCH_NORMS = "_native_batch_norm_legit_no_training _native_batch_norm_legit _batch_norm_no_update native_batch_norm"
+
+
+@rule(*BATCH_NORMS.split(), "cudnn_batch_norm")
 def _batch_norm(call: Call) -> Counts:
     """Scale and shift folded per channel, then one multiply-add per element; moments first if not given."""
     channels = call.outputs[0].shape[1]

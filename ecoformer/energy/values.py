@@ -129,12 +129,9 @@ def _two(function: Callable[[float, float], float]) -> ValueRule:
 
 def _with_alpha(function: Callable[[float, float, float], float]) -> ValueRule:
     """Of self, other and the factor alpha."""
-
-    def rule(values: Callable[[str], Values], call: Any) -> Values:
-        alpha = float(call.arg("alpha", 1))
-        return _map(lambda a, b: function(a, b, alpha), values("self"), values("other"))
-
-    return rule
+    return lambda values, call: _map(
+        function, values("self"), values("other"), frozenset({float(call.arg("alpha", 1))})
+    )
 
 
 def _holding(value: float) -> ValueRule:

@@ -120,6 +120,6 @@ def _require_batches(images: Tensor, held_out: Tensor | None) -> None:
     for name, batch in (("images", images), ("held_out", images if held_out is None else held_out)):
         found = "tensor: give a batch as one, as next(iter(loader))[0] or torch.from_numpy(array)"
         require(batch, Tensor, found, f"fit_hashes: {name}=")
-        if not len(images) or (batch.shape[1:], batch.dtype) != (images.shape[1:], images.dtype):
-            found = f"{str(batch.dtype).removeprefix('torch.')} {tuple(batch.shape)}"
-            raise InputError(f"fit_hashes: {name} is {found}: give one image or more, and held_out ones like them")
+        if not len(images) or images.is_meta or (batch.shape[1:], batch.dtype) != (images.shape[1:], images.dtype):
+            found = f"{str(batch.dtype).removeprefix('torch.')} {tuple(batch.shape)} on {batch.device}"
+            raise InputError(f"fit_hashes: {name} is {found}: give an image or more, not on meta, held_out ones alike")

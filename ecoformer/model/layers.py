@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import ecoformer.nn.readers  # noqa: F401  so that what it reads is known
-from ecoformer.errors import InputError
+from ecoformer.errors import InputError, require
 from ecoformer.nn.base import ReplacementAttention
 from ecoformer.nn.bert import read_kin, with_key_masks
 from ecoformer.nn.inputs import Input, first_convolution, model_arguments, not_accepted, own_size
@@ -44,6 +44,7 @@ def attention_layers(model: nn.Module) -> list[LayerInfo]:
 
     Stages and prefix tokens are those that `nn.layout` knows; a plain ViT is one stage.
     """
+    require(model, nn.Module, "Module: give a model")
     read_kin(model)
     learn_classes(model)
     stages, num_prefix = stages_of(model), prefix_tokens(model)

@@ -8,7 +8,7 @@ from timm.layers import resample_abs_pos_embed
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
-from ecoformer.errors import InputError
+from ecoformer.errors import InputError, is_whole
 from ecoformer.nn.inputs import RGB, first_convolution
 from ecoformer.nn.layout import STOCK_STRIDE, stem_of
 
@@ -67,8 +67,8 @@ def set_patch_stride(model: nn.Module, stride: int) -> None:
             f"model.patch_stride={stride}: {type(model).__name__} has no such stride; for a ViT set "
             "model.kwargs.patch_size instead"
         )
-    if stride not in stem.strides:
-        raise InputError(f"model.patch_stride={stride} is not possible: {stem.limit}")
+    if not is_whole(stride) or stride not in stem.strides:
+        raise InputError(f"model.patch_stride={stride!r} is not possible: {stem.limit}")
     stem.set(model, stride)
     features: Any = model.feature_info
     for info in features:

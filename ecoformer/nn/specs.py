@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import yaml
 from torch import nn
 
-from ecoformer.errors import InputError, is_whole
+from ecoformer.errors import InputError, first_line, is_whole
 
 SPECS: dict[str, type[AttentionSpec]] = {}
 _LISTENERS: list[Callable[[str], None]] = []
@@ -101,7 +101,10 @@ def split_setting(text: str) -> tuple[str, dict[str, Any]]:
         key, equals, value = item.partition("=")
         if not equals:
             raise InputError(f"setting {text!r}: {item!r} is no key=value; write it as ecoformer:num_bits=8")
-        options[key.strip()] = yaml.safe_load(value)
+        try:
+            options[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise InputError(f"setting {text!r}: {value!r} is no value: {first_line(error)}") from error
     return kind, options
 
 

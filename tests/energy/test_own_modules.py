@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -134,6 +135,26 @@ class Failing(nn.Module):
         return x.metadata  # no word on meta tensors
 
 
+class Dividing(nn.Module):
+    """An error that comes of the size alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (1 // (x.shape[0] // 4))
+
+
+class Recovering(nn.Module):
+    """A part fails and is passed over; what fails then is another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = Failing(), Dividing()
+
+    def forward(self, x: Tensor) -> Tensor:
+        with suppress(AttributeError):
+            self.first(x)
+        return self.second(x)
+
+
 class OnCpu(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x + torch.ones(4, device="cpu")
@@ -143,14 +164,19 @@ class OnCpu(nn.Module):
     ("model", "settings", "message"),
     [
         (Failing(), {}, r"AttributeError: 'Tensor' object has no attribute 'metadata'$"),
+        (Dividing(), {}, r"shape \(2, 4\): integer division or modulo by zero$"),
+        (Recovering(), {}, r"shape \(2, 4\) in 'second': integer"),
         (OnCpu(), {}, r"on device cpu is not on the expected device meta: count with device='cpu'$"),
         (nn.ModuleList(), {}, r'missing the required "forward" function$'),
         (nn.Linear(4, 4, device="meta"), {"device": "cpu"}, r"^weight is on meta, without values for device='cpu'"),
         (nn.Linear(4, 4), {"device": "nowhere"}, r"^device='nowhere' cannot be used: "),
+        (nn.Conv2d(3, 4, 1), {"input": 8, "in_chans": "3"}, r"^input=8 is no image size: .*in_chans='3'"),
+        (nn.Conv2d(3, 4, 1), {"input": 8, "in_chans": -1}, r"^input=8 is no image size: .*in_chans=-1"),
+        (nn.Linear(4, 4), {"input": torch.eye(4).to_sparse()}, r"^a nested or sparse_coo tensor is no example"),
         (nn.Linear(4, 4), {"dtype": "fp16"}, r"^dtype='fp16' is no torch\.dtype"),
     ],
 )
 def test_what_cannot_run_is_one_line(model: nn.Module, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
-        count(model, torch.ones(2, 4), **settings)
+        count(model, **{"input": torch.ones(2, 4), **settings})
     assert "\n" not in str(caught.value)

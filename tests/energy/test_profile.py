@@ -237,6 +237,30 @@ def test_prices_change_those_of_a_base(tmp_path: Path, monkeypatch: pytest.Monke
         load_profile({"base": "first.yaml", "mac": 1})
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("mac: 1\nadd: 2\nadd: 3\n", "key 'add' is given twice$"),
+        ("precisions: {a: {}, a: {}}\n", "key 'a' is given twice$"),
+        (f"mac: {'9' * 400}\nadd: 1\n", "must be a number of at least 0"),
+        (f"mac: {'9' * 5000}\nadd: 1\n", "no valid YAML: Exceeds the limit"),
+    ],
+    ids=["price", "precision", "long", "longer"],
+)
+def test_files_that_say_too_much_are_one_line(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load_profile(write(tmp_path, text, "odd.yaml"))
+
+
+def test_bare_prices_that_are_no_yaml_and_a_folder_are_one_line(tmp_path: Path) -> None:
+    for given in ("mac=[,add=1", "mac=!!x 1,add=1", "mac=1,add=2,mac=3"):
+        with pytest.raises(InputError, match=f"^profile {re.escape(given)} is no valid YAML"):
+            load_profile(given)
+    with pytest.raises(InputError, match=r"is a folder$"):
+        load_profile(tmp_path)
+    assert load_profile("mac=1, add=2,").precisions["given"].prices["add"].pj == 2
+
+
 def test_the_example_of_the_docs_is_a_profile(tmp_path: Path) -> None:
     page = (Path(__file__).parents[2] / "docs" / "energy.md").read_text()
     for number, example in enumerate(re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)):

@@ -221,6 +221,16 @@ def test_running_products_and_extremes_and_sums_into_places() -> None:
     assert arithmetic(Apply(lambda x: x.cummax(-1)[0]), x) == {"compare": 5 * 7}
     assert arithmetic(Apply(lambda x, at: torch.zeros(2, 8).index_add(0, at, x)), x, at) == {"add": 5 * 8}
     assert arithmetic(Apply(lambda x, at: torch.zeros(2, 8).index_add(0, at, x, alpha=2)), x, at)["mul"] == 5 * 8
+    # The first two rows alone, though five are given; and what is written over is free.
+    into, few = torch.zeros(2, 8), torch.zeros(2, 8, dtype=torch.int64)
+    assert arithmetic(Apply(lambda x, at: into.to(x).scatter_add(0, at, x)), x, few) == {"add": 2 * 8}
+    assert arithmetic(Apply(lambda x, at: into.to(x).scatter(0, at, x)), x, few) == {}
+    assert arithmetic(Apply(lambda x, at: into.to(x).scatter(0, at, x, reduce="multiply")), x, few) == {"mul": 2 * 8}
+    assert arithmetic(Apply(lambda x, at: into.to(x).scatter(0, at, 1.0, reduce="add")), x, few) == {"add": 2 * 8}
+    assert arithmetic(Apply(lambda x, at: into.to(x).index_put((at,), x)), x, at) == {}
+    assert arithmetic(Apply(lambda x, at: into.to(x).index_put((at,), x, accumulate=True)), x, at) == {"add": 5 * 8}
+    one = x[0, :1]
+    assert arithmetic(Apply(lambda x, at: into.to(x).index_put((at,), x, accumulate=True)), one, at) == {"add": 5 * 8}
 
 
 def random_module(generator: torch.Generator) -> tuple[nn.Module, Tensor]:

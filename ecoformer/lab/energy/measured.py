@@ -50,7 +50,7 @@ def _sample(where: str, row: dict[str, Any]) -> Measured:
     if "counts" in row:
         work = row["counts"]
         known = isinstance(work, dict) and work.keys() <= set(KINDS)
-        if not known or not all(type(n) is int for n in work.values()):
+        if not known or not all(type(n) is int and n >= 0 for n in work.values()):
             raise InputError(f"{where}: counts must be whole numbers of {', '.join(KINDS)}")
         return str(row.get("label", where.rpartition("/")[2])), work, _joules(row)
     if not isinstance(row.get("model"), str):
