@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 from ecoformer.errors import InputError
 
 log = logging.getLogger(__name__)
+_told: set[Path] = set()  # files that a note was given on
 
 
 @contextmanager
@@ -95,12 +96,13 @@ def read_text(path: Path) -> str:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The whole lines of a file that grew line by line; a last one that a kill cut short is left out, with a note.
+    """The whole lines of a file that grew line by line; a last one that a kill cut short is left out, with one note.
 
     Raises InputError if the file cannot be read.
     """
     *lines, unfinished = read_text(path).split("\n")
-    if unfinished:
+    if unfinished and path not in _told:
+        _told.add(path)
         log.warning("%s: its last line was cut short and is left out", path)
     return lines
 
@@ -138,14 +140,12 @@ def remove(path: Path) -> None:
 
 def unwritable(path: Path, error: OSError) -> str:
     """The one line that says why `path` could not be written and what to do."""
-    reason = error.strerror or str(error)
     remedy = "free space or choose another folder (output_dir, --out)"
-    return f"cannot write {path}: {reason}; {remedy}; nothing half-written was left"
+    return f"cannot write {path}: {error.strerror or error}; {remedy}; nothing half-written was left"
 
 
 def _sync_folder(folder: Path) -> None:
-    # The rename itself must survive a power cut too.
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(folder, os.O_RDONLY)  # the rename itself must survive a power cut too
     try:
         os.fsync(descriptor)
     finally:

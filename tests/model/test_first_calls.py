@@ -14,7 +14,7 @@ from torch import nn
 
 import ecoformer
 from ecoformer import EcoFormerSpec, InputError, MSASpec, convert
-from ecoformer.nn.specs import make_spec
+from ecoformer.nn.specs import make_spec, split_setting
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -81,13 +81,14 @@ IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
         ),
         ({"images": IMAGES.byte()}, r"does not accept 32x32 images: .*unsigned char.*; give images \(B, C, H, W\)"),
         ({"images": IMAGES[:, :, :8]}, r"does not accept 8x32 images: .*doesn't match model \(32\); give images"),
-        ({"images": IMAGES[:0]}, r"images is float32 \(0, 3, 32, 32\): give one image or more"),
-        ({"held_out": IMAGES[..., :8]}, r"held_out is float32 \(2, 3, 32, 8\): give .*, and held_out ones like them$"),
+        ({"images": IMAGES[:0]}, r"images is float32 \(0, 3, 32, 32\) on cpu: give an image or more"),
+        ({"held_out": IMAGES[..., :8]}, r"held_out is float32 \(2, 3, 32, 8\) on cpu: give .*, held_out ones alike$"),
+        ({"images": IMAGES.to("meta")}, r"images is float32 \(2, 3, 32, 32\) on meta: .* not on meta"),
         ({"held_out": IMAGES.numpy()}, r"^fit_hashes: held_out=array"),
         ({"seed": 1.5}, r"^fit_hashes: seed=1\.5 is no whole number"),
         ({"model": "vit_tiny"}, r"^fit_hashes: 'vit_tiny' is no Module"),
     ],
-    ids=["numpy", "loader", "one", "uint8", "size", "none", "held-out-size", "held-out-numpy", "seed", "name"],
+    ids=["numpy", "loader", "one", "uint8", "size", "none", "held-out-size", "meta", "held-out-numpy", "seed", "name"],
 )
 def test_what_a_fit_cannot_take_is_one_line(settings: dict[str, Any], message: str) -> None:
     model = small_vit()
@@ -121,6 +122,23 @@ def test_numbers_of_numpy_are_numbers() -> None:
 def test_a_text_for_an_option_of_another_kind_is_one_line(key: str) -> None:
     with pytest.raises(InputError, match=f"^attention.{key}='few' must "):
         make_spec("ecoformer", {key: "few"})
+
+
+@pytest.mark.parametrize("value", ["[1", "!!x 1", "*a"])
+def test_a_setting_that_is_no_yaml_is_one_line(value: str) -> None:
+    with pytest.raises(InputError, match=f"^setting 'ecoformer:num_bits={re.escape(value)}': '.*' is no value: "):
+        split_setting(f"ecoformer:num_bits={value}")
+
+
+@pytest.mark.parametrize("stride", [2.0, True, "2", 0])
+def test_a_stride_that_is_no_whole_number_is_one_line(stride: Any) -> None:
+    with pytest.raises(InputError, match=rf"^model\.patch_stride={stride!r} is not possible: PVTv2 takes 1 to 6$"):
+        ecoformer.set_patch_stride(timm.create_model("pvt_v2_b0"), stride)
+
+
+def test_what_has_no_attention_layers_because_it_is_no_model_is_one_line() -> None:
+    with pytest.raises(InputError, match=r"^'pvt_v2_b0' is no Module: give a model$"):
+        ecoformer.attention_layers("pvt_v2_b0")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("given", ["blocks.0", ["blocks.0"], 3])
