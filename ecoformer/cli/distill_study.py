@@ -137,8 +137,7 @@ def stem_of(name: str, spec: Any) -> str:
 def kept_file(folder: Path, name: str, setting: dict[str, Any]) -> Path:
     from ecoformer.lab.closeness.distill import spec_of
 
-    stem = stem_of(name, spec_of(setting["attention"], **setting["spec"]))
-    return folder / f"{stem}_seed{setting['seed']}.pt"
+    return folder / f"{stem_of(name, spec_of(setting['attention'], **setting['spec']))}_seed{setting['seed']}.pt"
 
 
 def spec_keys(spec: Any) -> dict[str, Any]:

@@ -54,7 +54,6 @@ class ColumnLayer:
         (qk, qk_bias), (v, v_bias), (proj, proj_bias) = linears
         anchors_HMC, A_HKM, mean_HM = state
         num_heads, _, channels = anchors_HMC.shape
-        num_bits = A_HKM.shape[1]
         squares_HM1 = 1 + anchors_HMC.square().sum(dim=-1, keepdim=True)
         zero_D = qk.new_zeros(qk.shape[0])
         A_HLM = F.pad(A_HKM, (0, 0, 0, 1))
@@ -73,7 +72,7 @@ class ColumnLayer:
             A_GLM=A_HLM,
             # 0 in the last row, which is always 0: reached. A product with one column would wake all threads.
             threshold_GL1=(A_HLM * mean_HM.unsqueeze(1)).sum(dim=-1, keepdim=True),
-            signs_LL=_signs(num_bits, numerator, qk.dtype, qk.device),
+            signs_LL=_signs(A_HKM.shape[1], numerator, qk.dtype, qk.device),
             pieces=1,
         )
 
