@@ -80,7 +80,7 @@ class ColumnLayer:
         """The hash functions once for every piece: batched products take no broadcast operand as it is."""
         names = ("anchors_GRC", "squares_GM1", "mean_squares_G11", "A_GLM", "threshold_GL1")
         parts = {name: every(getattr(self, name), samples * pieces).flatten(0, 1) for name in names}
-        return replace(self, pieces=pieces, **parts)
+        return replace(self, pieces=pieces, **parts)  # type: ignore[arg-type]
 
     def over_pieces(self, x_G: Tensor) -> Tensor:
         """The sum of what the pieces of a sample found, for each of them."""
