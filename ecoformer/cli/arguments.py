@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from ecoformer.errors import InputError
-from ecoformer.files import keep
+from ecoformer.files import refuse_overwriting
 
 
 class Parser(argparse.ArgumentParser):
@@ -117,8 +117,7 @@ def _keep_sources(args: argparse.Namespace) -> None:
     values = dict(vars(args))
     out = values.pop("out", None)
     given = [each for value in values.values() for each in (value if isinstance(value, list) else [value])]
-    if out is not None:
-        keep(given, out, f"--out {out}")
+    refuse_overwriting(given, out, f"--out {out}")
 
 
 def folder_report(about: str | None, metavar: str, out: str, report: str) -> Callable[..., int]:

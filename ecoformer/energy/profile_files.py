@@ -48,11 +48,8 @@ def load_profile(given: Prices) -> Profile:
         name = ",".join(f"{key}={value}" for key, value in given.items()) if bare else "prices"
         where, data = "prices", dict(given)
     elif re.match(r"\w+=", text) and not Path(text).is_file():
-        name, where, data = (
-            text,
-            text,
-            _yaml(text, "\n".join(part.strip().replace("=", ": ") for part in text.split(","))),
-        )
+        lines = "\n".join(part.strip().replace("=", ": ") for part in text.split(","))
+        name, where, data = text, text, _yaml(text, lines)
     else:
         path = _path_of(text)
         name, where, data = path.stem, str(path), _yaml(path)

@@ -1,5 +1,6 @@
 """Files that are either wholly there or not at all, whatever happens while they are written; JSON in and out."""
 
+import functools
 import json
 import logging
 import math
@@ -12,7 +13,6 @@ from typing import Any, BinaryIO
 from ecoformer.errors import InputError
 
 log = logging.getLogger(__name__)
-_told: set[Path] = set()  # files that a note was given on
 
 
 @contextmanager
@@ -101,10 +101,14 @@ def read_lines(path: Path) -> list[str]:
     Raises InputError if the file cannot be read.
     """
     *lines, unfinished = read_text(path).split("\n")
-    if unfinished and path not in _told:
-        _told.add(path)
-        log.warning("%s: its last line was cut short and is left out", path)
+    if unfinished:
+        _note_cut(path)
     return lines
+
+
+@functools.cache  # once a file, however often it is read
+def _note_cut(path: Path) -> None:
+    log.warning("%s: its last line was cut short and is left out", path)
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
@@ -121,9 +125,9 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def keep(sources: Iterable[Any], out: Path | str, named: str) -> None:
-    """Raise InputError where writing `out` would destroy a file of `sources`, or the weights of a run's folder."""
-    out = Path(out).expanduser()
+def refuse_overwriting(sources: Iterable[Any], out: Path | str | None, named: str) -> None:
+    """Raise InputError where writing `out`, unless None, would destroy one of `sources` or a run folder's weights."""
+    out = Path(out or "").expanduser()
     for source in sources if out.is_file() else ():
         for name in ("", "best.pt", "last.pt") if isinstance(source, str | Path) else ():
             if os.path.isfile(read := os.path.join(source, name) if name else source) and os.path.samefile(out, read):

@@ -112,7 +112,7 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], source: Path | str)
     """Load a state dict that must fit exactly.
 
     Raises InputError: keys are missing or left over, or shapes differ; names the first of each. Or a tensor is none to
-    compute with: NaN, infinite, whole numbers for weights, sparse, without storage.
+    compute with: NaN, an infinite weight, whole numbers for weights, sparse, without storage.
     """
     own = model.state_dict()
     faults = {
@@ -126,14 +126,15 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], source: Path | str)
             f"checkpoint {source} does not fit this model: {', '.join(found)}; use the model, attention and data "
             "settings of the run that wrote it"
         )
+    buffers = dict(model.named_buffers())  # a mask among them may be -inf by design
     for key, value in state.items():
-        kind = f"dense tensor of {own[key].dtype}: save the weights as such"
+        fault = None
         if value.layout != torch.strided or value.is_meta or own[key].is_floating_point() > value.is_floating_point():
-            raise InputError(f"checkpoint {source} cannot be used: {key} is no {kind}")
-        if not value.isfinite().all():
-            raise InputError(
-                f"checkpoint {source} cannot be used: {key} has NaN or infinite numbers: use an earlier one"
-            )
+            fault = f"is no dense tensor of {own[key].dtype}: save the weights as such"
+        elif value.isnan().any() or (key not in buffers and value.isinf().any()):
+            fault = "has NaN or infinite numbers: use an earlier one"
+        if fault is not None:
+            raise InputError(f"checkpoint {source} cannot be used: {key} {fault}")
     model.load_state_dict({key: shared_like(own[key], value) for key, value in state.items()})
 
 

@@ -125,7 +125,8 @@ def draw(chosen: list[Case], rows: list[dict[str, Any]], args: argparse.Namespac
     same = [case for case in chosen if case.model == first["model"] and case.img_size == first["img_size"]]
     by_attention = {case.attention: case for case in reversed(same)}
     ledgers = {case.label: case.count(args.convention) for case in reversed(by_attention.values())}
-    title = f"{first['model']}, {in_words(*first.values())}, {args.convention} convention, {profile.name}"
+    size = in_words(first["model"], first["img_size"])
+    title = f"{first['model']}, {size}, {args.convention} convention, {profile.name}"
     figures = {"layers.png": plot_layers(ledgers, profile, title)}
     if len({row["img_size"] for row in rows if row["model"] == first["model"]}) > 1:
         swept = ("num_bits", args.num_bits[0]), ("num_anchors", args.num_anchors[0])
