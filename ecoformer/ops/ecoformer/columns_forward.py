@@ -78,6 +78,8 @@ class ColumnLayer:
 
     def repeated(self, samples: int, pieces: int) -> ColumnLayer:
         """The hash functions once for every piece: batched products take no broadcast operand as it is."""
+        if samples * pieces == 1:
+            return self
         names = ("anchors_GRC", "squares_GM1", "mean_squares_G11", "A_GLM", "threshold_GL1")
         parts = {name: every(getattr(self, name), samples * pieces).flatten(0, 1) for name in names}
         return replace(self, pieces=pieces, **parts)  # type: ignore[arg-type]
@@ -123,7 +125,7 @@ def layer_forward(x_BND: Tensor, layer: ColumnLayer, mask_BN: Tensor | None) -> 
         code_GLN = hashed.pre_code_GLN.ge_(own.threshold_GL1)
         attended_GVN = read(readout(v_GVN, hashed.of_keys(code_GLN), hashed, own), v_GVN, code_GLN, own)
         columns_BND = attended_GVN.view(len(out), -1, out.shape[1]).transpose(1, 2)
-        torch.baddbmm(own.proj_bias_D.expand_as(out), columns_BND, every(own.proj_DHV.t(), len(out)), out=out)
+        torch.bmm(columns_BND, every(own.proj_DHV.t(), len(out)), out=out).add_(own.proj_bias_D)
     return out_BND
 
 
@@ -150,8 +152,8 @@ def project(x_BDN: Tensor, weight: Tensor, bias: Tensor, num_heads: int, room: T
     samples, _, tokens = x_BDN.shape
     shape = (samples, len(weight), tokens)
     out = None if room is None else room.view(shape)
-    projected = torch.baddbmm(bias.expand(shape), every(weight, samples), x_BDN, out=out)
-    return projected.view(samples * num_heads, -1, tokens)
+    # torch.baddbmm would write the bias everywhere first, in a pass that costs one sample half of the product.
+    return torch.bmm(every(weight, samples), x_BDN, out=out).add_(bias).view(samples * num_heads, -1, tokens)
 
 
 @dataclass(frozen=True)
