@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from backbone_table import table, verdict
 from mix_transformer import MixTransformer
 from timm.models import davit, fastvit, metaformer, nest, visformer, volo
 from torchvision.models import vision_transformer
@@ -16,7 +17,6 @@ from ecoformer.energy import count
 from ecoformer.fit.joint import original_of
 from ecoformer.kinds import DistilledSpec
 from ecoformer.kinds.linear_sra import LinearSRASpec
-from ecoformer.model.backbones import table, verdict
 
 ECOFORMER = EcoFormerSpec(num_bits=4, num_anchors=4, top_k=2, fit_steps=2)
 PAGE = Path(__file__).parents[2] / "docs" / "backbones.md"

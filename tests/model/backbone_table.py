@@ -1,6 +1,6 @@
 """Which backbones convert and which are refused, found by trying: the table of docs/backbones.md.
 
-`python -m ecoformer.model.backbones` prints it.
+`python tests/model/backbone_table.py` prints it.
 """
 
 from torch import nn
