@@ -140,6 +140,7 @@ def _pair(bounds: list[float] | None) -> tuple[float, float] | None:
     return (bounds[0], bounds[1]) if bounds is not None else None
 
 
+@dataclass
 class ImageFiles(Dataset):
     """Decoded and transformed images by (index, place in the epoch); faults are returned, not raised.
 
@@ -147,14 +148,11 @@ class ImageFiles(Dataset):
     processes in step; at most `max_corrupt` are passed over. In evaluation a broken image is left out.
     """
 
-    def __init__(
-        self, source: LabelledSource, transform: Transform, seed: int | None, epoch: int, max_corrupt: int = 0
-    ) -> None:
-        self.source = source
-        self.transform = transform
-        self.seed = seed
-        self.epoch = epoch
-        self.max_corrupt = max_corrupt
+    source: LabelledSource
+    transform: Transform
+    seed: int | None
+    epoch: int
+    max_corrupt: int = 0
 
     def __getitems__(self, batch: tuple[np.ndarray, np.ndarray]) -> list[Sample]:
         """A batch by its indices and places, as DataLoader asks for it."""
@@ -189,6 +187,7 @@ def collate(samples: list[Sample]) -> tuple[torch.Tensor | None, torch.Tensor, l
     return default_collate(images).contiguous() if images else None, targets, faults
 
 
+@dataclass(kw_only=True)
 class FileLoader(BatchLoader):
     """Batches decoded by `num_workers` processes, started anew for every pass.
 
@@ -196,20 +195,10 @@ class FileLoader(BatchLoader):
     nor an interrupted epoch changes what an image looks like, and no global generator moves.
     """
 
-    def __init__(
-        self,
-        source: LabelledSource,
-        transform: Transform,
-        *,
-        num_workers: int,
-        corrupt: CorruptImages,
-        **kwargs: object,
-    ) -> None:
-        super().__init__(source.targets, **kwargs)  # type: ignore[arg-type]
-        self.source = source
-        self.corrupt = corrupt
-        self.transform = transform
-        self.num_workers = num_workers
+    source: LabelledSource
+    transform: Transform
+    num_workers: int
+    corrupt: CorruptImages
 
     def _raw_batches(self, epoch: int, first: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         seed = self.plan.seed if self.plan is not None else None

@@ -4,6 +4,7 @@ import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,14 @@ def is_saved(root: Path) -> bool:
     return (root / OF_SPLITS).is_file() or (root / OF_ROWS).is_file()
 
 
+@dataclass
 class RowSource:
     """Rows of a dataset with an image column (undecoded) and whole-number labels."""
 
-    def __init__(self, dataset: Any, image_key: str, targets: np.ndarray, where: str) -> None:
-        self.dataset = dataset
-        self.image_key = image_key
-        self.targets = targets
-        self.where = where
+    dataset: Any
+    image_key: str
+    targets: np.ndarray
+    where: str
 
     def __len__(self) -> int:
         return len(self.targets)

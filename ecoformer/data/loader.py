@@ -5,7 +5,7 @@ Shapes: B samples, S side of an image in pixels, N tokens of a sequence.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -83,6 +83,7 @@ def finish_ids(ids: torch.Tensor, targets: torch.Tensor, key: BatchKey | None) -
     return ids.long(), targets
 
 
+@dataclass(kw_only=True)
 class BatchLoader(ABC):
     """Batches of (samples as `finish` makes them, targets), on the device.
 
@@ -92,26 +93,15 @@ class BatchLoader(ABC):
     every world_size-th, and nothing is dropped or repeated, so the processes' sums give exact totals.
     """
 
-    def __init__(
-        self,
-        targets: np.ndarray,
-        *,
-        batch_size: int,
-        finish: Finish,
-        device: torch.device,
-        plan: TrainPlan | None = None,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        self.targets = targets
-        self.batch_size = batch_size
-        self.device = device
-        self.plan = plan
-        self.rank = rank
-        self.world_size = world_size
-        self.epoch = 0
-        self.first_batch = 0
-        self._finish = finish
+    targets: np.ndarray
+    batch_size: int
+    finish_batch: Finish
+    device: torch.device
+    plan: TrainPlan | None = None
+    rank: int = 0
+    world_size: int = 1
+    epoch: int = field(default=0, init=False)
+    first_batch: int = field(default=0, init=False)
 
     def __len__(self) -> int:
         """Batches of a whole epoch on this process."""
@@ -157,16 +147,18 @@ class BatchLoader(ABC):
         plan = self.plan
         key = None if plan is None else BatchKey(plan.seed, epoch, batch, self.rank, self.world_size)
         samples = samples.to(self.device, non_blocking=True)
-        return self._finish(samples, targets.to(self.device, non_blocking=True), key)
+        return self.finish_batch(samples, targets.to(self.device, non_blocking=True), key)
 
 
+@dataclass(kw_only=True)
 class MemoryLoader(BatchLoader):
     """Batches from one tensor of samples (uint8 images, or ids of few bytes) that stays on the device."""
 
-    def __init__(self, samples: torch.Tensor, targets: np.ndarray, **kwargs: object) -> None:
-        super().__init__(targets, **kwargs)  # type: ignore[arg-type]
-        self.samples = samples.to(self.device)
-        self._targets = torch.from_numpy(targets).to(self.device)
+    samples: torch.Tensor
+
+    def __post_init__(self) -> None:
+        self.samples = self.samples.to(self.device)
+        self._targets = torch.from_numpy(self.targets).to(self.device)
 
     def _raw_batches(self, epoch: int, first: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for indices, _ in self._positions(epoch, first):

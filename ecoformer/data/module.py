@@ -123,17 +123,18 @@ def build_data(
 
     def loader(label: str, source: Source, plan: TrainPlan | None, batch_size: int) -> BatchLoader:
         finish = finish_ids if sequences else FinishImages(mean, std, device, plan)
-        options: dict[str, Any] = {"batch_size": batch_size, "finish": finish, "device": device, "plan": plan}
+        options: dict[str, Any] = {"batch_size": batch_size, "finish_batch": finish, "device": device, "plan": plan}
         options |= {"rank": rank, "world_size": world_size}
         if in_memory:
             progress = f"{data.name} {label}" if train.progress and rank == 0 else None
             samples, readable = reader(source, range(len(source)), training=plan is not None, progress=progress)
             if len(readable) == 0:
                 raise InputError(f"{data.name}: none of the {len(source)} {label} images can be decoded")
-            return MemoryLoader(samples, source.targets[readable], **options)
+            return MemoryLoader(samples=samples, targets=source.targets[readable], **options)
         assert not isinstance(source, SequenceSource), "they are held in memory"
         of_files = transform if plan is None else train_transform(data, augment, mean, train.aug_splits)
-        return FileLoader(source, of_files, num_workers=data.num_workers, corrupt=reader.corrupt, **options)
+        of_source: dict[str, Any] = {"source": source, "targets": source.targets, "transform": of_files}
+        return FileLoader(**of_source, num_workers=data.num_workers, corrupt=reader.corrupt, **options)
 
     train_loader, num_train = None, 0 if train_source is None else len(train_source)
     if train_source is not None and with_loader:
