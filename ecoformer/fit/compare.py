@@ -83,7 +83,7 @@ def compare(
         map_entries: maps of more entries, over all heads, are not formed; None: no limit.
     """
     x_BND = inputs[0]
-    target_out, uniform_out = (without_padding(out, mask_BN) for out in (target.output(), target.uniform_output()))
+    target_out, uniform_out = (without_padding(out, mask_BN) for out in (target.output, target.uniform))
     counts = [x_BND.shape[1]] * len(x_BND) if mask_BN is None else mask_BN.sum(dim=1).tolist()
     chances = [strongest_keys(count, num_keys) / count for count in counts[:map_images]]
 

@@ -128,8 +128,7 @@ def fit_and_report(
         num_images: that were given; those that are not among the inputs were skipped.
         random: the random hash that is the floor to beat; None: the start.
     """
-    target_BHNC = target.output()
-    fit = fit_to_output(start, inputs, target_BHNC, generator, mask_BN=mask_BN, **options)
+    fit = fit_to_output(start, inputs, target.output, generator, mask_BN=mask_BN, **options)
     num_heads, floor = len(fit.accepted_H), start if random is None else random
     masks = () if mask_BN is None else (mask_BN,)
     both: tuple[Any, Any] = (start, fit.hashing)
@@ -144,7 +143,7 @@ def fit_and_report(
         accepted_bits=int(fit.accepted_H.sum()) * num_bits // num_heads,
         num_bits=num_bits,
         failed_bits=int((~fit.finite_H).sum()) * num_bits // num_heads,
-        skipped_images=num_images - len(target_BHNC),
+        skipped_images=num_images - len(target.output),
         **figures,
         **asdict(compare(fit.hashing.attend, target, *inputs, *masks, mask_BN=mask_BN, random=floor.attend)),
     )

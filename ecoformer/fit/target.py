@@ -6,7 +6,6 @@ Shapes: B batch, H heads, N tokens, C head channels, D model channels.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,42 +15,25 @@ from ecoformer.nn.heads import as_attn_mask, join_heads, real_tokens, split_head
 from ecoformer.nn.projections import read_projections
 
 
-class AttentionTarget(Protocol):
-    """What a fit is measured against."""
-
-    def output(self) -> Tensor:
-        """The attention output before the output projection, without an N x N matrix: (B, N, D), or (B, H, N, C)."""
-        ...
-
-    def uniform_output(self) -> Tensor:
-        """What a replacement that knows nothing gives, in that shape."""
-        ...
-
-    def weights(self, image: int, head: int) -> Tensor | None:
-        """The attention map of one head on one image, (1, 1, N, N); None where it is no map of all tokens."""
-        ...
-
-
 @dataclass(frozen=True)
-class KnownTarget:
-    """Outputs that were computed before. `softmax` where the map is one of all tokens."""
+class AttentionTarget:
+    """What a fit is measured against: an attention output before the output projection, without an N x N matrix.
 
-    attention: Tensor
+    It is (B, N, D), or (B, H, N, C), and so is `uniform`, what a replacement that knows nothing gives. `softmax` stands
+    where the attention is one of all tokens.
+    """
+
+    output: Tensor
     uniform: Tensor
     softmax: SoftmaxTarget | None = None
 
-    def output(self) -> Tensor:
-        return self.attention
-
-    def uniform_output(self) -> Tensor:
-        return self.uniform
-
     def weights(self, image: int, head: int) -> Tensor | None:
+        """The attention map of one head on one image, (1, 1, N, N); None where it is no map of all tokens."""
         return None if self.softmax is None else self.softmax.weights(image, head)
 
-    def split_heads(self, num_heads: int) -> KnownTarget:
+    def split_heads(self, num_heads: int) -> AttentionTarget:
         """The outputs alone, as (B, H, N, C)."""
-        return KnownTarget(split_heads(self.attention, num_heads), split_heads(self.uniform, num_heads))
+        return AttentionTarget(split_heads(self.output, num_heads), split_heads(self.uniform, num_heads))
 
 
 @dataclass(frozen=True)
@@ -78,9 +60,10 @@ class SoftmaxTarget:
         qkv = (self.q_BHNC, self.k_BHNC, self.v_BHNC)
         return join_heads(F.scaled_dot_product_attention(*qkv, as_attn_mask(self.mask_BN)))
 
-    def uniform_output(self) -> Tensor:
-        """The mean of all values for every token, (B, N, D): what a replacement that knows nothing gives."""
-        return join_heads(token_mean(self.v_BHNC, self.mask_BN).expand_as(self.v_BHNC))
+    def known(self) -> AttentionTarget:
+        """Its output, and that of uniform attention: the mean of all values for every token."""
+        uniform_BND = join_heads(token_mean(self.v_BHNC, self.mask_BN).expand_as(self.v_BHNC))
+        return AttentionTarget(self.output(), uniform_BND, self)
 
     def weights(self, image: int, head: int) -> Tensor:
         """The attention map of one head on one image, as (1, 1, N, N), of its N tokens that take part."""

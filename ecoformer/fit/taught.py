@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ecoformer.errors import InputError
 from ecoformer.fit.contract import FittableAttention, HashFitReport, finite_images
 from ecoformer.fit.output_fit import fit_and_report
-from ecoformer.fit.target import KnownTarget
+from ecoformer.fit.target import AttentionTarget
 from ecoformer.fit.teacher import Teacher, affine
 from ecoformer.nn.base import ReplacementAttention
 from ecoformer.nn.fitted_state import FittedState
@@ -131,7 +131,7 @@ class TaughtAttention(FittedState, ReplacementAttention, FittableAttention):
     ) -> HashFitReport:
         return self.fit_hash(x_BND, generator, mask_BN, feat_size)
 
-    def target(self, x_BND: Tensor, feat_size: Any = None, mask_BN: Tensor | None = None) -> KnownTarget | None:
+    def target(self, x_BND: Tensor, feat_size: Any = None, mask_BN: Tensor | None = None) -> AttentionTarget | None:
         """What the replaced layer makes of these inputs; None once it is gone."""
         if self.teacher is None:
             return None

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ecoformer.errors import InputError
-from ecoformer.fit.target import KnownTarget, SoftmaxTarget
+from ecoformer.fit.target import AttentionTarget, SoftmaxTarget
 from ecoformer.nn.base import before_projection, given
 from ecoformer.nn.heads import split_heads, token_mean
 from ecoformer.nn.msa import MSASpec, MultiHeadSelfAttention
@@ -58,7 +58,7 @@ class Teacher:
     @torch.no_grad()
     def target(
         self, x_BND: Tensor, v_BND: Tensor, feat_size: Any, mask_BN: Tensor | None, batch_size: int
-    ) -> KnownTarget:
+    ) -> AttentionTarget:
         """What the layer hands to its output projection for these tokens, in batches of `batch_size`.
 
         `v_BND` are the values that the new layer has for them.
@@ -80,7 +80,7 @@ class Teacher:
             uniform_BND = _run(layer, x_BND, feat_size, mask_BN, batch_size)
         else:
             uniform_BND = token_mean(v_BND, mask_BN).expand_as(v_BND)
-        return KnownTarget(output_BND, uniform_BND, softmax)
+        return AttentionTarget(output_BND, uniform_BND, softmax)
 
 
 def _run(layer: nn.Module, x_BND: Tensor, feat_size: Any, mask_BN: Tensor | None, batch_size: int) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ecoformer.errors import InputError
 from ecoformer.fit.contract import FittableAttention, HashFitReport, finite_images
 from ecoformer.fit.output_fit import fit_and_report
-from ecoformer.fit.target import KnownTarget, SoftmaxTarget
+from ecoformer.fit.target import AttentionTarget, SoftmaxTarget
 from ecoformer.kinds.ecoformer import core_ops_per_token
 from ecoformer.kinds.token_hash import TokenHashFunctions
 from ecoformer.nn.base import ReplacementAttention, attention_kind
@@ -170,8 +170,11 @@ class EcoFormerTunedAttention(FittedState, ReplacementAttention, FittableAttenti
         hashing = self._hashing(full_precision(x_BND).dtype)
         return binary_weights(*self._codes(x_BND, hashing), hashing.weight_HK, hashing.raised_floor_H)
 
-    def target(self, x_BND: Tensor, feat_size: Any = None, mask_BN: Tensor | None = None) -> SoftmaxTarget:
+    def target(self, x_BND: Tensor, feat_size: Any = None, mask_BN: Tensor | None = None) -> AttentionTarget:
         """That of the layer's own queries and keys; with qk="shared", of the keys as they were converted."""
+        return self._softmax(x_BND, mask_BN).known()
+
+    def _softmax(self, x_BND: Tensor, mask_BN: Tensor | None = None) -> SoftmaxTarget:
         with without_autocast(x_BND):
             q_BHNC, k_BHNC, v_BHNC = self._heads(self.to_q(x_BND)), self._keys(x_BND), self._heads(self.to_v(x_BND))
             return SoftmaxTarget(q_BHNC, k_BHNC, v_BHNC, mask_BN)
@@ -182,7 +185,7 @@ class EcoFormerTunedAttention(FittedState, ReplacementAttention, FittableAttenti
 
     @torch.no_grad()
     def draw_random_hash(self, x_BND: Tensor, generator: torch.Generator, mask_BN: Tensor | None = None) -> None:
-        target = self.target(x_BND)
+        target = self._softmax(x_BND)
         q_BHNC, k_BHNC, _, mask_BN = finite_images([target.q_BHNC, target.k_BHNC, target.v_BHNC], mask_BN)
         self._store(self._random_hash(q_BHNC, k_BHNC, mask_BN, generator))
 
@@ -196,11 +199,10 @@ class EcoFormerTunedAttention(FittedState, ReplacementAttention, FittableAttenti
         """
         spec = self.spec
         with without_autocast(x_BND):
-            target = self.target(x_BND)
+            target = self._softmax(x_BND)
             *qkv, mask_BN = finite_images([target.q_BHNC, target.k_BHNC, target.v_BHNC], mask_BN)
             q_BHNC, k_BHNC, v_BHNC = qkv
-            softmax = SoftmaxTarget(q_BHNC, k_BHNC, v_BHNC, mask_BN)
-            known = KnownTarget(softmax.output(), softmax.uniform_output()).split_heads(self.num_heads)
+            known = SoftmaxTarget(q_BHNC, k_BHNC, v_BHNC, mask_BN).known().split_heads(self.num_heads)
             random = self._random_hash(q_BHNC, k_BHNC, mask_BN, generator)
             before = self._hashing(q_BHNC.dtype) if self.is_fitted else random
             fitted, report = fit_and_report(

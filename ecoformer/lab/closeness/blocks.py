@@ -61,9 +61,10 @@ def quality(
         for name, (x_BND, others) in calls.items():
             original, module = pairs[name]
             mask_BN = others.get("mask_BN")
-            target = SoftmaxTarget.of(original.module, original.where, x_BND, mask_BN)
+            softmax = SoftmaxTarget.of(original.module, original.where, x_BND, mask_BN)
+            target = softmax.known()
             found = compare(module, target, x_BND, mask_BN=mask_BN, map_images=map_images, num_keys=num_keys)
-            shared = replace(target, k_BHNC=target.q_BHNC)
+            shared = replace(softmax, k_BHNC=softmax.q_BHNC)
             same = compare(lambda x, shared=shared: shared.output(), target, x_BND, mask_BN=mask_BN)
             rows.append(
                 {
