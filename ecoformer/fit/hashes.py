@@ -20,7 +20,7 @@ from ecoformer.fit.held_out import fit_and_measure
 from ecoformer.fit.joint import fit_jointly, original_of, require_class_scores
 from ecoformer.nn.base import called_with
 from ecoformer.nn.inputs import not_accepted
-from ecoformer.nn.precision import without_autocast
+from ecoformer.ops.ecoformer.codes import without_autocast
 
 __all__ = ["HashFitReport", "fit_hashes", "fit_new_hashes", "has_hashes", "hash_layers"]
 

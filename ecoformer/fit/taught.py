@@ -18,11 +18,11 @@ from ecoformer.fit.teacher import Teacher, affine
 from ecoformer.nn.base import ReplacementAttention
 from ecoformer.nn.fitted_state import FittedState
 from ecoformer.nn.heads import real_tokens, split_heads
-from ecoformer.nn.precision import full_precision, without_autocast
 from ecoformer.nn.projections import Projections
 from ecoformer.nn.specs import AttentionSpec, one_of
 from ecoformer.ops.codes.distilled import Standardiser
 from ecoformer.ops.codes.fitted import Attends
+from ecoformer.ops.ecoformer.codes import full_precision, without_autocast
 
 STEP_TOKENS = 8192
 NO_TEACHER = (

@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from ecoformer.errors import InputError
 from ecoformer.nn.base import ReplacementAttention, attention_kind
 from ecoformer.nn.heads import as_attn_mask, token_mean
-from ecoformer.nn.precision import full_precision
 from ecoformer.nn.projections import Projections
 from ecoformer.nn.specs import AttentionSpec, one_of
-from ecoformer.ops.ecoformer.codes import straight_through_sign
+from ecoformer.ops.ecoformer.codes import full_precision, straight_through_sign
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from ecoformer.fit.taught import TaughtAttention, TaughtSpec
 from ecoformer.fit.teacher import Teacher, affine, store_affine
 from ecoformer.nn.base import attention_kind
 from ecoformer.nn.heads import join_heads, real_tokens, split_heads
-from ecoformer.nn.precision import full_precision, without_autocast
 from ecoformer.nn.projections import Projections, read_projections
 from ecoformer.nn.specs import one_of
 from ecoformer.nn.ternary import TernaryLinear
@@ -31,6 +30,7 @@ from ecoformer.ops.codes.distilled import (
 from ecoformer.ops.codes.folded import Affine, distilled_attention, token_codes
 from ecoformer.ops.codes.forms import BITS, CodeForm, Shifts
 from ecoformer.ops.codes.ternary import TernaryAffine
+from ecoformer.ops.ecoformer.codes import full_precision, without_autocast
 
 LEVELS = 16
 MOST_LEVELS = 48  # 2^23 squared, 8,192 tokens and as many features together stay far below 2^127

@@ -16,11 +16,10 @@ from ecoformer.kinds.kernel_hash import KernelHash
 from ecoformer.nn.bare import only_weights_matter
 from ecoformer.nn.base import ReplacementAttention, attention_kind
 from ecoformer.nn.heads import split_heads
-from ecoformer.nn.precision import full_precision, without_autocast
 from ecoformer.nn.projections import Projections
 from ecoformer.nn.specs import AttentionSpec, number, one_of
 from ecoformer.ops.ecoformer import kernel_hash_attention
-from ecoformer.ops.ecoformer.codes import normalize
+from ecoformer.ops.ecoformer.codes import full_precision, normalize, without_autocast
 from ecoformer.ops.ecoformer.columns import kernel_hash_layer
 
 

@@ -21,11 +21,11 @@ from ecoformer.kinds.token_hash import TokenHashFunctions
 from ecoformer.nn.base import ReplacementAttention, attention_kind
 from ecoformer.nn.fitted_state import FittedState
 from ecoformer.nn.heads import join_heads, real_tokens, split_heads
-from ecoformer.nn.precision import full_precision, without_autocast
 from ecoformer.nn.projections import Projections, linear_of
 from ecoformer.nn.specs import AttentionSpec, number, one_of
 from ecoformer.ops.codes.attention import binary_attention, binary_weights
 from ecoformer.ops.codes.tuned import BinaryHash, random_hash
+from ecoformer.ops.ecoformer.codes import full_precision, without_autocast
 
 
 @dataclass(frozen=True)

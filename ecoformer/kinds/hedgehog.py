@@ -17,11 +17,10 @@ from ecoformer.errors import InputError
 from ecoformer.fit.taught import TaughtAttention, TaughtSpec
 from ecoformer.nn.base import attention_kind
 from ecoformer.nn.heads import as_attn_mask, without_padding
-from ecoformer.nn.precision import full_precision, without_autocast
 from ecoformer.nn.projections import Projections, read_projections
 from ecoformer.ops.codes.distilled import Standardiser
 from ecoformer.ops.codes.fitted import Attends
-from ecoformer.ops.ecoformer.codes import sign
+from ecoformer.ops.ecoformer.codes import full_precision, sign, without_autocast
 from ecoformer.ops.linear.attention import linear_attention, linear_attention_weights
 
 LEAST = 1e-12  # of a feature, so that no query is without keys: as in the authors' code

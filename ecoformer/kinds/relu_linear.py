@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ecoformer.nn.base import ReplacementAttention, attention_kind
 from ecoformer.nn.heads import without_padding
-from ecoformer.nn.precision import full_precision, without_autocast
 from ecoformer.nn.specs import AttentionSpec
+from ecoformer.ops.ecoformer.codes import full_precision, without_autocast
 from ecoformer.ops.linear.attention import linear_attention, linear_attention_weights
 
 EPS = 1e-15  # as EfficientViT: a query that meets no key gets zero
