@@ -198,15 +198,6 @@ def has_hashes(model: nn.Module) -> bool:
 
 def nothing_fitted(layer: FittableAttention, num_images: int) -> HashFitReport:
     """The report of a layer that kept its functions because no image gave finite features."""
-    bits, unknown = layer.num_bits, float("nan")
-    return HashFitReport(
-        objective_before=unknown,
-        objective_after=unknown,
-        accepted_bits=0,
-        num_bits=bits,
-        bit_balance=unknown,
-        bit_correlation=unknown,
-        flipped_bits=0.0,
-        failed_bits=bits,
-        skipped_images=num_images,
-    )
+    found: dict[str, Any] = {"accepted_bits": 0, "num_bits": layer.num_bits, "failed_bits": layer.num_bits}
+    found |= dict.fromkeys(("objective_before", "objective_after", "bit_balance", "bit_correlation"), float("nan"))
+    return HashFitReport(**found, flipped_bits=0.0, skipped_images=num_images)

@@ -140,15 +140,9 @@ class EcoFormerAttention(ReplacementAttention, FittableAttention):
 
     def fit_hash(self, x_BND: Tensor, generator: torch.Generator, mask_BN: Tensor | None = None) -> HashFitReport:
         """Fit the hash to the tokens of a batch of this layer's inputs; the block name is left to the caller."""
-        return self.hash.fit(
-            self.hash_input(x_BND),
-            generator,
-            mask_BN,
-            top_k=self.spec.top_k,
-            lr=self.spec.fit_lr,
-            momentum=self.spec.fit_momentum,
-            steps=self.spec.fit_steps,
-        )
+        spec = self.spec
+        options = {"top_k": spec.top_k, "lr": spec.fit_lr, "momentum": spec.fit_momentum, "steps": spec.fit_steps}
+        return self.hash.fit(self.hash_input(x_BND), generator, mask_BN, **options)
 
     def attention_weights(self, x_BND: Tensor) -> Tensor:
         """Code similarities h_i . h_j, raised and divided as `forward` does implicitly.

@@ -35,14 +35,6 @@ class RandomHashAttention(EcoFormerAttention):
 
     def fit_hash(self, x_BND: Tensor, generator: torch.Generator, mask_BN: Tensor | None = None) -> HashFitReport:
         """Draw the anchors; the report's loss is EcoFormer's, of codes that nothing was optimised for."""
-        published = EcoFormerSpec()
-        most = x_BND.shape[1] if mask_BN is None else int(mask_BN.sum(dim=1).max())
-        return self.hash.fit(
-            self.hash_input(x_BND),
-            generator,
-            mask_BN,
-            top_k=min(published.top_k, most // 2),
-            lr=published.fit_lr,
-            momentum=published.fit_momentum,
-            steps=0,
-        )
+        spec, most = EcoFormerSpec(), x_BND.shape[1] if mask_BN is None else int(mask_BN.sum(dim=1).max())
+        options = {"top_k": min(spec.top_k, most // 2), "lr": spec.fit_lr, "momentum": spec.fit_momentum, "steps": 0}
+        return self.hash.fit(self.hash_input(x_BND), generator, mask_BN, **options)

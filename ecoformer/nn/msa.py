@@ -32,16 +32,8 @@ class MultiHeadSelfAttention(ReplacementAttention):
     needs_keys = "to build MSA from"
     takes_mask = True
 
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        qkv_bias: bool = True,
-        proj_bias: bool = True,
-        proj_drop: float = 0.0,
-        **factory: Any,
-    ) -> None:
-        super().__init__(dim, num_heads, MSASpec(), qkv_bias, proj_bias, proj_drop, **factory)
+    def __init__(self, dim: int, num_heads: int, qkv_bias: bool = True, **options: Any) -> None:
+        super().__init__(dim, num_heads, MSASpec(), qkv_bias, **options)
 
     def attend(self, q_BHNC: Tensor, k_BHNC: Tensor, v_BHNC: Tensor, mask_BN: Tensor | None = None) -> Tensor:
         return F.scaled_dot_product_attention(q_BHNC, k_BHNC, v_BHNC, as_attn_mask(mask_BN))

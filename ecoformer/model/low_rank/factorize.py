@@ -85,7 +85,7 @@ def expand(model: nn.Module) -> list[str]:
 
 
 def low_rank_layers(model: nn.Module) -> dict[str, LowRank]:
-    return {n: m for n, m in model.named_modules() if isinstance(m, (LowRankLinear, LowRankConv2d))}
+    return {n: m for n, m in model.named_modules() if isinstance(m, LowRank)}
 
 
 def ranks_in(state: Mapping[str, Tensor]) -> dict[str, int]:

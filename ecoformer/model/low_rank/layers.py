@@ -13,7 +13,26 @@ from typing import Any
 from torch import Tensor, nn
 
 
-class LowRankLinear(nn.Module):
+class _Factors(nn.Module):
+    """What both have in common: x to up(down(x)), the bias on the second factor."""
+
+    down: Any
+    up: Any
+
+    @property
+    def weight(self) -> Tensor:
+        """The product, in the dense layer's shape."""
+        return (self.up.weight.flatten(1) @ self.down.weight.flatten(1)).unflatten(1, self.down.weight.shape[1:])
+
+    @property
+    def bias(self) -> Tensor | None:
+        return self.up.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.up(self.down(x))
+
+
+class LowRankLinear(_Factors):
     """x -> up(down(x)): a Linear of rank at most R, the bias on the second factor (LED in Winata et al., 2020)."""
 
     def __init__(self, in_features: int, out_features: int, rank: int, bias: bool = True, **factory: Any) -> None:
@@ -35,23 +54,11 @@ class LowRankLinear(nn.Module):
         linear.weight, linear.bias = _product(self), self.up.bias
         return linear
 
-    @property
-    def weight(self) -> Tensor:
-        """(out_features, in_features)."""
-        return self.up.weight @ self.down.weight
-
-    @property
-    def bias(self) -> Tensor | None:
-        return self.up.bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.up(self.down(x))
-
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, rank={self.rank}"
 
 
-class LowRankConv2d(nn.Module):
+class LowRankConv2d(_Factors):
     """The same for a convolution without groups: a convolution to R channels, then a 1x1 one."""
 
     def __init__(self, in_channels: int, out_channels: int, rank: int, bias: bool = True, **geometry: Any) -> None:
@@ -75,24 +82,12 @@ class LowRankConv2d(nn.Module):
         return conv
 
     @property
-    def weight(self) -> Tensor:
-        """(out_channels, in_channels, height, width)."""
-        return (self.up.weight.flatten(1) @ self.down.weight.flatten(1)).unflatten(1, self.down.weight.shape[1:])
-
-    @property
-    def bias(self) -> Tensor | None:
-        return self.up.bias
-
-    @property
     def kernel_size(self) -> tuple[int, ...]:
         return self.down.kernel_size
 
     @property
     def stride(self) -> tuple[int, ...]:
         return self.down.stride
-
-    def forward(self, x_BDHW: Tensor) -> Tensor:
-        return self.up(self.down(x_BDHW))
 
     def extra_repr(self) -> str:
         return f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, rank={self.rank}"
