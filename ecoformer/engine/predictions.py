@@ -1,4 +1,4 @@
-"""What a model says of every image, as files: predictions.csv, per_class.csv and confusion.csv.
+"""What a model says of every image: as files, and counted where an image has several right classes or none.
 
 Shape legend: B batch, K classes.
 """
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ecoformer.engine import distributed
@@ -17,7 +18,10 @@ from ecoformer.files.table import to_csv
 
 
 class Predictions:
-    """Collects an evaluation's guesses; the process of rank r sees every world-size-th image from the r-th on."""
+    """Collects an evaluation's guesses for predictions.csv, per_class.csv and confusion.csv.
+
+    The process of rank r sees every world-size-th image from the r-th on.
+    """
 
     def __init__(self) -> None:
         self.rows: list[tuple[int, int, float, bool]] = []  # class, guess, its probability, whether in the top five
@@ -61,3 +65,28 @@ class Predictions:
         ]
         for file, lines in (("predictions", table), ("per_class", per_class), ("confusion", confusion)):
             write_text(folder / f"{file}.csv", to_csv(lines) + "\n")
+
+
+class RealLabels:
+    """Counts hits among the right classes (ImageNet ReaL, Beyer et al., 2020); processes share images as there.
+
+    Args:
+        labels: the right classes of every image of the validation set; images without any do not count.
+    """
+
+    def __init__(self, labels: Sequence[Sequence[int]]) -> None:
+        self.own = iter(labels[distributed.rank() :: distributed.world_size()])
+        self.counts = torch.zeros(3, dtype=torch.float64)  # top-1 hits, top-5 hits, images
+
+    def add(self, logits_BK: Tensor, labels_B: Tensor) -> None:
+        """A batch; to be called by `evaluate`."""
+        for guesses in top5(logits_BK).tolist():
+            if right := next(self.own):
+                hits = [guess in right for guess in guesses]
+                self.counts += torch.tensor([hits[0], any(hits), 1])
+
+    def figures(self, device: torch.device) -> dict[str, Any]:
+        """top1 and top5 in percent, and `num_images`, over all ranks; every rank must call it."""
+        hits1, hits5, images = distributed.all_reduce_sum(self.counts.to(device)).tolist()
+        scale = 100 / images if images else 0.0
+        return {"top1": scale * hits1, "top5": scale * hits5, "num_images": int(images)}

@@ -9,8 +9,7 @@ from ecoformer.config.schema import Config, EvalConfig
 from ecoformer.data.imagenet import REAL, real_labels
 from ecoformer.engine import distributed
 from ecoformer.engine.evaluation import evaluate
-from ecoformer.engine.predictions import Predictions
-from ecoformer.engine.real_labels import RealLabels
+from ecoformer.engine.predictions import Predictions, RealLabels
 from ecoformer.engine.run_files import SUMMARY
 from ecoformer.errors import InputError
 from ecoformer.files import refuse_overwriting, write_json

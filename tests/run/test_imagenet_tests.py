@@ -20,7 +20,7 @@ from torch import nn
 
 from ecoformer.cli.eval import main as evaluate
 from ecoformer.data import imagenet
-from ecoformer.engine.real_labels import RealLabels
+from ecoformer.engine.predictions import RealLabels
 from ecoformer.model.checkpoint import save_checkpoint
 from ecoformer.run.start import build_model
 
