@@ -65,6 +65,12 @@ def _device_of_rank(name: str, local_rank: int) -> torch.device:
     return chosen
 
 
+def wait_for(device: torch.device) -> None:
+    """Until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def close_distributed() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()

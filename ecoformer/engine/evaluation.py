@@ -131,6 +131,5 @@ class _Clock:
         return self.timed_images / (self._now() - self.started) if self.timed_images else 0.0
 
     def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        distributed.wait_for(self.device)
         return time.perf_counter()

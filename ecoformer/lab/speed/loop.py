@@ -26,7 +26,7 @@ from ecoformer.engine.trainer import Trainer
 from ecoformer.errors import InputError
 from ecoformer.files.table import Column, Table
 from ecoformer.lab.speed.cases import SpeedCase, Variant
-from ecoformer.lab.speed.throughput import PRECISIONS, interleaved_seconds, training_step, wait_for
+from ecoformer.lab.speed.throughput import PRECISIONS, interleaved_seconds, training_step
 from ecoformer.nn.inputs import example_input
 
 BATCHES, LEAST_STEPS = 4, 20  # what a loop goes round and round, and the steps of a short epoch
@@ -137,5 +137,5 @@ class Turns(Callback):
         self.seconds.append((self.bare, self._now() - self.between))
 
     def _now(self) -> float:
-        wait_for(self.device)
+        distributed.wait_for(self.device)
         return time.perf_counter()

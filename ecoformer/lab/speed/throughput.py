@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ecoformer.engine.autocast import autocast
+from ecoformer.engine.distributed import wait_for
 
 Pass = Callable[[], object]
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -63,9 +64,3 @@ def training_step(model: nn.Module, images: Tensor, num_classes: int, precision:
         return loss
 
     return run
-
-
-def wait_for(device: torch.device) -> None:
-    """Until the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
