@@ -2,5 +2,4 @@
 
 from run_command import run
 
-if __name__ == "__main__":
-    run("benchmark-hash")
+run(__name__, "benchmark-hash")

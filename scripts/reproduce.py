@@ -2,5 +2,4 @@
 
 from run_command import run
 
-if __name__ == "__main__":
-    run("study")
+run(__name__, "study")

@@ -8,6 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from ecoformer.cli.main import main
 
 
-def run(name: str) -> None:
-    """Run the command with this process's arguments, and end with its exit code."""
-    sys.exit(main([name, *sys.argv[1:]]))
+def run(module: str, name: str) -> None:
+    """Run the command with this process's arguments, and end with its exit code; not where a script is imported."""
+    if module == "__main__":
+        sys.exit(main([name, *sys.argv[1:]]))

@@ -20,5 +20,5 @@ def test_every_command_has_a_module_and_every_script_is_one_of_them() -> None:
     modules = {module for module, _ in COMMANDS.values()}
     assert all((ROOT / "ecoformer" / "cli" / f"{module}.py").is_file() for module in modules)
     for script in {*(ROOT / "scripts").glob("*.py")} - {ROOT / "scripts" / "run_command.py"}:
-        assert any(f'run("{command}")' in script.read_text() for command in COMMANDS), script
+        assert any(f'run(__name__, "{command}")' in script.read_text() for command in COMMANDS), script
     assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]["ecoformer"]
