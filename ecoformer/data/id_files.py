@@ -6,7 +6,7 @@ The pickled Long Range Arena of others is read for that alone, by an unpickler t
 import pickle
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any
 
 import numpy as np
 from numpy._core import multiarray
@@ -53,11 +53,11 @@ def _source(path: Path) -> SequenceSource:
     real = ids != 0
     lengths = real.sum(1)
     starts = np.cumsum(lengths) - lengths
-    return SequenceSource(str(path), ids[real] - 1, starts, lengths, labels.astype(np.int64), _numbers)
 
+    def decode(symbols: np.ndarray) -> str:
+        return " ".join(str(symbol + 1) for symbol in symbols.tolist())
 
-def _numbers(symbols: np.ndarray) -> str:
-    return " ".join(str(symbol + 1) for symbol in symbols.tolist())
+    return SequenceSource(str(path), ids[real] - 1, starts, lengths, labels.astype(np.int64), decode)
 
 
 def check_ids(ids: np.ndarray, labels: np.ndarray, path: Path) -> None:
@@ -125,20 +125,13 @@ class ArraysOnly(pickle.Unpickler):
         raise InputError(f"{self.path} refers to what lies outside of it: give a pickle that holds its ids itself")
 
 
-def _latin1(text: str, codec: str) -> bytes:
-    """How old pickles write bytes; their codec is always this one."""
-    return text.encode("latin1")
-
-
-def _from_buffer(buffer: bytes, dtype: np.dtype, shape: tuple[int, ...], order: Literal["C", "F"]) -> np.ndarray:
-    return np.frombuffer(buffer, dtype).reshape(shape, order=order)
-
-
 ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
     ("numpy.core.multiarray", "_reconstruct"): multiarray._reconstruct,
     ("numpy.core.multiarray", "scalar"): multiarray.scalar,
-    ("numpy.core.numeric", "_frombuffer"): _from_buffer,
+    ("numpy.core.numeric", "_frombuffer"): (
+        lambda held, dtype, shape, order: np.frombuffer(held, dtype).reshape(shape, order=order)
+    ),
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
-    ("_codecs", "encode"): _latin1,
+    ("_codecs", "encode"): lambda text, codec: text.encode("latin1"),  # bytes of old pickles, in no other codec
 }

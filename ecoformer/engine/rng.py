@@ -16,11 +16,6 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def gathered_rng(device: torch.device) -> list[dict[str, Any]]:
-    """The states of every rank. Every rank must call it."""
-    return distributed.gather_objects(_rng_state(device))
-
-
 def restore_rng(states: list[dict[str, Any]] | None, device: torch.device) -> str | None:
     """Put this rank's states back, and return a note if that cannot be; call it right before the steps."""
     now = distributed.world_size()
@@ -32,26 +27,20 @@ def restore_rng(states: list[dict[str, Any]] | None, device: torch.device) -> st
     return None
 
 
-def _rng_state(device: torch.device) -> dict[str, Any]:
+def rng_state(device: torch.device) -> dict[str, Any]:
     """States of python, numpy, torch and, on a GPU, that device, as tensors and plain containers."""
     version, words, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     return {
         "python": [version, list(words), gauss],
-        "numpy": [
-            str(name),
-            torch.from_numpy(np.asarray(keys, dtype=np.int64)),
-            int(position),
-            int(has_gauss),
-            float(cached),
-        ],
+        "numpy": [str(name), torch.tensor(keys, dtype=torch.int64), int(position), int(has_gauss), float(cached)],
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
     }
 
 
 def _set_rng_state(state: dict[str, Any], device: torch.device) -> None:
-    """Restore what `_rng_state` returned; a GPU state is ignored on a CPU, where nothing would draw from it."""
+    """Restore what `rng_state` returned; a GPU state is ignored on a CPU, where nothing would draw from it."""
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
     name, keys, position, has_gauss, cached = state["numpy"]

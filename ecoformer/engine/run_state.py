@@ -22,7 +22,7 @@ from ecoformer.engine.batches import Position
 from ecoformer.engine.best import Best
 from ecoformer.engine.loggers import Logger, Stateful
 from ecoformer.engine.optim import plateau_of
-from ecoformer.engine.rng import gathered_rng
+from ecoformer.engine.rng import rng_state
 from ecoformer.engine.run_files import LAST, METRICS, PREVIOUS, make_room, read_intact
 from ecoformer.engine.same_run import require_same_run
 from ecoformer.engine.signals import StopSignals
@@ -107,7 +107,7 @@ class RunState:
         """What no rank knows alone: random states, figures of the epoch, sharded tensors. Every rank must call it."""
         return {
             "state": self._tensors() if parallel.holds_shares(self.model) else None,
-            "rng": gathered_rng(self.device),
+            "rng": distributed.gather_objects(rng_state(self.device)),
             "position": None if self.position is None else self.position.gathered(),
         }
 

@@ -73,10 +73,6 @@ def folded(title: str, part: str) -> str:
     return f"<details><summary>{escape(title)}</summary>\n{part}\n</details>"
 
 
-def preformatted(text: str) -> str:
-    return f"<pre>{escape(text)}</pre>"
-
-
 def from_markdown(text: str) -> list[str]:
     """The tables of a Markdown file that this package wrote, its headings, and the lines around them as notes.
 

@@ -49,7 +49,7 @@ def run_sections(folder: Path, ledger: Sequence[str]) -> Sections:
         ("Pictures", [html.picture(path) for path in sorted(folder.glob("*.png")) if path.name != HASH_FITS]),
         ("Provenance", [html.pairs(_start_rows(start)) for start in starts_of(folder)]),
         ("Settings", _settings(run)),
-        ("Console", [html.folded(f"the last {LOG_LINES} lines", html.preformatted(end))] if end else []),
+        ("Console", [html.folded(f"the last {LOG_LINES} lines", f"<pre>{html.escape(end)}</pre>")] if end else []),
     ]
 
 
