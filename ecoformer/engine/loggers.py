@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ecoformer.engine.run_files import METRICS, METRICS_TABLE
-from ecoformer.errors import InputError
-from ecoformer.files import finite, json_text, read_json_lines, unwritable, write_text
+from ecoformer.files import finite, json_text, read_json_lines, write_text, writing
 
 CSV_COLUMNS = (
     *("epoch", "lr", "train_loss", "train_top1", "val_loss", "val_top1", "val_top5"),
@@ -75,13 +74,11 @@ class _FileLogger(Logger, ABC):
 
     def _write(self, text: str) -> None:
         assert self.file is not None, "open() comes first"
-        try:
+        with writing(Path(self.file.name)):
             # To the disk at once: a record must not be younger than the checkpoint that follows it.
             self.file.write(text)
             self.file.flush()
             os.fsync(self.file.fileno())
-        except OSError as error:
-            raise InputError(unwritable(Path(self.file.name), error)) from error
 
     def close(self) -> None:
         if self.file is not None:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from ecoformer.engine import distributed
 from ecoformer.errors import InputError
-from ecoformer.files import atomic_write, unwritable
+from ecoformer.files import atomic_write, writing
 from ecoformer.model.checkpoint import UnreadableCheckpoint
 
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
@@ -70,13 +70,11 @@ def set_earlier_run_aside(run_dir: Path) -> Path | None:
     if not results_in(run_dir):
         return None
     aside = next(path for number in count(1) if not (path := run_dir / f"earlier-{number}").exists())
-    try:
+    with writing(aside):
         aside.mkdir()
         for name in RUN_FILES:
             if (run_dir / name).exists():
                 os.replace(run_dir / name, aside / name)
-    except OSError as error:
-        raise InputError(unwritable(aside, error)) from error
     return aside
 
 

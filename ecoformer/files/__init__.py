@@ -16,6 +16,17 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What fails to be written while this lasts is an InputError, which says why `path` was not and what to do."""
+    try:
+        yield
+    except OSError as error:
+        remedy = "free space or choose another folder (output_dir, --out)"
+        reason = f"cannot write {path}: {error.strerror or error}; {remedy}; nothing half-written was left"
+        raise InputError(reason) from error
+
+
+@contextmanager
 def atomic_write(path: Path, previous: Path | None = None) -> Iterator[BinaryIO]:
     """A binary file that takes the place of `path` only once it is complete and on disk.
 
@@ -30,7 +41,7 @@ def atomic_write(path: Path, previous: Path | None = None) -> Iterator[BinaryIO]
         InputError: the disk is full, the folder cannot be written, ...; the previous file is untouched.
     """
     temporary = path.with_name(path.name + ".tmp")
-    try:
+    with writing(path):
         if path.parent == Path("/dev") or (path.exists() and not path.is_file() and not path.is_dir()):
             with open(path, "ab") as file:  # /dev/stdout, a pipe: a rename would put a file in its place
                 yield file
@@ -48,8 +59,6 @@ def atomic_write(path: Path, previous: Path | None = None) -> Iterator[BinaryIO]
                 temporary.unlink()
                 raise
         _sync_folder(path.parent)
-    except OSError as error:
-        raise InputError(unwritable(path, error)) from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -136,16 +145,8 @@ def refuse_overwriting(sources: Iterable[Any], out: Path | str | None, named: st
 
 def remove(path: Path) -> None:
     """Delete a file that may be gone already. Raises InputError if the folder cannot be written."""
-    try:
+    with writing(path):
         path.unlink(missing_ok=True)
-    except OSError as error:
-        raise InputError(unwritable(path, error)) from error
-
-
-def unwritable(path: Path, error: OSError) -> str:
-    """The one line that says why `path` could not be written and what to do."""
-    remedy = "free space or choose another folder (output_dir, --out)"
-    return f"cannot write {path}: {error.strerror or error}; {remedy}; nothing half-written was left"
 
 
 def _sync_folder(folder: Path) -> None:

@@ -20,7 +20,7 @@ from ecoformer.config.schema import Config
 from ecoformer.engine import distributed
 from ecoformer.engine.run_files import CONFIG, LAST, LAUNCH, can_resume, read_intact, results_in, set_earlier_run_aside
 from ecoformer.errors import InputError
-from ecoformer.files import unwritable, write_json, write_text
+from ecoformer.files import write_json, write_text, writing
 from ecoformer.run.lock import owned, refuse_if_owned, started
 from ecoformer.run.start import read_run
 
@@ -113,10 +113,8 @@ def opened(run: RunDir, config: Config) -> Iterator[list[str]]:
 
 
 def _open(run: RunDir, config: Config, stack: ExitStack) -> list[str]:
-    try:
+    with writing(run.path):
         run.path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(unwritable(run.path, error)) from error
     note = stack.enter_context(owned(run.path, same_launch=run.restarted))
     notes = [] if note is None else [note]
     if run.resume is None and not run.restarted:  # another process may have ended a run since `choose_run_dir` looked

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ecoformer.errors import InputError
-from ecoformer.files import json_text, remove, unwritable
+from ecoformer.files import json_text, remove, writing
 
 LOCK = "run.lock"
 
@@ -84,16 +84,14 @@ def refuse_if_owned(folder: Path, *, same_launch: bool) -> str | None:
 def owned(folder: Path, *, same_launch: bool) -> Iterator[str | None]:
     """Own the folder, which exists, while this lasts. Gives and raises what `refuse_if_owned` does."""
     path, own = folder / LOCK, Owner.here()
-    try:
-        with _alone(folder):
-            note = refuse_if_owned(folder, same_launch=same_launch)
-            remove(path)
+    with writing(path), _alone(folder):
+        note = refuse_if_owned(folder, same_launch=same_launch)
+        remove(path)
+        try:
             with open(path, "x") as file:  # another host may be as fast: one of the two fails here
                 file.write(json_text(asdict(own)))
-    except FileExistsError as error:
-        raise InputError(f"output_dir={folder} was just taken by another process: choose another one") from error
-    except OSError as error:
-        raise InputError(unwritable(path, error)) from error
+        except FileExistsError as error:
+            raise InputError(f"output_dir={folder} was just taken by another process: choose another one") from error
     try:
         yield note
     finally:

@@ -24,7 +24,7 @@ from hydra.core.hydra_config import HydraConfig
 from ecoformer.engine import distributed
 from ecoformer.engine.run_files import CONSOLE, PROVENANCE
 from ecoformer.errors import InputError, Interrupted, one_line
-from ecoformer.files import read_json, unwritable, write_json
+from ecoformer.files import read_json, write_json, writing
 from ecoformer.run.directory import RunDir
 from ecoformer.run.process import SOURCE, processor
 from ecoformer.run.summary import versions
@@ -55,11 +55,9 @@ def _kept(run: RunDir, hosts: dict[str, list[str]]) -> Iterator[None]:
     starts = [*(_earlier(run) if goes_on else []), entry]
     path, log = run.path / PROVENANCE, run.path / CONSOLE
     write_json(path, {"starts": starts})
-    try:
+    with writing(log):
         file = open(log, "a" if goes_on else "w", encoding="utf-8", errors="replace")  # noqa: SIM115 - closed below
         print(f"--- {entry['started']} {socket.gethostname()}: {entry['command']}", file=file, flush=True)
-    except OSError as error:
-        raise InputError(unwritable(log, error)) from error
 
     def end(outcome: str) -> None:
         entry.update(ended=_now(), outcome=outcome)
@@ -113,13 +111,11 @@ class Tee:
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
         *lines, last = (self.line + text).split("\n")
         self.line = last[last.rfind("\r", 0, -1) + 1 :]  # a bar that is drawn again and again does not pile up
-        try:
+        with writing(Path(getattr(self.log, "name", CONSOLE))):
             for line in lines:
                 self.log.write(ANSI.sub("", line.rstrip("\r").rpartition("\r")[2]) + "\n")
             if lines:
                 self.log.flush()
-        except OSError as error:
-            raise InputError(unwritable(Path(self.log.name), error)) from error
         return len(text)
 
     def __getattr__(self, name: str) -> Any:
