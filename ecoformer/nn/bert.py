@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ecoformer.nn.base import ReplacementAttention
-from ecoformer.nn.projections import Projections, StockCall, refusal, register_reader
+from ecoformer.nn.projections import Projections, StockCall, read_separate, refusal, register_reader
 from ecoformer.nn.seats import Seat, softmax_of
 
 # Classes of transformers.models with BertAttention's parts and BertAttention's forward.
@@ -46,17 +46,9 @@ def _read(pair: Any, where: str) -> Projections:
     if attention.dropout.p > 0:
         remedy = "load the model with attention_probs_dropout_prob=0 (an argument of from_pretrained)"
         raise refusal(where, f"attention_probs_dropout_prob={attention.dropout.p}", remedy)
-    source = Projections(
-        where=where,
-        dim=attention.query.in_features,
-        num_heads=attention.num_attention_heads,
-        query=attention.query,
-        key=attention.key,
-        value=attention.value,
-        proj=pair.output.dense,
-        proj_drop=0.0,  # BertSelfOutput keeps its own
-        parts={"query": "self.query", "key": "self.key", "value": "self.value", "proj": "output.dense"},
-    )
+    # Without a dropout after the projection, for BertSelfOutput keeps its own.
+    parts = {"query": "self.query", "key": "self.key", "value": "self.value", "proj": "output.dense"}
+    source = read_separate(pair, where, attention.num_attention_heads, parts)
     return softmax_of(source, lambda attn: BertSeat(pair, attn))
 
 

@@ -197,6 +197,15 @@ def read_fused_qkv(module: Any, dim: int, where: str) -> Projections:
     )
 
 
+def read_separate(
+    module: nn.Module, where: str, num_heads: int, parts: Mapping[str, str], proj_drop: float = 0.0
+) -> Projections:
+    """Projections of a layer with a Linear of its own for each of query, key, value and proj: `parts` names them."""
+    linears: dict[str, Any] = {role: module.get_submodule(name) for role, name in parts.items()}
+    dim = linears["query"].in_features
+    return Projections(where=where, dim=dim, num_heads=num_heads, proj_drop=proj_drop, parts=parts, **linears)
+
+
 def linear_of(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
     """A Linear with copies of a weight and a bias."""
     out_features, in_features = weight.shape

@@ -18,6 +18,7 @@ from ecoformer.nn.projections import (
     StockCall,
     linear_of,
     read_fused_qkv,
+    read_separate,
     refusal,
     register_reader,
     require_equal_widths,
@@ -40,6 +41,7 @@ SEGFORMER = "transformers.models.segformer.modeling_segformer.SegformerAttention
 MIX_TRANSFORMER = "segmentation_models_pytorch.encoders.mix_transformer.Attention"
 CHANNELS_FIRST = StockCall(lambda x_BDYX: x_BDYX.shape[2:].numel())
 PAIR = StockCall(is_pair=True)
+APART = {"query": "q_proj", "key": "k_proj", "value": "v_proj"}  # as many layers call their Linears
 
 
 def _read_fused(seat: type[Seat] | None, module: Any, where: str) -> Projections:
@@ -102,17 +104,7 @@ def _rotary_linears(module: Any, dim: int, where: str) -> Projections:
     if module.qkv is not None:
         source = read_fused_qkv(module, dim, where)
     else:
-        source = Projections(
-            where=where,
-            dim=dim,
-            num_heads=module.num_heads,
-            query=module.q_proj,
-            key=module.k_proj,
-            value=module.v_proj,
-            proj=module.proj,
-            proj_drop=module.proj_drop.p,
-            parts={"query": "q_proj", "key": "k_proj", "value": "v_proj", "proj": "proj"},
-        )
+        source = read_separate(module, where, module.num_heads, {**APART, "proj": "proj"}, module.proj_drop.p)
     linears: dict[str, Any] = {"query": source.query, "key": source.own_keys("to turn"), "value": source.value}
     biases: dict[str, Tensor | None] = {role: linear.bias for role, linear in linears.items()}
     if getattr(module, "q_bias", None) is not None:  # EVA's, which has none for keys
@@ -177,22 +169,11 @@ def _read_segformer(module: Any, where: str) -> Projections:
     if module.attention_dropout > 0:
         remedy = "load the model with attention_probs_dropout_prob=0 (an argument of from_pretrained)"
         raise refusal(where, f"attention_probs_dropout_prob={module.attention_dropout}", remedy)
-    source = Projections(
-        where=where,
-        dim=module.q_proj.in_features,
-        num_heads=module.num_attention_heads,
-        query=module.q_proj,
-        key=module.k_proj,
-        value=module.v_proj,
-        proj=module.o_proj,
-        proj_drop=0.0,
-        parts={"query": "q_proj", "key": "k_proj", "value": "v_proj", "proj": "o_proj"},
-        seat=OfSegformer,
-    )
+    source = read_separate(module, where, module.num_attention_heads, {**APART, "proj": "o_proj"})
     if module.sequence_reduction_ratio == 1:
         return softmax_of(source, OfSegformer)
     teacher = SegformerTeacher(module, q=module.q_proj, proj=module.o_proj)
-    return replace(source, dropped=("sequence_reduction",), layer=teacher)
+    return replace(source, seat=OfSegformer, dropped=("sequence_reduction",), layer=teacher)
 
 
 @register_reader(MIX_TRANSFORMER)
