@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from ecoformer.energy.entry import Entry
-from ecoformer.energy.kinds import KINDS, MEMORY, counts
+from ecoformer.energy.kinds import KINDS, MEMORY, Entry, counts
 from ecoformer.energy.ledger import Ledger
 from ecoformer.energy.profile import Profile
 from ecoformer.energy.profile_files import load_profile

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from ecoformer.energy.call import Call, stored_bytes
 from ecoformer.energy.cores import Cores, find_cores, is_within
 from ecoformer.energy.dataflow import DataFlow
-from ecoformer.energy.entry import CORE, LOOSE, Entry
-from ecoformer.energy.kinds import Counts, counts, scaled
+from ecoformer.energy.kinds import CORE, LOOSE, Counts, Entry, counts, scaled
 from ecoformer.energy.recorder import ModuleStack
 from ecoformer.energy.rules import COMPLEX, PRODUCTS, RULES, SOFTMAX, UNREAD
 from ecoformer.energy.values import names

@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from ecoformer.energy import kinds
-from ecoformer.energy.entry import LOOSE, Entry
-from ecoformer.energy.kinds import Counts
+from ecoformer.energy.kinds import LOOSE, Counts, Entry
 from ecoformer.energy.profile import Profile
 from ecoformer.energy.profile_files import Prices, load_profile
 from ecoformer.errors import InputError, require

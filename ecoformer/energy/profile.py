@@ -4,8 +4,7 @@ from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
-from ecoformer.energy.entry import Entry
-from ecoformer.energy.kinds import ARITHMETIC, KINDS, MEMORY
+from ecoformer.energy.kinds import ARITHMETIC, KINDS, MEMORY, Entry
 from ecoformer.errors import InputError
 
 

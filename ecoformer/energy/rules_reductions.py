@@ -139,20 +139,12 @@ def _normalise(rows: int, length: int, affine: int) -> Counts:
     )
 
 
-def _affine(call: Call) -> int:
-    return sum(call.arg(name) is not None for name in ("weight", "bias"))
-
-
-@rule("native_layer_norm")
+@rule("native_layer_norm", "native_group_norm")
 def _layer_norm(call: Call) -> Counts:
-    length = prod(call.arg("normalized_shape"))
-    return _normalise(call.elements // length, length, _affine(call))
-
-
-@rule("native_group_norm")
-def _group_norm(call: Call) -> Counts:
-    rows = call.arg("N") * call.arg("group")
-    return _normalise(rows, call.elements // rows, _affine(call))
+    is_grouped = call.name == "native_group_norm"
+    rows = call.arg("N") * call.arg("group") if is_grouped else call.elements // prod(call.arg("normalized_shape"))
+    affine = sum(call.arg(name) is not None for name in ("weight", "bias"))
+    return _normalise(rows, call.elements // rows, affine)
 
 
 @rule("rms_norm", "_fused_rms_norm")
