@@ -17,6 +17,7 @@ from ecoformer.nn.projections import (
     Projections,
     StockCall,
     linear_of,
+    linear_rows,
     read_fused_qkv,
     read_separate,
     refusal,
@@ -68,21 +69,16 @@ def _read_nest(module: nest.Attention, where: str) -> Projections:
 def _read_visformer(module: visformer.Attention, where: str) -> Projections:
     dim, inner = module.dim, module.head_dim * module.num_heads
     require_equal_widths(where, dim, inner, module.proj.out_channels)
-    query, key, value = (linear_of(rows.flatten(1), None) for rows in module.qkv.weight.chunk(3))
-    return softmax_of(
-        Projections(
-            where=where,
-            dim=dim,
-            num_heads=module.num_heads,
-            query=query,
-            key=key,
-            value=value,
-            proj=linear_of(module.proj.weight.flatten(1), None),
-            proj_drop=module.proj_drop.p,
-            parts=FUSED_QKV,
-        ),
-        OfChannelsFirst,
-    )
+    stacked, proj = linear_of(module.qkv.weight.flatten(1), None), linear_of(module.proj.weight.flatten(1), None)
+    rows = _rows(stacked, where, num_heads=module.num_heads, proj_drop=module.proj_drop.p, parts=FUSED_QKV, proj=proj)
+    return softmax_of(rows, OfChannelsFirst)
+
+
+def _rows(stacked: nn.Linear, where: str, **others: Any) -> Projections:
+    """Projections of a layer whose query, key and value rows stand in one weight; `others` of its parts as they are."""
+    dim = stacked.in_features
+    query, key, value = (linear_rows(stacked, start, start + dim) for start in (0, dim, 2 * dim))
+    return Projections(where=where, dim=dim, query=query, key=key, value=value, **others)
 
 
 @register_reader(AttentionRope)
@@ -128,26 +124,10 @@ def _read_torch(module: nn.MultiheadAttention, where: str) -> Projections:
         )
     if module.bias_k is not None or module.add_zero_attn:
         raise refusal(where, "bias_k, bias_v or add_zero_attn", "choose a model without them")
-    bias = module.in_proj_bias
-    biases = (None, None, None) if bias is None else bias.chunk(3)
-    query, key, value = (
-        linear_of(rows, part).requires_grad_(module.in_proj_weight.requires_grad)
-        for rows, part in zip(module.in_proj_weight.chunk(3), biases, strict=True)
-    )
-    return softmax_of(
-        Projections(
-            where=where,
-            dim=module.embed_dim,
-            num_heads=module.num_heads,
-            query=query,
-            key=key,
-            value=value,
-            proj=module.out_proj,
-            proj_drop=0.0,
-            parts={"query": "in_proj", "key": "in_proj", "value": "in_proj", "proj": "out_proj"},
-        ),
-        OfTorch,
-    )
+    stacked = linear_of(module.in_proj_weight, module.in_proj_bias).requires_grad_(module.in_proj_weight.requires_grad)
+    parts = {"query": "in_proj", "key": "in_proj", "value": "in_proj", "proj": "out_proj"}
+    rows = _rows(stacked, where, num_heads=module.num_heads, proj_drop=0.0, parts=parts, proj=module.out_proj)
+    return softmax_of(rows, OfTorch)
 
 
 class SegformerTeacher(nn.Module):
