@@ -105,15 +105,13 @@ def class_names(args: argparse.Namespace, weights: ForeignWeights, config: Confi
     """One name per output, or None where nobody says what they are."""
     from timm.data import ImageNetInfo
 
+    from ecoformer.data.archives import read_names
     from ecoformer.models.dims import num_classes_of
 
     count = num_classes_of(weights.tensors, config.model.name)
     if args.classes is None:
         return list(ImageNetInfo().label_names()) if count == IMAGENET_CLASSES else None
-    try:
-        names = [line.strip() for line in args.classes.read_text().splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--classes {args.classes} cannot be read: give a text file, one class name a line") from error
+    names = read_names(args.classes, f"--classes {args.classes}")
     if len(names) != count:
         raise InputError(f"--classes {args.classes} lists {len(names)} names, {args.file} has {count} classes")
     return names

@@ -46,6 +46,14 @@ def _read_shards(data: DataConfig, root: Path, *, training: bool) -> tuple[Label
     return shard_source(paths, data.image_key, data.label_key, f"{key}={split or paths[0].name} in {root}"), None
 
 
+def read_names(path: Path, where: str) -> list[str]:
+    """Class names, one a line. Raises InputError, which calls the file `where`, if it is no text."""
+    try:
+        return [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{where} cannot be read: give a text file, one class name a line") from error
+
+
 def class_names(data: DataConfig, root: Path, known: list[str] | None, num_classes: int | None = None) -> list[str]:
     """The classes in the order of their numbers: those of the data set, else of a file of names, else the numbers.
 
@@ -55,10 +63,7 @@ def class_names(data: DataConfig, root: Path, known: list[str] | None, num_class
     if known is not None and data.class_names is None:
         names = known
     elif data.class_names is not None or path.is_file():
-        try:
-            names = [line.strip() for line in path.read_text().splitlines() if line.strip()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{path} cannot be read: give a text file, one class name a line") from error
+        names = read_names(path, str(path))
         if len(set(names)) != len(names):
             raise InputError(f"{path} names a class twice: correct it")
     elif (number_of_them := data.num_classes or num_classes) is not None:

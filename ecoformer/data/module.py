@@ -1,5 +1,6 @@
 """From config to loaders: which data, in memory or from files, and what of it cannot work."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,16 +12,44 @@ from ecoformer.data import archives, imagenet, inks, listops, pixels, texts  # n
 from ecoformer.data.augment import derive_seed
 from ecoformer.data.checks import check_augment, check_batch, check_data, held_in_memory, require_seq_len
 from ecoformer.data.corrupt import CorruptImages
-from ecoformer.data.decode import EvalTransform
+from ecoformer.data.decode import EvalTransform, decode_images
 from ecoformer.data.files import FileLoader, train_transform
 from ecoformer.data.identity import KnownClasses, counted_as
 from ecoformer.data.loader import BatchLoader, FinishImages, MemoryLoader, TrainPlan, finish_ids, per_channel
-from ecoformer.data.reading import Reader
-from ecoformer.data.sequences import SequenceSource
+from ecoformer.data.sequences import SequenceSource, grey_ids
 from ecoformer.data.sources import SOURCES
 from ecoformer.data.splits import Source, Splits
 from ecoformer.data.subset import split_off, take
 from ecoformer.errors import InputError
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads uint8 images (B, C, S, S); with a `vocab_size` ids (B, N), N = `seq_len`, of images in grey N = S * S."""
+
+    transform: EvalTransform
+    corrupt: CorruptImages
+    vocab_size: int | None = None
+    seq_len: int | None = None
+
+    def __call__(
+        self,
+        source: Source,
+        indices: Sequence[int] | np.ndarray,
+        *,
+        training: bool = False,
+        progress: str | None = None,
+    ) -> tuple[torch.Tensor, np.ndarray]:
+        """The chosen samples, and which of `indices` they are: broken images are counted and left out."""
+        if isinstance(source, SequenceSource):
+            assert self.seq_len is not None and self.vocab_size is not None, "sequences have both"
+            return source.ids(indices, self.seq_len, self.vocab_size), np.asarray(indices)
+        # Training keeps the whole of the shorter side; crop_pct is an evaluation setting.
+        transform = replace(self.transform, crop_pct=1.0) if training else self.transform
+        read = decode_images if self.vocab_size is None else grey_ids
+        return read(
+            source, indices, transform, threads=torch.get_num_threads(), progress=progress, corrupt=self.corrupt
+        )
 
 
 @dataclass

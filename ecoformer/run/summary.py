@@ -13,12 +13,14 @@ from torch import nn
 import ecoformer
 from ecoformer.config.schema import Config
 from ecoformer.energy import summarize
+from ecoformer.energy.conventions import CONVENTIONS
 from ecoformer.engine import distributed
 from ecoformer.engine.run_files import COMPRESSION, COMPRESSION_TABLE, HASH_FITS
 from ecoformer.files import write_json, write_text
 from ecoformer.fit.hashes import has_hashes
-from ecoformer.model.low_rank import CompressionReport
-from ecoformer.nn.inputs import input_size
+from ecoformer.model.layers import FilterFn
+from ecoformer.model.low_rank import CompressionReport, LowRankSpec, factorize
+from ecoformer.nn.inputs import Size, input_size
 from ecoformer.report.tables import Rows, compression_markdown
 
 
@@ -54,6 +56,24 @@ def versions() -> dict[str, str]:
     """Of this package and of what the figures depend on."""
     found = {"ecoformer": ecoformer.__version__, "torch": torch.__version__, "timm": timm.__version__}
     return {**found, "python": platform.python_version()}
+
+
+def factorize_and_count(
+    model: nn.Module,
+    spec: LowRankSpec,
+    filter_fn: FilterFn | None = None,
+    *,
+    img_size: Size,
+    profile: str = "45nm_fp32",
+) -> CompressionReport:
+    """`factorize`, and in its report the figures of one image before and after. Raises InputError as both do."""
+
+    def figures() -> dict[str, dict[str, Any]]:
+        return {name: summarize(model, img_size, convention=name, profile=profile) for name in CONVENTIONS}
+
+    before, report, after = figures(), factorize(model, spec, filter_fn, img_size), figures()
+    report.ledger = {name: {"before": before[name], "after": after[name]} for name in CONVENTIONS}
+    return report
 
 
 def write_compression(folder: Path, report: CompressionReport | None) -> None:

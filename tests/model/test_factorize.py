@@ -22,7 +22,7 @@ from ecoformer.model.low_rank import (
     take_ranks,
 )
 from ecoformer.report.tables import compression_markdown
-from ecoformer.run.compression import factorize_and_count
+from ecoformer.run.summary import factorize_and_count
 
 
 def tiny_pvt():

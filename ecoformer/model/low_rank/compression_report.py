@@ -27,7 +27,7 @@ class CompressionReport:
     """Compressed layers, skipped layers with the reason, and parameters of the whole model.
 
     `ledger` holds, per convention, the figures of one image `before` and `after`; empty unless someone counted them
-    (see `ecoformer.run.compression`).
+    (see `ecoformer.run.summary`).
     """
 
     spec: LowRankSpec
