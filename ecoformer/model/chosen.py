@@ -1,7 +1,7 @@
-"""Which layers a config chooses: stage numbers and name patterns, as filters of `convert` and `factorize`."""
+"""Which parts of a model a config chooses: stage numbers and name patterns, as filters of `convert` and `factorize`."""
 
-from collections.abc import Mapping
-from fnmatch import fnmatchcase
+from collections.abc import Callable, Iterable, Mapping
+from fnmatch import filter as matching
 from typing import Any
 
 from torch import nn
@@ -11,6 +11,17 @@ from ecoformer.errors import InputError
 from ecoformer.model.layers import FilterFn, attention_layers
 
 
+def chosen(items: Iterable[Any], names_of: Callable[[Any], Iterable[str]], key: str, others: str) -> set[str]:
+    """The names that the items stand for. Raises InputError, "KEY: ITEM matches no OTHERS", for one without any."""
+    names: set[str] = set()
+    for item in items:
+        found = set(names_of(item))
+        if not found:
+            raise InputError(f"{key}: {item!r} matches no {others}")
+        names |= found
+    return names
+
+
 def compress_filter(model: nn.Module, compress: CompressConfig) -> FilterFn | None:
     """factorize's filter for `compress.layers`, fnmatch patterns of module names; None: default.
 
@@ -18,16 +29,9 @@ def compress_filter(model: nn.Module, compress: CompressConfig) -> FilterFn | No
     """
     if compress.layers is None:
         return None
-    candidates = [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
-    names: set[str] = set()
-    for pattern in compress.layers:
-        found = {name for name in candidates if fnmatchcase(name, pattern)}
-        if not found:
-            raise InputError(
-                f"compress.layers: {pattern!r} matches no Linear layer or convolution; there are names such as "
-                f"{', '.join(candidates[:3]) or 'none'}"
-            )
-        names |= found
+    held = [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+    others = f"Linear layer or convolution; there are names such as {', '.join(held[:3]) or 'none'}"
+    names = chosen(compress.layers, lambda pattern: matching(held, pattern), "compress.layers", others)
     return lambda module, name: name in names
 
 
@@ -36,22 +40,16 @@ def layer_filter(model: nn.Module, attention: Mapping[str, Any]) -> FilterFn | N
 
     Raises InputError for a number or pattern that matches no attention layer.
     """
-    chosen = attention.get("layers")
-    if chosen is None:
+    if attention.get("layers") is None:
         return None
     layers = attention_layers(model)
-    names: set[str] = set()
-    for item in chosen:
-        found = {
-            layer.name
-            for layer in layers
-            if (layer.stage == item if isinstance(item, int) else fnmatchcase(layer.name, item))
-        }
-        if not found:
-            stages = max((layer.num_stages for layer in layers), default=0)
-            raise InputError(
-                f"attention.layers: {item!r} matches no attention layer; there are stages 1 to {stages} and names "
-                f"such as {layers[0].name if layers else 'none'}"
-            )
-        names |= found
+    stages, held = max((layer.num_stages for layer in layers), default=0), [layer.name for layer in layers]
+
+    def names_of(item: int | str) -> list[str]:
+        if isinstance(item, int):
+            return [layer.name for layer in layers if layer.stage == item]
+        return matching(held, item)
+
+    others = f"attention layer; there are stages 1 to {stages} and names such as {held[0] if held else 'none'}"
+    names = chosen(attention["layers"], names_of, "attention.layers", others)
     return lambda module, name: name in names

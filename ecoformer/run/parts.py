@@ -1,6 +1,6 @@
 """Parts of a run beside its model and data: callbacks of others, a teacher, what of the model is not trained."""
 
-from fnmatch import fnmatchcase
+from fnmatch import filter as matching
 from typing import Any, TypeVar
 
 import timm
@@ -14,6 +14,7 @@ from ecoformer.data.loader import per_channel
 from ecoformer.data.module import where_of
 from ecoformer.engine.logit_teacher import LogitTeacher
 from ecoformer.errors import InputError, one_line
+from ecoformer.model.chosen import chosen
 from ecoformer.run.start import model_of_run, read_run
 from ecoformer.run.timm_weights import timm_teacher
 
@@ -68,14 +69,9 @@ def checkpoint_gradients(model: nn.Module) -> None:
 def freeze(model: nn.Module, patterns: list[str]) -> None:
     """Leave parameters out of training. Raises InputError for a pattern (fnmatch) without any, or if none is left."""
     parameters = dict(model.named_parameters())
-    for pattern in patterns:
-        found = [name for name in parameters if fnmatchcase(name, pattern)]
-        if not found:
-            raise InputError(
-                f"train.freeze: {pattern!r} matches no parameter; there are {', '.join(list(parameters)[:3])}, ..."
-            )
-        for name in found:
-            parameters[name].requires_grad_(False)
+    others = f"parameter; there are {', '.join(list(parameters)[:3])}, ..."
+    for name in chosen(patterns, lambda pattern: matching(parameters, pattern), "train.freeze", others):
+        parameters[name].requires_grad_(False)
     if patterns and not any(parameter.requires_grad for parameter in parameters.values()):
         raise InputError(f"train.freeze={patterns} leaves nothing to train: use train.epochs=0 or freeze less")
 
