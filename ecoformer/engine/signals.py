@@ -6,8 +6,8 @@ import os
 import signal
 import threading
 import time
-from types import FrameType, TracebackType
-from typing import Any
+from contextlib import ExitStack
+from types import FrameType
 
 import torch
 
@@ -18,7 +18,7 @@ HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 SAME_REQUEST_S = 1.0
 
 
-class StopSignals:
+class StopSignals(ExitStack):
     """Context in which the signals in HANDLED are only noted, in `received`.
 
     A further Ctrl-C raises Interrupted at once, for a user who will not wait. Other repeats change nothing: a
@@ -27,24 +27,18 @@ class StopSignals:
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self.received: int | None = None
         self._received_at = 0.0
         self._process = os.getpid()
-        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
         self.received = None
         # Python runs signal handlers in the main thread alone; elsewhere they cannot even be set.
         if threading.current_thread() is threading.main_thread():
             for signum in HANDLED:
-                self._previous[signum] = signal.signal(signum, self._handle)
+                self.callback(signal.signal, signum, signal.signal(signum, self._handle))
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for signum, handler in self._previous.items():
-            signal.signal(signum, handler)
 
     def obey(self, device: torch.device) -> None:
         """End the run on all ranks if one of them got a signal; every rank must call it."""
