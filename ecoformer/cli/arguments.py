@@ -24,14 +24,9 @@ AddArguments = Callable[[Parser], None]
 Run = Callable[[argparse.Namespace], int]
 
 
-def names(text: str) -> list[str]:
+def names(text: str, between: str = ",") -> list[str]:
     """A comma-separated list of names, each once. Raises ArgumentTypeError if there are none."""
-    return names_of(text.split(","), text)
-
-
-def names_of(parts: list[str], text: str) -> list[str]:
-    """The parts of a text that are not empty, each once. Raises ArgumentTypeError if there are none."""
-    found = [part.strip() for part in parts if part.strip()]
+    found = [part.strip() for part in re.split(between, text) if part.strip()]
     if not found:
         raise argparse.ArgumentTypeError(f"{text!r} lists nothing")
     return list(dict.fromkeys(found))
@@ -39,7 +34,7 @@ def names_of(parts: list[str], text: str) -> list[str]:
 
 def settings(text: str) -> list[str]:
     """A comma-separated list of "KIND" and "KIND:key=value,...", each once."""
-    return names_of(re.split(r",(?![^,:=]*=)", text), text)
+    return names(text, r",(?![^,:=]*=)")
 
 
 def positive(text: str) -> int:

@@ -53,26 +53,20 @@ def require_classes(known: KnownClasses, found: Sequence[str], where: str) -> li
     )
 
 
-def mapping_note(known: KnownClasses, found: Sequence[str], order: Sequence[int], where: str) -> str | None:
-    """The line that says that classes are mapped; None where nothing moved."""
-    index = next((index for index, output in enumerate(order) if index != output), None)
-    if index is None:
-        return None
-    return (
-        f"classes are mapped by name: {where} sorts them in another order than {known.weights} "
-        f"({found[index]} is class {order[index]} there, {index} here)"
-    )
-
-
 def counted_as(known: KnownClasses, splits: Splits, where: str, sources: list[Source]) -> Splits:
     """The splits, and `sources` in place, with the weights' class numbers; as they are where nothing is certain."""
     found = splits.class_names
     order = require_classes(known, found, where) if known.required else match_classes(known.names, found)
-    if order is None or (note := mapping_note(known, found, order, where)) is None:
+    index = next((index for index, output in enumerate(order or ()) if index != output), None)
+    if order is None or index is None:
         return splits
     for source in sources:
         source.targets = np.asarray(order, np.int64)[source.targets]
     names = [found[order.index(output)] for output in range(len(order))]
+    note = (
+        f"classes are mapped by name: {where} sorts them in another order than {known.weights} "
+        f"({found[index]} is class {order[index]} there, {index} here)"
+    )
     return replace(splits, class_names=names, notes=[*splits.notes, note])
 
 

@@ -1,7 +1,7 @@
 """The kinds of work that a ledger tells apart, the arithmetic on their counts, and its lines, which hold them."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 MEANINGS = {
@@ -33,25 +33,8 @@ def counts(values: Mapping[str, int] | None = None, **kinds: int) -> Counts:
     return Counter({kind: int(n) for kind, n in merged.items() if n})
 
 
-def total(parts: Iterable[Mapping[str, int]]) -> Counts:
-    result: Counts = Counter()
-    for part in parts:
-        result.update(part)
-    return result
-
-
 def scaled(part: Mapping[str, int], factor: int) -> Counts:
     return Counter({kind: n * factor for kind, n in part.items() if n * factor})
-
-
-def muls(part: Mapping[str, int]) -> int:
-    """Full multiplications: those alone and those inside fused multiply-adds."""
-    return part.get("mul", 0) + part.get("fma", 0)
-
-
-def adds(part: Mapping[str, int]) -> int:
-    """Full additions: those alone and those inside fused multiply-adds."""
-    return part.get("add", 0) + part.get("fma", 0)
 
 
 CORE = "core"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -94,17 +95,20 @@ class Ledger:
     @property
     def counts(self) -> Counts:
         """Counts per kind of the whole pass."""
-        return kinds.total(entry.counts for entry in self.entries)
+        whole: Counts = Counter()
+        for entry in self.entries:
+            whole.update(entry.counts)
+        return whole
 
     @property
     def muls(self) -> int:
         """Multiplications, those in fused multiply-adds included."""
-        return kinds.muls(self.counts)
+        return self.counts["mul"] + self.counts["fma"]
 
     @property
     def adds(self) -> int:
         """Additions, those in fused multiply-adds included."""
-        return kinds.adds(self.counts)
+        return self.counts["add"] + self.counts["fma"]
 
     def energy_pj(self, profile: Prices) -> float:
         """Modelled energy of the pass in picojoules."""
