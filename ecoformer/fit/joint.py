@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ecoformer.errors import InputError
-from ecoformer.fit.adam import adam_on_batches
 from ecoformer.fit.compare import divergence, layer_calls, output_closeness
 from ecoformer.fit.contract import JointFitReport
+from ecoformer.fit.output_fit import adam_on_batches
 from ecoformer.fit.taught import TaughtAttention
 from ecoformer.nn.base import called_with
 from ecoformer.nn.heads import real_tokens
