@@ -20,8 +20,8 @@ from ecoformer.errors import InputError
 from ecoformer.files.table import saving
 from ecoformer.lab.energy import energy_tables as tables
 from ecoformer.lab.energy.cases import Case, cases
+from ecoformer.lab.energy.command import witnesses
 from ecoformer.lab.energy.plots import PARTS, part_name, plot_bits_anchors, plot_layers, plot_resolution
-from ecoformer.lab.energy.witness import witnesses
 from ecoformer.run import process
 
 PROFILE = load_profile("45nm_fp32")

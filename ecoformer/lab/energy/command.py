@@ -1,16 +1,21 @@
 """What `ecoformer energy` does with its arguments: tables, breakdowns, explanations, pictures."""
 
 import argparse
+import logging
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
+
+import torch
+from torch import nn
 
 from ecoformer.energy import count, load_profile
 from ecoformer.energy.conventions import CONVENTIONS
 from ecoformer.energy.difference import difference
 from ecoformer.energy.ledger import breakdown
 from ecoformer.energy.profile import Profile
-from ecoformer.errors import InputError
+from ecoformer.errors import InputError, first_line
 from ecoformer.files.table import render
 from ecoformer.fit.hashes import fit_new_hashes
 from ecoformer.lab.energy import energy_tables as tables
@@ -76,8 +81,6 @@ def tried(chosen: list[Case], make: Callable[[Case], Made]) -> tuple[list[Made],
 def row(case: Case, args: argparse.Namespace, profile: Profile) -> dict[str, Any]:
     found = case.row(args.convention, profile, strict=args.strict)
     if args.witness:
-        from ecoformer.lab.energy.witness import witnesses
-
         model = case.build("cpu")
         fit_new_hashes(model, example_input(model, case.img_size, 2), seed=0)
         counted = witnesses(model, case.img_size)
@@ -138,3 +141,37 @@ def draw(chosen: list[Case], rows: list[dict[str, Any]], args: argparse.Namespac
     for name, figure in figures.items():
         save_figure(figure, args.plots / name)
         print(f"wrote {args.plots / name}", file=sys.stderr)
+
+
+def witnesses(model: nn.Module, img_size: int) -> dict[str, Any]:
+    """Multiply-adds of one image or sequence as others count them, by name; "unavailable: REASON" where one cannot.
+
+    They run the model, which must hold values and fitted hash functions. fvcore counts a multiply-add as one operation,
+    and leaves out what it has no handle for (fused attention, say); torch's counter counts two, in matrix products,
+    convolutions and attention alone.
+    """
+    image = example_input(model, img_size)
+    found: dict[str, Any] = {}
+    for name, counter in (("fvcore", _fvcore), ("torch", _torch)):
+        try:
+            found[f"witness_{name}"] = round(counter(model.eval(), image))
+        except Exception as error:  # theirs, whatever it is: it ends neither the table nor the other witness
+            found[f"witness_{name}"] = f"unavailable: {first_line(error)}"
+    return found
+
+
+def _fvcore(model: nn.Module, image: torch.Tensor) -> float:
+    from fvcore.nn import FlopCountAnalysis
+
+    logging.getLogger("fvcore.nn.jit_analysis").setLevel(logging.ERROR)  # it lists what it leaves out
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return float(FlopCountAnalysis(model, image).unsupported_ops_warnings(False).total())
+
+
+def _torch(model: nn.Module, image: torch.Tensor) -> float:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(image)
+    return counter.get_total_flops() / 2
