@@ -8,8 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from ecoformer.config.schema import SEQUENCES, DataConfig
-from ecoformer.data.corrupt import CorruptImage
-from ecoformer.data.decode import EvalTransform, is_constant, read_image
+from ecoformer.data.decode import CorruptImage, EvalTransform, is_constant, read_image
 from ecoformer.data.faults import Audit, DataFault
 from ecoformer.data.folders import VAL_NAMES
 from ecoformer.data.hf_disk import is_saved

@@ -1,9 +1,13 @@
-"""One image file to one uint8 array: the evaluation resize, and every mode of PIL turned into RGB.
+"""One image file to one uint8 array: the evaluation resize, every mode of PIL turned into RGB, and broken files.
+
+Each that cannot be decoded is reported once by name, and more than a limit of them end the run.
 
 Shape suffixes: B images, S side of the square output in pixels.
 """
 
+import logging
 import math
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,15 +19,49 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ecoformer.data.corrupt import CorruptImage, CorruptImages
-from ecoformer.errors import one_line
+from ecoformer.errors import InputError, one_line
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 CHUNK = 256
 THREADED_ABOVE_PIXELS = 64 * 64  # below, threads wait for the interpreter lock longer than they decode
 PROGRESS_ABOVE_IMAGES = 2000
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601), as Pillow and Long Range Arena have it
 CROP_FIRST_PIXELS = 2**24  # of a resized image: above, only what the crop keeps of it is computed
+
+
+class CorruptImage(InputError):
+    """One image cannot be decoded; `name` is its path, `reason` what the decoder says."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name} cannot be decoded ({reason}): repair or remove the file")
+        self.name = name
+        self.reason = reason
+
+
+class CorruptImages:
+    """The broken images that this process has met, over all its loaders and epochs.
+
+    Args:
+        limit: of different images (data.max_corrupt); 0: the first one ends the run.
+    """
+
+    def __init__(self, limit: int = 0) -> None:
+        self.limit = limit
+        self.names: set[str] = set()
+        self._lock = threading.Lock()
+
+    def add(self, name: str, message: str) -> None:
+        """Count and log an image that was not met before. Raises InputError above the limit."""
+        with self._lock:
+            if name in self.names:
+                return
+            self.names.add(name)
+            count = len(self.names)
+        if count > self.limit:
+            excess = f"; {count} such images are more than data.max_corrupt={self.limit}" if self.limit else ""
+            raise InputError(f"{message}{excess}")
+        log.warning("%s; skipped, %d of at most data.max_corrupt=%d", message, count, self.limit)
 
 
 class ImageSource(Protocol):

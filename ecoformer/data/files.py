@@ -18,8 +18,7 @@ from torchvision.transforms import Compose, InterpolationMode
 
 from ecoformer.config.schema import AugmentConfig, DataConfig
 from ecoformer.data.augment import derive_seed
-from ecoformer.data.corrupt import CorruptImage, CorruptImages
-from ecoformer.data.decode import grey, read_image
+from ecoformer.data.decode import CorruptImage, CorruptImages, grey, read_image
 from ecoformer.data.loader import BatchLoader, per_channel
 from ecoformer.data.splits import LabelledSource
 from ecoformer.errors import InputError

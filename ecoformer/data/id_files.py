@@ -13,8 +13,7 @@ from numpy._core import multiarray
 
 from ecoformer.config.schema import DataConfig
 from ecoformer.data.sequences import SequenceSource
-from ecoformer.data.splits import Splits
-from ecoformer.data.subset import held_out
+from ecoformer.data.splits import Splits, held_out
 from ecoformer.data.tables import split_files
 from ecoformer.errors import InputError, one_line
 from ecoformer.files import atomic_write

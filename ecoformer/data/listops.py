@@ -19,8 +19,7 @@ from ecoformer.data.augment import derive_seed
 from ecoformer.data.id_files import load_ids
 from ecoformer.data.sequences import SequenceSource
 from ecoformer.data.sources import data_source
-from ecoformer.data.splits import Splits
-from ecoformer.data.subset import held_out
+from ecoformer.data.splits import Splits, held_out
 from ecoformer.data.tables import rows, split_files
 from ecoformer.errors import InputError
 

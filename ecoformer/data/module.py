@@ -11,15 +11,13 @@ from ecoformer.config.schema import SEQUENCES, AugmentConfig, DataConfig, TrainC
 from ecoformer.data import archives, imagenet, inks, listops, pixels, texts  # noqa: F401  they register their sources
 from ecoformer.data.augment import derive_seed
 from ecoformer.data.checks import check_augment, check_batch, check_data, held_in_memory, require_seq_len
-from ecoformer.data.corrupt import CorruptImages
-from ecoformer.data.decode import EvalTransform, decode_images
+from ecoformer.data.decode import CorruptImages, EvalTransform, decode_images
 from ecoformer.data.files import FileLoader, train_transform
 from ecoformer.data.identity import KnownClasses, counted_as
 from ecoformer.data.loader import BatchLoader, FinishImages, MemoryLoader, TrainPlan, finish_ids, per_channel
 from ecoformer.data.sequences import SequenceSource, grey_ids
 from ecoformer.data.sources import SOURCES
-from ecoformer.data.splits import Source, Splits
-from ecoformer.data.subset import split_off, take
+from ecoformer.data.splits import Source, Splits, split_off, take
 from ecoformer.errors import InputError
 
 

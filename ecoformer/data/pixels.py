@@ -9,8 +9,7 @@ from ecoformer.config.schema import ARCHIVES, SEQUENCES, DataConfig
 from ecoformer.data.folders import FolderSource
 from ecoformer.data.sequences import BYTES
 from ecoformer.data.sources import CIFAR, SOURCES, data_source
-from ecoformer.data.splits import Splits
-from ecoformer.data.subset import held_out
+from ecoformer.data.splits import Splits, held_out
 from ecoformer.errors import InputError
 
 

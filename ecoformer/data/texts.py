@@ -10,8 +10,7 @@ from ecoformer.data.hf_disk import LABEL_KEY, is_saved, read_texts, split_names
 from ecoformer.data.id_files import load_ids
 from ecoformer.data.sequences import BYTES, SequenceSource, class_numbers
 from ecoformer.data.sources import data_source
-from ecoformer.data.splits import Splits
-from ecoformer.data.subset import held_out
+from ecoformer.data.splits import Splits, held_out
 from ecoformer.data.tables import SPLITS, TABLES, lines, rows, split_files
 from ecoformer.errors import InputError
 

@@ -12,7 +12,7 @@ import torch
 from torchvision.datasets import CIFAR10
 
 from ecoformer.data.sources import ArraySource
-from ecoformer.data.subset import take
+from ecoformer.data.splits import take
 from ecoformer.errors import InputError
 
 
