@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import math
 import os
 import re
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from ecoformer.errors import InputError
-from ecoformer.files import refuse_overwriting
+from ecoformer.files import refuse_overwriting, require_writable
 
 
 class Parser(argparse.ArgumentParser):
@@ -44,6 +45,24 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def seed(text: str) -> int:
+    """A whole number of 32 bits, as the key seed. Raises ArgumentTypeError for anything else."""
+    if not text.isascii() or not text.isdigit() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number between 0 and {2**32 - 1}")
+    return int(text)
+
+
+def not_negative(text: str) -> float:
+    """A finite number of at least 0. Raises ArgumentTypeError for anything else."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number of at least 0")
+    return value
+
+
 def positives(words: str, many: int | None = None) -> Callable[[str], list[int]]:
     """A type: comma-separated numbers of at least 1, `many` of them if given; others are refused as no WORDS.
 
@@ -60,6 +79,20 @@ def positives(words: str, many: int | None = None) -> Callable[[str], list[int]]
         return found
 
     return parsed
+
+
+def out_file(text: str, folder: bool = False) -> Path:
+    """A type: the path of a file to be written. Raises ArgumentTypeError where it could not be, before any work."""
+    try:
+        require_writable(text, text, folder=folder)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return Path(text)
+
+
+def out_folder(text: str) -> Path:
+    """A type: the path of a folder to be written to, as `out_file`."""
+    return out_file(text, folder=True)
 
 
 def stage_or_pattern(text: str) -> int | str:
@@ -132,6 +165,6 @@ def folder_report(about: str | None, metavar: str, out: str, report: str) -> Cal
     @script(run, about)
     def main(p: Parser) -> None:
         p.add_argument("folder", type=Path, metavar=metavar)
-        p.add_argument("--out", type=Path, help=f"where {out} (default: {metavar})")
+        p.add_argument("--out", type=out_folder, help=f"where {out} (default: {metavar})")
 
     return main

@@ -12,9 +12,8 @@ up to three such processes. A variant that cannot run keeps its row, which says 
 """
 
 import argparse
-from pathlib import Path
 
-from ecoformer.cli.arguments import Parser, names, positive, script, settings
+from ecoformer.cli.arguments import Parser, names, not_negative, out_file, positive, script, seed, settings
 
 
 def positives(text: str) -> list[int]:
@@ -43,13 +42,13 @@ def main(p: Parser) -> None:
     p.add_argument("--channels-last", action="store_true", help="channels-last convolutions and images")
     p.add_argument("--layer", type=positive, default=0, metavar="N", help="only the N-th attention layer")
     p.add_argument("--rounds", type=positive, default=5)
-    p.add_argument("--min-seconds", type=float, default=0.5, help="of a variant's turn in a round")
-    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--min-seconds", type=not_negative, default=0.5, help="of a variant's turn in a round")
+    p.add_argument("--seed", type=seed, default=0)
     p.add_argument("--no-peak", action="store_true", help="leave peak memory out, and its processes")
     p.add_argument("--beside-load", action="store_true", help="measure again beside one busy process, and the ratio")
     p.add_argument("--loop", action="store_true", help="the training loop beside a bare one, also of several processes")
     p.add_argument("--profile", type=positive, metavar="K", help="also print the K operations that take longest")
     p.add_argument("--joules", action="store_true", help="add measured joules per image (whole model, eval, fp32)")
     p.add_argument("--format", choices=("table", "markdown", "json"), default="table")
-    p.add_argument("--out", type=Path, metavar="FILE", help="also write the JSON rows to a file")
+    p.add_argument("--out", type=out_file, metavar="FILE", help="also write the JSON rows to a file")
     p.add_argument("--peak-only", action="store_true", help=argparse.SUPPRESS)

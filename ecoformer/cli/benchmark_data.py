@@ -8,9 +8,7 @@ whole passes over the split, round by round. The stages of this loader are timed
 what is done to a whole batch: normalisation, erasing, mixing.
 """
 
-from pathlib import Path
-
-from ecoformer.cli.arguments import Parser, positive, script
+from ecoformer.cli.arguments import Parser, not_negative, out_file, positive, script, seed
 
 
 @script("ecoformer.lab.speed.benchmark_data", __doc__)
@@ -21,8 +19,8 @@ def main(p: Parser) -> None:
     p.add_argument("--img-size", type=positive, default=224)
     p.add_argument("--batch-size", type=positive, default=64)
     p.add_argument("--rounds", type=positive, default=5)
-    p.add_argument("--min-seconds", type=float, default=5.0, help="of a loader's turn in a round")
+    p.add_argument("--min-seconds", type=not_negative, default=5.0, help="of a loader's turn in a round")
     p.add_argument("--images", type=positive, default=200, help="of which the stages are timed")
-    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--seed", type=seed, default=0)
     p.add_argument("--format", choices=("table", "json"), default="table")
-    p.add_argument("--out", type=Path, metavar="FILE", help="also write the JSON report to a file")
+    p.add_argument("--out", type=out_file, metavar="FILE", help="also write the JSON report to a file")

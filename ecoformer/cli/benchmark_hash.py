@@ -10,7 +10,7 @@ was running. Objectives are means over the bits (lower is better). `--implementa
 turn, each --repeats times in a process of its own, and adds medians and ratios.
 """
 
-from ecoformer.cli.arguments import Parser, positive, positives, script
+from ecoformer.cli.arguments import Parser, positive, positives, script, seed
 
 SHAPE = "four whole numbers of at least 1, as batch,heads,tokens,head_channels"
 
@@ -27,5 +27,5 @@ def main(p: Parser) -> None:
     p.add_argument("--threads", type=positive, help="CPU threads; default: torch's choice")
     p.add_argument("--implementation", choices=["fast", "reference", "both"], default="fast")
     p.add_argument("--repeats", type=positive, default=1, help="runs of each, with --implementation both")
-    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--seed", type=seed, default=0)
     p.add_argument("--format", choices=["table", "json"], default="table")

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ecoformer.cli.arguments import Parser, script
+from ecoformer.cli.arguments import Parser, out_folder, script
 from ecoformer.errors import counted
 
 # Kinds that the trained model is converted to, with their options; and what is counted beside it.
@@ -26,7 +26,7 @@ BACKBONE, COUNTED, SIZES = "pvt_v2_b0", ("stock", "msa", "ecoformer", "distilled
 
 @script(__name__, __doc__)
 def main(p: Parser) -> None:
-    p.add_argument("--out", type=Path, default=Path("outputs/demo"), help="folder for everything it leaves")
+    p.add_argument("--out", type=out_folder, default="outputs/demo", help="folder for everything it leaves")
     p.add_argument("overrides", nargs="*", metavar="key=value", help="settings for both trainings")
 
 

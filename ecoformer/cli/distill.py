@@ -12,7 +12,7 @@ controls without any attention whose values are fitted alike: where these lose n
 import argparse
 from pathlib import Path
 
-from ecoformer.cli.arguments import Parser, require_positive, script, stage_or_pattern
+from ecoformer.cli.arguments import Parser, out_file, require_positive, script, seed, stage_or_pattern
 from ecoformer.errors import InputError
 
 
@@ -36,10 +36,10 @@ def main(p: Parser) -> None:
     add_fit_options(p)
     p.add_argument("--no-controls", action="store_true", help="leave out uniform attention and none")
     p.add_argument("--no-accuracy", action="store_true", help="leave out top-1")
-    p.add_argument("--seed", type=int, default=0, help="of the choice of images and of the fit")
+    p.add_argument("--seed", type=seed, default=0, help="of the choice of images and of the fit")
     p.add_argument("--threads", type=int, help="CPU threads")
     p.add_argument("--format", choices=("table", "json"), default="table")
-    p.add_argument("--out", type=Path, metavar="FILE", required=True, help="the distilled model, e.g. distilled.pt")
+    p.add_argument("--out", type=out_file, metavar="FILE", required=True, help="the distilled model, e.g. distilled.pt")
 
 
 def add_fit_options(p: argparse.ArgumentParser) -> None:
@@ -62,8 +62,6 @@ def check(args: argparse.Namespace) -> None:
         raise InputError(
             f"--num-bits {args.num_bits} is a kind of its own: leave out it or --attention {args.attention}"
         )
-    if args.out.is_dir():
-        raise InputError(f"--out {args.out} is a folder: name a file, e.g. {args.out / 'distilled.pt'}")
 
 
 def run(args: argparse.Namespace) -> int:

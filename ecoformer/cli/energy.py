@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from ecoformer.cli.arguments import Parser, names, script, settings
+from ecoformer.cli.arguments import Parser, names, out_file, out_folder, script, settings
 from ecoformer.config.schema import CONVENTIONS
 from ecoformer.files.table import FORMATS
 
@@ -41,7 +41,7 @@ def main(p: Parser) -> None:
     p.add_argument("--strict", action="store_true", help="refuse operations without a rule instead of listing them")
     p.add_argument("--measure", metavar="DEVICE", help="add measured joules per image on cpu, cuda or cuda:N")
     p.add_argument("--witness", action="store_true", help="add the multiply-adds that fvcore and torch count")
-    p.add_argument("--plots", type=Path, metavar="FOLDER", help="also draw layers, and sweeps where lists are given")
+    p.add_argument("--plots", type=out_folder, metavar="FOLDER", help="also draw layers, and sweeps of lists")
     what = p.add_mutually_exclusive_group()
     what.add_argument("--published", action="store_true", help="our figures beside the published rows")
     what.add_argument("--by", choices=("stage", "layer", "module", "op", "kind"), help="break each case down")
@@ -51,4 +51,4 @@ def main(p: Parser) -> None:
         "--calibrate", type=Path, metavar="JSON", help="fit prices to measured joules; see docs/energy.md"
     )
     p.add_argument("--prices", type=names, help="what --calibrate fits: mac, add, bytes or a kind (mac,add,bytes)")
-    p.add_argument("--out", type=Path, metavar="YAML", help="the profile that --calibrate writes")
+    p.add_argument("--out", type=out_file, metavar="YAML", help="the profile that --calibrate writes")

@@ -7,9 +7,7 @@ attention output on held-out images, as a share of uniform attention's; see docs
 quality.json, table.md, errors.png and energy.png there.
 """
 
-from pathlib import Path
-
-from ecoformer.cli.arguments import Parser, positive, script
+from ecoformer.cli.arguments import Parser, out_folder, positive, script, seed
 
 DEFAULT_SETTINGS = (
     "ecoformer",
@@ -28,9 +26,9 @@ def main(p: Parser) -> None:
     p.add_argument("--fit-images", type=positive, default=128, help="training images that hash functions are fitted on")
     p.add_argument("--images", type=positive, default=64, help="validation images that errors are measured on")
     p.add_argument("--map-images", type=positive, default=4, help="of these, for recall and correlation (N x N)")
-    p.add_argument("--seeds", type=int, nargs="+", default=[0], help="of the hash functions; one row each")
+    p.add_argument("--seeds", type=seed, nargs="+", default=[0], help="of the hash functions; one row each")
     p.add_argument("--top1", action="store_true", help="also top-1 on all validation images, without any training")
     p.add_argument("--profile", default="45nm_fp32", help="energy prices")
     p.add_argument("--threads", type=positive, help="CPU threads")
     p.add_argument("--format", choices=("table", "json"), default="table")
-    p.add_argument("--out", type=Path, help="folder for the results")
+    p.add_argument("--out", type=out_folder, help="folder for the results")

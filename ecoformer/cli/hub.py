@@ -9,16 +9,15 @@ before the command ends. --push uploads it with the token that `hf auth login` s
 
 import argparse
 import sys
-from pathlib import Path
 
-from ecoformer.cli.arguments import Parser, script
+from ecoformer.cli.arguments import Parser, out_folder, script
 from ecoformer.errors import InputError
 
 
 @script(__name__, __doc__)
 def main(p: Parser) -> None:
     p.add_argument("checkpoint", help="a run's best.pt or last.pt, or what import_official.py wrote")
-    p.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new or empty folder")
+    p.add_argument("--out", type=out_folder, required=True, metavar="DIR", help="a new or empty folder")
     p.add_argument("--name", help="title of the model card; default: the run's name")
     p.add_argument("--push", metavar="USER/NAME", help="also upload the folder to the Hugging Face hub")
     p.add_argument("--private", action="store_true", help="with --push, if the repository is new")

@@ -11,17 +11,16 @@ pip install 'ecoformer[sweep]'. The report is that of scripts/sweep_report.py, a
 
 import argparse
 import importlib.util
-from pathlib import Path
 
-from ecoformer.cli.arguments import Parser, require_positive, script
+from ecoformer.cli.arguments import Parser, out_folder, require_positive, script, seed
 from ecoformer.errors import InputError
 
 
 @script(__name__, __doc__, resumable=True)
 def main(p: Parser) -> None:
     p.add_argument("--trials", type=int, default=20, help="points of the whole search, failed ones included")
-    p.add_argument("--out", type=Path, required=True, metavar="DIR", help="runs, the search's journal, the report")
-    p.add_argument("--seed", type=int, default=0, help="of the drawing of points")
+    p.add_argument("--out", type=out_folder, required=True, metavar="DIR", help="runs, journal, report")
+    p.add_argument("--seed", type=seed, default=0, help="of the drawing of points")
     p.add_argument("--launch", default="python", metavar="COMMAND", help='e.g. "torchrun --nproc-per-node 8"')
     p.add_argument("--dry-run", action="store_true", help="draw points at random and print their energy")
     p.add_argument("overrides", nargs="+", metavar="key=value")

@@ -8,9 +8,7 @@ that an interrupted study goes on where it was. --rounds 0 measures nothing and 
 those of --layers blocks at batch 1 in float32, scaled to the shape; see docs/sequence_study.md.
 """
 
-from pathlib import Path
-
-from ecoformer.cli.arguments import Parser, names, script
+from ecoformer.cli.arguments import Parser, names, not_negative, out_folder, script
 
 
 @script("ecoformer.lab.sequence.command", __doc__)
@@ -24,11 +22,11 @@ def main(p: Parser) -> None:
     p.add_argument("--mlp", type=int, help="default: 4 x width")
     p.add_argument("--depth", type=int, default=12, help="blocks of a custom shape")
     p.add_argument("--format", choices=("table", "json", "md"), default="table")
-    p.add_argument("--out", type=Path, metavar="DIR", help="where results are written, and measurements kept")
+    p.add_argument("--out", type=out_folder, metavar="DIR", help="where results are written, and measurements kept")
     p.add_argument("--rounds", type=int, default=3, help="measurements of every point; 0: none")
     p.add_argument("--layers", type=int, default=1, help="blocks that are measured; time is scaled to the shape's")
     p.add_argument("--threads", type=int, help="default: torch's choice")
-    p.add_argument("--max-seconds", type=float, help="stop measuring after so long; the next call goes on")
+    p.add_argument("--max-seconds", type=not_negative, help="stop measuring after so long; the next call goes on")
     p.add_argument("--advise", action="store_true", help="say which kind costs least instead")
     p.add_argument("--at-tokens", type=int, help="tokens of --advise")
     p.add_argument(

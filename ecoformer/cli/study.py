@@ -16,7 +16,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ecoformer.cli.arguments import Parser, script
+from ecoformer.cli.arguments import Parser, out_folder, script
 from ecoformer.config.loading import CONFIGS
 from ecoformer.errors import InputError, counted
 
@@ -30,7 +30,7 @@ STUDIES = sorted(path.stem for path in (CONFIGS / "study").glob("*.yaml"))
 def main(p: Parser) -> None:
     p.add_argument("--table", required=True, choices=[*STUDIES, "energy"])
     p.add_argument("--data", metavar="DIR", help="data.root of every run")
-    p.add_argument("--out", type=Path, help="folder of runs and report (default: outputs/study/TABLE)")
+    p.add_argument("--out", type=out_folder, help="folder of runs and report (default: outputs/study/TABLE)")
     p.add_argument("--report", action="store_true", help="run nothing")
     p.add_argument("--dry-run", action="store_true", help="print every run's command, state and predicted energy")
     p.add_argument(

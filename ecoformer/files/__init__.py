@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import os
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,8 +43,8 @@ def atomic_write(path: Path, previous: Path | None = None) -> Iterator[BinaryIO]
     """
     temporary = path.with_name(path.name + ".tmp")
     with writing(path):
-        if path.parent == Path("/dev") or (path.exists() and not path.is_file() and not path.is_dir()):
-            with open(path, "ab") as file:  # /dev/stdout, a pipe: a rename would put a file in its place
+        if _is_stream(path):
+            with open(path, "ab") as file:  # a rename would put a file in its place
                 yield file
             return
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -143,10 +144,30 @@ def refuse_overwriting(sources: Iterable[Any], out: Path | str | None, named: st
                 raise InputError(f"{named} would write over {read}, which is read: name another file")
 
 
+def require_writable(out: Path | str | None, named: str, *, folder: bool = False) -> None:
+    """Raise InputError where `out`, a file or a folder to be, could not be written when the work is done; None can."""
+    if out is None:
+        return
+    path = Path(out).expanduser()
+    with writing(path):
+        if _is_stream(path):
+            return
+        if path.exists() and path.is_dir() != folder:
+            raise InputError(f"{named} is a {'file: name a folder' if folder else 'folder: name a file'}")
+        there = (each for each in ((path, *path.parents) if folder else path.parents) if each.exists())
+        with tempfile.TemporaryFile(dir=next(there)):
+            pass
+
+
 def remove(path: Path) -> None:
     """Delete a file that may be gone already. Raises InputError if the folder cannot be written."""
     with writing(path):
         path.unlink(missing_ok=True)
+
+
+def _is_stream(path: Path) -> bool:
+    """/dev/stdout, a pipe."""
+    return path.parent == Path("/dev") or (path.exists() and not path.is_file() and not path.is_dir())
 
 
 def _sync_folder(folder: Path) -> None:

@@ -8,7 +8,7 @@ from ecoformer.config.keys import keys_of
 from ecoformer.config.schema import CompressConfig, Config, OptimConfig, ScheduleConfig
 from ecoformer.energy.profile_files import load_profile
 from ecoformer.errors import InputError
-from ecoformer.files import refuse_overwriting
+from ecoformer.files import refuse_overwriting, require_writable
 from ecoformer.kinds import SPECS, make_spec
 from ecoformer.model.low_rank import LowRankSpec
 from ecoformer.nn.inputs import RGB, takes_sequences
@@ -48,7 +48,8 @@ def check_config(config: Config) -> list[str]:
     if config.dry_run_out is not None and not config.dry_run:
         raise InputError(f"dry_run_out={config.dry_run_out} is written by a dry run: add dry_run=true, or leave it out")
     read = [config.init.checkpoint, config.distill.checkpoint, config.resume, config.output_dir]
-    refuse_overwriting(read, config.dry_run_out, f"dry_run_out={config.dry_run_out}")
+    refuse_overwriting(read, config.dry_run_out, (out := f"dry_run_out={config.dry_run_out}"))
+    require_writable(config.dry_run_out, out)
     named = config.output_dir is not None or config.resume not in ("off", "auto")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not named and not config.dry_run:
         # Processes that are started again must find the folder of the run.

@@ -20,7 +20,7 @@ from ecoformer.config.schema import Config
 from ecoformer.engine import distributed
 from ecoformer.engine.run_files import CONFIG, LAST, LAUNCH, can_resume, read_intact, results_in, set_earlier_run_aside
 from ecoformer.errors import InputError
-from ecoformer.files import write_json, write_text, writing
+from ecoformer.files import require_writable, write_json, write_text, writing
 from ecoformer.run.lock import owned, refuse_if_owned, started
 from ecoformer.run.start import read_run
 
@@ -75,6 +75,7 @@ def _choose(config: Config, marks: list[str]) -> RunDir:
     same_launch = _opened_by(path, marks)
     if not config.dry_run:  # else it would be found out only when everything is built
         refuse_if_owned(path, same_launch=same_launch)
+        require_writable(path, f"output_dir={path}", folder=True)
     goes_on = same_launch or config.resume == "auto"
     last = path / LAST if goes_on and can_resume(path) else given
     notes: list[str] = []

@@ -12,7 +12,7 @@ from ecoformer.engine.evaluation import evaluate
 from ecoformer.engine.predictions import Predictions, RealLabels
 from ecoformer.engine.run_files import SUMMARY
 from ecoformer.errors import InputError
-from ecoformer.files import refuse_overwriting, write_json
+from ecoformer.files import refuse_overwriting, require_writable, write_json
 from ecoformer.report.tables import figure_rows
 from ecoformer.run import summary
 from ecoformer.run.build import build_evaluation, build_run, session, settle
@@ -50,6 +50,8 @@ def train(config: Config) -> float | None:
 def evaluate_checkpoint(config: EvalConfig) -> float:
     """Top-1, top-5, loss, images/s and energy of one checkpoint or timm model, printed and, with `out`, as JSON."""
     refuse_overwriting([config.checkpoint], config.out, f"out={config.out}")
+    for key in ("out", "details"):
+        require_writable(value := getattr(config, key), f"{key}={value}")
     with session(config.device, threads=config.threads) as device:
         evaluation = build_evaluation(config, device)
         data, described = evaluation.data, evaluation.config

@@ -10,6 +10,7 @@ import torch
 from timm.models import register_model
 
 from ecoformer import EcoFormerSpec, convert
+from ecoformer.run import export
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "export.py"
 
@@ -66,9 +67,10 @@ def test_onnx(script, capsys, tmp_path, name, extra):
     assert difference(capsys.readouterr().out) < 1e-4
 
 
-def test_a_difference_above_the_tolerance_is_an_error(script, capsys, tmp_path):
+def test_a_difference_above_the_tolerance_is_an_error(script, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "reopen", lambda path, kind: lambda batch: torch.full((), 9.0))
     arguments = ["pvt_v2_tiny", "--format=torch_export", f"--out={tmp_path / 'm.pt2'}", "--img-size=64"]
-    assert script.main([*arguments, "--tolerance=-1"]) == 1
+    assert script.main([*arguments, "--tolerance=1"]) == 1
     assert "do not use this file" in capsys.readouterr().err
 
 
@@ -79,6 +81,10 @@ def test_a_difference_above_the_tolerance_is_an_error(script, capsys, tmp_path):
         (["pvt_v2_b0_ecoformer", "--format=torch_export", "--out=x", "--img-size=64"], "16 tokens < num_anchors=25"),
         (["pvt_v2_b0", "--format=torch_export", "--out=x", "--img-size=16"], "does not accept 16x16 images"),
         (["pvt_v2_b0", "--out=x"], "--format"),
+        (["pvt_v2_b0", "--img-size=0"], "'0' must be a whole number of at least 1"),
+        (["pvt_v2_b0", "--tolerance=nan"], "'nan' must be a number of at least 0"),
+        (["pvt_v2_b0", "--tolerance=-1"], "'-1' must be a number of at least 0"),
+        (["pvt_v2_b0", "--seed=4294967296"], "must be a whole number between 0 and 4294967295"),
         (
             ["vit_tiny_patch16_224", "--format=torch_export", "--out=x", "--dynamic-size"],
             "--dynamic-size: VisionTransformer is not the same program at every size (You marked 32*height_by_32 as "

@@ -112,6 +112,15 @@ def test_verdicts_name_the_arithmetic():
     assert saving.outcome == "partly" and "up to 8,085 tokens" in saving.reason
 
 
+def test_a_verdict_names_no_negative_number_of_tokens():
+    shape = Shape("custom", 65, 1, 260, 1)
+    rows = [ledger_row(Kind.parse(label), shape, tokens) for label in ("msa", "low_rank") for tokens in (64, 128)]
+    rows += [ledger_row(Kind.parse("linformer"), shape, tokens) for tokens in (64, 128)]
+    reasons = " ".join(verdict.reason for verdict in verdicts(Study(rows, shape)))
+    assert "adds 53,300 multiply-adds a token" in reasons and "for Linformer at any length with D = 65" in reasons
+    assert "saves more than 30% at no length" in reasons and " -" not in reasons.replace("2 N D - 4 k D", "")
+
+
 def test_a_point_is_measured_in_a_process_of_its_own():
     found = measure_apart(Point(Kind.parse("low_rank_4"), NARROW, 64, layers=1, threads=1))
     assert set(found) == {"forward_s", "forward_mib", "train_s", "train_mib"}

@@ -74,7 +74,7 @@ def _smaller(study: Study, kind: Kind) -> Verdict:
 def _thirty_percent(study: Study, kind: Kind) -> Verdict:
     held, lines = [], []
     for metric, shares in _saved(study, kind):
-        if metric.endswith("_mib"):
+        if metric.endswith("_mib") or not shares:
             continue
         held += [share > SAVING for share in shares.values()]
         kept = [n for n, share in shares.items() if share > SAVING]
@@ -84,8 +84,8 @@ def _thirty_percent(study: Study, kind: Kind) -> Verdict:
     limit = ((dense - low) / SAVING - dense) / (2 * study.shape.width)
     reason = (
         f"A token costs {dense:,} multiply-adds in a block's Linear layers, {low:,} at rank {_rank(kind)}, and 2 N D "
-        f"in attention, which low rank leaves alone: arithmetic alone saves more than {SAVING:.0%} up to {limit:,.0f} "
-        "tokens."
+        f"in attention, which low rank leaves alone: arithmetic alone saves more than {SAVING:.0%} "
+        + (f"up to {limit:,.0f} tokens." if limit >= 1 else "at no length.")
     )
     return Verdict(
         f"{kind.label} cuts BERT-base's cost by more than {SAVING:.0%}", _outcome(held), "; ".join(lines), reason
@@ -109,13 +109,15 @@ def _linformer_wins(study: Study, kind: Kind, low_rank: Kind) -> Verdict:
     shape, rank, projected = study.shape, _rank(low_rank), _projected(kind)
     saved = _linear_macs(shape) - _low_rank_macs(shape, rank)
     equal = saved / (2 * shape.width) + 2 * projected
+    low, others = (f"saves {saved:,}", "") if saved >= 0 else (f"adds {-saved:,}", " saves")
+    given = f"with D = {shape.width}, rank {rank} and k = {projected}"
     return Verdict(
         f"{kind.label} costs less than {low_rank.label} from about {LIMIT} tokens up",
         _outcome(held),
         f"{kind.label} costs less: {'; '.join(lines)}",
-        f"Low rank saves {saved:,} multiply-adds a token at any length, Linformer 2 N D - 4 k D: arithmetic alone is "
-        f"equal at {equal:,.0f} tokens with D = {shape.width}, rank {rank} and k = {projected}; it would be {LIMIT} "
-        "in a narrower model or at a higher rank.",
+        f"Low rank {low} multiply-adds a token at any length, Linformer{others} 2 N D - 4 k D: arithmetic alone is "
+        + (f"equal at {equal:,.0f} tokens {given}" if equal >= 1 else f"for Linformer at any length {given}")
+        + (f"; it would be {LIMIT} in a narrower model or at a higher rank." if equal > LIMIT else "."),
     )
 
 

@@ -1,0 +1,46 @@
+"""Where a command writes is looked at before it works, for every command that there is."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+from ecoformer.cli.main import COMMANDS
+from ecoformer.errors import InputError
+from ecoformer.files import require_writable
+
+NO_OUT = ("train", "eval", "benchmark-hash", "check-data", "speed-section")
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in NO_OUT])
+def test_what_cannot_be_written_is_refused_before_the_work(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main = importlib.import_module(f"ecoformer.cli.{COMMANDS[command][0]}").main
+    (tmp_path / "file").write_text("kept")
+
+    def refused(out: Path) -> str:
+        assert main([f"--out={out}", "--no-such-flag"]) == 2  # the flag: what passes must not run
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and error.count("\n") == 1
+        return error
+
+    assert f"--out: cannot write {tmp_path / 'file' / 'below'}: Not a directory; free" in refused(
+        tmp_path / "file" / "below"
+    )
+    kinds = [f"{tmp_path} is a folder: name a file" in refused(tmp_path)]
+    kinds += [f"{tmp_path / 'file'} is a file: name a folder" in refused(tmp_path / "file")]
+    assert kinds.count(True) == 1
+    assert (tmp_path / "file").read_text() == "kept" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_looking_leaves_nothing(tmp_path: Path) -> None:
+    for folder in (False, True):
+        require_writable(tmp_path / "new" / "deep", "out", folder=folder)
+        require_writable("/dev/stdout", "out", folder=folder)
+        require_writable(None, "out", folder=folder)
+        with pytest.raises(InputError, match=r"cannot write .*: File name too long; free space"):
+            require_writable(tmp_path / ("a" * 300), "out", folder=folder)
+    assert list(tmp_path.iterdir()) == []
