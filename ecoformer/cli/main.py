@@ -1,6 +1,9 @@
 """ecoformer COMMAND ...: the one command line. It imports a command's module only when that command is asked for."""
 
+import errno
 import importlib
+import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -43,7 +46,26 @@ def usage() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0, 2 for what the user can mend, else the command's own."""
+    """Run one command and return its exit code: 0, 2 for what the user can mend, else the command's own.
+
+    Where the reader of its output has gone, as `| head` does, it ends without a word: 141, as other programs.
+    """
+    try:
+        try:
+            return _run(argv)
+        finally:
+            sys.stdout.flush()
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.ENOSPC) or error.filename is not None:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
+        if error.errno == errno.EPIPE:
+            return 128 + signal.SIGPIPE
+        print(f"error: cannot write what is said to its end: {error.strerror}; free space", file=sys.stderr)
+        return 2
+
+
+def _run(argv: Sequence[str] | None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())

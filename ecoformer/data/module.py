@@ -82,15 +82,17 @@ class DataModule:
         """What a message calls them."""
         return "images" if self.vocab_size is None else "samples"
 
-    def calibration_images(self, num_images: int, seed: int) -> torch.Tensor:
+    def calibration_images(
+        self, num_images: int, seed: int, key: str = "callbacks.hash_update.num_images"
+    ) -> torch.Tensor:
         """`num_images` training samples as evaluation sees them, e.g. to fit hash functions on.
 
-        Which samples depends on `seed` alone; a larger number extends a smaller one's choice. Raises InputError
-        if the training split has fewer.
+        Which samples depends on `seed` alone; a larger number extends a smaller one's choice. Raises InputError,
+        which says to lower `key`, if the training split has fewer.
         """
         assert self.train_source is not None, "calibration images come from the training split: with_train=True"
         if num_images > self.num_train:
-            raise self._too_few(num_images, f"{self.num_train} training")
+            raise self._too_few(num_images, key, f"{self.num_train} training")
         order = np.random.default_rng(derive_seed(seed, "calibration")).permutation(len(self.train_source))
         parts: list[torch.Tensor] = []
         missing = num_images
@@ -100,14 +102,11 @@ class DataModule:
             parts.append(part)
             missing -= len(part)
         if missing:
-            raise self._too_few(num_images, f"{num_images - missing} readable training")
+            raise self._too_few(num_images, key, f"{num_images - missing} readable training")
         return self.val_loader.finish(torch.cat(parts), torch.empty(0), epoch=0, batch=0)[0]
 
-    def _too_few(self, number: int, there: str) -> InputError:
-        return InputError(
-            f"{number} calibration {self.samples} > {there} {self.samples} of {self.name}: "
-            "lower callbacks.hash_update.num_images"
-        )
+    def _too_few(self, number: int, key: str, there: str) -> InputError:
+        return InputError(f"{number} calibration {self.samples} > {there} {self.samples} of {self.name}: lower {key}")
 
 
 def build_data(

@@ -17,7 +17,7 @@ from ecoformer.energy.kinds import KINDS, MEMORY, Entry, counts
 from ecoformer.energy.ledger import Ledger
 from ecoformer.energy.profile import Profile
 from ecoformer.energy.profile_files import load_profile
-from ecoformer.errors import InputError
+from ecoformer.errors import InputError, require
 from ecoformer.files.table import Column, Table, energy_unit, render, share
 
 PRICES = ("mac", "add", "bytes")
@@ -124,7 +124,11 @@ def calibrate(samples: Iterable[Measured], prices: Sequence[str] = PRICES, bits:
     Raises:
         InputError: fewer samples than prices, samples that cannot tell the prices apart, a figure that is none.
     """
-    names, measured = list(dict.fromkeys(prices)), list(samples)
+    names = list(dict.fromkeys(prices))
+    try:
+        measured = [(label, work, joule) for label, work, joule in samples]
+    except (TypeError, ValueError) as error:
+        raise InputError("calibrate: samples must be a list of (name, ledger or counts, joules)") from error
     _require(names, measured)
     joules = np.array([joule for *_, joule in measured])
     shares = _equations([_entries(work) for _, work, _ in measured], names, bits) / joules[:, None]
@@ -166,6 +170,7 @@ def _require(names: Sequence[str], measured: Sequence[Measured]) -> None:
     for label, work, joule in measured:
         if isinstance(work, Ledger) and work.convention != "audited":
             raise InputError(f"sample {label}: convention={work.convention} leaves work out: count with audited")
+        require(work, Ledger | Mapping, "ledger and no counts per kind", f"sample {label}: ")
         if isinstance(joule, bool) or not isinstance(joule, int | float) or not 0 < joule < float("inf"):
             raise InputError(f"sample {label}: joules={joule!r} must be a number above 0")
     if len(measured) < len(names):

@@ -165,6 +165,8 @@ def _substitutes(
     for name, x in [*model.named_parameters(), *model.named_buffers()]:
         if is_lazy(x):
             raise InputError(f"{name} is lazy, its size is that of a first input: call the model on an example once")
+        if x.layout is not torch.strided:
+            raise InputError(f"{name} is {str(x.layout).removeprefix('torch.')}, whose work has no rule: make it dense")
         if x.is_meta and device.type != "meta":
             raise InputError(f"{name} is on meta, without values for device={str(device)!r}: build the model elsewhere")
         target = dtype if recast and x.is_floating_point() else x.dtype

@@ -10,6 +10,7 @@ from ecoformer.energy import kinds
 from ecoformer.energy.kinds import Counts
 from ecoformer.energy.ledger import Entry, Ledger
 from ecoformer.energy.profile import Profile
+from ecoformer.errors import InputError
 
 PAPER_CORE = "attention core, paper formula"
 
@@ -68,8 +69,9 @@ class DifferenceLine:
 
 def difference(paper: Ledger, audited: Ledger) -> list[DifferenceLine]:
     """The lines between two ledgers of one model and input. Items without arithmetic are left out."""
-    assert (paper.convention, audited.convention) == ("paper", "audited")
-    assert paper.input_shape == audited.input_shape, "ledgers of different inputs"
+    found = [(ledger.convention, ledger.input_shape) for ledger in (paper, audited)]
+    if found != [("paper", paper.input_shape), ("audited", paper.input_shape)]:
+        raise InputError(f"difference: ledgers of {found}: give the paper's and the audited one of the same input")
     sides = [ledger.group(_item) for ledger in (paper, audited)]
     nothing = paper.select(lambda entry: False)
     lines = []

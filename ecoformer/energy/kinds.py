@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ecoformer.errors import InputError
+
 MEANINGS = {
     "mul": "a multiplication",
     "add": "an addition or subtraction, also one term of a sum whose other factor is a 1-bit or ternary code",
@@ -26,10 +28,11 @@ Counts = Counter[str]
 
 
 def counts(values: Mapping[str, int] | None = None, **kinds: int) -> Counts:
-    """Counts per kind; zero entries are left out, unknown kinds are a defect of the caller."""
+    """Counts per kind; zero entries are left out. Raises InputError for unknown kinds."""
     merged = {**(values or {}), **kinds}
-    assert set(merged) <= set(KINDS), f"unknown kinds {sorted(set(merged) - set(KINDS))}"
-    assert all(n >= 0 for n in merged.values()), f"negative count in {merged}"
+    for kind, n in merged.items():
+        if kind not in KINDS or not n >= 0:
+            raise InputError(f"operations {kind}={n} are no count: give numbers from 0 of {', '.join(KINDS)}")
     return Counter({kind: int(n) for kind, n in merged.items() if n})
 
 

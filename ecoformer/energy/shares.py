@@ -10,6 +10,7 @@ from torch import nn
 
 from ecoformer.energy.kinds import counts
 from ecoformer.energy.ledger import Entry, Ledger
+from ecoformer.errors import InputError
 from ecoformer.nn.ternary import TernaryLinear
 from ecoformer.ops.codes.folded import bit_rows, distilled_attention
 from ecoformer.ops.codes.ternary import TernaryAffine
@@ -24,7 +25,8 @@ def at_measured_shares(ledger: Ledger, model: nn.Module) -> Ledger:
 
     Products of scaled codes stay full multiply-adds: they run as such.
     """
-    assert ledger.convention == "audited"
+    if ledger.convention != "audited":
+        raise InputError(f"convention={ledger.convention} has no sums of codes to leave out of: count with audited")
     adds = [round(_share(entry, model) * entry.counts["add"]) for entry in ledger.entries]
     paired = zip(ledger.entries, adds, strict=True)
     return replace(ledger, entries=[replace(entry, counts=counts({**entry.counts, "add": n})) for entry, n in paired])

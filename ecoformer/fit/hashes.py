@@ -119,6 +119,7 @@ def fit_hashes(
 def _require_batches(images: Tensor, held_out: Tensor | None) -> None:
     for name, batch in (("images", images), ("held_out", images if held_out is None else held_out)):
         found = "tensor: give a batch as one, as next(iter(loader))[0] or torch.from_numpy(array)"
+        found += ", for a model of other inputs a module around it that makes them" if isinstance(batch, dict) else ""
         require(batch, Tensor, found, f"fit_hashes: {name}=")
         if not len(images) or images.is_meta or (batch.shape[1:], batch.dtype) != (images.shape[1:], images.dtype):
             found = f"{str(batch.dtype).removeprefix('torch.')} {tuple(batch.shape)} on {batch.device}"

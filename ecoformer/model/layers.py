@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import ecoformer.nn.readers  # noqa: F401  so that what it reads is known
 from ecoformer.errors import InputError, require
+from ecoformer.fit.compare import eval_mode
 from ecoformer.nn.base import ReplacementAttention
 from ecoformer.nn.bert import read_kin, with_key_masks
 from ecoformer.nn.inputs import Input, first_convolution, model_arguments, not_accepted, own_size
@@ -100,7 +101,7 @@ def require_input(model: nn.Module, input: Input) -> None:
     stem = first_convolution(model)
     args, kwargs = model_arguments(model, input, dtype=None if stem is None else stem.weight.dtype)
     try:
-        with torch.no_grad(), RememberedMeta():
+        with torch.no_grad(), eval_mode(model), RememberedMeta():
             torch.func.functional_call(model, meta_state, args, kwargs)
     except InputError:
         raise

@@ -107,7 +107,7 @@ class Tee:
         try:
             self.stream.write(text)
             self.stream.flush()
-        except BrokenPipeError:  # who read it has gone, as `| head` does: the run goes on, and the log has the rest
+        except OSError:  # who read it has gone, as `| head` does, or its disk is full: the log has the rest
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
         *lines, last = (self.line + text).split("\n")
         self.line = last[last.rfind("\r", 0, -1) + 1 :]  # a bar that is drawn again and again does not pile up

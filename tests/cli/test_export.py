@@ -74,6 +74,11 @@ def test_a_difference_above_the_tolerance_is_an_error(script, capsys, tmp_path, 
     assert "do not use this file" in capsys.readouterr().err
 
 
+def test_a_model_with_batch_norm_of_one_place(script, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "export", lambda model, size, args: size)
+    assert script.main(["resnet18", "--format=torch_export", f"--out={tmp_path / 'm.pt2'}", "--img-size=16"]) == 16
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -44,3 +46,20 @@ def test_looking_leaves_nothing(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"cannot write .*: File name too long; free space"):
             require_writable(tmp_path / ("a" * 300), "out", folder=folder)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("redirection", "code", "said"),
+    [
+        ("| true", 141, ""),
+        (">/dev/full", 2, "error: cannot write what is said to its end: No space left on device; free space\n"),
+        (">&-", 0, ""),
+    ],
+)
+@pytest.mark.parametrize("command", ["", "train"])
+def test_output_that_nobody_takes_ends_without_a_traceback(
+    command: str, redirection: str, code: int, said: str
+) -> None:
+    line = f"set -o pipefail; {sys.executable} -m ecoformer {command} --help {redirection}"
+    done = subprocess.run(["bash", "-c", line], stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (code, said)

@@ -104,6 +104,11 @@ REFUSED = {
     "absent": ([(str(n), {"fma": n}, 1e-9) for n in (1, 2)], {"prices": ["mac", "add"]}, "no sample has any add"),
     "no add": (measured(), {"prices": ["mac", "bytes"]}, "add and mac .* must be among them"),
     "unknown": (measured(), {"prices": ["mac", "add", "dram"]}, "prices: dram does not exist"),
+    "no list": (3, {}, "^calibrate: samples must be a list of "),
+    "no pairs": ([3, 4], {}, "^calibrate: samples must be a list of "),
+    "no work": ([("a", 3, 1.0)] * 3, {}, "^sample a: 3 is no ledger and no counts per kind$"),
+    "no kind": ([("a", {"mac": 3}, 1.0)] * 3, {}, "^operations mac=3 are no count: give numbers from 0 of mul, add"),
+    "below 0": ([("a", {"fma": -3}, 1.0)] * 3, {}, "^operations fma=-3 are no count"),
     "joules": ([("a", {"fma": 1}, -1.0)], {}, "sample a: joules=-1.0 must be a number above 0"),
     "paper": (
         [("a", count(nn.Linear(2, 2), torch.zeros(1, 2), convention="paper"), 1.0)],

@@ -160,6 +160,12 @@ class OnCpu(nn.Module):
         return x + torch.ones(4, device="cpu")
 
 
+class Sparse(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(4, 4)
+        self.weight = nn.Parameter(torch.eye(4).to_sparse())
+
+
 @pytest.mark.parametrize(
     ("model", "settings", "message"),
     [
@@ -173,6 +179,8 @@ class OnCpu(nn.Module):
         (nn.Conv2d(3, 4, 1), {"input": 8, "in_chans": "3"}, r"^input=8 is no image size: .*in_chans='3'"),
         (nn.Conv2d(3, 4, 1), {"input": 8, "in_chans": -1}, r"^input=8 is no image size: .*in_chans=-1"),
         (nn.Linear(4, 4), {"input": torch.eye(4).to_sparse()}, r"^a nested or sparse_coo tensor is no example"),
+        (Sparse(), {}, r"^weight is sparse_coo, whose work has no rule: make it dense$"),
+        (Sparse(), {"device": "cpu"}, r"^weight is sparse_coo, "),
         (nn.Linear(4, 4), {"dtype": "fp16"}, r"^dtype='fp16' is no torch\.dtype"),
     ],
 )

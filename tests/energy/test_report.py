@@ -6,13 +6,14 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 from matplotlib.figure import Figure
 from row_keys import ROW_KEYS
 
-from ecoformer.energy import count, load_profile
+from ecoformer.energy import at_measured_shares, count, load_profile
 from ecoformer.energy.difference import OTHERWISE, PAPER_CORE, difference
 from ecoformer.energy.kinds import ARITHMETIC
 from ecoformer.energy.ledger import Ledger, breakdown, differences
@@ -215,6 +216,11 @@ def test_the_difference_of_two_ledgers_adds_up(pair: tuple[Ledger, Ledger]) -> N
             "format='html' does not exist: choose one of table, json",
         ),
         (lambda ledger: ledger.to_json(3), "profile '3' does not exist"),
+        (lambda ledger: difference(ledger, ledger), "give the paper's and the audited one of the same input$"),
+        (
+            lambda ledger: at_measured_shares(replace(ledger, convention="paper"), torch.nn.Linear(2, 2)),
+            "^convention=paper has no sums .* with audited$",
+        ),
     ],
 )
 def test_what_a_ledger_cannot_show_is_one_line(wrong: Callable, message: str, pair: tuple[Ledger, Ledger]) -> None:

@@ -80,6 +80,10 @@ IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
             r"does not accept an input of shape \(3, 32, 32\): .*; give images \(B, C, H, W\), norm",
         ),
         ({"images": IMAGES.byte()}, r"does not accept 32x32 images: .*unsigned char.*; give images \(B, C, H, W\)"),
+        (
+            {"images": {"x": IMAGES}},
+            r"is no tensor: .*, for a model of other inputs a module around it",
+        ),
         ({"images": IMAGES[:, :, :8]}, r"does not accept 8x32 images: .*doesn't match model \(32\); give images"),
         ({"images": IMAGES[:0]}, r"images is float32 \(0, 3, 32, 32\) on cpu: give an image or more"),
         ({"held_out": IMAGES[..., :8]}, r"held_out is float32 \(2, 3, 32, 8\) on cpu: give .*, held_out ones alike$"),
@@ -88,7 +92,20 @@ IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
         ({"seed": 1.5}, r"^fit_hashes: seed=1\.5 is no whole number"),
         ({"model": "vit_tiny"}, r"^fit_hashes: 'vit_tiny' is no Module"),
     ],
-    ids=["numpy", "loader", "one", "uint8", "size", "none", "held-out-size", "meta", "held-out-numpy", "seed", "name"],
+    ids=[
+        "numpy",
+        "loader",
+        "one",
+        "uint8",
+        "dict",
+        "size",
+        "none",
+        "held-out-size",
+        "meta",
+        "held-out-numpy",
+        "seed",
+        "name",
+    ],
 )
 def test_what_a_fit_cannot_take_is_one_line(settings: dict[str, Any], message: str) -> None:
     model = small_vit()

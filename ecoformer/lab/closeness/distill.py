@@ -106,8 +106,9 @@ def measure_distilled(
         energy_pj_before of their layer; kl and agreement are with the source on the validation split.
     """
     data, held_out = source.data, source.held_out(num_held_out)
-    fit: dict[str, Any] = {"images": data.calibration_images(num_images, seed=seed), "held_out": held_out}
-    fit |= {"seed": seed, "filter_fn": source.layer_filter(layers), "with_accuracy": with_accuracy}
+    images = data.calibration_images(num_images, seed=seed, key="--num-images")
+    fit: dict[str, Any] = {"images": images, "held_out": held_out, "seed": seed}
+    fit |= {"filter_fn": source.layer_filter(layers), "with_accuracy": with_accuracy}
     if with_accuracy:
         say(f"before ({source.kind}): top-1 {source.own_outcome[0]:.2f} %")
     model, found = _fitted(source, spec, "distilled", **fit)

@@ -124,7 +124,7 @@ def run(args: argparse.Namespace) -> int:
     common: dict[str, Any] = {"held_out": held_out, "map_images": args.map_images, "profile": profile}
     common["accuracy"] = source.accuracy if args.top1 else None
     for seed in args.seeds:
-        calibration = data.calibration_images(args.fit_images, seed=seed)
+        calibration = data.calibration_images(args.fit_images, seed=seed, key="--fit-images")
         for setting in args.settings:
             row = measure_setting(msa, setting, calibration=calibration, seed=seed, **common)
             found["rows"].append(row)
