@@ -6,6 +6,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
@@ -57,6 +58,7 @@ def run(task: Task, config_name: str, argv: Sequence[str] | None = None) -> None
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints errors itself and exits with 1
     failures: list[BaseException] = []
+    empty: set[Path] = set()  # folders of refused jobs and of their sweep, perhaps
     try:
         arguments = list(sys.argv[1:] if argv is None else argv)
         if not {"-h", "--help"}.isdisjoint(arguments):
@@ -70,11 +72,12 @@ def run(task: Task, config_name: str, argv: Sequence[str] | None = None) -> None
             arguments = through_launcher(arguments, config_name)
         sys.argv = [f"{config_name}.py", *arguments]
         hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(
-            _guarded(task, config_name, failures, wants_traceback)
+            _guarded(task, config_name, failures, empty, wants_traceback)
         )()
     except KeyboardInterrupt:
         _exit(130, "stopped by SIGINT")
     except Exception as error:
+        _remove_empty(empty)
         if failures:
             defect = next((failure for failure in failures if not isinstance(failure, InputError)), None)
             _exit(1 if defect else USER_ERROR, f"error: {len(failures)} of the sweep's jobs failed, see above")
@@ -87,7 +90,7 @@ def run(task: Task, config_name: str, argv: Sequence[str] | None = None) -> None
             del os.environ["HYDRA_FULL_ERROR"]
 
 
-def _guarded(task: Task, name: str, failures: list[BaseException], wants_traceback: bool) -> Task:
+def _guarded(task: Task, name: str, failures: list[BaseException], empty: set[Path], wants_traceback: bool) -> Task:
     @functools.wraps(task)
     def guarded(cfg: DictConfig) -> Any:
         in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
@@ -111,6 +114,8 @@ def _guarded(task: Task, name: str, failures: list[BaseException], wants_traceba
                 _exit(USER_ERROR, f"error: {error}")
             print(f"error: {_job()}: {error}", file=sys.stderr, flush=True)
             failures.append(error)
+            hydra_dirs = HydraConfig.get()
+            empty.update([Path(hydra_dirs.runtime.output_dir), Path(hydra_dirs.sweep.dir).absolute()])
             raise
         except Exception as error:
             if in_sweep:  # Hydra shows only the first failure, and only after the last job
@@ -119,6 +124,15 @@ def _guarded(task: Task, name: str, failures: list[BaseException], wants_traceba
             raise
 
     return guarded
+
+
+def _remove_empty(folders: set[Path]) -> None:
+    """Of what Hydra makes before a job is looked at: folders without anything of a run, the deepest first."""
+    for folder in sorted(folders, reverse=True):
+        with suppress(OSError):
+            if [path.name for path in folder.iterdir()] == ["multirun.yaml"]:
+                (folder / "multirun.yaml").unlink()
+            folder.rmdir()
 
 
 def _job() -> str:

@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ecoformer.engine.run_files import BEST, TOP, top_name
+from ecoformer.engine.run_files import BEST, LAST, TOP, top_name
+from ecoformer.errors import InputError
 from ecoformer.files import remove
-from ecoformer.model.checkpoint import save_checkpoint
+from ecoformer.model.checkpoint import load_checkpoint, save_checkpoint
 
 
 @dataclass
@@ -59,14 +60,26 @@ class Best:
             if f"{TOP}/{path.name}" not in self.top_files():
                 remove(path)
 
-    def forget_missing(self, epochs_follow: bool) -> None:
-        """What has no file any more is not kept; without best.pt, and if epochs follow, the next writes one."""
-        if not (self.run_dir / BEST).exists() and epochs_follow:
+    def forget_missing(self, epochs_follow: bool) -> list[str]:
+        """What has no whole file any more is not kept; without best.pt, and if epochs follow, the next writes one."""
+        lost = _fault(self.run_dir / BEST)
+        if lost is not None and epochs_follow:
             self.record = None
         files = self.top_files()
         self.top = [entry for entry, file in zip(self.top, files, strict=True) if (self.run_dir / file).exists()]
+        remedy = "the next evaluation writes it anew" if epochs_follow else f"take {LAST}, or train.epochs=MORE"
+        return [f"{lost}: {remedy}"] if lost else []
 
     def _rank(self, record: dict[str, Any]) -> float:
         """Smaller is better; what is no number is worse than any."""
         rank = record[self.metric] if self.metric == "val_loss" else -record[self.metric]
         return math.inf if math.isnan(rank) else rank
+
+
+def _fault(path: Path) -> str | None:
+    """What is wrong with a checkpoint, "" where there is none, None where it is whole."""
+    try:
+        load_checkpoint(path)
+    except InputError as fault:
+        return str(fault).partition(":")[0] if path.exists() else ""
+    return None

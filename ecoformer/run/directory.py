@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 
 from ecoformer.config.keys import flat, is_under
 from ecoformer.config.schema import Config
+from ecoformer.data.folders import VAL_NAMES
 from ecoformer.engine import distributed
 from ecoformer.engine.run_files import CONFIG, LAST, LAUNCH, can_resume, read_intact, results_in, set_earlier_run_aside
 from ecoformer.errors import InputError
@@ -76,6 +77,7 @@ def _choose(config: Config, marks: list[str]) -> RunDir:
     if not config.dry_run:  # else it would be found out only when everything is built
         refuse_if_owned(path, same_launch=same_launch)
         require_writable(path, f"output_dir={path}", folder=True)
+        _keep_out_of_splits(path, config.data.root)
     goes_on = same_launch or config.resume == "auto"
     last = path / LAST if goes_on and can_resume(path) else given
     notes: list[str] = []
@@ -90,6 +92,15 @@ def _choose(config: Config, marks: list[str]) -> RunDir:
     elif not config.dry_run:
         _refuse_results(path, config)
     return RunDir(path, last, notes, same_launch, marks)
+
+
+def _keep_out_of_splits(path: Path, root: str | None) -> None:
+    """Raise InputError for a run among the class folders of its data: the next one would take it for a class."""
+    place = os.path.relpath(path.resolve(), Path(root or os.devnull).expanduser().resolve())
+    if place.split(os.sep)[0] in ("train", *VAL_NAMES):
+        raise InputError(
+            f"output_dir={path} lies in a split of data.root={root}, where every folder is a class: choose another one"
+        )
 
 
 def _refuse_results(path: Path, config: Config) -> None:

@@ -197,3 +197,13 @@ def test_a_lone_checkpoint_can_be_resumed(tmp_path: Path, capsys: pytest.Capture
     assert "has no metrics.jsonl to go on with: it starts in epoch 2" in capsys.readouterr().out.replace("\n", " ")
     assert csv_epochs(tmp_path / "new") == ["epoch", "1"]
     assert summary["best_epoch"] == 2 and load_checkpoint(tmp_path / "new" / "best.pt")["epoch"] == 2
+
+
+def test_a_cut_best_is_noticed_and_written_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_trainer(tmp_path, epochs=2).fit(stop_after=1)
+    best = tmp_path / "best.pt"
+    best.write_bytes(best.read_bytes()[:100])
+    make_trainer(tmp_path, epochs=2, progress=True).fit(resume=tmp_path / "last.pt")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "best.pt is truncated or damaged: the next evaluation writes it anew" in said.replace("/ ", "/")
+    assert load_checkpoint(best)["epoch"] == 2

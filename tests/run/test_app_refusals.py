@@ -210,3 +210,18 @@ def test_ecoformer_cannot_become_stock_again(
 ) -> None:
     line = ["experiment=digits_stock", *TINY_DIGITS, f"init.checkpoint={digits_runs('ecoformer') / 'best.pt'}"]
     assert "cannot be turned back into stock attention" in refused("train", *line, f"output_dir={tmp_path / 'new'}")
+
+
+def test_a_run_among_the_class_folders_is_refused(refused: Refused, folders: Path) -> None:
+    for split in ("train", "val"):
+        data = ["data=folder", f"data.root={folders}", f"output_dir={folders / split / 'run'}"]
+        message = refused("train", "model=pvt_v2_b0", "attention=msa", "data.img_size=64", TINY_PVT, *QUICK, *data)
+        assert f"lies in a split of data.root={folders}, where every folder is a class" in message
+        assert not (folders / split / "run").exists()
+
+
+def test_a_refused_sweep_leaves_nothing(command: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["experiment=digits_msa", "train.epochs=-1,-2", "output_dir=sweep"]
+    assert command("train", "-m", *line) == 2
+    assert "2 of the sweep's jobs failed" in capsys.readouterr().err
+    assert list(Path.cwd().iterdir()) == []
