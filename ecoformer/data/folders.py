@@ -1,6 +1,7 @@
 """Image folders: one folder per split, one folder per class. One scanner, for training, evaluation and `check-data`."""
 
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -73,11 +74,11 @@ def scan_folder(split: Path, class_names: list[str] | None = None) -> FolderScan
         InputError: a folder cannot be read.
     """
     there, skipped = _class_folders(split)
-    scan = FolderScan(split, there if class_names is None else class_names, skipped=skipped)
+    scan = FolderScan(split, list(there) if class_names is None else class_names, skipped=skipped)
     above = {_identity(folder) for folder in (split.resolve(), *split.resolve().parents)}
     prefix = os.path.join(split, "")
     for target, name in enumerate(scan.class_names):
-        folder = os.path.join(split, name)
+        folder = os.path.join(split, there.get(name, name))
         found = sorted(path.removeprefix(prefix) for path in _files(folder, scan, above | {_identity(folder)}))
         images = [path for path in found if path.lower().endswith(IMAGE_SUFFIXES)]
         scan.unread += [path for path in found if not path.lower().endswith(IMAGE_SUFFIXES)]
@@ -91,6 +92,11 @@ def scan_folder(split: Path, class_names: list[str] | None = None) -> FolderScan
 
 def class_names_of(split: Path) -> list[str]:
     """The class folders of a split, sorted."""
+    return list(class_folders(split))
+
+
+def class_folders(split: Path) -> dict[str, str]:
+    """Class -> its folder, sorted: the same letters as its system spells them. Raises InputError for two of a class."""
     return _class_folders(split)[0]
 
 
@@ -143,8 +149,7 @@ def too_few_classes(split: Path, class_names: list[str]) -> str | None:
 
 def _checked_names(split: Path) -> list[str]:
     names = class_names_of(split)
-    fault = too_few_classes(split, names)
-    if fault is not None:
+    if (fault := too_few_classes(split, names)) is not None:
         raise InputError(f"{split} {fault}")
     return names
 
@@ -184,11 +189,16 @@ def _where_splits_are(root: Path) -> str | None:
     return next((f"set data.root={folder}, which does" for folder in found), None)
 
 
-def _class_folders(split: Path) -> tuple[list[str], int]:
-    """Names, and how many hidden or system entries lie beside them."""
+def _class_folders(split: Path) -> tuple[dict[str, str], int]:
+    """`class_folders`, and how many hidden or system entries lie beside them."""
     entries = _entries(split)
     kept = [entry for entry in entries if not of_system(entry.name)]
-    return sorted(entry.name for entry in kept if _is_folder(entry)), len(entries) - len(kept)
+    names = [(unicodedata.normalize("NFC", entry.name), entry.name) for entry in kept if _is_folder(entry)]
+    found = dict(sorted(names))
+    if len(found) < len(names):
+        twice = next(name for name, count in Counter(name for name, _ in names).items() if count > 1)
+        raise InputError(f"{split} holds {twice} twice, in two Unicode forms (NFC, NFD): move the images into one")
+    return found, len(entries) - len(kept)
 
 
 def _files(folder: str, scan: FolderScan, seen: set[tuple[int, int]]) -> Iterator[str]:

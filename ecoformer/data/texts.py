@@ -5,7 +5,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ecoformer.config.schema import DataConfig
-from ecoformer.data.folders import class_names_of, of_system
+from ecoformer.data.folders import class_folders, of_system
 from ecoformer.data.hf_disk import LABEL_KEY, is_saved, read_texts, split_names
 from ecoformer.data.id_files import load_ids
 from ecoformer.data.sequences import BYTES, SequenceSource, class_numbers
@@ -73,11 +73,11 @@ def _folders(folders: dict[str, Path]) -> tuple[dict[str, Texts], list[str]]:
     found, notes = {}, []
     for split, folder in folders.items():
         texts = found[split] = Texts(str(folder))
-        for name in class_names_of(folder):
+        for name, there in class_folders(folder).items():
             if name == UNLABELLED:
                 notes.append(f"{folder / name}: texts without a class are not read")
                 continue
-            paths = sorted(path for path in (folder / name).glob("*.txt") if not of_system(path.name))
+            paths = sorted(path for path in (folder / there).glob("*.txt") if not of_system(path.name))
             if not paths:
                 raise InputError(f"{folder / name} holds no texts (*.txt): add some, or remove the class")
             for path in paths:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tarfile
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,6 +53,18 @@ def test_other_endings_are_read_or_counted(open_data, image_folder: Path, write_
     data = open_data(root=image_folder)
     assert data.num_train == 14
     assert any("1 files of other endings are not read as images (.txt 1)" in note for note in data.notes), data.notes
+
+
+def test_a_class_is_the_same_in_both_unicode_forms(open_data, image_folder: Path) -> None:
+    """macOS writes the letter and its accent as two signs, Linux as it was typed."""
+    for split, form in (("train", "NFD"), ("val", "NFC")):
+        (image_folder / split / "ant").rename(image_folder / split / unicodedata.normalize(form, "zébu"))
+    data = open_data(root=image_folder)
+    assert (data.class_names, data.num_train) == (["bee", "zébu"], 12)
+    assert check_data.main([str(image_folder), "--workers", "1"]) == 0
+    (image_folder / "train" / "zébu").mkdir()
+    message = refusal(lambda: open_data(root=image_folder))
+    assert message.endswith("train holds zébu twice, in two Unicode forms (NFC, NFD): move the images into one")
 
 
 def test_classes_one_level_too_deep(open_data, image_folder: Path) -> None:
