@@ -49,12 +49,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 2 for what the user can mend, else the command's own.
 
     Where the reader of its output has gone, as `| head` does, it ends without a word: 141, as other programs.
+    After Ctrl-C it ends with one line: 130.
     """
     try:
         try:
             return _run(argv)
         finally:
             sys.stdout.flush()
+    except KeyboardInterrupt:  # of what writes whole files or none
+        print("stopped by SIGINT", file=sys.stderr)
+        return 128 + signal.SIGINT
     except OSError as error:
         if error.errno not in (errno.EPIPE, errno.ENOSPC) or error.filename is not None:
             raise

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ecoformer.cli.main import COMMANDS
+from ecoformer.cli.main import COMMANDS, main
 from ecoformer.errors import InputError
 from ecoformer.files import require_writable
 
@@ -20,11 +20,11 @@ NO_OUT = ("train", "eval", "benchmark-hash", "check-data", "speed-section")
 def test_what_cannot_be_written_is_refused_before_the_work(
     command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    main = importlib.import_module(f"ecoformer.cli.{COMMANDS[command][0]}").main
+    run = importlib.import_module(f"ecoformer.cli.{COMMANDS[command][0]}").main
     (tmp_path / "file").write_text("kept")
 
     def refused(out: Path) -> str:
-        assert main([f"--out={out}", "--no-such-flag"]) == 2  # the flag: what passes must not run
+        assert run([f"--out={out}", "--no-such-flag"]) == 2  # the flag: what passes must not run
         error = capsys.readouterr().err
         assert error.startswith("error: ") and error.count("\n") == 1
         return error
@@ -63,3 +63,13 @@ def test_output_that_nobody_takes_ends_without_a_traceback(
     line = f"set -o pipefail; {sys.executable} -m ecoformer {command} --help {redirection}"
     done = subprocess.run(["bash", "-c", line], stderr=subprocess.PIPE, text=True)
     assert (done.returncode, done.stderr) == (code, said)
+
+
+def test_ctrl_c_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(name: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(importlib, "import_module", interrupted)
+    monkeypatch.setattr(sys, "argv", ["ecoformer"])
+    assert main(["distill", "--help"]) == 130
+    assert capsys.readouterr().err == "stopped by SIGINT\n"
