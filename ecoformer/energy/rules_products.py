@@ -64,17 +64,6 @@ def _convolution(call: Call) -> Counts:
     return product + counts(add=call.elements if call.arg("bias") is not None else 0)
 
 
-def attention(rows: int, keys: int, head_dim: int, value_dim: int, masked: bool, causal: bool) -> tuple[Counts, Counts]:
-    """softmax(scale * q k^T + mask) v for `rows` queries in all: (the two products, the rest).
-
-    Causal masks are charged in full: the scores above the diagonal are computed by the definition.
-    """
-    scores = rows * keys
-    products = counts(fma=scores * (head_dim + value_dim))
-    rest = counts(mul=scores, add=scores if masked else 0, compare=scores if causal else 0)
-    return products, rest + softmax(rows, keys)
-
-
 def softmax(rows: int, length: int) -> Counts:
     """Per row of n: n - 1 comparisons for the maximum, n subtractions and exps, n - 1 additions, n divisions."""
     each = counts(compare=length - 1, add=2 * length - 1, exp=length, div=length) if length else counts()
@@ -90,14 +79,14 @@ ATTENTION = names("""
 
 @rule(*ATTENTION, products=True)
 def _attention(call: Call) -> Counts:
+    """softmax(scale * q k^T + mask) v.
+
+    Causal masks are charged in full: the scores above the diagonal are computed by the definition.
+    """
     query, key, value = call.arg("query"), call.arg("key"), call.arg("value")
-    mask = call.arg("attn_mask") if call.arg("attn_mask") is not None else call.arg("attn_bias")
-    products, rest = attention(
-        rows=call.outputs[0].numel() // value.shape[-1],  # of the result: batches of query and keys may broadcast
-        keys=key.shape[-2],
-        head_dim=query.shape[-1],
-        value_dim=value.shape[-1],
-        masked=mask is not None,
-        causal=bool(call.arg("is_causal", False)),
-    )
-    return products + rest
+    has_mask = call.arg("attn_mask") is not None or call.arg("attn_bias") is not None
+    rows = call.outputs[0].numel() // value.shape[-1]  # of the result: batches of query and keys may broadcast
+    scores = rows * key.shape[-2]
+    products = counts(fma=scores * (query.shape[-1] + value.shape[-1]))
+    rest = counts(mul=scores, add=has_mask * scores, compare=bool(call.arg("is_causal", False)) * scores)
+    return products + rest + softmax(rows, key.shape[-2])

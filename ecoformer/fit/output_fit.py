@@ -34,7 +34,9 @@ def adam_on_batches(
     generator: torch.Generator,
     on_step: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Lower `loss` by changing `leaves` in place; call it with gradients enabled.
+    """Lower `loss` by changing `leaves` in place: Adam on random batches, the rate falling to zero along a cosine.
+
+    Call it with gradients enabled.
 
     Args:
         loss: of the share of the steps that is done and of the numbers of a batch's samples.

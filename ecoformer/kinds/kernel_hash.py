@@ -45,9 +45,6 @@ class KernelHash(FittedState):
     def state(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         """Anchors, A and mean in `dtype`, to hash tokens of that dtype. Raises InputError if never fitted."""
         self.require_fitted()
-        return self._state(dtype)
-
-    def _state(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         # model.half() and model.to(bfloat16) convert buffers too; codes are computed in the tokens' dtype.
         return self.anchors.to(dtype), self.A.to(dtype), self.mean.to(dtype)
 
@@ -73,7 +70,7 @@ class KernelHash(FittedState):
         anchors_HMC = self._draw_anchors(x_BHNC, generator, mask_BN)
         result = fit_hash(x_BHNC, anchors_HMC, self.A.to(x_BHNC.dtype), mask_BN, **options)
         if self.is_fitted:
-            before = hash_codes(x_BHNC, *self._state(x_BHNC.dtype), mask_BN)
+            before = hash_codes(x_BHNC, *self.state(x_BHNC.dtype), mask_BN)
         else:
             before = hash_codes(x_BHNC, anchors_HMC, self.A.to(x_BHNC.dtype), result.mean_HM, mask_BN)
         after = hash_codes(x_BHNC, anchors_HMC, result.A_HKM, result.mean_HM, mask_BN)
