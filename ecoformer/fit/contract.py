@@ -29,7 +29,7 @@ class HashFitReport(Closeness):
     layer is the one with the fitted codes.
 
     With `held_out_images` these figures and those of the bits are of that many images which the fit did not see
-    (recall and correlation: of the first few, see `fit.held_out`); with 0, of the images of the fit.
+    (recall and correlation: of the first few, see `fit.hashes`); with 0, of the images of the fit.
 
     `failed_bits` met NaN or infinity while they were fitted and kept their old functions; `skipped_images` had
     such features and were left out. `block` and `seconds` are filled in by whoever asks for the fit.

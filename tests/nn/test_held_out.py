@@ -10,7 +10,7 @@ import timm
 import torch
 
 from ecoformer import EcoFormerSpec, InputError, convert, fit_hashes
-from ecoformer.fit import held_out
+from ecoformer.fit import hashes
 from ecoformer.fit.contract import bit_statistics
 from ecoformer.kinds import DistilledHashSpec, EcoFormerTunedSpec
 from ecoformer.lab.closeness import quality
@@ -43,7 +43,7 @@ def test_figures_are_those_of_the_comparison_with_the_original(spec, images):
     """A model of one block: its inputs are the original's, so `quality` must find the same."""
     model = vit(spec, depth=1)
     (report,) = fit_hashes(model, images[:8], seed=0, held_out=images[8:])
-    (block,) = quality(vit(depth=1), model, images[8:], map_images=held_out.MAP_IMAGES)
+    (block,) = quality(vit(depth=1), model, images[8:], map_images=hashes.MAP_IMAGES)
     assert report.held_out_images == 4
     assert report.attention_error == pytest.approx(block["error"], rel=1e-4)
     assert report.uniform_error == pytest.approx(block["error_uniform"], rel=1e-4)
@@ -108,7 +108,7 @@ def test_measuring_does_not_touch_the_fit(spec, images):
 
 
 def test_large_maps_are_not_formed(images, monkeypatch):
-    monkeypatch.setattr(held_out, "MAP_ENTRIES", 3 * 17**2 - 1)
+    monkeypatch.setattr(hashes, "MAP_ENTRIES", 3 * 17**2 - 1)
     report = fit_hashes(vit(TUNED), images[:8], seed=0, held_out=images[8:])[0]
     assert report.recall is None and report.correlation is None and report.attention_error is not None
 

@@ -9,7 +9,7 @@ from kind_cases import SPECS, TOKENS, build
 
 from ecoformer import InputError
 from ecoformer.fit.contract import FittableAttention
-from ecoformer.fit.held_out import fit_and_measure
+from ecoformer.fit.hashes import fit_and_measure
 from ecoformer.ops.ecoformer import columns_forward
 
 MASKED = [spec for spec in SPECS if spec.name != "linear_sra"]
