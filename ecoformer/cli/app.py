@@ -67,7 +67,7 @@ def run(task: Task, config_name: str, argv: Sequence[str] | None = None) -> None
         # Hydra, and the jobs that its launchers start elsewhere, read the arguments from there.
         arguments = _flags_first(arguments, config_name)
         if any(argument.startswith(("hydra/launcher=", "-m", "--multirun")) for argument in arguments):
-            from ecoformer.run.launchers import through_launcher
+            from ecoformer.run.launch import through_launcher
 
             arguments = through_launcher(arguments, config_name)
         sys.argv = [f"{config_name}.py", *arguments]

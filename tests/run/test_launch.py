@@ -23,8 +23,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from ecoformer.config.schema import register_schemas
 from ecoformer.errors import Interrupted
 from ecoformer.run import launch
-from ecoformer.run.launch import Place, quoted, supervise, torchrun_command
-from ecoformer.run.launchers import through_launcher
+from ecoformer.run.launch import Place, quoted, supervise, through_launcher, torchrun_command
 
 pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="needs the extra: pip install 'ecoformer[slurm]'")
 LINE = ["experiment=digits_msa", *TINY_DIGITS]
@@ -161,7 +160,7 @@ def submitted(*overrides: str) -> list[str]:
 
 @pytest.mark.parametrize("launcher", ["slurm", "local"])
 def test_single_runs_and_sweeps_are_submitted(launcher: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ecoformer.run.launchers.shutil.which", lambda name: name)
+    monkeypatch.setattr("ecoformer.run.launch.shutil.which", lambda name: name)
     line = [f"hydra/launcher={launcher}", *LINE, "output_dir=runs/a b"]
     single = ["--multirun", *line, "hydra.sweep.dir='runs/a b'", "hydra.sweep.subdir=."]
     assert submitted(*line) == single
@@ -183,7 +182,7 @@ def test_single_runs_and_sweeps_are_submitted(launcher: str, monkeypatch: pytest
 def test_refused_before_a_job_is_queued(
     line: str, fragments: list[str], refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ecoformer.run.launchers.shutil.which", lambda name: None)
+    monkeypatch.setattr("ecoformer.run.launch.shutil.which", lambda name: None)
     message = refused("train", "hydra/launcher=slurm", *LINE, *line.split())
     assert all(fragment in message for fragment in fragments), message
 
