@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def show(found: Any, kind: str) -> None:
-    from ecoformer.data.faults import summary
+    from ecoformer.data.layouts import summary
 
     if kind == "json":
         print(json_text({**asdict(found), "ok": not found.faults}, indent=2))

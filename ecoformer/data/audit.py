@@ -9,10 +9,9 @@ from PIL import Image
 
 from ecoformer.config.schema import SEQUENCES, DataConfig
 from ecoformer.data.decode import CorruptImage, EvalTransform, is_constant, read_image
-from ecoformer.data.faults import Audit, DataFault
 from ecoformer.data.folders import VAL_NAMES
 from ecoformer.data.hf_disk import is_saved
-from ecoformer.data.layouts import look_at_folders, look_at_rows, look_at_sequences, look_at_shards
+from ecoformer.data.layouts import Audit, DataFault, look_at_folders, look_at_rows, look_at_sequences, look_at_shards
 from ecoformer.data.splits import LabelledSource
 from ecoformer.errors import InputError
 

@@ -1,7 +1,11 @@
-"""The layouts of a data set, looked through without decoding: those of images return the sources to decode."""
+"""The layouts of a data set, looked through without decoding, and what is found: samples per split and class, faults.
+
+Those of images return the sources to decode.
+"""
 
 import re
 from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -9,16 +13,86 @@ import numpy as np
 from ecoformer.config.keys import check_limits
 from ecoformer.config.schema import DataConfig
 from ecoformer.data.archives import class_names, label_faults
-from ecoformer.data.faults import Audit, DataFault, SequenceCount, count
-from ecoformer.data.folders import VAL_NAMES, FolderSource, class_names_of, scan_folder, too_few_classes, twins
+from ecoformer.data.folders import VAL_NAMES, FolderSource, class_names_of, scan_folder, shorten, too_few_classes, twins
 from ecoformer.data.hf_disk import read_split, split_names
 from ecoformer.data.sequences import SequenceSource
 from ecoformer.data.shards import IMAGE_KEYS, LABEL_KEY, TRAIN_NAMES, ShardSource, find_shards, index_shards
 from ecoformer.data.sources import SOURCES
 from ecoformer.data.splits import LabelledSource
-from ecoformer.errors import InputError
+from ecoformer.errors import InputError, counted
 
 EXAMPLE = 100  # symbols that are shown of a sequence
+
+
+@dataclass(frozen=True)
+class DataFault:
+    """One thing that is wrong: a kind (empty class, corrupt image, ...), where, and what, in words."""
+
+    kind: str
+    where: str
+    what: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.where}" + (f" ({self.what})" if self.what else "")
+
+
+@dataclass
+class SplitCount:
+    """Images of a split, per class in the order of the class numbers; broken ones are counted too."""
+
+    name: str
+    images: int
+    per_class: dict[str, int]
+
+
+@dataclass
+class SequenceCount:
+    """Sequences of a split, per class; their lengths (min, median, max), the share that seq_len cuts, and the first."""
+
+    name: str
+    samples: int
+    per_class: dict[str, int]
+    lengths: dict[str, int]
+    cut: float | None
+    example: str
+
+
+@dataclass
+class Audit:
+    """What was found under a root."""
+
+    root: str
+    layout: str  # folder, webdataset, hfds, listops or text_bytes
+    splits: list[SplitCount | SequenceCount] = field(default_factory=list)
+    faults: list[DataFault] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # what is passed over, and no fault
+
+
+def count(split: str, targets: np.ndarray, names: list[str]) -> SplitCount:
+    """Images per class; labels outside the classes count towards the split alone."""
+    inside = targets[(targets >= 0) & (targets < len(names))]
+    counts = np.bincount(inside, minlength=len(names)).tolist()
+    return SplitCount(split, len(targets), dict(zip(names, counts, strict=True)))
+
+
+def summary(split: SplitCount | SequenceCount) -> str:
+    """Samples, classes, and the smallest and largest class; of sequences also their lengths, and the first one."""
+    number, noun = (split.images, "image") if isinstance(split, SplitCount) else (split.samples, "sample")
+    counts = sorted(split.per_class.items(), key=lambda item: item[1])
+    if not counts:
+        return f"{split.name}: {counted(number, noun)}, no classes"
+    few, many = counts[0], counts[-1]
+    empty = [name for name, count in counts if count == 0]
+    note = f"; empty: {shorten(empty)}" if empty else ""
+    line = (
+        f"{split.name}: {counted(number, noun)} in {counted(len(counts), 'class')}, "
+        f"{few[1]} ({few[0]}) to {many[1]} ({many[0]}) a class{note}"
+    )
+    if isinstance(split, SplitCount):
+        return line
+    cut = "" if split.cut is None else f", {split.cut:.1%} cut"
+    lengths = "{min} to {max} tokens, median {median}".format(**split.lengths)
+    return f"{line}; {lengths}{cut}\n  {split.example}"
 
 
 def look_at_folders(data: DataConfig, root: Path, found: Audit, with_train: bool) -> list[LabelledSource]:
