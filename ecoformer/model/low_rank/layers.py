@@ -8,7 +8,7 @@ Shapes: O outputs, I inputs (of a convolution: channels x kernel height x kernel
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor, nn
 
@@ -31,6 +31,14 @@ class _Factors(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.up(self.down(x))
 
+    def filled(self, dense: nn.Linear | nn.Conv2d, up: Tensor, down: Tensor) -> Self:
+        """Itself with these factors and the bias of `dense`, trainable and in the mode as that is."""
+        trainable, dtype = dense.weight.requires_grad, dense.weight.dtype
+        self.down.weight = nn.Parameter(down.to(dtype).contiguous(), requires_grad=trainable)
+        self.up.weight = nn.Parameter(up.to(dtype).contiguous(), requires_grad=trainable)
+        self.up.bias = dense.bias
+        return self.train(dense.training)
+
 
 class LowRankLinear(_Factors):
     """x -> up(down(x)): a Linear of rank at most R, the bias on the second factor (LED in Winata et al., 2020)."""
@@ -45,8 +53,7 @@ class LowRankLinear(_Factors):
     def from_factors(cls, dense: nn.Linear, up_OR: Tensor, down_RI: Tensor) -> LowRankLinear:
         """The layer that takes the place of `dense` and keeps its bias; trainable as it was."""
         module = cls(dense.in_features, dense.out_features, len(down_RI), dense.bias is not None, device="meta")
-        _fill(module, dense, up_OR, down_RI)
-        return module
+        return module.filled(dense, up_OR, down_RI)
 
     def dense(self) -> nn.Linear:
         """A Linear that computes the same with one weight."""
@@ -72,8 +79,7 @@ class LowRankConv2d(_Factors):
         """The layer that takes the place of `dense` and keeps its bias; trainable as it was."""
         geometry = _geometry(dense)
         module = cls(dense.in_channels, dense.out_channels, len(down_RI), dense.bias is not None, **geometry)
-        _fill(module, dense, up_OR[:, :, None, None], down_RI.unflatten(1, dense.weight.shape[1:]))
-        return module
+        return module.filled(dense, up_OR[:, :, None, None], down_RI.unflatten(1, dense.weight.shape[1:]))
 
     def dense(self) -> nn.Conv2d:
         """A convolution that computes the same with one weight."""
@@ -99,14 +105,6 @@ LowRank = LowRankLinear | LowRankConv2d
 def _geometry(conv: nn.Conv2d) -> dict[str, Any]:
     shared = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
     return {key: getattr(conv, key) for key in shared} | {"device": "meta"}
-
-
-def _fill(module: LowRank, dense: nn.Linear | nn.Conv2d, up: Tensor, down: Tensor) -> None:
-    trainable, dtype = dense.weight.requires_grad, dense.weight.dtype
-    module.down.weight = nn.Parameter(down.to(dtype).contiguous(), requires_grad=trainable)
-    module.up.weight = nn.Parameter(up.to(dtype).contiguous(), requires_grad=trainable)
-    module.up.bias = dense.bias
-    module.train(dense.training)
 
 
 def _product(module: LowRank) -> nn.Parameter:
