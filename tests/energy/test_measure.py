@@ -9,8 +9,15 @@ import torch
 from torch import nn
 
 from ecoformer.energy import measure as measuring
-from ecoformer.energy.measure import UNAVAILABLE, measure_joules, measure_model
-from ecoformer.energy.meters import MeterUnavailable, NvmlMeter, RaplMeter, meter_for
+from ecoformer.energy.measure import (
+    UNAVAILABLE,
+    MeterUnavailable,
+    NvmlMeter,
+    RaplMeter,
+    measure_joules,
+    measure_model,
+    meter_for,
+)
 
 
 class World:

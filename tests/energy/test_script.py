@@ -93,7 +93,7 @@ def test_plots(script: ModuleType, tmp_path: Path, drawn: dict[str, Figure]) -> 
 def test_measured_column_says_unavailable_without_a_counter(
     script: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("ecoformer.energy.meters.RaplMeter.__init__.__defaults__", (tmp_path,))
+    monkeypatch.setattr("ecoformer.energy.measure.RaplMeter.__init__.__defaults__", (tmp_path,))
     options = "--model resnet18 --attention stock --img-size 32 --measure cpu --format json"
     assert script.main(options.split()) == 0
     captured = capsys.readouterr()
