@@ -1,7 +1,9 @@
 """Which class of the data is which output of the weights: names are compared wherever the two meet."""
 
+import unicodedata
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -23,10 +25,10 @@ class KnownClasses:
 def match_classes(known: Sequence[str], found: Sequence[str]) -> list[int] | None:
     """For each class of the data the output of the weights that stands for it; None where that is not certain.
 
-    Certain are the same names in any order, and class numbers however they are written and sorted (0, 1, 10, 2 or
-    000, 001, 002, 010).
+    Certain are the same names in any order and either Unicode form (older runs keep that of their system), and class
+    numbers however they are written and sorted (0, 1, 10, 2 or 000, 001, 002, 010).
     """
-    same: tuple[Callable[[str], Hashable | None], ...] = (str, _number)
+    same: tuple[Callable[[str], Hashable | None], ...] = (partial(unicodedata.normalize, "NFC"), _number)
     for identity in same:
         ours, theirs = [identity(name) for name in known], [identity(name) for name in found]
         place = {name: index for index, name in enumerate(ours)}

@@ -16,6 +16,7 @@ from ecoformer.errors import InputError
         (["bee", "ant"], ["ant", "bee"], [1, 0]),
         ([str(n) for n in range(12)], sorted(str(n) for n in range(12)), [0, 1, 10, 11, *range(2, 10)]),
         (["0", "1", "2"], ["002", "000", "001"], [2, 0, 1]),
+        (["fe\u0301vrier", "mai"], ["f\u00e9vrier", "mai"], [0, 1]),
         (["ant", "bee"], ["0", "1"], None),
         (["ant", "bee"], ["ant", "cat"], None),
         (["ant", "bee"], ["ant", "bee", "cat"], None),
