@@ -51,7 +51,7 @@ def evaluate_checkpoint(config: EvalConfig) -> float:
     """Top-1, top-5, loss, images/s and energy of one checkpoint or timm model, printed and, with `out`, as JSON."""
     refuse_overwriting([config.checkpoint], config.out, f"out={config.out}")
     for key in ("out", "details"):
-        require_writable(value := getattr(config, key), f"{key}={value}")
+        require_writable(value := getattr(config, key), f"{key}={value}", folder=key == "details")
     with session(config.device, threads=config.threads) as device:
         evaluation = build_evaluation(config, device)
         data, described = evaluation.data, evaluation.config

@@ -46,7 +46,7 @@ def test_command(command: str) -> None:
     if script in ("train.py", "eval.py"):
         compose_each(Path(script).stem, arguments)
     else:
-        name = re.search(r'run\("([\w-]+)"\)', (ROOT / script).read_text())
+        name = re.search(r'run\(__name__, "([\w-]+)"\)', (ROOT / script).read_text())
         assert name is not None
         source = inspect.getsource(importlib.import_module(f"ecoformer.cli.{cli.COMMANDS[name[1]][0]}"))
         for flag in (argument for argument in arguments if argument.startswith("--")):
