@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ecoformer.errors import InputError
 from ecoformer.nn.heads import as_attn_mask, join_heads, split_heads
+from ecoformer.nn.power_linear import without_powers
 from ecoformer.nn.projections import FUSED_QKV, READERS, ROLES, Projections, linear_from, linear_rows, too_little
 from ecoformer.nn.specs import SPECS, AttentionSpec, announce
 
@@ -203,7 +204,7 @@ class ReplacementAttention(nn.Module):
             raise too_little(self, where)
         linears: dict[str, nn.Linear] = {}
         for part, roles in self._roles_of_parts().items():
-            linear: Any = getattr(self, part, None)
+            linear: Any = without_powers(getattr(self, part, None))
             for number, role in enumerate(roles):
                 start = number * self.dim
                 linears[role] = linear if len(roles) == 1 else linear_rows(linear, start, start + self.dim)

@@ -21,8 +21,8 @@ from ecoformer.files import atomic_write
 from ecoformer.kinds import fit_hashes
 from ecoformer.model.create import create
 from ecoformer.model.layers import require_input
+from ecoformer.nn.coded import CodedLinear
 from ecoformer.nn.inputs import example_input, input_size, takes_sequences
-from ecoformer.nn.ternary import TernaryLinear
 from ecoformer.run.start import model_of_run, read_run
 
 STEP = 32  # pixels between the image sizes of --dynamic-size, the reduction of the last stage
@@ -59,7 +59,7 @@ def load(args: argparse.Namespace) -> tuple[nn.Module, int]:
         kind = "sequence" if takes_sequences(model) else "image"
         print(f"note: {args.source} is not trained: its hash functions are fitted to a random {kind}", file=sys.stderr)
     for module in model.eval().requires_grad_(False).modules():
-        if isinstance(module, TernaryLinear):
+        if isinstance(module, CodedLinear):
             module.harden()
     return model, size
 

@@ -1,0 +1,71 @@
+"""A Linear that runs codes of its weight: trained by the straight-through estimator.
+
+Shapes: F features (out), D channels (in).
+"""
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from ecoformer.ops.codes.folded import Affine
+
+
+class CodedLinear(nn.Linear):
+    """x times the codes that are nearest to `weight`, plus the bias.
+
+    `weight` is what training moves. Beside it stand, in the state dict, the codes, which are what runs without
+    gradients. They follow the weight whenever evaluation mode begins, and at `settle`.
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, **factory: Any) -> None:
+        super().__init__(in_features, out_features, bias, **factory)
+        self.register_codes()
+
+    def register_codes(self) -> None:
+        for name, code in self.nearest(self.weight.detach()).items():
+            self.register_buffer(name, code)
+
+    @staticmethod
+    def nearest(weight_FD: Tensor) -> Mapping[str, Tensor]:
+        """The codes of a weight, by the names of their buffers."""
+        raise NotImplementedError
+
+    @staticmethod
+    def straight_through(weight_FD: Tensor) -> Tensor:
+        """The weight that runs, with the gradient of the weight as it is."""
+        raise NotImplementedError
+
+    def coded(self) -> Any:
+        """What runs without gradients, for `ops`."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Take over what the weight has become."""
+        weight = self._parameters["weight"]
+        for name, code in self.nearest(weight).items() if weight is not None else ():
+            self.get_buffer(name).copy_(code)
+
+    def harden(self) -> None:
+        """Forget the weight, for good: what is left are the codes, and cannot be trained."""
+        self.settle()
+        self.register_parameter("weight", None)
+
+    def train(self, mode: bool = True) -> Self:
+        if not mode:
+            self.settle()
+        return super().train(mode)
+
+    def affine(self) -> Any:
+        """What `forward` computes, for `ops`."""
+        weight = self._parameters["weight"]
+        if weight is not None and weight.requires_grad and torch.is_grad_enabled():
+            return Affine(self.straight_through(weight), self.bias)
+        return self.coded()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) to (..., F)."""
+        out: Tensor = self.affine().like(x)(x)
+        return out
