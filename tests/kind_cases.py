@@ -6,6 +6,7 @@ from ecoformer.fit.contract import FittableAttention
 from ecoformer.kinds import BUILDERS, EcoFormerSpec, EcoFormerTunedSpec, make_spec
 from ecoformer.nn.projections import Projections
 from ecoformer.nn.specs import SPECS as KINDS
+from ecoformer.ops.codes.powers import straight_through_powers
 
 TOKENS = 25  # odd, and a square for kinds that pool a map
 SMALL = {
@@ -37,6 +38,9 @@ SPECS = [
 def build(spec, dim=12, num_heads=3, bias=True, fitted=True):
     """A layer of the kind, and the projections that it was built from."""
     linears = {name: torch.nn.Linear(dim, dim, bias=bias) for name in ("query", "key", "value", "proj")}
+    if spec.name == "msa_shift":  # powers are their own nearest: the layer computes what the Linears do
+        for linear in linears.values():
+            linear.weight.data = straight_through_powers(linear.weight.detach())
     source = Projections(where="layer", dim=dim, num_heads=num_heads, proj_drop=0.0, parts={}, **linears)
     module = BUILDERS[type(spec)].from_projections(source, spec)
     if fitted and isinstance(module, FittableAttention):

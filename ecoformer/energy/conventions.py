@@ -135,10 +135,11 @@ class AuditedBook(Book):
 class PaperBook(Book):
     """The published accounting, generalised to any model.
 
-    Conv2d, Linear and LayerNorm modules by their formulas, in full to multiplications and additions. An attention
-    layer with `paper_core_ops` states its core; elsewhere every product outside those modules counts its length as
-    multiplications and additions, and every softmax weight one multiplication, which is the paper's formula for
-    softmax attention. All else is zero.
+    Conv2d, Linear and LayerNorm modules by their formulas, in full to multiplications and additions; for the former a
+    module may name another `product_kind`: "shift", of weights that are powers of two. An attention layer with
+    `paper_core_ops` states its core; elsewhere every product outside those modules counts its length as multiplications
+    and additions, and every softmax weight one multiplication, which is the paper's formula for softmax attention. All
+    else is zero.
     """
 
     def on_call(self, call: Call) -> None:
@@ -162,7 +163,8 @@ class PaperBook(Book):
 
     def on_exit(self, module: nn.Module, args: tuple[Any, ...], out: Any) -> None:
         if (base := _paper_base(module, args, out)) is not None:
-            self.write(_own_part(module), counts(mul=base, add=base), _width(out))
+            product = getattr(module, "product_kind", "mul")
+            self.write(_own_part(module), counts({product: base}, add=base), _width(out))
 
 
 def _calling_function() -> str:

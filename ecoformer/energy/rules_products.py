@@ -58,8 +58,8 @@ def _convolution(call: Call) -> Counts:
     met = x if call.arg("transposed", False) else call.outputs[0]
     terms = met.numel() * prod(weight.shape[1:])
     held = call.values(x)
-    if any(call.arg("padding")):  # padded taps are zeros, which +-1 codes and powers of two cannot express
-        held = held | {0.0} if isinstance(held, frozenset) else None
+    if any(call.arg("padding")) and isinstance(held, frozenset):  # padded taps are zeros, which are no +-1 codes
+        held |= {0.0}
     product = inner_products(terms, held, call.values(weight))
     return product + counts(add=call.elements if call.arg("bias") is not None else 0)
 

@@ -4,8 +4,9 @@ A product with a factor from {-1, 0, +1} is an addition, a subtraction or nothin
 an XNOR or an AND. Claiming either needs proof, and the proof here is dataflow: each operation maps the sets of values
 that its inputs can hold to the set of its output. Nothing is annotated and no data is looked at. A set that would
 grow beyond MAX_VALUES, or that an operation without a rule here touches, is forgotten, so the claim errs towards
-full multiplications. Two endless sets are known by name: whole numbers, and the powers of two that they are exponents
-of, by which to multiply is to add to an exponent.
+full multiplications. Two endless sets are known by name: whole numbers, which tensors of whole dtypes hold, and the
+powers of two that they are exponents of, by which to multiply is to add to an exponent. Signs turn these into their
+negatives and 0, which cost no more, and products of powers are powers: all of them are one set.
 """
 
 from collections.abc import Callable, Iterable
@@ -22,7 +23,7 @@ class Endless(Enum):
     """Sets of numbers that are too many to list."""
 
     WHOLE = "whole numbers"
-    POWERS = "powers of two"
+    POWERS = "powers of two, their negatives, and 0"
 
 
 Values = frozenset[float] | Endless | None  # None: anything
@@ -44,7 +45,7 @@ def is_signed_unit(values: Values) -> bool:
 
 
 def is_power_of_two(values: Values) -> bool:
-    """Whether multiplying by the value is adding to an exponent."""
+    """Whether multiplying by the value is adding to an exponent, whatever becomes of the sign."""
     return values is Endless.POWERS
 
 
@@ -67,7 +68,9 @@ class ValueTracker:
         known = self._known.get(x)
         if known is not None and known[1] == self._writes.get(storage_of(x), 0):
             return known[0]
-        return BITS if x.dtype == torch.bool else None
+        if x.dtype == torch.bool:
+            return BITS
+        return None if x.is_floating_point() or x.is_complex() else Endless.WHOLE
 
     def set(self, x: Tensor, values: Values) -> None:
         too_many = isinstance(values, frozenset) and len(values) > MAX_VALUES
@@ -142,6 +145,13 @@ def _held_by(name: str) -> ValueRule:
     return lambda values, call: values(name)
 
 
+def _mul(values: Callable[[str], Values], call: Any) -> Values:
+    factors = values("self"), values("other")
+    if Endless.POWERS in factors and all(is_power_of_two(held) or is_signed_unit(held) for held in factors):
+        return Endless.POWERS
+    return _map(lambda a, b: a * b, *factors)
+
+
 def _div(values: Callable[[str], Values], call: Any) -> Values:
     divisors = values("other")
     if call.arg("rounding_mode") is not None or not isinstance(divisors, frozenset) or 0.0 in divisors:
@@ -180,7 +190,7 @@ def _rounded(values: Callable[[str], Values], call: Any) -> Values:
 
 
 VALUE_RULES: dict[str, ValueRule] = {
-    "mul": _two(lambda a, b: a * b),
+    "mul": _mul,
     "add": _with_alpha(lambda a, b, alpha: a + alpha * b),
     "sub": _with_alpha(lambda a, b, alpha: a - alpha * b),
     "rsub": _with_alpha(lambda a, b, alpha: b - alpha * a),

@@ -106,6 +106,11 @@ SHIFTS = {
     "floor": lambda x: torch.exp2(torch.floor(x)),
     "views and copies": lambda x: torch.cat([x.ceil().exp2().t().contiguous().t()] * 2)[:N],
     "in double precision": lambda x: x.round().double().exp2().float(),
+    "of whole numbers": lambda x: x.to(torch.int8).float().exp2(),
+    "signed": lambda x: x.sign() * x.round().exp2(),
+    "signed by whole numbers": lambda x: x.to(torch.int8).sign() * x.floor().exp2(),
+    "signed twice": lambda x: codes(x) * (x.floor().exp2() * codes(-x)),
+    "multiplied by another": lambda x: x.floor().exp2() * x.ceil().exp2(),
 }
 NO_SHIFTS = {
     "not rounded": torch.exp2,
@@ -115,6 +120,11 @@ NO_SHIFTS = {
     "rounded to a tenth": lambda x: x.round(decimals=1).exp2(),
     "overwritten": lambda x: x.round().copy_(x).exp2(),
     "added to": lambda x: x.round().exp2() + 1,
+    "times three": lambda x: 3 * x.round().exp2(),
+    "times a number": lambda x: x * x.round().exp2(),
+    "times whole numbers": lambda x: x.round() * x.round().exp2(),
+    "whole numbers halved": lambda x: (x.to(torch.int8) / 2).exp2(),
+    "whole numbers": lambda x: x.to(torch.int8).float(),
     "padded": lambda x: nn.functional.pad(x.round().exp2(), (0, 0, 0, 1))[:N],
 }
 
@@ -172,6 +182,16 @@ def test_zero_padding_of_signs_is_a_third_code() -> None:
     inside, padded = (count(Padded(padding), (2, 5, 5)).counts for padding in (0, 1))
     assert (inside["popcount"], inside["add"]) == (27 * 18, 0)
     assert (padded["popcount"], padded["add"]) == (0, 75 * 18)
+
+
+def test_zero_padding_of_powers_stays_a_shift() -> None:
+    class Padded(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.conv2d(x.round().exp2(), torch.zeros_like(x) + x[:1], padding=1)
+
+    found = count(Padded(), torch.zeros(2, 3, 5, 5)).counts
+    terms = 2 * 2 * 3 * 5 * 5 * 3 * 3
+    assert found["fma"] == 0 and found["shift"] == terms + 150
 
 
 def test_binary_convolution_and_counting() -> None:

@@ -89,6 +89,7 @@ def hand_counts(name, n, d, h):
     return {
         "msa": (2 * n * n * d + h * n * n, 2 * n * n * d),
         "msa_shared_qk": (2 * n * n * d + h * n * n, 2 * n * n * d),
+        "msa_shift": (2 * n * n * d + h * n * n, 2 * n * n * d),
         "binary_qk": (n * n * d + h * n * n, 2 * n * n * d),
         "uniform": (d, n * d),
         "none": (0, 0),
@@ -199,7 +200,7 @@ def rectified(module, q, k, v):
 
 
 NAIVE = {
-    "msa": lambda module, q, k, v: softmax(q @ k.mT / math.sqrt(q.shape[-1])) @ v,
+    **dict.fromkeys(("msa", "msa_shift"), lambda module, q, k, v: softmax(q @ k.mT / math.sqrt(q.shape[-1])) @ v),
     "msa_shared_qk": lambda module, q, k, v: softmax(q @ q.mT / math.sqrt(q.shape[-1])) @ v,
     "binary_qk": signed,
     "uniform": lambda module, q, k, v: softmax(0 * q @ k.mT) @ v,

@@ -21,6 +21,7 @@ from ecoformer.lab.study.kinds import kinds_report
 
 CONTRACT = {
     *("stock", "linear_sra", "msa", "msa_shared_qk", "performer", "linformer", "relu_linear", "random_hash"),
+    "msa_shift",
     *("binary_qk", "hedgehog", "uniform", "none", "ecoformer", "ecoformer_tuned", "distilled", "distilled_hash"),
 }
 STEP = [TINY_PVT, *QUICK, *FIT, "train.max_steps=1", "data.max_train_samples=8", "data.max_val_samples=8"]
