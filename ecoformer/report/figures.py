@@ -20,6 +20,7 @@ COLOURS = {
     "random_hash": "#e377c2",
     "binary_qk": "#9467bd",
     "msa_shared_qk": "#8c564b",
+    "msa_shift": "#e7969c",
     "linear_sra": "#17becf",
     "linformer": "#2ca02c",
     "performer": "#98df8a",
