@@ -3,6 +3,7 @@
 Shapes: F features (out), D channels (in).
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from ecoformer.ops.codes.folded import Affine
 
 
-class CodedLinear(nn.Linear):
+class CodedLinear(nn.Linear, ABC):
     """x times the codes that are nearest to `weight`, plus the bias.
 
     `weight` is what training moves. Beside it stand, in the state dict, the codes, which are what runs without
@@ -28,18 +29,18 @@ class CodedLinear(nn.Linear):
             self.register_buffer(name, code)
 
     @staticmethod
+    @abstractmethod
     def nearest(weight_FD: Tensor) -> Mapping[str, Tensor]:
         """The codes of a weight, by the names of their buffers."""
-        raise NotImplementedError
 
     @staticmethod
+    @abstractmethod
     def straight_through(weight_FD: Tensor) -> Tensor:
         """The weight that runs, with the gradient of the weight as it is."""
-        raise NotImplementedError
 
+    @abstractmethod
     def coded(self) -> Any:
         """What runs without gradients, for `ops`."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def settle(self) -> None:
