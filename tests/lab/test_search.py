@@ -25,7 +25,7 @@ def test_a_space_in_the_language_of_the_command_line() -> None:
 
 def test_a_group_is_searched_by_the_names_that_match() -> None:
     space = parse_space(["attention=glob(msa*)", "data.root=a=b", "name=1e3,x"])
-    assert space.choices == {"attention": ["msa", "msa_shared_qk"], "name": ["'1e3'", "x"]}
+    assert space.choices == {"attention": ["msa", "msa_shared_qk", "msa_shift"], "name": ["'1e3'", "x"]}
     assert space.fixed == ("data.root='a=b'",)
 
 
