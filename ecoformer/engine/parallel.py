@@ -7,6 +7,7 @@ of processes, read each other's. Buffers, hash functions among them, are whole o
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,16 +26,27 @@ from ecoformer.errors import InputError
 from ecoformer.model.checkpoint import shared_like
 
 
-def place(
-    model: nn.Module, train: TrainConfig, device: torch.device
-) -> tuple[nn.Module, ModelEmaV3 | None, nn.Module, DistributedDataParallel | None, Any]:
-    """Move a model to the device and spread it over the processes. Raises InputError for settings that cannot be.
+@dataclass(frozen=True)
+class Placed:
+    """A model as a run trains it.
 
-    Returns:
-        The model, whose parameters are the optimiser's; its average, if the run keeps one; the model to count on, of a
-        sharded one, which only runs on all processes at once, without values; what wraps it for DDP; and what batches
-        go through: that or the model, compiled if asked for.
+    Attributes:
+        model: on the device; its parameters are the optimiser's.
+        ema: its average, if the run keeps one.
+        skeleton: the model to count on; of a sharded one, which only runs on all processes at once, without values.
+        ddp: what wraps it for DDP.
+        network: what batches go through: `ddp` or the model, compiled if asked for.
     """
+
+    model: nn.Module
+    ema: ModelEmaV3 | None
+    skeleton: nn.Module
+    ddp: DistributedDataParallel | None
+    network: Any
+
+
+def place(model: nn.Module, train: TrainConfig, device: torch.device) -> Placed:
+    """Move a model to the device and spread it over the processes. Raises InputError for settings that cannot be."""
     model = model.to(device).to(memory_format=torch.channels_last if train.channels_last else torch.contiguous_format)
     sharded, ddp, ema = is_sharded(train, model), None, None
     if train.sync_bn:
@@ -52,7 +64,7 @@ def place(
     network: Any = ddp or model
     if train.compile:
         network = torch.compile(network, mode=train.compile_mode)
-    return model, ema, skeleton, ddp, network
+    return Placed(model, ema, skeleton, ddp, network)
 
 
 def is_sharded(train: TrainConfig, model: nn.Module) -> bool:

@@ -64,17 +64,18 @@ class Trainer:
             check_limits(settings, f"{name}.")
         self.data, self.train, self.device, self.seed = data, train, device, seed
         self.callbacks, self.checkpoint = list(callbacks), checkpoint or CheckpointConfig()
-        model, ema, self.skeleton, ddp, self.network = parallel.place(model, train, device)
+        placed = parallel.place(model, train, device)
+        self.network, self.skeleton = placed.network, placed.skeleton
         self.steps_per_epoch = num_groups(len(data.train_loader), train.grad_accum, train.max_steps)
         self.global_batch = train.batch_size * train.grad_accum * distributed.world_size()
         own = {"seed": seed, "num_train": data.num_train}
         own |= {"steps_per_epoch": self.steps_per_epoch, "global_batch": self.global_batch}
-        optimizer = build_optimizer(model, optim, self.global_batch)
+        optimizer = build_optimizer(placed.model, optim, self.global_batch)
         self.state = RunState(
             run_dir=Path(run_dir),
             device=device,
-            model=model,
-            ema=ema,
+            model=placed.model,
+            ema=placed.ema,
             optimizer=optimizer,
             scheduler=build_schedule(optimizer, schedule, train, self.steps_per_epoch),
             scaler=torch.amp.GradScaler(device.type, enabled=train.amp == "fp16"),
@@ -87,7 +88,7 @@ class Trainer:
             best=Best(Path(run_dir), f"val_{train.eval_metric}", self.checkpoint.keep_top_k),
         )
         self.signals = StopSignals()
-        self.train_step = TrainingStep(self.state, self.network, ddp, optim, teacher, self.signals)
+        self.train_step = TrainingStep(self.state, self.network, placed.ddp, optim, teacher, self.signals)
 
     @property
     def model(self) -> nn.Module:
