@@ -139,7 +139,7 @@ def _pair(bounds: list[float] | None) -> tuple[float, float] | None:
     return (bounds[0], bounds[1]) if bounds is not None else None
 
 
-@dataclass
+@dataclass(eq=False)
 class ImageFiles(Dataset):
     """Decoded and transformed images by (index, place in the epoch); faults are returned, not raised.
 
@@ -186,7 +186,7 @@ def collate(samples: list[Sample]) -> tuple[torch.Tensor | None, torch.Tensor, l
     return default_collate(images).contiguous() if images else None, targets, faults
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class FileLoader(BatchLoader):
     """Batches decoded by `num_workers` processes, started anew for every pass.
 

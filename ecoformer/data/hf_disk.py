@@ -24,7 +24,7 @@ def is_saved(root: Path) -> bool:
     return (root / OF_SPLITS).is_file() or (root / OF_ROWS).is_file()
 
 
-@dataclass
+@dataclass(eq=False)
 class RowSource:
     """Rows of a dataset with an image column (undecoded) and whole-number labels."""
 

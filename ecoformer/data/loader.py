@@ -83,7 +83,7 @@ def finish_ids(ids: torch.Tensor, targets: torch.Tensor, key: BatchKey | None) -
     return ids.long(), targets
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)  # two loaders are the same if they are one
 class BatchLoader(ABC):
     """Batches of (samples as `finish` makes them, targets), on the device.
 
@@ -150,7 +150,7 @@ class BatchLoader(ABC):
         return self.finish_batch(samples, targets.to(self.device, non_blocking=True), key)
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class MemoryLoader(BatchLoader):
     """Batches from one tensor of samples (uint8 images, or ids of few bytes) that stays on the device."""
 

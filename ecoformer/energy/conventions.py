@@ -135,11 +135,11 @@ class AuditedBook(Book):
 class PaperBook(Book):
     """The published accounting, generalised to any model.
 
-    Conv2d, Linear and LayerNorm modules by their formulas, in full to multiplications and additions; for the former a
-    module may name another `product_kind`: "shift", of weights that are powers of two. An attention layer with
-    `paper_core_ops` states its core; elsewhere every product outside those modules counts its length as multiplications
-    and additions, and every softmax weight one multiplication, which is the paper's formula for softmax attention. All
-    else is zero.
+    Conv2d, Linear and LayerNorm modules by their formulas, in full to multiplications and additions; a module whose
+    products are of another kind than "mul" names it as its `product_kind` ("shift": by powers of two). An attention
+    layer with `paper_core_ops` states its core; elsewhere every product outside those modules counts its length as
+    multiplications and additions, and every softmax weight one multiplication, which is the paper's formula for softmax
+    attention. All else is zero.
     """
 
     def on_call(self, call: Call) -> None:

@@ -62,13 +62,14 @@ class Best:
 
     def forget_missing(self, epochs_follow: bool) -> list[str]:
         """What has no whole file any more is not kept; without best.pt, and if epochs follow, the next writes one."""
-        lost = _fault(self.run_dir / BEST)
-        if lost is not None and epochs_follow:
+        path = self.run_dir / BEST
+        fault = _fault(path)
+        if epochs_follow and (fault or not path.exists()):
             self.record = None
         files = self.top_files()
         self.top = [entry for entry, file in zip(self.top, files, strict=True) if (self.run_dir / file).exists()]
         remedy = "the next evaluation writes it anew" if epochs_follow else f"take {LAST}, or train.epochs=MORE"
-        return [f"{lost}: {remedy}"] if lost else []
+        return [f"{fault}: {remedy}"] if fault else []
 
     def _rank(self, record: dict[str, Any]) -> float:
         """Smaller is better; what is no number is worse than any."""
@@ -77,9 +78,10 @@ class Best:
 
 
 def _fault(path: Path) -> str | None:
-    """What is wrong with a checkpoint, "" where there is none, None where it is whole."""
+    """What is wrong with a checkpoint that is there."""
     try:
-        load_checkpoint(path)
-    except InputError as fault:
-        return str(fault).partition(":")[0] if path.exists() else ""
+        if path.exists():
+            load_checkpoint(path)
+    except InputError as error:
+        return str(error).partition(":")[0]
     return None

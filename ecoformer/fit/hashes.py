@@ -32,11 +32,12 @@ from ecoformer.fit.contract import (
 from ecoformer.fit.joint import fit_jointly, original_of, require_class_scores
 from ecoformer.nn.base import called_with, given
 from ecoformer.nn.inputs import not_accepted
-from ecoformer.ops.ecoformer.codes import without_autocast
+from ecoformer.ops.precision import without_autocast
+
+__all__ = ["HashFitReport", "fit_hashes", "fit_new_hashes", "has_hashes", "hash_layers"]
 
 MAP_IMAGES = 2  # recall and correlation need N x N weights, so they look at few images,
 MAP_ENTRIES = 2**25  # and at none whose H maps have more entries
-__all__ = ["HashFitReport", "fit_hashes", "fit_new_hashes", "has_hashes", "hash_layers"]
 
 
 def fit_new_hashes(model: nn.Module, images: Tensor, seed: int) -> None:

@@ -22,7 +22,7 @@ from ecoformer.nn.projections import Projections
 from ecoformer.nn.specs import AttentionSpec, one_of
 from ecoformer.ops.codes.distilled import Standardiser
 from ecoformer.ops.codes.fitted import Attends
-from ecoformer.ops.ecoformer.codes import full_precision, without_autocast
+from ecoformer.ops.precision import full_precision, without_autocast
 
 STEP_TOKENS = 8192
 NO_TEACHER = (

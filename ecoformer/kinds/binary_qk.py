@@ -15,7 +15,8 @@ from ecoformer.nn.base import ReplacementAttention, attention_kind
 from ecoformer.nn.heads import as_attn_mask, token_mean
 from ecoformer.nn.projections import Projections
 from ecoformer.nn.specs import AttentionSpec, one_of
-from ecoformer.ops.ecoformer.codes import full_precision, straight_through_sign
+from ecoformer.ops.ecoformer.codes import straight_through_sign
+from ecoformer.ops.precision import full_precision
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from ecoformer.ops.codes.distilled import (
 from ecoformer.ops.codes.folded import Affine, distilled_attention, token_codes
 from ecoformer.ops.codes.forms import BITS, CodeForm, Shifts
 from ecoformer.ops.codes.ternary import TernaryAffine
-from ecoformer.ops.ecoformer.codes import full_precision, without_autocast
+from ecoformer.ops.precision import full_precision, without_autocast
 
 LEVELS = 16
 MOST_LEVELS = 48  # 2^23 squared, 8,192 tokens and as many features together stay far below 2^127

@@ -19,8 +19,9 @@ from ecoformer.nn.heads import split_heads
 from ecoformer.nn.projections import Projections
 from ecoformer.nn.specs import AttentionSpec, number, one_of
 from ecoformer.ops.ecoformer import kernel_hash_attention
-from ecoformer.ops.ecoformer.codes import full_precision, normalize, without_autocast
+from ecoformer.ops.ecoformer.codes import normalize
 from ecoformer.ops.ecoformer.columns import kernel_hash_layer
+from ecoformer.ops.precision import full_precision, without_autocast
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from ecoformer.nn.projections import Projections, linear_of
 from ecoformer.nn.specs import AttentionSpec, number, one_of
 from ecoformer.ops.codes.attention import binary_attention, binary_weights
 from ecoformer.ops.codes.tuned import BinaryHash, random_hash
-from ecoformer.ops.ecoformer.codes import full_precision, without_autocast
+from ecoformer.ops.precision import full_precision, without_autocast
 
 
 @dataclass(frozen=True)

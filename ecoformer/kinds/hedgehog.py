@@ -20,8 +20,9 @@ from ecoformer.nn.heads import as_attn_mask, without_padding
 from ecoformer.nn.projections import Projections, read_projections
 from ecoformer.ops.codes.distilled import Standardiser
 from ecoformer.ops.codes.fitted import Attends
-from ecoformer.ops.ecoformer.codes import full_precision, sign, without_autocast
+from ecoformer.ops.ecoformer.codes import sign
 from ecoformer.ops.linear.attention import linear_attention, linear_attention_weights
+from ecoformer.ops.precision import full_precision, without_autocast
 
 LEAST = 1e-12  # of a feature, so that no query is without keys: as in the authors' code
 

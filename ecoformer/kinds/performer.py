@@ -13,9 +13,9 @@ from ecoformer.nn.base import ReplacementAttention, attention_kind
 from ecoformer.nn.projections import Projections
 from ecoformer.nn.random_features import RedrawnAttention
 from ecoformer.nn.specs import AttentionSpec
-from ecoformer.ops.ecoformer.codes import full_precision, without_autocast
 from ecoformer.ops.linear.attention import linear_attention_weights
 from ecoformer.ops.linear.favor import favor_attention, favor_features, orthogonal_projection
+from ecoformer.ops.precision import full_precision, without_autocast
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from torch import Tensor
 from ecoformer.nn.base import ReplacementAttention, attention_kind
 from ecoformer.nn.heads import without_padding
 from ecoformer.nn.specs import AttentionSpec
-from ecoformer.ops.ecoformer.codes import full_precision, without_autocast
 from ecoformer.ops.linear.attention import linear_attention, linear_attention_weights
+from ecoformer.ops.precision import full_precision, without_autocast
 
 EPS = 1e-15  # as EfficientViT: a query that meets no key gets zero
 

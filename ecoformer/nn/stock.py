@@ -45,7 +45,9 @@ def read_subsampled(module: Any, where: str) -> Projections:
     )
 
 
-register_reader(LocallyGroupedAttn)(lambda module, where: read_fused_qkv(module, module.dim, where))
+@register_reader(LocallyGroupedAttn)
+def _read_local(module: LocallyGroupedAttn, where: str) -> Projections:
+    return read_fused_qkv(module, module.dim, where)
 
 
 @register_reader(VitAttention)

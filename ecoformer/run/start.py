@@ -17,13 +17,7 @@ from ecoformer.model.checkpoint import evaluated_weights, load_checkpoint, load_
 from ecoformer.model.chosen import compress_filter, layer_filter
 from ecoformer.model.convert import convert
 from ecoformer.model.create import create, has_fixed_size
-from ecoformer.model.low_rank import (
-    CompressionReport,
-    expand,
-    low_rank_layers,
-    ranks_in,
-    take_ranks,
-)
+from ecoformer.model.low_rank import CompressionReport, expand, low_rank_layers, ranks_in, take_ranks
 from ecoformer.model.resize import fit_sizes, set_in_chans, set_patch_stride
 from ecoformer.models.dims import dims_of, num_classes_of, vit_img_size
 from ecoformer.models.official import ForeignWeights, read_foreign

@@ -6,7 +6,7 @@ form DeepShift-Q, which rounds the logarithm of a weight. Shapes: F features, D 
 
 from torch import Tensor
 
-from ecoformer.ops.ecoformer.codes import full_precision
+from ecoformer.ops.precision import full_precision
 
 EXPONENTS = 16  # from the largest of a matrix down: four bits beside the sign. DeepShift-Q's code bounds nothing.
 LOWEST, HIGHEST = -126, 127  # of the exponents of normal numbers of float32 and bfloat16; both fit into a byte

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ecoformer.ops.ecoformer import eager
-from ecoformer.ops.ecoformer.codes import full_precision
+from ecoformer.ops.precision import full_precision
 
 _USE_TRITON = ContextVar("use_triton", default=os.environ.get("ECOFORMER_TRITON") != "0")
 TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)

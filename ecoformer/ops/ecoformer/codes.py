@@ -4,21 +4,10 @@ Shapes: B batch, H heads, N tokens, C head channels, K code bits, M anchors. Eve
 given; callers under autocast pass float32, because a code is a sign and half precision flips it near zero.
 """
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
-
-
-def full_precision(x: Tensor) -> Tensor:
-    """x in float32, or as it is in float64."""
-    return x if x.dtype == torch.float64 else x.float()
-
-
-def without_autocast(x: Tensor) -> AbstractContextManager[object]:
-    """Autocast off for x's device: sums of codes must be exact integers. Meta tensors know no autocast."""
-    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 def normalize(x: Tensor) -> Tensor:
