@@ -27,15 +27,19 @@ MALLOPT = {"M_MMAP_THRESHOLD": (-3, 2**31 - 1), "M_TRIM_THRESHOLD": (-1, 2**31 -
 
 
 def prepare() -> list[str]:
-    """Threads that wait without spinning, memory that is kept, no more threads than cores; what was set, in words.
+    """Threads that hardly spin while they wait, kept memory, no more threads than cores; what was set, in words.
 
-    Settings that the user made in the environment (OMP_WAIT_POLICY, OMP_NUM_THREADS, MALLOC_*, GLIBC_TUNABLES, another
-    allocator) stay; ECOFORMER_RUNTIME=off leaves everything to the system. Call it before torch is imported.
+    Settings that the user made in the environment (OMP_WAIT_POLICY, GOMP_SPINCOUNT, OMP_NUM_THREADS, MALLOC_*,
+    GLIBC_TUNABLES, another allocator) stay; ECOFORMER_RUNTIME=off leaves everything to the system. Call it before torch
+    is imported.
     """
     if os.environ.get(SWITCH) == "off":
         return []
     # While another process uses a core, spinning threads take it from the one that has work: 10 times slower and more.
+    # To wake one that sleeps takes longer than a small product; some microseconds of spinning save that.
     settings = {"OMP_WAIT_POLICY": "PASSIVE"}
+    if "OMP_WAIT_POLICY" not in os.environ:
+        settings["GOMP_SPINCOUNT"] = "1000"  # of GNU's OpenMP, torch's on Linux; others know the policy alone
     if (cores := available_cores()) < _affinity():
         settings["OMP_NUM_THREADS"] = str(cores)
     settings = {key: value for key, value in settings.items() if key not in os.environ}

@@ -12,7 +12,8 @@ import pytest
 
 from ecoformer.run import process
 
-SETTINGS = ("OMP_WAIT_POLICY", "OMP_NUM_THREADS", process.SWITCH, "SLURM_CPUS_PER_TASK", "LOCAL_WORLD_SIZE")
+OPENMP = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS")
+SETTINGS = (*OPENMP, process.SWITCH, "SLURM_CPUS_PER_TASK", "LOCAL_WORLD_SIZE")
 
 
 @pytest.fixture
@@ -26,12 +27,15 @@ def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_threads_wait_passively_and_what_the_user_set_stays(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert process.prepare() == ["OMP_WAIT_POLICY=PASSIVE", "kept memory"]
+def test_threads_hardly_spin_and_what_the_user_set_stays(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert process.prepare() == ["OMP_WAIT_POLICY=PASSIVE", "GOMP_SPINCOUNT=1000", "kept memory"]
     assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE" and "OMP_NUM_THREADS" not in os.environ
-    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
-    process.prepare()
-    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
+    monkeypatch.setenv("GOMP_SPINCOUNT", "5")
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    assert process.prepare() == ["OMP_WAIT_POLICY=PASSIVE", "kept memory"]
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")  # which the count of spins would override
+    assert process.prepare() == ["kept memory"]
     monkeypatch.delenv("OMP_WAIT_POLICY")
     monkeypatch.setenv(process.SWITCH, "off")
     assert process.prepare() == [] and "OMP_WAIT_POLICY" not in os.environ
