@@ -12,6 +12,7 @@ from ecoformer.model.layers import attention_layers
 SMALL = DistilledHashSpec(num_bits=8, fit_steps=25, fit_batch_size=4)
 SHIFT = DistilledSpec(num_features=8, fit_steps=25, fit_batch_size=4, fit_lr=0.03)
 TERNARY = replace(SHIFT, projection="ternary")
+SHIFTED = replace(TERNARY, values="shift")
 
 
 def vit(spec=None):

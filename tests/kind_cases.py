@@ -26,6 +26,7 @@ SPECS = [
     EcoFormerTunedSpec(num_bits=6, num_anchors=0, qk="shared", code="sign", fit_steps=5),
     make_spec("distilled", {"num_features": 6, "fit_steps": 5, "projection": "ternary"}),
     make_spec("distilled", {"num_features": 6, "fit_steps": 5, "codes": "bits"}),
+    make_spec("distilled", {"num_features": 6, "fit_steps": 5, "projection": "ternary", "values": "shift"}),
     make_spec("binary_qk", {"form": "scaled"}),
     make_spec("binary_qk", {"form": "grid", "num_tokens": TOKENS}),
     make_spec("binary_qk", {"form": "line", "num_tokens": TOKENS}),
@@ -38,7 +39,9 @@ SPECS = [
 def build(spec, dim=12, num_heads=3, bias=True, fitted=True):
     """A layer of the kind, and the projections that it was built from."""
     linears = {name: torch.nn.Linear(dim, dim, bias=bias) for name in ("query", "key", "value", "proj")}
-    if spec.name == "msa_shift":  # powers are their own nearest: the layer computes what the Linears do
+    if (
+        spec.name == "msa_shift" or getattr(spec, "values", "") == "shift"
+    ):  # powers are their own nearest: the layer computes what the Linears do
         for linear in linears.values():
             linear.weight.data = straight_through_powers(linear.weight.detach())
     source = Projections(where="layer", dim=dim, num_heads=num_heads, proj_drop=0.0, parts={}, **linears)

@@ -4,9 +4,10 @@
         --attention distilled distilled:num_features=32,projection=ternary distilled_hash hedgehog
 
 A row that table.json already holds is not made again. Rows have dataset, model, source (msa or stock), codes, features,
-levels, projection, training_seed, fit_seed, top1_source, top1_after, kl, agreement, error_per_layer, uniform_per_layer,
-energy_pj and energy_audited_pj, ecoformer_energy_pj, finetuned, and the controls. Errors are relative L2 of the
-attention output, on held-out images; energies picojoules of one image. Pictures are drawn anew at the end.
+levels, projection, values, training_seed, fit_seed, top1_source, top1_after, kl, agreement, error_per_layer,
+uniform_per_layer, energy_pj and energy_audited_pj, ecoformer_energy_pj, finetuned, and the controls. Errors are
+relative L2 of the attention output, on held-out images; energies picojoules of one image. Pictures are drawn anew at
+the end.
 """
 
 import argparse
@@ -84,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
         if (lost := next((path for path in kept if path.exists() or kept.count(path) > 1), None)) is not None:
             raise InputError(
                 f"--keep {args.keep}: {lost.name} would be written over: give settings that differ in more than "
-                "codes, features and projection a folder each"
+                "codes, features, projection and values a folder each"
             )
         source = load_source(checkpoint=checkpoint, root=args.data, max_val=args.max_val)
         alike = {"checkpoint": name, "epochs": source.epoch, "num_val": source.data.num_val}
@@ -131,7 +132,8 @@ def report(rows: list[dict[str, Any]], out: Path, beside: Path | None) -> None:
 def stem_of(name: str, spec: Any) -> str:
     """The name of a setting's files: of its checkpoint, and its codes in a few words."""
     ternary = "_ternary" if getattr(spec, "projection", "real") == "ternary" else ""
-    return f"{name}_{getattr(spec, 'num_features', '')}{getattr(spec, 'codes', spec.name)}{ternary}"
+    shifted = "_shifted" if getattr(spec, "values", "real") == "shift" else ""
+    return f"{name}_{getattr(spec, 'num_features', '')}{getattr(spec, 'codes', spec.name)}{ternary}{shifted}"
 
 
 def kept_file(folder: Path, name: str, setting: dict[str, Any]) -> Path:
@@ -149,8 +151,11 @@ def spec_keys(spec: Any) -> dict[str, Any]:
 
 
 def key_of(row: dict[str, Any]) -> str:
-    """Equal for rows that would be made alike."""
-    return json.dumps([row[key] for key in KEYS], sort_keys=True)
+    """Equal for rows that would be made alike: options that came later had their defaults."""
+    from ecoformer.lab.closeness.distill import spec_of
+
+    spec = spec_keys(spec_of(row["attention"], **row["spec"]))["spec"]
+    return json.dumps([(row | {"spec": spec})[key] for key in KEYS], sort_keys=True)
 
 
 def table_row(setting: dict[str, Any], figures: dict[str, Any]) -> dict[str, Any]:
@@ -158,7 +163,8 @@ def table_row(setting: dict[str, Any], figures: dict[str, Any]) -> dict[str, Any
     blocks = figures["blocks"]
     row = setting | {
         **{
-            key: figures[key] for key in ("dataset", "model", "model_kwargs", "source", "codes", "levels", "projection")
+            key: figures[key]
+            for key in ("dataset", "model", "model_kwargs", "source", "codes", "levels", "projection", "values")
         },
         "features": figures["num_bits"],
         "training_seed": figures["training_seed"],

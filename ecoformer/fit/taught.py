@@ -137,7 +137,7 @@ class TaughtAttention(FittedState, ReplacementAttention, FittableAttention):
             return None
         with torch.no_grad(), without_autocast(x_BND):
             x = full_precision(x_BND)
-            return self.teacher.target(x, affine(self.to_v).like(x)(x), feat_size, mask_BN, self._step_images(x))
+            return self.teacher.target(x, feat_size, mask_BN, self._step_images(x))
 
     @torch.no_grad()
     def draw_random_hash(self, x_BND: Tensor, generator: torch.Generator, mask_BN: Tensor | None = None) -> None:
@@ -180,7 +180,7 @@ class TaughtAttention(FittedState, ReplacementAttention, FittableAttention):
         with without_autocast(x_BND):
             x_BND, mask_BN = finite_images([full_precision(x_BND)], mask_BN)
             v_BND = affine(self.to_v).like(x_BND)(x_BND)
-            target = teacher.target(x_BND, v_BND, feat_size, mask_BN, batch_size).split_heads(self.num_heads)
+            target = teacher.target(x_BND, feat_size, mask_BN, batch_size).split_heads(self.num_heads)
             standard = self.standard_of(real_tokens(x_BND, mask_BN))
             x_BND = standard(x_BND)
             real_BND = real_tokens(x_BND, mask_BN)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ecoformer.errors import InputError
 from ecoformer.fit.target import AttentionTarget, SoftmaxTarget
 from ecoformer.nn.base import before_projection, given
+from ecoformer.nn.coded import CodedLinear
 from ecoformer.nn.heads import split_heads, token_mean
 from ecoformer.nn.msa import MSASpec, MultiHeadSelfAttention
 from ecoformer.nn.projections import Projections
@@ -35,6 +36,7 @@ class Teacher:
     layer: nn.Module
     query: Affine
     key: Affine
+    value: Affine
     num_heads: int
     fits_values: bool
     is_softmax: bool
@@ -53,17 +55,13 @@ class Teacher:
         if fits_values and source.value.bias is None:
             raise InputError(f"{source.where} has values without a bias: set attention.fit_values=false")
         is_softmax = sums_all and not any(isinstance(x, TurnedLinear) for x in (source.query, source.key))
-        return cls(layer, affine(source.query), affine(source.key), source.num_heads, fits_values, is_softmax)
+        query, key, value = (affine(linear) for linear in (source.query, source.key, source.value))
+        return cls(layer, query, key, value, source.num_heads, fits_values, is_softmax)
 
     @torch.no_grad()
-    def target(
-        self, x_BND: Tensor, v_BND: Tensor, feat_size: Any, mask_BN: Tensor | None, batch_size: int
-    ) -> AttentionTarget:
-        """What the layer hands to its output projection for these tokens, in batches of `batch_size`.
-
-        `v_BND` are the values that the new layer has for them.
-        """
-        softmax = None
+    def target(self, x_BND: Tensor, feat_size: Any, mask_BN: Tensor | None, batch_size: int) -> AttentionTarget:
+        """What the layer hands to its output projection for these tokens, in batches of `batch_size`."""
+        softmax, v_BND = None, self.value.like(x_BND)(x_BND)
         if self.is_softmax:
             projected = (self.query.like(x_BND)(x_BND), self.key.like(x_BND)(x_BND), v_BND)
             q_BHNC, k_BHNC, v_BHNC = (split_heads(y_BND, self.num_heads) for y_BND in projected)
@@ -88,12 +86,14 @@ def _run(layer: nn.Module, x_BND: Tensor, feat_size: Any, mask_BN: Tensor | None
     return torch.cat([before_projection(layer, x, **given(feat_size=feat_size, mask_BN=mask)) for x, mask in parts])
 
 
-def affine(linear: nn.Linear) -> Affine:
-    """A Linear's tensors, for `ops`."""
-    return Affine(linear.weight, linear.bias)
+def affine(linear: nn.Linear) -> Any:
+    """What a Linear computes, for `ops`: its tensors, or its codes."""
+    return linear.affine() if isinstance(linear, CodedLinear) else Affine(linear.weight, linear.bias)
 
 
 def store_affine(linear: nn.Linear, new: Affine) -> None:
     linear.weight.copy_(new.weight)
     if new.bias is not None:
         linear.bias.copy_(new.bias)
+    if isinstance(linear, CodedLinear):
+        linear.settle()

@@ -15,7 +15,9 @@ from ecoformer.errors import InputError
 from ecoformer.fit.taught import TaughtAttention, TaughtSpec
 from ecoformer.fit.teacher import Teacher, affine, store_affine
 from ecoformer.nn.base import attention_kind
+from ecoformer.nn.coded import CodedLinear
 from ecoformer.nn.heads import join_heads, real_tokens, split_heads
+from ecoformer.nn.power_linear import with_powers
 from ecoformer.nn.projections import Projections, read_projections
 from ecoformer.nn.specs import one_of
 from ecoformer.nn.ternary import TernaryLinear
@@ -46,6 +48,8 @@ class DistilledSpec(TaughtSpec):
         levels: exponents of a power of two, around zero: 16 are -8 to 7. Not of bits.
         projection: "ternary" takes the products out of the projection to codes: its weights are -1, 0 or +1 times one
             scale a feature.
+        values: "shift" makes the weights of value and output projection signed powers of two, as `msa_shift` does; a
+            joint fit changes them too.
         relaxation: what stands for the step of bits while they are fitted. "sigmoid" sharpens a sigmoid until it is all
             but a step; "straight_through" keeps the step and gives it a gradient, as training does, and as fits of
             powers of two do.
@@ -57,6 +61,7 @@ class DistilledSpec(TaughtSpec):
     num_features: int = 16
     levels: int = LEVELS
     projection: Literal["real", "ternary"] = "real"
+    values: Literal["real", "shift"] = "real"
     fit_lr: float = 0.01
     relaxation: Literal["sigmoid", "straight_through"] = "sigmoid"
 
@@ -64,6 +69,7 @@ class DistilledSpec(TaughtSpec):
         super().__post_init__()
         one_of("codes", self.codes, ("shift", "bits"))
         one_of("projection", self.projection, ("real", "ternary"))
+        one_of("values", self.values, ("real", "shift"))
         one_of("relaxation", self.relaxation, ("sigmoid", "straight_through"))
         self.require_whole(1, "num_features")
         self.require_whole(2, "levels")
@@ -83,7 +89,7 @@ class DistilledSpec(TaughtSpec):
     @property
     def shape(self) -> tuple[Any, ...]:
         """What a fitted layer is made of."""
-        return self.codes, self.num_features, self.projection, self.form
+        return self.codes, self.num_features, self.projection, self.values, self.form
 
     @property
     def form(self) -> CodeForm:
@@ -110,6 +116,8 @@ class DistilledAttention(TaughtAttention):
         codes = self.num_heads * self.num_features
         linear = TernaryLinear if self.spec.projection == "ternary" else nn.Linear
         self.codes = linear(self.dim, 2 * codes, **factory)
+        if self.spec.values == "shift":
+            self.to_v, self.proj = with_powers(self.to_v), with_powers(self.proj)
         is_bits = self.spec.codes == "bits"
         self.new_parts = ("codes", *["log_weight"] * is_bits, "log_floor")
         # One dimension each: timm's optimizers decay nothing of one dimension.
@@ -134,14 +142,17 @@ class DistilledAttention(TaughtAttention):
     def anneal(self, done: float | None) -> None:
         self._slope = None if done is None or self.slope_at is None else self.slope_at(done)
         if done is None:
-            self._settle()
+            for part in self.children():
+                if isinstance(part, CodedLinear):
+                    part.settle()
 
-    def _settle(self) -> None:
-        if isinstance(self.codes, TernaryLinear):
-            self.codes.settle()
+    def jointly_fitted(self) -> list[nn.Parameter]:
+        rounded = (self.to_v, self.proj) if self.spec.values == "shift" else ()
+        return [*super().jointly_fitted(), *(parameter for linear in rounded for parameter in linear.parameters())]
 
     def _to_codes(self, x: Tensor) -> Affine | TernaryAffine:
-        return (self.codes.affine() if isinstance(self.codes, TernaryLinear) else affine(self.codes)).like(x)
+        found: Affine | TernaryAffine = affine(self.codes).like(x)
+        return found
 
     def _weights(self, dtype: torch.dtype) -> tuple[Tensor | None, Tensor]:
         """s (H, K), None where all are 1, and floor (H,), above 0."""
@@ -192,16 +203,16 @@ class DistilledAttention(TaughtAttention):
         query, key = (standard.unfold(projection.like(x_BND)) for projection in (teacher.query, teacher.key))
         sizes, weighted = (self.num_heads, self.num_features), self.spec.codes == "bits"
         value = standard.unfold(affine(self.to_v).like(x_BND))
+        deviation_D = standard.deviation_D if self.spec.values == "shift" else None
         return replace(
             random_distilled_hash(x_BND, query, key, *sizes, generator, weighted=weighted),
             form=self.spec.form,
             deviation_D=standard.deviation_D if self.spec.projection == "ternary" else None,
-            values=FittedValues.of(value, self.num_heads) if teacher.fits_values else None,
+            values=FittedValues.of(value, self.num_heads, deviation_D) if teacher.fits_values else None,
         )
 
     def store(self, fitted: DistilledHash, standard: Standardiser, x_BND: Tensor) -> None:
         store_affine(self.codes, standard.fold(fitted.to_codes))
-        self._settle()
         if fitted.values is not None:
             store_affine(self.to_v, standard.fold(fitted.values.affine))
         self.log_floor.copy_(fitted.floor_H.log())
@@ -226,8 +237,9 @@ class DistilledAttention(TaughtAttention):
         rows picked by codes, summed to the context and to the output, 2 L for the counts and the denominators, D for
         the token mean; each of the first two a shift too where codes are powers of two. Multiplications: H D + H for
         1 / denominator and the scaling of each head's sum by it. Per image, both: 2 L D C for values and output
-        projection of the L sums, 2 D D for those of the mean; and the weights of bits, L (C + 1) multiplications.
-        Nothing of the layer lies outside of this core.
+        projection of the L sums, 2 D D for those of the mean, shifts instead of multiplications where their weights
+        are powers of two; and the weights of bits, L (C + 1) multiplications. Nothing of the layer lies outside of this
+        core.
         """
         dim, heads, channels, codes = self.dim, self.num_heads, self.head_dim, self.num_heads * self.num_features
         code_muls = code_adds = products = 2 * codes * dim
@@ -235,10 +247,11 @@ class DistilledAttention(TaughtAttention):
             code_muls, code_adds = 2 * codes, round(self.codes.share * products)
         sums = products + 2 * codes
         both = products * channels + 2 * dim * dim
-        is_bits = self.spec.codes == "bits"
-        muls = both + num_tokens * (code_muls + heads * (dim + 1)) + is_bits * codes * (channels + 1)
+        is_bits, shifted = self.spec.codes == "bits", both if self.spec.values == "shift" else 0
+        muls = both - shifted + num_tokens * (code_muls + heads * (dim + 1)) + is_bits * codes * (channels + 1)
         adds = both + num_tokens * (code_adds + sums + dim)
-        return (muls, adds) if is_bits else (muls, adds, num_tokens * sums)
+        shifts = shifted + (0 if is_bits else num_tokens * sums)
+        return (muls, adds, shifts) if shifts else (muls, adds)
 
     def projections(self, where: str) -> Projections:
         if self.teacher is None:  # the layer that it is to learn from

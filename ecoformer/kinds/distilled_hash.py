@@ -23,6 +23,7 @@ class DistilledHashSpec(TaughtSpec):
     codes: ClassVar[str] = "bits"
     levels: ClassVar[int] = 2
     projection: ClassVar[str] = "real"
+    values: ClassVar[str] = "real"
     form: ClassVar[CodeForm] = BITS
 
     num_bits: int = 16

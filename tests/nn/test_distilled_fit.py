@@ -1,19 +1,22 @@
 """The distilled kind: what it learns from, when that goes, and what the layer keeps."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from distilled_models import SHIFT, SMALL, TERNARY, inputs_of, pvt, twins, vit
+from distilled_models import SHIFT, SHIFTED, SMALL, TERNARY, inputs_of, pvt, twins, vit
 
 from ecoformer import EcoFormerSpec, InputError, convert, fit_hashes
+from ecoformer.fit.teacher import affine
 from ecoformer.kinds import DistilledHashSpec, MSASpec
 from ecoformer.model.layers import attention_layers
 from ecoformer.nn.base import before_projection
 from ecoformer.nn.heads import join_heads, split_heads
 from ecoformer.ops.closeness import relative_error
+from ecoformer.ops.codes.powers import straight_through_powers
 
 
 @pytest.fixture
@@ -21,7 +24,7 @@ def images():
     return torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("spec", [SMALL, SHIFT, TERNARY], ids=["bits", "shift", "ternary"])
+@pytest.mark.parametrize("spec", [SMALL, SHIFT, TERNARY, SHIFTED], ids=["bits", "shift", "ternary", "shifted values"])
 def test_fit_follows_the_layer_that_it_replaces(spec, images):
     source = vit()
     model = copy.deepcopy(source)
@@ -40,7 +43,7 @@ def test_fit_follows_the_layer_that_it_replaces(spec, images):
         assert report.objective_after < report.objective_before and report.accepted_bits == report.num_bits == 8
 
 
-@pytest.mark.parametrize("spec", [SMALL, TERNARY], ids=["bits", "ternary"])
+@pytest.mark.parametrize("spec", [SMALL, TERNARY, SHIFTED], ids=["bits", "ternary", "shifted values"])
 @pytest.mark.parametrize("build", [pvt, twins])
 def test_stock_layers_are_teachers_and_their_values_are_fitted(build, spec):
     source = build()
@@ -70,6 +73,24 @@ def test_values_move_where_asked(fit_values, build, moves, images):
     before = layer.to_v.weight.clone()
     fit_hashes(model, images if build is vit else torch.randn(2, 3, 32, 32), seed=0)
     assert torch.equal(before, layer.to_v.weight) != moves
+
+
+@pytest.mark.parametrize("fit_values", ["true", "false"])
+def test_shifted_values_run_signed_powers_of_two_of_what_was_there(fit_values, images):
+    source = vit()
+    model = copy.deepcopy(source)
+    convert(model, replace(SHIFTED, fit_values=fit_values))
+    (report, _) = fit_hashes(model, images, seed=0)
+    layer, old = model.blocks[0].attn, source.blocks[0].attn
+    (x,) = inputs_of(source, images)["blocks.0.attn"]
+    for linear, weight in ((layer.to_v, old.qkv.weight[48:]), (layer.proj, old.proj.weight)):
+        ran = affine(linear).weight
+        assert torch.equal(ran, straight_through_powers(linear.weight))
+        assert torch.equal(ran.abs().log2(), ran.abs().log2().round())
+        assert torch.equal(linear.weight, weight) == (linear is layer.proj or fit_values == "false")
+    # What the fit reports is the error of the layer as it is left.
+    ours, target = layer.attention_output(x), before_projection(old, x)
+    assert report.attention_error == pytest.approx(relative_error(ours, target), rel=1e-3)
 
 
 def test_the_replaced_layer_is_no_part_of_the_model_and_goes_after_the_fit(images):

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from distilled_models import SHIFT, SMALL, TERNARY, inputs_of, vit
+from distilled_models import SHIFT, SHIFTED, SMALL, TERNARY, inputs_of, vit
 
 from ecoformer import InputError, fit_hashes
 from ecoformer.energy import count, load_profile
@@ -30,7 +30,7 @@ def test_forward_is_the_quadratic_form_of_its_parts(images):
     torch.testing.assert_close(layer.attention_output(x), join_heads(layer.attention_weights(x) @ v))
 
 
-@pytest.mark.parametrize("spec", [SHIFT, TERNARY], ids=["real", "ternary"])
+@pytest.mark.parametrize("spec", [SHIFT, TERNARY, SHIFTED], ids=["real", "ternary", "shifted values"])
 def test_shift_codes_are_the_quadratic_form_of_their_parts(spec, images):
     model = vit(spec)
     fit_hashes(model, images, seed=0)
@@ -39,7 +39,7 @@ def test_shift_codes_are_the_quadratic_form_of_their_parts(spec, images):
     parts = x, to_codes, value, proj, None, layer.log_floor.exp()
     expected = distilled_attention_reference(*parts, exponents=(-8, 7)).detach()
     weight = layer.codes.weight
-    assert (spec is TERNARY) == all(len(row[row != 0].abs().unique()) == 1 for row in weight.round(decimals=4))
+    assert (spec is not SHIFT) == all(len(row[row != 0].abs().unique()) == 1 for row in weight.round(decimals=4))
     torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-5)
     with torch.no_grad():
         torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-5)
@@ -59,6 +59,7 @@ def test_settings_that_a_shift_cannot_have():
         ({"codes": "bits", "levels": 8}, "levels=8 is of codes=shift, bits have two"),
         ({"codes": "tables"}, "codes='tables' must be shift or bits"),
         ({"projection": "binary"}, "projection='binary' must be real or ternary"),
+        ({"values": "ternary"}, "values='ternary' must be real or shift"),
     ):
         with pytest.raises(InputError, match=message):
             make_spec("distilled", options)
@@ -94,6 +95,17 @@ def test_paper_accounting_of_one_block_by_hand():
         projections + per_image + tokens * 3 * (dim + 1) + bits * (channels + 1),
         projections + per_image + tokens * (2 * bits * dim + 2 * bits + dim),
     )
+
+
+def test_shifted_values_trade_the_products_of_an_image_for_shifts():
+    real, shifted = (vit(spec).blocks[0].attn.paper_core_ops(7) for spec in (TERNARY, SHIFTED))
+    per_image = 2 * 24 * 24 * 8 + 2 * 24 * 24
+    assert shifted == (real[0] - per_image, real[1], real[2] + per_image)
+    ledgers = [count(vit(spec), 16, convention="audited", strict=True).attention() for spec in (TERNARY, SHIFTED)]
+    saved = ledgers[0].counts["fma"] - ledgers[1].counts["fma"]
+    assert saved == 2 * per_image  # two layers
+    together = 2 * 2 * (24 * 24) * 2  # 2^exponent, and its sign, of two matrices
+    assert ledgers[1].counts["shift"] - ledgers[0].counts["shift"] == saved + together
 
 
 @pytest.mark.parametrize("convention", ["paper", "audited"])

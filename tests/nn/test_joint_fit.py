@@ -61,16 +61,22 @@ def test_it_lowers_the_divergence_from_the_original_and_says_so():
     assert "30 steps, 12 images" in line and f"{joint.divergence_after:.4f}" in line and "not kept" not in line
 
 
+@pytest.mark.parametrize("values", ["real", "shift"])
 @pytest.mark.parametrize("lr", [0.01, 1e6], ids=["kept", "not kept"])
-def test_what_runs_afterwards_are_the_signs_that_were_measured(lr):
+def test_what_runs_afterwards_are_the_codes_that_were_measured(lr, values):
     options = {"fit_steps": 20, "fit_batch_size": 4, "joint_steps": 15, "joint_batch_size": 6, "joint_lr": lr}
     source = vit()
-    model, _, (joint,), _ = fitted(DistilledSpec(num_features=4, projection="ternary", **options))
+    model, _, (joint,), _ = fitted(DistilledSpec(num_features=4, projection="ternary", values=values, **options))
     assert joint.accepted == (lr < 1)
     assert joint.divergence_after == pytest.approx(divergence(source, model, images()), rel=1e-4)
-    signs = [block.attn.codes.signs.clone() for block in model.blocks]
+    codes = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    assert any("to_v.exponents" in name for name in codes) == (values == "shift")
     model.eval()  # takes over what the weights have become
-    assert all(torch.equal(block.attn.codes.signs, old) for block, old in zip(model.blocks, signs, strict=True))
+    assert all(torch.equal(buffer, codes[name]) for name, buffer in model.named_buffers())
+    # A joint fit changes values that are rounded, and no others.
+    pairs = zip(model.blocks, source.blocks, strict=True)
+    same = [torch.equal(block.attn.to_v.weight, old.attn.qkv.weight[48:]) for block, old in pairs]
+    assert all(same) == (values == "real" or not joint.accepted)
 
 
 def test_held_out_images_are_measured_and_change_nothing():

@@ -152,6 +152,7 @@ def _origin(source: Source, spec: TaughtSpec, most_tokens: int) -> dict[str, Any
         "num_bits": getattr(spec, "num_features", None),
         "levels": getattr(spec, "levels", None) if isinstance(form, Shifts) else 2,
         "projection": getattr(spec, "projection", "real"),
+        "values": getattr(spec, "values", "real"),
         "sum_bits": form.sum_bits(most_tokens) if isinstance(form, Shifts) else None,
     }
 

@@ -22,8 +22,7 @@ def code_text(figures: Figures) -> str:
         return counted(figures["num_bits"], "bit")
     if figures["codes"] != "shift":
         return str(figures["codes"])
-    ternary = ", ternary" if figures["projection"] == "ternary" else ""
-    return f"{counted(figures['num_bits'], 'shift')} of {figures['levels']} levels{ternary}"
+    return f"{counted(figures['num_bits'], 'shift')} of {figures['levels']} levels{_weights(figures)}"
 
 
 def block_table(figures: Figures) -> Table:
@@ -79,11 +78,12 @@ def ratios(row: Figures) -> list[float]:
 
 def study_table(rows: list[Figures]) -> Table:
     """One line a way to convert a model, over the seeds of the fit: means, and the sample deviation of top-1."""
-    code, fit = ("codes", "features", "levels", "projection"), ("num_images", "fit_steps", "joint_steps", "layers")
+    code = "codes", "features", "levels", "projection", "values"
+    fit = "num_images", "fit_steps", "joint_steps", "layers"
     told = ("checkpoint", "source", *code, *fit)
     groups: dict[str, list[Figures]] = {}
     for row in rows:
-        groups.setdefault(str([row[key] for key in told]), []).append(row)
+        groups.setdefault(str([row.get(key, "real") for key in told]), []).append(row)
 
     def mean(of: Callable[[Figures], float]) -> Callable[[list[Figures]], float]:
         return lambda group: statistics.fmean(map(of, group))
@@ -181,4 +181,10 @@ def _which(row: Figures) -> str:
 
 
 def _form(row: Figures) -> str:
-    return f"{row['codes']}, ternary" if row["projection"] == "ternary" else str(row["codes"])
+    return f"{row['codes']}{_weights(row)}"
+
+
+def _weights(row: Figures) -> str:
+    """Which weights of a layer are no real numbers. Rows of earlier versions say nothing of values: they were real."""
+    ternary = ", ternary" if row["projection"] == "ternary" else ""
+    return ternary + (", shifted values" if row.get("values") == "shift" else "")

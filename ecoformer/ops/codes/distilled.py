@@ -16,6 +16,7 @@ from ecoformer.ops.codes.attention import binary_attention
 from ecoformer.ops.codes.fitted import Attends, Fitted
 from ecoformer.ops.codes.folded import Affine
 from ecoformer.ops.codes.forms import BITS, CodeForm
+from ecoformer.ops.codes.powers import straight_through_powers
 from ecoformer.ops.codes.ternary import straight_through_ternary
 
 START_FLOOR = 1.0  # as much as a bit's weight: fits that start with less end further from their target
@@ -61,27 +62,35 @@ class Standardiser:
 
 @dataclass(frozen=True)
 class FittedValues(Fitted):
-    """A projection of standardised tokens to values while it is fitted: `weight_HCD` and `bias_HC` times `size_H`."""
+    """A projection of standardised tokens to values while it is fitted: `weight_HCD` and `bias_HC` times `size_H`.
+
+    With `deviation_D`, that of the tokens before they were standardised, weights are signed powers of two for the
+    tokens as they were.
+    """
 
     fitted = ("weight_HCD", "bias_HC")
 
     weight_HCD: Tensor
     bias_HC: Tensor
     size_H: Tensor
+    deviation_D: Tensor | None = None
 
     @classmethod
-    def of(cls, value: Affine, num_heads: int) -> FittedValues:
+    def of(cls, value: Affine, num_heads: int, deviation_D: Tensor | None = None) -> FittedValues:
         """From a projection of standardised tokens, which has a bias."""
         assert value.bias is not None
         weight_HCD, bias_HC = (t.unflatten(0, (num_heads, -1)) for t in (value.weight, value.bias))
         size_H = weight_HCD.square().mean(dim=(1, 2)).sqrt().clamp_min(1e-6)
-        return cls(weight_HCD / size_H[:, None, None], bias_HC / size_H[:, None], size_H)
+        return cls(weight_HCD / size_H[:, None, None], bias_HC / size_H[:, None], size_H, deviation_D)
 
     @property
     def affine(self) -> Affine:
         """As one projection of standardised tokens, (D, D)."""
         size_H11 = self.size_H[:, None, None]
-        return Affine((self.weight_HCD * size_H11).flatten(0, 1), (self.bias_HC * size_H11[..., 0]).flatten())
+        weight_DD = (self.weight_HCD * size_H11).flatten(0, 1)
+        if self.deviation_D is not None:
+            weight_DD = straight_through_powers(weight_DD / self.deviation_D) * self.deviation_D
+        return Affine(weight_DD, (self.bias_HC * size_H11[..., 0]).flatten())
 
     def __call__(self, x_BND: Tensor) -> Tensor:
         """The values (B, H, N, C)."""
