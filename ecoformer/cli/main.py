@@ -5,8 +5,12 @@ import importlib
 import os
 import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 
+STOPPED = "stopped by SIGINT"
 # Command: the module in this package that holds its `main`, and what it does.
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("train", "train a model: experiment=NAME [key=value ...]"),
@@ -52,12 +56,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     After Ctrl-C it ends with one line: 130.
     """
     try:
-        try:
-            return _run(argv)
-        finally:
-            sys.stdout.flush()
+        with _interruptible_imports():
+            try:
+                return _run(argv)
+            finally:
+                sys.stdout.flush()
     except KeyboardInterrupt:  # of what writes whole files or none
-        print("stopped by SIGINT", file=sys.stderr)
+        print(STOPPED, file=sys.stderr)
         return 128 + signal.SIGINT
     except OSError as error:
         if error.errno not in (errno.EPIPE, errno.ENOSPC) or error.filename is not None:
@@ -67,6 +72,32 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 128 + signal.SIGPIPE
         print(f"error: cannot write what is said to its end: {error.strerror}; free space", file=sys.stderr)
         return 2
+
+
+@contextmanager
+def _interruptible_imports() -> Iterator[None]:
+    """While it lasts, Ctrl-C ends the process at once where a module is being imported.
+
+    Libraries answer a KeyboardInterrupt there with errors of their own, or swallow it.
+    """
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        while frame is not None:
+            if frame.f_code.co_filename.startswith("<frozen importlib"):
+                print(STOPPED, file=sys.stderr, flush=True)
+                os._exit(128 + signum)
+            frame = frame.f_back
+        raise KeyboardInterrupt
+
+    is_ours = threading.current_thread() is threading.main_thread()
+    if not is_ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _run(argv: Sequence[str] | None) -> int:

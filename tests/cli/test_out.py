@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -73,3 +74,16 @@ def test_ctrl_c_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     monkeypatch.setattr(sys, "argv", ["ecoformer"])
     assert main(["distill", "--help"]) == 130
     assert capsys.readouterr().err == "stopped by SIGINT\n"
+
+
+def test_ctrl_c_in_an_import_is_one_line_whatever_the_library_makes_of_it(tmp_path: Path) -> None:
+    (tmp_path / "taking_long.py").write_text(
+        "import signal\ntry:\n    signal.raise_signal(signal.SIGINT)\nexcept BaseException:\n    raise SystemError\n"
+    )
+    program = (
+        "import sys; from ecoformer.cli import main; import ecoformer.cli.kinds as command\n"
+        "command.main = lambda rest: __import__('taking_long'); sys.exit(main.main(['kinds']))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stderr) == (130, "stopped by SIGINT\n")
