@@ -125,18 +125,22 @@ def test_the_script_writes_a_model_that_goes_on(run, tmp_path, capsys):
     assert pictures == ["blocks.0.attn.png", "blocks.1.attn.png", "errors.png"]
 
 
-def test_a_ternary_model_is_evaluated_and_exported_with_a_byte_a_weight(run, tmp_path, capsys):
+def test_a_model_of_codes_is_evaluated_and_exported_with_a_byte_or_two_a_weight(run, tmp_path, capsys):
     out, exported = tmp_path / "ternary.pt", tmp_path / "ternary.pt2"
     quick = ["--num-images", "8", "--steps", "5", "--no-controls", "--no-accuracy", "--held-out", "4"]
-    ternary = ["--attention", "distilled:num_features=4,projection=ternary"]
+    ternary = ["--attention", "distilled:num_features=4,projection=ternary,values=shift"]
     assert script("distill").main(["--checkpoint", str(run), *quick, *ternary, "--out", str(out)]) == 0
     printed = capsys.readouterr().out
-    assert "4 shifts of 16 levels, ternary, from msa" in printed and "rows of 8-bit tokens fit into" in printed
+    for told in ("4 shifts of 16 levels, ternary, shifted values, from msa", "rows of 8-bit tokens fit into"):
+        assert told in printed
     assert script("export").main([str(out), "--format=torch_export", f"--out={exported}"]) == 0
     program, images = torch.export.load(str(exported)), torch.randn(2, 3, 16, 16)
-    kept = {name: x.dtype for name, x in program.state_dict.items() if name.startswith("blocks.0.attn.codes.")}
-    names = {"signs": torch.int8, "scale": torch.float32, "bias": torch.float32}
-    assert kept == {f"blocks.0.attn.codes.{name}": dtype for name, dtype in names.items()}
+    layer = "blocks.0.attn."
+    kept = {name.removeprefix(layer): x.dtype for name, x in program.state_dict.items() if name.startswith(layer)}
+    codes = {"codes.signs": torch.int8, "codes.scale": torch.float32, "codes.bias": torch.float32}
+    for part in ("to_v", "proj"):
+        codes |= {f"{part}.signs": torch.int8, f"{part}.exponents": torch.int8, f"{part}.bias": torch.float32}
+    assert {name: kept[name] for name in kept if "." in name} == codes
     with torch.no_grad():
         torch.testing.assert_close(program.module()(images), model_of_run(read_run(out)).eval()(images))
 
