@@ -15,6 +15,7 @@ from ecoformer.model.convert import convert
 from ecoformer.model.create import create
 from ecoformer.model.low_rank import take_ranks
 from ecoformer.nn.inputs import input_size
+from ecoformer.nn.specs import split_setting
 
 ARCHITECTURE = "converted_backbone"
 
@@ -26,6 +27,7 @@ def converted_backbone(
     backbone: str = "pvt_v2_b0",
     attention: dict[str, Any] | None = None,
     layers: list[str] | None = None,
+    rest: str | None = None,
     ranks: dict[str, int] | None = None,
     patch_stride: int | None = None,
     img_size: int | None = None,
@@ -42,6 +44,7 @@ def converted_backbone(
     Args:
         attention: `name` and options of an attention kind, as in a config; None: the stock one.
         layers: names of the layers to convert; None: those that `convert` takes by default.
+        rest: what the others become, "KIND:key=value,..."; None: they stay stock.
         ranks: of the layers with low-rank weights, by name.
         features_only, out_indices: as in timm; by default the maps of the last four stages, or of the last four blocks
             of a plain ViT.
@@ -56,7 +59,8 @@ def converted_backbone(
     spec = make_spec(options.pop("name"), options)
     if spec is not None:
         chosen = None if layers is None else lambda module, name: name in layers
-        convert(model, spec, chosen, input_size(model, img_size))
+        others = None if rest is None else make_spec(*split_setting(rest))
+        convert(model, spec, chosen, input_size(model, img_size), rest=others)
     take_ranks(model, ranks or {})
     model.pretrained_cfg = model.default_cfg = cfg.to_dict()
     if pretrained:

@@ -62,6 +62,7 @@ def convert(
     filter_fn: FilterFn | None = None,
     img_size: Size | None = None,
     *,
+    rest: AttentionSpec | None = None,
     example_input: Input | None = None,
 ) -> ConversionReport:
     """Replace attention layers of `model` in place and return what was done. Converting twice changes nothing.
@@ -75,7 +76,7 @@ def convert(
         model: a timm PVTv2, Twins or ViT/DeiT, another backbone of docs/backbones.md, `lra_encoder`, a BERT of
             transformers (docs/bert.md), or one that was converted before.
         spec: what to build, e.g. `EcoFormerSpec(num_bits=8)`.
-        filter_fn: (module, name) -> bool chooses the layers instead; the others stay as they are.
+        filter_fn: (module, name) -> bool chooses the layers instead; the others stay as they are, or become `rest`.
         example_input: checks the spec against the token count of every layer for it: a tensor, a tuple of arguments
             or a mapping of keyword arguments, of which shapes and dtypes matter alone.
         img_size: the short form, a size alone: of images in pixels, of a model of sequences in tokens.
@@ -95,8 +96,8 @@ def convert(
         )
     if not layers[0].name:
         raise InputError(f"{type(model).__name__} is an attention layer: give the model that holds it")
-    planned = _plan(layers, spec, filter_fn)
-    if not planned:
+    planned = _plan(layers, spec, filter_fn, rest)
+    if not any(wanted is spec for _, wanted in planned):
         raise InputError(f"the layer filter matches none of {len(layers)} attention layers: {layers[0].name}, ...")
     for layer, wanted in planned:
         if not wanted.is_met_by(layer.module):
@@ -144,10 +145,11 @@ def refuse_wrapped(model: nn.Module) -> None:
 
 
 def _plan(
-    layers: list[LayerInfo], spec: AttentionSpec, filter_fn: FilterFn | None
+    layers: list[LayerInfo], spec: AttentionSpec, filter_fn: FilterFn | None, rest: AttentionSpec | None
 ) -> list[tuple[LayerInfo, AttentionSpec]]:
     if filter_fn is not None:
-        return [(layer, spec) for layer in layers if filter_fn(layer.module, layer.name)]
+        planned = [(layer, spec if filter_fn(layer.module, layer.name) else rest) for layer in layers]
+        return [(layer, wanted) for layer, wanted in planned if wanted is not None]
     return [(layer, MSASpec() if layer.stage == layer.num_stages > 1 else spec) for layer in layers]
 
 

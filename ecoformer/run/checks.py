@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from ecoformer.config.keys import keys_of
@@ -12,7 +13,7 @@ from ecoformer.files import refuse_overwriting, require_writable
 from ecoformer.kinds import SPECS, make_spec
 from ecoformer.model.low_rank import LowRankSpec
 from ecoformer.nn.inputs import RGB, takes_sequences
-from ecoformer.nn.specs import AttentionSpec
+from ecoformer.nn.specs import AttentionSpec, split_setting
 
 SCHEDULE_KEYS = {  # which schedules take what
     "cooldown_epochs": ("cosine", "tanh", "poly", "wsd", "rsqrt"),
@@ -84,8 +85,9 @@ def check_model(config: Config, sequences: Mapping[str, int]) -> None:
 
 def attention_spec(attention: dict[str, Any]) -> AttentionSpec | None:
     """The spec that `config.attention` describes; None for stock. Raises InputError."""
-    options = {key: value for key, value in attention.items() if key not in ("name", "layers")}
+    options = {key: value for key, value in attention.items() if key not in ("name", "layers", "rest")}
     spec = make_spec(attention.get("name", "stock"), options)
+    rest_spec(attention)
     layers = attention.get("layers")
     if layers is None:
         return spec
@@ -95,6 +97,28 @@ def attention_spec(attention: dict[str, Any]) -> AttentionSpec | None:
     if not valid:
         raise InputError(f"attention.layers={layers!r} must be a list of stage numbers and name patterns, e.g. [1,2]")
     return spec
+
+
+def rest_spec(attention: dict[str, Any]) -> AttentionSpec | None:
+    """The spec of the layers that `attention.layers` leaves out; None: they stay as they are. Raises InputError."""
+    rest = attention.get("rest")
+    if rest is None:
+        return None
+    try:
+        spec = make_spec(*split_setting(str(rest)))
+    except InputError as error:
+        raise InputError(f"attention.rest={rest}: {error}") from error
+    if spec is None:
+        raise InputError("attention.rest=stock: layers that are left out stay as they are; leave it out")
+    if attention.get("layers") is None:
+        raise InputError(f"attention.rest={rest} is of the layers that attention.layers leaves out: set that too")
+    return spec
+
+
+def all_settings(attention: dict[str, Any]) -> dict[str, Any]:
+    """`config.attention` with the options that it does not name, as those that came after it was written."""
+    spec = attention_spec(attention)
+    return {"layers": None, "rest": None, **attention, **({} if spec is None else asdict(spec))}
 
 
 def low_rank_spec(compress: CompressConfig) -> LowRankSpec | None:

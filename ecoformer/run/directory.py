@@ -22,6 +22,7 @@ from ecoformer.engine import distributed
 from ecoformer.engine.run_files import CONFIG, LAST, LAUNCH, can_resume, read_intact, results_in, set_earlier_run_aside
 from ecoformer.errors import InputError
 from ecoformer.files import require_writable, write_json, write_text, writing
+from ecoformer.run.checks import all_settings
 from ecoformer.run.lock import owned, refuse_if_owned, started
 from ecoformer.run.start import read_run
 
@@ -178,7 +179,7 @@ def _continued(config: Config, checkpoint: Path) -> tuple[Path, list[str]]:
     """The checkpoint to go on from, which is the one before where `checkpoint` is damaged, and notes on differences."""
     path, run = read_intact(checkpoint, read_run)
     saved = run.config
-    then, now = flat(asdict(saved)), flat(asdict(config))
+    then, now = (flat(asdict(side) | {"attention": all_settings(side.attention)}) for side in (saved, config))
     for key in sorted({*then, *now}):
         if not is_under(key, FREE) and then.get(key) != now.get(key):
             raise InputError(

@@ -14,12 +14,11 @@ from ecoformer.data.loader import per_channel
 from ecoformer.data.sources import CIFAR, SOURCES
 from ecoformer.errors import InputError, counted, first_line
 from ecoformer.files import atomic_write, write_json, write_text
-from ecoformer.kinds import BUILDERS
+from ecoformer.model.chosen import layer_filter
 from ecoformer.model.layers import attention_layers
 from ecoformer.model.low_rank import low_rank_layers
 from ecoformer.models.converted import ARCHITECTURE
 from ecoformer.nn.inputs import RGB, example_input, input_size
-from ecoformer.run.checks import attention_spec
 from ecoformer.run.start import SavedRun, model_of_run
 from ecoformer.run.summary import run_energy
 
@@ -53,7 +52,7 @@ def timm_config(run: SavedRun, model: nn.Module) -> dict[str, Any]:
     config = run.config
     args: dict[str, Any] = {
         "backbone": config.model.name,
-        "attention": {key: value for key, value in config.attention.items() if key != "layers"},
+        "attention": {key: value for key, value in config.attention.items() if key not in ("layers", "rest")},
         **(run.sequences or {"img_size": config.data.img_size}),
         **config.model.kwargs,
     }
@@ -63,10 +62,9 @@ def timm_config(run: SavedRun, model: nn.Module) -> dict[str, Any]:
         args["patch_stride"] = config.model.patch_stride
     if ranks := {name: layer.rank for name, layer in low_rank_layers(model).items()}:
         args["ranks"] = ranks
-    spec = attention_spec(config.attention)
-    if config.attention.get("layers") is not None and spec is not None:
-        kind = BUILDERS[type(spec)]
-        args["layers"] = [layer.name for layer in attention_layers(model) if type(layer.module) is kind]
+    if (chosen := layer_filter(model, config.attention)) is not None:
+        args["layers"] = [layer.name for layer in attention_layers(model) if chosen(layer.module, layer.name)]
+        args["rest"] = config.attention.get("rest")
     return {
         "architecture": ARCHITECTURE,
         "num_classes": len(run.class_names),

@@ -17,13 +17,15 @@ from ecoformer.model.checkpoint import evaluated_weights, load_checkpoint, load_
 from ecoformer.model.chosen import compress_filter, layer_filter
 from ecoformer.model.convert import convert
 from ecoformer.model.create import create, has_fixed_size
+from ecoformer.model.layers import attention_layers
 from ecoformer.model.low_rank import CompressionReport, expand, low_rank_layers, ranks_in, take_ranks
 from ecoformer.model.resize import fit_sizes, set_in_chans, set_patch_stride
 from ecoformer.models.dims import dims_of, num_classes_of, vit_img_size
 from ecoformer.models.official import ForeignWeights, read_foreign
+from ecoformer.nn.base import ReplacementAttention
 from ecoformer.nn.inputs import RGB, input_size
 from ecoformer.nn.layout import STOCK_STRIDE
-from ecoformer.run.checks import attention_spec, check_model, low_rank_spec
+from ecoformer.run.checks import attention_spec, check_model, low_rank_spec, rest_spec
 from ecoformer.run.saved import SavedRun, checkpoint_in, is_own, read_run
 from ecoformer.run.summary import factorize_and_count
 
@@ -177,9 +179,23 @@ def _from_run(config: Config, run: SavedRun, num_classes: int, sequences: Mappin
         model.reset_classifier(num_classes)  # type: ignore[operator]
         built.notes.append(f"new classifier head: {len(run.class_names)} -> {num_classes} classes")
     built.notes += _convert(model, wanted)
+    _require_rest(model, wanted.attention, where)
     if not low_rank_layers(model):
         _compress(built, wanted)
     return built
+
+
+def _require_rest(model: nn.Module, attention: Mapping[str, Any], where: str) -> None:
+    """Raise InputError for a layer that keeps a kind of its checkpoint's of which the config would not say a word."""
+    chosen = layer_filter(model, attention)
+    if chosen is None or attention.get("rest") is not None:
+        return
+    for layer in attention_layers(model):
+        if isinstance(layer.module, ReplacementAttention) and not chosen(layer.module, layer.name):
+            raise InputError(
+                f"{where} has {layer.module.spec.name} in {layer.name}, which attention.layers leaves out: set "
+                f"attention.rest={layer.module.spec.name}, or name this layer too"
+            )
 
 
 def _resize(built: BuiltModel, saved: Config, wanted: Config, where: str) -> None:
@@ -222,7 +238,7 @@ def _convert(model: nn.Module, config: Config) -> list[str]:
     if spec is None:
         return []
     size = input_size(model, config.data.img_size)
-    return convert(model, spec, layer_filter(model, config.attention), size).notes
+    return convert(model, spec, layer_filter(model, config.attention), size, rest=rest_spec(config.attention)).notes
 
 
 def _compress(built: BuiltModel, config: Config) -> None:

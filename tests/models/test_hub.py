@@ -34,6 +34,11 @@ CASES = {
         {"name": "ecoformer", **HASH, "layers": ["blocks.1.attn"]},
         64,
     ),
+    "pvt_two_kinds": (
+        ModelConfig("pvt_v2_b0", patch_stride=2, kwargs=PVT),
+        {"name": "ecoformer", **HASH, "layers": [1, 2], "rest": "msa_shift"},
+        32,
+    ),
     "pvt_stock": (ModelConfig("pvt_v2_b0", kwargs=PVT), {"name": "stock"}, 64),
     "pvt_low_rank": (ModelConfig("pvt_v2_b0", patch_stride=2, kwargs=PVT), {"name": "msa"}, 32),
 }

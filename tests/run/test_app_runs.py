@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from fresh import Fresh
 from fresh import command as run_command
 from omegaconf import OmegaConf
 
+from ecoformer import InputError, attention_layers, fit_hashes
 from ecoformer.config.loading import load_config
 from ecoformer.config.schema import Config
+from ecoformer.run.saved import save_weights
 from ecoformer.run.start import build_model, model_of_run, read_run
 
 Train = Callable[..., dict[str, Any]]
@@ -154,6 +157,22 @@ class TestInit:
     def test_the_same_kind_keeps_everything(self, kind: str, digits_runs: Runs) -> None:
         built = self.built(digits_runs, kind, kind)
         assert_same(built.model.state_dict(), read_run(digits_runs(kind) / "best.pt").content["model"])
+
+    def test_what_the_named_layers_leave_out_is_part_of_the_config(self, digits_runs: Runs, tmp_path: Path) -> None:
+        """Else the checkpoint of such a run would be one that nothing can build again."""
+        run = read_run(digits_runs("ecoformer") / "best.pt")
+        run.config.init.checkpoint = str(digits_runs("msa") / "best.pt")
+        run.config.attention["layers"] = [1]
+        with pytest.raises(InputError, match=r"has msa in stages\.1\..*leaves out: set attention\.rest=msa, or name"):
+            build_model(run.config, 10)
+        for rest, kind in (("msa", "MultiHeadSelfAttention"), ("msa_shift", "ShiftMSAttention")):
+            run.config.attention["rest"] = rest
+            model = build_model(run.config, 10).model.eval()
+            fit_hashes(model, torch.randn(2, 3, 32, 32), seed=0)
+            kinds = [type(layer.module).__name__ for layer in attention_layers(model)]
+            assert kinds[:3] == ["EcoFormerAttention", kind, kind]  # timm's last stage is softmax attention already
+            save_weights(tmp_path / f"{rest}.pt", replace(run, content={**run.content, "model": model.state_dict()}))
+            assert_same(model_of_run(read_run(tmp_path / f"{rest}.pt")).state_dict(), model.state_dict())
 
     def test_reset_head(self, digits_runs: Runs) -> None:
         built = self.built(digits_runs, "msa", "msa", num_classes=3, reset_head=True)

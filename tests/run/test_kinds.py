@@ -35,7 +35,7 @@ def test_every_kind_has_a_config_and_every_config_a_kind() -> None:
 @pytest.mark.parametrize("kind", SPECS)
 def test_the_config_holds_the_spec_s_options_and_defaults(kind: str) -> None:
     found = yaml.safe_load((CONFIGS / "attention" / f"{kind}.yaml").read_text())
-    assert found == {"name": kind, **dataclasses.asdict(SPECS[kind]()), "layers": None}
+    assert found == {"name": kind, **dataclasses.asdict(SPECS[kind]()), "layers": None, "rest": None}
 
 
 def test_an_unknown_kind_is_answered_with_all_of_them(refused: Callable[..., str]) -> None:

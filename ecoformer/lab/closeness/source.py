@@ -16,10 +16,8 @@ from ecoformer.engine.evaluation import evaluate
 from ecoformer.errors import InputError
 from ecoformer.model.chosen import layer_filter
 from ecoformer.model.convert import FilterFn
-from ecoformer.model.layers import attention_layers
 from ecoformer.nn.base import given
 from ecoformer.nn.inputs import size_of
-from ecoformer.nn.msa import MSASpec
 from ecoformer.nn.specs import AttentionSpec
 from ecoformer.run.build import sequences_of
 from ecoformer.run.saved import SavedRun, is_own, read_run, save_weights
@@ -68,20 +66,8 @@ class Source:
             return build_model(config, self.data.num_classes, sequences=sequences, with_weights=False).model
 
     def layer_filter(self, layers: Sequence[int | str] | None) -> FilterFn | None:
-        """The layers of `attention.layers`, as `convert` takes them.
-
-        Raises InputError where what is left out could not be built again: the file of a converted model says which
-        layers were replaced, and the others are then those that timm builds.
-        """
-        wanted = layer_filter(self.model, {"layers": None if layers is None else list(layers)})
-        if wanted is not None and self.kind == "msa":
-            for layer in attention_layers(self.empty_model({"name": "stock"})):
-                if not wanted(layer.module, layer.name) and not MSASpec().is_met_by(layer.module):
-                    raise InputError(
-                        f"--layers leaves out {layer.name}, softmax attention in this checkpoint and "
-                        f"{type(layer.module).__name__} in timm's model: name all stages, or start from stock"
-                    )
-        return wanted
+        """The layers of `attention.layers`, as `convert` takes them."""
+        return layer_filter(self.model, {"layers": None if layers is None else list(layers)})
 
     def save(
         self,
@@ -93,6 +79,7 @@ class Source:
     ) -> None:
         """Write a copy that was converted to `spec` as a weights checkpoint, for eval.py and for init.checkpoint."""
         attention = {"name": spec.name, **asdict(spec), "layers": None if layers is None else list(layers)}
+        attention["rest"] = "msa" if layers is not None and self.kind == "msa" else None
         content = {"epoch": self.epoch, "metrics": metrics, "model": dict(model.state_dict())}
         config, names = replace(self.config, attention=attention), list(self.data.class_names)
         save_weights(path, SavedRun(path, content, config, names, sequences_of(self.data)))
