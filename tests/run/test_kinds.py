@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from ecoformer.errors import InputError
 from ecoformer.kinds import SPECS, make_spec
 from ecoformer.lab.study.kinds import kinds_report
+from ecoformer.run.checks import all_settings
 
 CONTRACT = {
     *("stock", "linear_sra", "msa", "msa_shared_qk", "performer", "linformer", "relu_linear", "random_hash"),
@@ -36,6 +37,14 @@ def test_every_kind_has_a_config_and_every_config_a_kind() -> None:
 def test_the_config_holds_the_spec_s_options_and_defaults(kind: str) -> None:
     found = yaml.safe_load((CONFIGS / "attention" / f"{kind}.yaml").read_text())
     assert found == {"name": kind, **dataclasses.asdict(SPECS[kind]()), "layers": None, "rest": None}
+
+
+def test_a_resume_knows_options_that_came_after_its_run() -> None:
+    now = yaml.safe_load((CONFIGS / "attention" / "distilled.yaml").read_text())
+    then = {key: value for key, value in now.items() if key not in ("values", "rest")}
+    assert all_settings(then) == all_settings(now)
+    assert all_settings(then) != all_settings({**now, "values": "shift"})
+    assert all_settings({"name": "stock"}) == {"name": "stock", "layers": None, "rest": None}
 
 
 def test_an_unknown_kind_is_answered_with_all_of_them(refused: Callable[..., str]) -> None:
