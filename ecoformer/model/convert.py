@@ -87,6 +87,9 @@ def convert(
     require(model, nn.Module, "Module: create the model first, as timm.create_model(NAME)", "convert: ")
     require(spec, AttentionSpec, "AttentionSpec: give one, as EcoFormerSpec()", "convert: ")
     require(filter_fn, Callable | None, "function of (module, name): give one that says yes or no", "filter_fn=")
+    require(rest, AttentionSpec | None, "AttentionSpec: give one, as MSASpec()", "convert: rest=")
+    if rest is not None and filter_fn is None:
+        raise InputError("convert: rest is of the layers that filter_fn leaves out: give filter_fn too")
     refuse_wrapped(model)
     layers = attention_layers(model)
     if not layers:

@@ -150,6 +150,19 @@ def test_a_layer_that_blocks_share_is_replaced_in_all_of_them():
         fit_hashes(model, torch.randn(2, 3, IMG_SIZE, IMG_SIZE), seed=0)
 
 
+def test_the_rest_of_a_filter_becomes_another_kind():
+    model = tiny_pvt()
+    convert(model, SMALL, filter_fn=lambda module, name: name.startswith("stages.1"), rest=make_spec("uniform"))
+    uniform, hashed = "UniformAttention", "EcoFormerAttention"
+    assert kinds(model) == [uniform, hashed, hashed, uniform, uniform]
+    for options, message in (
+        ({"rest": SMALL}, "rest is of the layers that filter_fn leaves out: give filter_fn too"),
+        ({"rest": "msa", "filter_fn": lambda module, name: True}, "convert: rest="),
+    ):
+        with pytest.raises(InputError, match=message):
+            convert(tiny_pvt(), SMALL, **options)
+
+
 def test_filter_chooses_layers():
     model = tiny_pvt()
     convert(model, SMALL, filter_fn=lambda module, name: name.startswith("stages.1"))
