@@ -146,11 +146,11 @@ class LaunchConfig:
 
 @dataclass
 class Config:
-    """What train.py runs. `attention` holds a kind (`name`), its options, and `layers` (see configs/attention)."""
+    """What train.py runs. `attention` holds a kind (`name`), its options, `layers`, `rest` (see configs/attention)."""
 
     name: str = key("run", "names the default output_dir and the wandb run; experiment files set their own")
     model: ModelConfig = field(default_factory=ModelConfig)
-    attention: dict[str, Any] = key({"name": "stock"}, "a kind (name), its options, and layers")
+    attention: dict[str, Any] = key({"name": "stock"}, "a kind (name), its options, layers and rest")
     compress: CompressConfig = field(default_factory=CompressConfig)
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)

@@ -203,12 +203,12 @@ class DistilledAttention(TaughtAttention):
         query, key = (standard.unfold(projection.like(x_BND)) for projection in (teacher.query, teacher.key))
         sizes, weighted = (self.num_heads, self.num_features), self.spec.codes == "bits"
         value = standard.unfold(affine(self.to_v).like(x_BND))
-        deviation_D = standard.deviation_D if self.spec.values == "shift" else None
+        rounded_D = standard.deviation_D if self.spec.values == "shift" else None
         return replace(
             random_distilled_hash(x_BND, query, key, *sizes, generator, weighted=weighted),
             form=self.spec.form,
             deviation_D=standard.deviation_D if self.spec.projection == "ternary" else None,
-            values=FittedValues.of(value, self.num_heads, deviation_D) if teacher.fits_values else None,
+            values=FittedValues.of(value, self.num_heads, rounded_D) if teacher.fits_values else None,
         )
 
     def store(self, fitted: DistilledHash, standard: Standardiser, x_BND: Tensor) -> None:

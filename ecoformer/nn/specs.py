@@ -82,6 +82,13 @@ class AttentionSpec:
         """
         return self
 
+    def setting(self) -> str:
+        """The spec as `split_setting` reads it, options that have their defaults left out."""
+        chosen = [
+            f"{key.name}={getattr(self, key.name)}" for key in fields(self) if getattr(self, key.name) != key.default
+        ]
+        return f"{self.name}:{','.join(chosen)}" if chosen else self.name
+
     def is_met_by(self, module: nn.Module) -> bool:
         """Whether a layer already is what this spec asks for."""
         return getattr(module, "spec", None) == self

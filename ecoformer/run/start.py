@@ -192,9 +192,10 @@ def _require_rest(model: nn.Module, attention: Mapping[str, Any], where: str) ->
         return
     for layer in attention_layers(model):
         if isinstance(layer.module, ReplacementAttention) and not chosen(layer.module, layer.name):
+            kind = layer.module.spec.setting()
             raise InputError(
-                f"{where} has {layer.module.spec.name} in {layer.name}, which attention.layers leaves out: set "
-                f"attention.rest={layer.module.spec.name}, or name this layer too"
+                f"{where} has {kind} in {layer.name}, which attention.layers leaves out: set attention.rest={kind}, or "
+                "name this layer too"
             )
 
 

@@ -8,14 +8,20 @@ from kind_cases import SPECS, TOKENS, build
 
 from ecoformer import InputError
 from ecoformer.fit.contract import FittableAttention
-from ecoformer.kinds import BUILDERS
+from ecoformer.kinds import BUILDERS, make_spec
 from ecoformer.nn.heads import join_heads, split_heads
 from ecoformer.nn.projections import read_projections
 from ecoformer.nn.specs import SPECS as KINDS
+from ecoformer.nn.specs import split_setting
 
 WEIGHTED = [spec for spec in SPECS if BUILDERS[type(spec)].shows_weights]
 # Not by design: the published numerator, and a query whose channels are all negative.
 UNNORMALISED = [s for s in SPECS if getattr(s, "numerator", "") == "own_token" or s.name == "relu_linear"]
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_a_spec_is_read_back_from_its_setting(spec):
+    assert make_spec(*split_setting(spec.setting())) == spec
 
 
 @pytest.mark.parametrize("spec", WEIGHTED, ids=str)
