@@ -26,6 +26,7 @@ from ecoformer.errors import InputError
 log = logging.getLogger(__name__)
 STOP_GRACE_S = 30  # seconds
 TORCH_RESIZES = ("bilinear", "bicubic")  # with antialiasing, on uint8
+Batch = tuple[np.ndarray, np.ndarray, int]  # indices of its samples, their places in the epoch, the epoch
 Transform = Callable[[Image.Image], torch.Tensor]  # RGB image -> uint8 (3, S, S), or (1, S, S) in grey
 
 
@@ -141,7 +142,7 @@ def _pair(bounds: list[float] | None) -> tuple[float, float] | None:
 
 @dataclass(eq=False)
 class ImageFiles(Dataset):
-    """Decoded and transformed images by (index, place in the epoch); faults are returned, not raised.
+    """Decoded and transformed images by (index, place in the epoch, epoch); faults are returned, not raised.
 
     In training (`seed` is given) the next readable image stands in for a broken one, so that batches stay full and
     processes in step; at most `max_corrupt` are passed over. In evaluation a broken image is left out.
@@ -150,22 +151,22 @@ class ImageFiles(Dataset):
     source: LabelledSource
     transform: Transform
     seed: int | None
-    epoch: int
     max_corrupt: int = 0
 
-    def __getitems__(self, batch: tuple[np.ndarray, np.ndarray]) -> list[Sample]:
-        """A batch by its indices and places, as DataLoader asks for it."""
-        return [self[key] for key in zip(*(numbers.tolist() for numbers in batch), strict=True)]
+    def __getitems__(self, batch: Batch) -> list[Sample]:
+        """A batch by its indices, places and epoch, as DataLoader asks for it."""
+        indices, places, epoch = batch
+        return [self[index, place, epoch] for index, place in zip(indices.tolist(), places.tolist(), strict=True)]
 
-    def __getitem__(self, key: tuple[int, int]) -> Sample:
-        index, place = key
+    def __getitem__(self, key: tuple[int, int, int]) -> Sample:
+        index, place, epoch = key
         faults: list[tuple[str, str]] = []
         # A worker's generators serve nothing else, and evaluation draws nothing.
         own = self.seed is None or get_worker_info() is not None
         with nullcontext() if own else kept_generators():
             while True:
                 if self.seed is not None:
-                    seed_globals(derive_seed(self.seed, "augment", self.epoch, place))
+                    seed_globals(derive_seed(self.seed, "augment", epoch, place))
                 try:
                     image = read_image(self.source, index, self.transform)
                     return Sample(image, int(self.source.targets[index]), tuple(faults))
@@ -188,10 +189,11 @@ def collate(samples: list[Sample]) -> tuple[torch.Tensor | None, torch.Tensor, l
 
 @dataclass(kw_only=True, eq=False)
 class FileLoader(BatchLoader):
-    """Batches decoded by `num_workers` processes, started anew for every pass.
+    """Batches decoded by `num_workers` processes, which live as long as the loader.
 
     Each image's transforms are seeded by (seed, epoch, place in the epoch), so neither the number of workers
-    nor an interrupted epoch changes what an image looks like, and no global generator moves.
+    nor an interrupted epoch changes what an image looks like, and no global generator moves. A pass that begins
+    ends the one before.
     """
 
     source: LabelledSource
@@ -199,18 +201,22 @@ class FileLoader(BatchLoader):
     num_workers: int
     corrupt: CorruptImages
 
-    def _raw_batches(self, epoch: int, first: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        seed = self.plan.seed if self.plan is not None else None
-        loader = DataLoader(
-            ImageFiles(self.source, self.transform, seed, epoch, self.corrupt.limit),
-            batch_sampler=self._positions(epoch, first),  # type: ignore[arg-type]  # for `__getitems__`
+    def __post_init__(self) -> None:
+        self._batches: list[Batch] = []  # of the pass, which DataLoader reads as it begins
+        self._decoded = DataLoader(
+            ImageFiles(self.source, self.transform, None if self.plan is None else self.plan.seed, self.corrupt.limit),
+            batch_sampler=self._batches,  # type: ignore[arg-type]  # for `__getitems__`
             num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
             collate_fn=collate,
             pin_memory=self.device.type == "cuda",
             worker_init_fn=_outlive_signals,
             generator=torch.Generator().manual_seed(0),  # else each pass would draw from the global one
         )
-        for images, targets, faults in loader:
+
+    def _raw_batches(self, epoch: int, first: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        self._batches[:] = [(*batch, epoch) for batch in self._positions(epoch, first)]
+        for images, targets, faults in self._decoded:
             for name, message in faults:
                 self.corrupt.add(name, message)
             if images is None and self.plan is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import multiprocessing
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,24 @@ def test_an_epoch_depends_on_seed_and_number_alone(open_data, image_folder: Path
     assert same(list(data.train_loader), epochs[1])  # skipping holds for one pass only
     assert not same(epochs[0], epochs[1])
     assert not same(epoch(fresh(seed=1), 1), epochs[1])
+
+
+def test_workers_live_through_passes_even_abandoned_ones(open_data, image_folder: Path):
+    keys = {"root": image_folder, "in_memory": False, "augment": AUGMENT["files"], "train": {"batch_size": 2}}
+    data, alone = (open_data(**keys, num_workers=number) for number in (2, 0))
+    others = set(multiprocessing.active_children())
+    first = epoch(data, 0)
+    workers = set(multiprocessing.active_children()) - others
+    assert len(workers) == 2
+    for number in (0, 1):
+        data.train_loader.set_epoch(number)
+        next(iter(data.train_loader))  # the rest of the pass is under way in the workers, and is not wanted
+        assert same(epoch(data, 2, first_batch=number), epoch(alone, 2, first_batch=number))
+    assert same(epoch(data, 0), first)
+    assert set(multiprocessing.active_children()) - others == workers
+    del data
+    gc.collect()
+    assert set(multiprocessing.active_children()) - others == set()
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
