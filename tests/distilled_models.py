@@ -13,6 +13,7 @@ SMALL = DistilledHashSpec(num_bits=8, fit_steps=25, fit_batch_size=4)
 SHIFT = DistilledSpec(num_features=8, fit_steps=25, fit_batch_size=4, fit_lr=0.03)
 TERNARY = replace(SHIFT, projection="ternary")
 SHIFTED = replace(TERNARY, values="shift")
+POWERS = replace(SHIFTED, projection="shift")
 
 
 def vit(spec=None):

@@ -131,9 +131,9 @@ def report(rows: list[dict[str, Any]], out: Path, beside: Path | None) -> None:
 
 def stem_of(name: str, spec: Any) -> str:
     """The name of a setting's files: of its checkpoint, and its codes in a few words."""
-    ternary = "_ternary" if getattr(spec, "projection", "real") == "ternary" else ""
+    projected = {"ternary": "_ternary", "shift": "_powers"}.get(getattr(spec, "projection", "real"), "")
     shifted = "_shifted" if getattr(spec, "values", "real") == "shift" else ""
-    return f"{name}_{getattr(spec, 'num_features', '')}{getattr(spec, 'codes', spec.name)}{ternary}{shifted}"
+    return f"{name}_{getattr(spec, 'num_features', '')}{getattr(spec, 'codes', spec.name)}{projected}{shifted}"
 
 
 def kept_file(folder: Path, name: str, setting: dict[str, Any]) -> Path:

@@ -17,7 +17,7 @@ from ecoformer.fit.teacher import Teacher, affine, store_affine
 from ecoformer.nn.base import attention_kind
 from ecoformer.nn.coded import CodedLinear
 from ecoformer.nn.heads import join_heads, real_tokens, split_heads
-from ecoformer.nn.power_linear import with_powers
+from ecoformer.nn.power_linear import PowerLinear, with_powers
 from ecoformer.nn.projections import Projections, read_projections
 from ecoformer.nn.specs import one_of
 from ecoformer.nn.ternary import TernaryLinear
@@ -25,6 +25,7 @@ from ecoformer.ops.codes.attention import binary_attention, binary_weights
 from ecoformer.ops.codes.distilled import (
     DistilledHash,
     FittedValues,
+    Rounding,
     Standardiser,
     annealed_slope,
     random_distilled_hash,
@@ -35,6 +36,7 @@ from ecoformer.ops.codes.ternary import TernaryAffine
 from ecoformer.ops.precision import full_precision, without_autocast
 
 LEVELS = 16
+LINEARS: dict[str, Any] = {"real": nn.Linear, "ternary": TernaryLinear, "shift": PowerLinear}
 MOST_LEVELS = 48  # 2^23 squared, 8,192 tokens and as many features together stay far below 2^127
 
 
@@ -46,8 +48,8 @@ class DistilledSpec(TaughtSpec):
         codes: "shift" makes a code of powers of two, "bits" of 0 and 1.
         num_features: code length K per head.
         levels: exponents of a power of two, around zero: 16 are -8 to 7. Not of bits.
-        projection: "ternary" takes the products out of the projection to codes: its weights are -1, 0 or +1 times one
-            scale a feature.
+        projection: takes the products out of the projection to codes: weights of "ternary" are -1, 0 or +1 times one
+            scale a feature, those of "shift" signed powers of two.
         values: "shift" makes the weights of value and output projection signed powers of two, as `msa_shift` does; a
             joint fit changes them too.
         relaxation: what stands for the step of bits while they are fitted. "sigmoid" sharpens a sigmoid until it is all
@@ -60,7 +62,7 @@ class DistilledSpec(TaughtSpec):
     codes: Literal["shift", "bits"] = "shift"
     num_features: int = 16
     levels: int = LEVELS
-    projection: Literal["real", "ternary"] = "real"
+    projection: Literal["real", "ternary", "shift"] = "real"
     values: Literal["real", "shift"] = "real"
     fit_lr: float = 0.01
     relaxation: Literal["sigmoid", "straight_through"] = "sigmoid"
@@ -68,7 +70,7 @@ class DistilledSpec(TaughtSpec):
     def __post_init__(self) -> None:
         super().__post_init__()
         one_of("codes", self.codes, ("shift", "bits"))
-        one_of("projection", self.projection, ("real", "ternary"))
+        one_of("projection", self.projection, tuple(LINEARS))
         one_of("values", self.values, ("real", "shift"))
         one_of("relaxation", self.relaxation, ("sigmoid", "straight_through"))
         self.require_whole(1, "num_features")
@@ -114,8 +116,7 @@ class DistilledAttention(TaughtAttention):
         super().add_parts(source)
         factory: dict[str, Any] = {"device": self.proj.weight.device, "dtype": self.proj.weight.dtype}
         codes = self.num_heads * self.num_features
-        linear = TernaryLinear if self.spec.projection == "ternary" else nn.Linear
-        self.codes = linear(self.dim, 2 * codes, **factory)
+        self.codes = LINEARS[self.spec.projection](self.dim, 2 * codes, **factory)
         if self.spec.values == "shift":
             self.to_v, self.proj = with_powers(self.to_v), with_powers(self.proj)
         is_bits = self.spec.codes == "bits"
@@ -203,12 +204,12 @@ class DistilledAttention(TaughtAttention):
         query, key = (standard.unfold(projection.like(x_BND)) for projection in (teacher.query, teacher.key))
         sizes, weighted = (self.num_heads, self.num_features), self.spec.codes == "bits"
         value = standard.unfold(affine(self.to_v).like(x_BND))
-        rounded_D = standard.deviation_D if self.spec.values == "shift" else None
+        to_codes, to_values = (_rounding(how, standard) for how in (self.spec.projection, self.spec.values))
         return replace(
             random_distilled_hash(x_BND, query, key, *sizes, generator, weighted=weighted),
             form=self.spec.form,
-            deviation_D=standard.deviation_D if self.spec.projection == "ternary" else None,
-            values=FittedValues.of(value, self.num_heads, rounded_D) if teacher.fits_values else None,
+            rounding=to_codes,
+            values=FittedValues.of(value, self.num_heads, to_values) if teacher.fits_values else None,
         )
 
     def store(self, fitted: DistilledHash, standard: Standardiser, x_BND: Tensor) -> None:
@@ -233,7 +234,8 @@ class DistilledAttention(TaughtAttention):
         """(multiplications, additions, shifts) of one image's attention in the paper's way of accounting.
 
         With L = H K codes. Per token, both: 2 L D for the codes, which are all that is left of the projections;
-        ternary, 2 L multiplications by their scale, and an addition for each weight that is not 0. Additions: 2 L D for
+        ternary, 2 L multiplications by their scale, and an addition for each weight that is not 0; by powers of two,
+        shifts instead of the multiplications. Additions: 2 L D for
         rows picked by codes, summed to the context and to the output, 2 L for the counts and the denominators, D for
         the token mean; each of the first two a shift too where codes are powers of two. Multiplications: H D + H for
         1 / denominator and the scaling of each head's sum by it. Per image, both: 2 L D C for values and output
@@ -243,14 +245,17 @@ class DistilledAttention(TaughtAttention):
         """
         dim, heads, channels, codes = self.dim, self.num_heads, self.head_dim, self.num_heads * self.num_features
         code_muls = code_adds = products = 2 * codes * dim
+        code_shifts = 0
         if isinstance(self.codes, TernaryLinear):
             code_muls, code_adds = 2 * codes, round(self.codes.share * products)
+        elif isinstance(self.codes, PowerLinear):
+            code_muls, code_shifts = 0, products
         sums = products + 2 * codes
         both = products * channels + 2 * dim * dim
         is_bits, shifted = self.spec.codes == "bits", both if self.spec.values == "shift" else 0
         muls = both - shifted + num_tokens * (code_muls + heads * (dim + 1)) + is_bits * codes * (channels + 1)
         adds = both + num_tokens * (code_adds + sums + dim)
-        shifts = shifted + (0 if is_bits else num_tokens * sums)
+        shifts = shifted + num_tokens * (code_shifts + (0 if is_bits else sums))
         return (muls, adds, shifts) if shifts else (muls, adds)
 
     def projections(self, where: str) -> Projections:
@@ -260,3 +265,8 @@ class DistilledAttention(TaughtAttention):
                 "to convert: start from the MSA or the stock checkpoint"
             )
         return read_projections(self.teacher.layer, where)
+
+
+def _rounding(how: str, standard: Standardiser) -> Rounding | None:
+    """Of weights that are "real" none, else to what the linear layer of that name holds."""
+    return None if how == "real" else Rounding(LINEARS[how].straight_through, standard.deviation_D)

@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from distilled_models import SHIFT, SHIFTED, SMALL, TERNARY, inputs_of, pvt, twins, vit
+from distilled_models import POWERS, SHIFT, SHIFTED, SMALL, TERNARY, inputs_of, pvt, twins, vit
 
 from ecoformer import EcoFormerSpec, InputError, convert, fit_hashes
 from ecoformer.fit.teacher import affine
@@ -24,7 +24,10 @@ def images():
     return torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("spec", [SMALL, SHIFT, TERNARY, SHIFTED], ids=["bits", "shift", "ternary", "shifted values"])
+FORMS = [SMALL, SHIFT, TERNARY, SHIFTED, POWERS]
+
+
+@pytest.mark.parametrize("spec", FORMS, ids=["bits", "shift", "ternary", "values", "powers"])
 def test_fit_follows_the_layer_that_it_replaces(spec, images):
     source = vit()
     model = copy.deepcopy(source)
@@ -43,7 +46,7 @@ def test_fit_follows_the_layer_that_it_replaces(spec, images):
         assert report.objective_after < report.objective_before and report.accepted_bits == report.num_bits == 8
 
 
-@pytest.mark.parametrize("spec", [SMALL, TERNARY, SHIFTED], ids=["bits", "ternary", "shifted values"])
+@pytest.mark.parametrize("spec", [SMALL, TERNARY, SHIFTED, POWERS], ids=["bits", "ternary", "values", "powers"])
 @pytest.mark.parametrize("build", [pvt, twins])
 def test_stock_layers_are_teachers_and_their_values_are_fitted(build, spec):
     source = build()

@@ -1,10 +1,11 @@
 """The distilled kind as a layer: its form, its settings, precision, accounting and export."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
-from distilled_models import SHIFT, SHIFTED, SMALL, TERNARY, inputs_of, vit
+from distilled_models import POWERS, SHIFT, SHIFTED, SMALL, TERNARY, inputs_of, vit
 
 from ecoformer import InputError, fit_hashes
 from ecoformer.energy import count, load_profile
@@ -12,6 +13,7 @@ from ecoformer.fit.teacher import affine
 from ecoformer.kinds import make_spec
 from ecoformer.nn.heads import join_heads, split_heads
 from ecoformer.ops.codes.naive import distilled_attention_reference
+from ecoformer.ops.codes.powers import straight_through_powers
 
 
 @pytest.fixture
@@ -30,7 +32,7 @@ def test_forward_is_the_quadratic_form_of_its_parts(images):
     torch.testing.assert_close(layer.attention_output(x), join_heads(layer.attention_weights(x) @ v))
 
 
-@pytest.mark.parametrize("spec", [SHIFT, TERNARY, SHIFTED], ids=["real", "ternary", "shifted values"])
+@pytest.mark.parametrize("spec", [SHIFT, TERNARY, SHIFTED, POWERS], ids=["real", "ternary", "values", "powers"])
 def test_shift_codes_are_the_quadratic_form_of_their_parts(spec, images):
     model = vit(spec)
     fit_hashes(model, images, seed=0)
@@ -39,7 +41,9 @@ def test_shift_codes_are_the_quadratic_form_of_their_parts(spec, images):
     parts = x, to_codes, value, proj, None, layer.log_floor.exp()
     expected = distilled_attention_reference(*parts, exponents=(-8, 7)).detach()
     weight = layer.codes.weight
-    assert (spec is not SHIFT) == all(len(row[row != 0].abs().unique()) == 1 for row in weight.round(decimals=4))
+    is_ternary = all(len(row[row != 0].abs().unique()) == 1 for row in weight.round(decimals=4))
+    assert is_ternary == (spec in (TERNARY, SHIFTED))
+    assert torch.equal(weight, straight_through_powers(weight)) == (spec is POWERS)
     torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-5)
     with torch.no_grad():
         torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-5)
@@ -58,7 +62,7 @@ def test_settings_that_a_shift_cannot_have():
         ({"levels": 64}, "levels=64 must be at most 48"),
         ({"codes": "bits", "levels": 8}, "levels=8 is of codes=shift, bits have two"),
         ({"codes": "tables"}, "codes='tables' must be shift or bits"),
-        ({"projection": "binary"}, "projection='binary' must be real or ternary"),
+        ({"projection": "binary"}, "projection='binary' must be real, ternary or shift"),
         ({"values": "ternary"}, "values='ternary' must be real or shift"),
     ):
         with pytest.raises(InputError, match=message):
@@ -106,6 +110,19 @@ def test_shifted_values_trade_the_products_of_an_image_for_shifts():
     assert saved == 2 * per_image  # two layers
     together = 2 * 2 * (24 * 24) * 2  # 2^exponent, and its sign, of two matrices
     assert ledgers[1].counts["shift"] - ledgers[0].counts["shift"] == saved + together
+
+
+def test_a_projection_by_shifts_has_no_products():
+    def core(projection, convention):
+        spec = replace(POWERS, projection=projection)
+        return count(vit(spec), 16, convention=convention, strict=True).attention().counts
+
+    products = 2 * 17 * 48 * 24  # two layers
+    both = 2 * (48 * 24 + 48 * 24)  # 2^exponent, and its sign
+    for convention, kind, together in (("paper", "mul", 0), ("audited", "fma", both)):
+        real, shifted = (core(projection, convention) for projection in ("real", "shift"))
+        assert real[kind] - shifted[kind] == products, convention
+        assert shifted["shift"] - real["shift"] == products + together, convention
 
 
 @pytest.mark.parametrize("convention", ["paper", "audited"])

@@ -186,5 +186,5 @@ def _form(row: Figures) -> str:
 
 def _weights(row: Figures) -> str:
     """Which weights of a layer are no real numbers. Rows of earlier versions say nothing of values: they were real."""
-    ternary = ", ternary" if row["projection"] == "ternary" else ""
-    return ternary + (", shifted values" if row.get("values") == "shift" else "")
+    projected = {"ternary": ", ternary", "shift": ", shifted projection"}.get(row["projection"], "")
+    return projected + (", shifted values" if row.get("values") == "shift" else "")

@@ -7,6 +7,7 @@ channels, D model channels, K code bits.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,8 +17,6 @@ from ecoformer.ops.codes.attention import binary_attention
 from ecoformer.ops.codes.fitted import Attends, Fitted
 from ecoformer.ops.codes.folded import Affine
 from ecoformer.ops.codes.forms import BITS, CodeForm
-from ecoformer.ops.codes.powers import straight_through_powers
-from ecoformer.ops.codes.ternary import straight_through_ternary
 
 START_FLOOR = 1.0  # as much as a bit's weight: fits that start with less end further from their target
 START_SLOPE, END_SLOPE = 2.0, 40.0  # of soft codes: found by measurement, and flat around it
@@ -61,11 +60,24 @@ class Standardiser:
 
 
 @dataclass(frozen=True)
+class Rounding:
+    """Rounds weights of standardised tokens, (F, D), to what is `nearest` to them for the tokens as they were.
+
+    `nearest` passes the gradient on; `deviation_D` is that of the tokens before they were standardised.
+    """
+
+    nearest: Callable[[Tensor], Tensor]
+    deviation_D: Tensor
+
+    def __call__(self, weight_FD: Tensor) -> Tensor:
+        return self.nearest(weight_FD / self.deviation_D) * self.deviation_D
+
+
+@dataclass(frozen=True)
 class FittedValues(Fitted):
     """A projection of standardised tokens to values while it is fitted: `weight_HCD` and `bias_HC` times `size_H`.
 
-    With `deviation_D`, that of the tokens before they were standardised, weights are signed powers of two for the
-    tokens as they were.
+    `rounding` is that of all its weights, None: they are as they are.
     """
 
     fitted = ("weight_HCD", "bias_HC")
@@ -73,23 +85,23 @@ class FittedValues(Fitted):
     weight_HCD: Tensor
     bias_HC: Tensor
     size_H: Tensor
-    deviation_D: Tensor | None = None
+    rounding: Rounding | None = None
 
     @classmethod
-    def of(cls, value: Affine, num_heads: int, deviation_D: Tensor | None = None) -> FittedValues:
+    def of(cls, value: Affine, num_heads: int, rounding: Rounding | None = None) -> FittedValues:
         """From a projection of standardised tokens, which has a bias."""
         assert value.bias is not None
         weight_HCD, bias_HC = (t.unflatten(0, (num_heads, -1)) for t in (value.weight, value.bias))
         size_H = weight_HCD.square().mean(dim=(1, 2)).sqrt().clamp_min(1e-6)
-        return cls(weight_HCD / size_H[:, None, None], bias_HC / size_H[:, None], size_H, deviation_D)
+        return cls(weight_HCD / size_H[:, None, None], bias_HC / size_H[:, None], size_H, rounding)
 
     @property
     def affine(self) -> Affine:
         """As one projection of standardised tokens, (D, D)."""
         size_H11 = self.size_H[:, None, None]
         weight_DD = (self.weight_HCD * size_H11).flatten(0, 1)
-        if self.deviation_D is not None:
-            weight_DD = straight_through_powers(weight_DD / self.deviation_D) * self.deviation_D
+        if self.rounding is not None:
+            weight_DD = self.rounding(weight_DD)
         return Affine(weight_DD, (self.bias_HC * size_H11[..., 0]).flatten())
 
     def __call__(self, x_BND: Tensor) -> Tensor:
@@ -102,8 +114,8 @@ class DistilledHash(Attends):
     """All that turns standardised tokens into an attention output: projections to codes, their weights, the floor.
 
     `weight_HK` None: all 1, and left so; a power of two is weighted by its exponent's bias. With `values` these are
-    fitted too; without, they are given with each batch. With `deviation_D`, that of the tokens before they were
-    standardised, projections are ternary for the tokens as they were.
+    fitted too; without, they are given with each batch. `rounding` is that of the projections' weights, None: they are
+    as they are.
     """
 
     fitted = ("query_HKD", "query_bias_HK", "key_HKD", "key_bias_HK", "weight_HK", "floor_H", "values")
@@ -116,7 +128,7 @@ class DistilledHash(Attends):
     floor_H: Tensor
     values: FittedValues | None = None
     form: CodeForm = BITS
-    deviation_D: Tensor | None = None
+    rounding: Rounding | None = None
 
     def codes(self, x_BND: Tensor, slope: float | None = None) -> tuple[Tensor, Tensor]:
         """Codes of queries and keys, (B, H, N, K) each; soft ones with a slope."""
@@ -141,8 +153,8 @@ class DistilledHash(Attends):
     def to_codes(self) -> Affine:
         """The codes of queries, then of keys, as one projection of standardised tokens."""
         weight_TD = torch.cat([self.query_HKD.flatten(0, 1), self.key_HKD.flatten(0, 1)])
-        if self.deviation_D is not None:
-            weight_TD = straight_through_ternary(weight_TD / self.deviation_D) * self.deviation_D
+        if self.rounding is not None:
+            weight_TD = self.rounding(weight_TD)
         return Affine(weight_TD, torch.cat([self.query_bias_HK.flatten(), self.key_bias_HK.flatten()]))
 
 
