@@ -1,0 +1,156 @@
+"""What holds shift codes back, layer by layer: terms of place, rounded exponents, the weights of the projection.
+
+    python results/shift_codes/soundings/sound.py CHECKPOINT DATA IMAGES STEPS FEATURES FORM...
+
+Fits codes to every attention layer of a plain ViT with softmax attention, each at the layer's own inputs, and prints a
+line a layer and form: the squared relative error on 256 further training images, and its root as a share of uniform
+attention's. Forms join words by +:
+
+    base    ternary projection, 16 levels      real, powers       weights of the projection: any, signed powers of two
+    pos     an offset of every exponent for every place               half, exact    steps of half an exponent, none
+    static  a weight for every pair of places, times a power of two of the query        near    of neighbours alone
+    levels=32, scale=2, lr=0.03, steps=1500, batch=64                 levels, size of the start, settings of the fit
+"""
+
+import json
+import math
+import sys
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor, nn
+
+from ecoformer.fit.output_fit import fit_to_output
+from ecoformer.fit.target import SoftmaxTarget
+from ecoformer.lab.closeness.source import load_source
+from ecoformer.nn.heads import split_heads
+from ecoformer.nn.projections import read_projections
+from ecoformer.ops.codes.distilled import DistilledHash, Rounding, Standardiser, random_distilled_hash
+from ecoformer.ops.codes.forms import CodeForm, Shifts
+from ecoformer.ops.codes.powers import straight_through_powers
+from ecoformer.ops.codes.ternary import straight_through_ternary
+
+HELD_OUT = 256
+
+
+@dataclass(frozen=True)
+class Finer:
+    """Powers of two with exponents of half steps (2^0.5 as 1.5, one more addition), or of none."""
+
+    low: int
+    high: int
+    halves: bool
+
+    def __call__(self, y: Tensor, slope: float | None = None) -> Tensor:
+        held = y.clamp(self.low, self.high)
+        if not self.halves:
+            return held.exp2()
+        twice = (2 * held).round()
+        near = (twice / 2).floor() + (twice % 2) * math.log2(1.5)
+        return (held + (near - held).detach()).exp2()
+
+
+@dataclass(frozen=True)
+class Placed(DistilledHash):
+    """The codes with terms of place: `place_HKN` for queries, then keys, or `pair_HNN` with a gate of the query."""
+
+    fitted = (*DistilledHash.fitted, "place_HKN", "pair_HNN", "gate_HD", "gate_bias_H")
+
+    place_HKN: Tensor | None = None
+    pair_HNN: Tensor | None = None
+    gate_HD: Tensor | None = None
+    gate_bias_H: Tensor | None = None
+    near_NN: Tensor | None = None
+
+    def codes(self, x_BND: Tensor, slope: float | None = None) -> tuple[Tensor, Tensor]:
+        if self.place_HKN is None:
+            return super().codes(x_BND, slope)
+        y = self.to_codes(x_BND).unflatten(-1, (2, *self.query_bias_HK.shape)).permute(2, 0, 3, 1, 4)
+        query, key = (y_BHNK + place.mT for y_BHNK, place in zip(y, self.place_HKN.chunk(2, dim=1), strict=True))
+        return self.form(query), self.form(key)
+
+    def attend(self, x_BND: Tensor, v_BHNC: Tensor | None = None, *rest: Tensor | None, **softness: float) -> Tensor:
+        if self.pair_HNN is None or self.gate_HD is None or self.gate_bias_H is None:
+            return super().attend(x_BND, v_BHNC, *rest, **softness)
+        query, key = self.codes(x_BND)
+        gate_BHN1 = self.form((x_BND @ self.gate_HD.mT + self.gate_bias_H).mT).unsqueeze(-1)
+        pair_HNN = self.pair_HNN.exp2() if self.near_NN is None else self.pair_HNN.exp2() * self.near_NN
+        weight = query @ key.mT + self.floor_H[:, None, None] + gate_BHN1 * pair_HNN
+        return weight @ v_BHNC / weight.sum(dim=-1, keepdim=True)
+
+
+def neighbours(num_tokens: int) -> Tensor:
+    """1 where two tokens of a square map are at most one row and column apart, and for tokens before the map."""
+    side = math.isqrt(num_tokens)
+    before = num_tokens - side * side
+    row, column = torch.arange(side * side) // side, torch.arange(side * side) % side
+    near = torch.ones(num_tokens, num_tokens)
+    near[before:, before:] = ((row[:, None] - row).abs() <= 1).float() * ((column[:, None] - column).abs() <= 1)
+    return near
+
+
+def start(x_BND: Tensor, standard: Standardiser, layer: nn.Module, features: int, words: dict[str, str]) -> Placed:
+    source = read_projections(layer, "layer")
+    heads, dim, tokens = source.num_heads, x_BND.shape[-1], x_BND.shape[1]
+    query, key = (standard.unfold(projection) for projection in (source.query, source.key))
+    generator = torch.Generator().manual_seed(0)
+    drawn = random_distilled_hash(x_BND, query, key, heads, features, generator, weighted=False)
+    codes = Placed(**{field.name: getattr(drawn, field.name) for field in fields(drawn)})
+    levels = Shifts.of(int(words.get("levels", 16)))
+    form: CodeForm = levels
+    if "half" in words or "exact" in words:
+        form = Finer(levels.low, levels.high, "half" in words)
+    nearest = straight_through_powers if "powers" in words else straight_through_ternary
+    scaled = {name: float(words.get("scale", 1)) * getattr(codes, name) for name in DistilledHash.fitted[:4]}
+    codes = replace(codes, form=form, rounding=None if "real" in words else Rounding(nearest, standard.deviation_D))
+    codes = replace(codes, **scaled)
+    if "pos" in words:
+        codes = replace(codes, place_HKN=torch.zeros(heads, 2 * features, tokens))
+    if "static" in words or "near" in words:
+        gate = {"gate_HD": 0.01 * torch.randn(heads, dim, generator=generator), "gate_bias_H": torch.zeros(heads)}
+        codes = replace(codes, pair_HNN=torch.zeros(heads, tokens, tokens), **gate)
+    return replace(codes, near_NN=neighbours(tokens) if "near" in words else None)
+
+
+def error(found: Tensor, target: Tensor) -> float:
+    return float(((found - target).square().sum((0, 2, 3)) / target.square().sum((0, 2, 3))).mean())
+
+
+def main() -> None:
+    checkpoint, data, images, steps, features, *forms = sys.argv[1:]
+    torch.set_num_threads(1)
+    source, count = load_source(checkpoint=checkpoint, root=data, only_msa=True), int(images)
+    layers = {name: module for name, module in source.model.named_modules() if name.endswith(".attn")}
+    inputs: dict[str, list[Tensor]] = {name: [] for name in layers}
+    for name, module in layers.items():
+        module.register_forward_pre_hook(lambda module, args, name=name: inputs[name].append(args[0]))
+    with torch.no_grad():
+        for batch in source.data.calibration_images(count + HELD_OUT, 0).split(64):
+            source.model(batch)
+    for name, layer in layers.items():
+        x_BND = torch.cat(inputs[name])
+        with torch.no_grad():
+            softmax = SoftmaxTarget.of(layer, name, x_BND)
+            v_BHNC, target = softmax.v_BHNC, split_heads(softmax.output(), softmax.v_BHNC.shape[1])
+        standard = Standardiser.of(x_BND)
+        x_BND = standard(x_BND)
+        uniform = error(v_BHNC[count:].mean(2, keepdim=True), target[count:])
+        for form in forms:
+            words = dict(([*word.split("="), ""])[:2] for word in form.split("+"))
+            fit = fit_to_output(
+                start(x_BND[:count], standard, layer, int(features), words),
+                [x_BND[:count], v_BHNC[:count]],
+                target[:count],
+                torch.Generator().manual_seed(0),
+                lr=float(words.get("lr", 0.01)),
+                steps=int(words.get("steps", steps)),
+                batch_size=int(words.get("batch", 16)),
+            )
+            with torch.no_grad():
+                found = error(fit.hashing.attend(x_BND[count:], v_BHNC[count:]), target[count:])
+            row = {"layer": name, "features": int(features), "form": form, "images": count, "squared_error": found}
+            print(json.dumps(row | {"of_uniform": (found / uniform) ** 0.5}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
