@@ -36,7 +36,7 @@ from ecoformer.ops.codes.ternary import TernaryAffine
 from ecoformer.ops.precision import full_precision, without_autocast
 
 LEVELS = 16
-LINEARS: dict[str, Any] = {"real": nn.Linear, "ternary": TernaryLinear, "shift": PowerLinear}
+LINEARS: dict[str, Any] = {"real": nn.Linear, "ternary": TernaryLinear, "shift": PowerLinear}  # by `projection`
 MOST_LEVELS = 48  # 2^23 squared, 8,192 tokens and as many features together stay far below 2^127
 
 
@@ -235,9 +235,9 @@ class DistilledAttention(TaughtAttention):
 
         With L = H K codes. Per token, both: 2 L D for the codes, which are all that is left of the projections;
         ternary, 2 L multiplications by their scale, and an addition for each weight that is not 0; by powers of two,
-        shifts instead of the multiplications. Additions: 2 L D for
-        rows picked by codes, summed to the context and to the output, 2 L for the counts and the denominators, D for
-        the token mean; each of the first two a shift too where codes are powers of two. Multiplications: H D + H for
+        shifts instead of the multiplications. Additions: 2 L D for rows picked by codes, summed to the context and to
+        the output, 2 L for the counts and the denominators, D for the token mean; each of the first two a shift too
+        where codes are powers of two. Multiplications: H D + H for
         1 / denominator and the scaling of each head's sum by it. Per image, both: 2 L D C for values and output
         projection of the L sums, 2 D D for those of the mean, shifts instead of multiplications where their weights
         are powers of two; and the weights of bits, L (C + 1) multiplications. Nothing of the layer lies outside of this
@@ -245,15 +245,15 @@ class DistilledAttention(TaughtAttention):
         """
         dim, heads, channels, codes = self.dim, self.num_heads, self.head_dim, self.num_heads * self.num_features
         code_muls = code_adds = products = 2 * codes * dim
-        code_shifts = 0
         if isinstance(self.codes, TernaryLinear):
             code_muls, code_adds = 2 * codes, round(self.codes.share * products)
-        elif isinstance(self.codes, PowerLinear):
-            code_muls, code_shifts = 0, products
         sums = products + 2 * codes
         both = products * channels + 2 * dim * dim
-        is_bits, shifted = self.spec.codes == "bits", both if self.spec.values == "shift" else 0
-        muls = both - shifted + num_tokens * (code_muls + heads * (dim + 1)) + is_bits * codes * (channels + 1)
+        is_bits = self.spec.codes == "bits"
+        shifted = both if self.spec.values == "shift" else 0
+        code_shifts = products if self.spec.projection == "shift" else 0
+        per_token = code_muls - code_shifts + heads * (dim + 1)
+        muls = both - shifted + num_tokens * per_token + is_bits * codes * (channels + 1)
         adds = both + num_tokens * (code_adds + sums + dim)
         shifts = shifted + num_tokens * (code_shifts + (0 if is_bits else sums))
         return (muls, adds, shifts) if shifts else (muls, adds)

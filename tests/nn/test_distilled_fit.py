@@ -18,16 +18,15 @@ from ecoformer.nn.heads import join_heads, split_heads
 from ecoformer.ops.closeness import relative_error
 from ecoformer.ops.codes.powers import straight_through_powers
 
+FORMS = {"bits": SMALL, "shift": SHIFT, "ternary": TERNARY, "values": SHIFTED, "powers": POWERS}
+
 
 @pytest.fixture
 def images():
     return torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 
 
-FORMS = [SMALL, SHIFT, TERNARY, SHIFTED, POWERS]
-
-
-@pytest.mark.parametrize("spec", FORMS, ids=["bits", "shift", "ternary", "values", "powers"])
+@pytest.mark.parametrize("spec", FORMS.values(), ids=FORMS)
 def test_fit_follows_the_layer_that_it_replaces(spec, images):
     source = vit()
     model = copy.deepcopy(source)
