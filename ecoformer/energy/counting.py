@@ -1,8 +1,7 @@
 """count(model, input): run a model once on meta tensors and write down what it does."""
 
 import re
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from itertools import chain
 from typing import Any
 
@@ -20,6 +19,7 @@ from ecoformer.energy.recorder import ModuleStack, OpRecorder, plain_inference
 from ecoformer.energy.values import ValueTracker
 from ecoformer.errors import InputError, first_line, require
 from ecoformer.nn.inputs import Input, first_convolution, model_arguments
+from ecoformer.nn.meta import evaluated_unchanged
 
 
 class UncountedOperationError(InputError):
@@ -92,7 +92,7 @@ def count(
         book.on_enter(name, module, inputs)
 
     with ExitStack() as scope:
-        scope.enter_context(_evaluation_mode(model))
+        scope.enter_context(evaluated_unchanged(model))
         scope.enter_context(plain_inference())
         substitutes, originals = _substitutes(model, device, dtype)
         args, kwargs = model_arguments(model, input, in_chans=in_chans, device=device, dtype=dtype)
@@ -177,24 +177,3 @@ def _substitutes(
         originals[copy] = x
         substitutes[name] = copy
     return substitutes, originals
-
-
-@contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode; afterwards every attribute, parameter and buffer is what it was.
-
-    A forward may cache tensors in its modules, and what it caches here is on meta.
-    """
-    stores = ("_parameters", "_buffers", "_modules")
-    saved = [(vars(m), dict(vars(m)), [dict(vars(m)[store]) for store in stores]) for m in model.modules()]
-    for module in model.modules():
-        module.training = False
-    try:
-        yield
-    finally:
-        for current, attributes, contents in saved:
-            current.clear()
-            current.update(attributes)
-            for store, content in zip(stores, contents, strict=True):
-                current[store].clear()
-                current[store].update(content)

@@ -27,16 +27,23 @@ def at_measured_shares(ledger: Ledger, model: nn.Module) -> Ledger:
     """
     if ledger.convention != "audited":
         raise InputError(f"convention={ledger.convention} has no sums of codes to leave out of: count with audited")
-    adds = [round(_share(entry, model) * entry.counts["add"]) for entry in ledger.entries]
+    layers = dict(model.named_modules())  # the model itself may be an attention layer
+    adds = [_left(entry, _share(entry, layers.get(entry.attention, model))) for entry in ledger.entries]
     paired = zip(ledger.entries, adds, strict=True)
     return replace(ledger, entries=[replace(entry, counts=counts({**entry.counts, "add": n})) for entry, n in paired])
 
 
-def _share(entry: Entry, model: nn.Module) -> float:
-    """Of the terms of the entry's products that are not 0; 1 where nothing is known."""
+def _left(entry: Entry, share: float) -> int:
+    """Additions: those that come with a shift sum shifted values, beside codes, and have no terms of 0."""
+    whole = entry.counts["shift"]
+    return whole + round(share * (entry.counts["add"] - whole))
+
+
+def _share(entry: Entry, layer: nn.Module) -> float:
+    """Of the terms of the entry's products with codes that are not 0; 1 where nothing is known."""
     if entry.function == TernaryAffine.__call__.__qualname__ and entry.counts["add"]:
-        codes = getattr(model.get_submodule(entry.attention), "codes", None)
+        codes = getattr(layer, "codes", None)
         return codes.share if isinstance(codes, TernaryLinear) and not entry.op.startswith("aten.addcmul") else 1.0
     place = CODE_SUMS.get(entry.function)
-    ones = dict(model.get_submodule(entry.attention).named_buffers()).get("ones") if place is not None else None
+    ones = dict(layer.named_buffers()).get("ones") if place is not None else None
     return float(ones[place]) if ones is not None and entry.op.startswith("aten.bmm") else 1.0

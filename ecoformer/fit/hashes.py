@@ -58,6 +58,8 @@ def fit_hashes(
 ) -> list[HashFitReport]:
     """Fit every hash layer in one forward pass, each on the features that the layers before it now produce.
 
+    Layers that are fitted once, and were, are passed over while there are others that never were.
+
     A layer that has fitted functions keeps them where no image gives finite features, and reports all bits as failed.
     Where the layers ask for it (`joint_steps`), all of them are then fitted together (`fit.joint`).
 
@@ -80,6 +82,10 @@ def fit_hashes(
     layers = hash_layers(model)
     if not layers:
         return []
+    if torch.is_inference_mode_enabled():
+        raise InputError("fit_hashes: inference mode allows no gradients, which fits follow: call it outside of it")
+    if not all(layer.is_fitted for layer in layers.values()):
+        layers = {name: layer for name, layer in layers.items() if not (layer.is_fitted and layer.refit_refusal())}
     for name, layer in layers.items():
         if layer.refit_refusal():
             raise InputError(f"{name}: {layer.refit_refusal()}")

@@ -28,20 +28,18 @@ OnStep = Callable[[int, int], None]
 
 
 def original_of(model: nn.Module) -> nn.Module | None:
-    """A copy of the model as it was before its taught layers were converted, in evaluation mode.
+    """A copy of the model as it was before its unfitted taught layers were converted, in evaluation mode.
 
-    None if no layer asks for a joint fit, or a layer's teacher is gone.
+    None if none of them asks for a joint fit. Layers whose teacher is gone stay as they are.
     """
-    layers = _taught(model)
+    teachers = {name: layer.teacher for name, layer in _taught(model).items() if layer.teacher is not None}
+    layers = {name: layer for name, layer in _taught(model).items() if name in teachers}
     if not any(layer.spec.joint_steps > 0 for layer in layers.values()):
         return None
-    teachers = {name: layer.teacher for name, layer in layers.items()}
     # The copy leaves the taught layers out: their parameters would be copied only to be dropped.
     copies: dict[int, Any] = {id(layer): nn.Identity() for layer in layers.values()}
     original = copy.deepcopy(model, copies)
     for name, teacher in teachers.items():
-        if teacher is None:
-            return None
         parent, _, child = name.rpartition(".")
         old = layers[name].proj.weight
         setattr(original.get_submodule(parent), child, copy.deepcopy(teacher.layer, copies).to(old))
@@ -61,7 +59,7 @@ def fit_jointly(
     The loss is KL(original || model) of the class probabilities plus the squared error of what every block with a
     taught layer gives, relative to its deviation from the mean token: probabilities alone are soon learned by heart.
 
-    Steps, rate and batch size are those of the first taught layer's spec (`joint_steps`, `joint_lr`,
+    Steps, rate and batch size are those of the first taught layer that asks for steps (`joint_steps`, `joint_lr`,
     `joint_batch_size`); the rate falls to zero along a cosine. Memory is that of a training step.
 
     Args:
@@ -71,8 +69,9 @@ def fit_jointly(
         on_step: called after each step with its number, from 1, and that of all steps.
     """
     started = time.perf_counter()
-    layers = _taught(model)
-    spec = next(iter(layers.values())).spec
+    kept_layers = _taught(original)
+    layers = {name: layer for name, layer in _taught(model).items() if name not in kept_layers}
+    spec = next(layer.spec for layer in layers.values() if layer.spec.joint_steps > 0)
     size = min(spec.joint_batch_size, len(images))
     sets = [x for x in (images, held_out) if x is not None and len(x)]
     parameters = [parameter for layer in layers.values() for parameter in layer.jointly_fitted()]

@@ -124,7 +124,10 @@ class TaughtAttention(FittedState, ReplacementAttention, FittableAttention):
         return self._teacher
 
     def refit_refusal(self) -> str:
-        return NO_TEACHER if self.teacher is None else ""
+        if self.teacher is None:
+            return NO_TEACHER
+        computed = self.teacher.fits_values and not isinstance(self.to_v.weight, nn.Parameter)
+        return "its values are to be fitted and are of low rank: fit the model first, then factorize it" * computed
 
     def fit_on_call(
         self, x_BND: Tensor, generator: torch.Generator, feat_size: Any = None, mask_BN: Tensor | None = None
@@ -202,10 +205,10 @@ class TaughtAttention(FittedState, ReplacementAttention, FittableAttention):
             self.mark_fitted()
             return report
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        # The weights that come are those of another model than the teacher's.
-        super()._load_from_state_dict(*args, **kwargs)
-        self._teacher = None
+    def _load_from_state_dict(self, state: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state, prefix, *args)
+        if any(key.startswith(prefix) for key in state):  # of another model than the teacher's
+            self._teacher = None
 
 
 def _parameters(part: nn.Module | nn.Parameter) -> list[nn.Parameter]:

@@ -50,12 +50,14 @@ class Teacher:
                 "MSA or the stock checkpoint"
             )
         layer = source.layer or MultiHeadSelfAttention.from_projections(source, MSASpec())
-        sums_all = MSASpec().is_met_by(layer)
+        attend = getattr(type(layer), "attend", None)
+        sums_all = MSASpec().is_met_by(layer) or attend is MultiHeadSelfAttention.attend  # msa_shift's, too
         fits_values = not sums_all if fit_values == "auto" else fit_values == "true"
         if fits_values and source.value.bias is None:
             raise InputError(f"{source.where} has values without a bias: set attention.fit_values=false")
         is_softmax = sums_all and not any(isinstance(x, TurnedLinear) for x in (source.query, source.key))
-        query, key, value = (affine(linear) for linear in (source.query, source.key, source.value))
+        with torch.no_grad():  # weights of some are computed from others
+            query, key, value = (affine(linear) for linear in (source.query, source.key, source.value))
         return cls(layer, query, key, value, source.num_heads, fits_values, is_softmax)
 
     @torch.no_grad()
@@ -72,7 +74,7 @@ class Teacher:
         output_BND = _run(layer, x_BND, feat_size, mask_BN, batch_size)
         # Attention that knows nothing has equal weights for all of the layer's own keys: those of a subsampled map
         # (SRA, GSA) are averaged as they are, by queries of zero; elsewhere it is the mean of all tokens' values.
-        if isinstance(getattr(layer, "q", None), nn.Linear):
+        if isinstance(getattr(layer, "q", None), nn.Module):
             for parameter in layer.get_submodule("q").parameters():
                 parameter.zero_()
             uniform_BND = _run(layer, x_BND, feat_size, mask_BN, batch_size)

@@ -234,7 +234,7 @@ class DistilledAttention(TaughtAttention):
         """(multiplications, additions, shifts) of one image's attention in the paper's way of accounting.
 
         With L = H K codes. Per token, both: 2 L D for the codes, which are all that is left of the projections;
-        ternary, 2 L multiplications by their scale, and an addition for each weight that is not 0; by powers of two,
+        ternary, 2 L multiplications by their scale alone, and an addition for each weight, 0 or not; by powers of two,
         shifts instead of the multiplications. Additions: 2 L D for rows picked by codes, summed to the context and to
         the output, 2 L for the counts and the denominators, D for the token mean; each of the first two a shift too
         where codes are powers of two. Multiplications: H D + H for
@@ -244,9 +244,9 @@ class DistilledAttention(TaughtAttention):
         core.
         """
         dim, heads, channels, codes = self.dim, self.num_heads, self.head_dim, self.num_heads * self.num_features
-        code_muls = code_adds = products = 2 * codes * dim
+        code_muls = products = 2 * codes * dim
         if isinstance(self.codes, TernaryLinear):
-            code_muls, code_adds = 2 * codes, round(self.codes.share * products)
+            code_muls = 2 * codes
         sums = products + 2 * codes
         both = products * channels + 2 * dim * dim
         is_bits = self.spec.codes == "bits"
@@ -254,7 +254,7 @@ class DistilledAttention(TaughtAttention):
         code_shifts = products if self.spec.projection == "shift" else 0
         per_token = code_muls - code_shifts + heads * (dim + 1)
         muls = both - shifted + num_tokens * per_token + is_bits * codes * (channels + 1)
-        adds = both + num_tokens * (code_adds + sums + dim)
+        adds = both + num_tokens * (products + sums + dim)
         shifts = shifted + num_tokens * (code_shifts + (0 if is_bits else sums))
         return (muls, adds, shifts) if shifts else (muls, adds)
 

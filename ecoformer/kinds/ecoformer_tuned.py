@@ -21,8 +21,9 @@ from ecoformer.kinds.token_hash import TokenHashFunctions
 from ecoformer.nn.base import ReplacementAttention, attention_kind
 from ecoformer.nn.fitted_state import FittedState
 from ecoformer.nn.heads import join_heads, real_tokens, split_heads
-from ecoformer.nn.projections import Projections, linear_of
+from ecoformer.nn.projections import Projections, linear_of, refusal
 from ecoformer.nn.specs import AttentionSpec, number, one_of
+from ecoformer.nn.turned import TurnedLinear
 from ecoformer.ops.codes.attention import binary_attention, binary_weights
 from ecoformer.ops.codes.tuned import BinaryHash, random_hash
 from ecoformer.ops.precision import full_precision, without_autocast
@@ -101,6 +102,9 @@ class EcoFormerTunedAttention(FittedState, ReplacementAttention, FittableAttenti
             self.key_hash = TokenHashFunctions(*sizes, device=device)
         else:
             keys = self.to_k
+            if isinstance(keys, TurnedLinear):
+                where = "" if source is None else source.where
+                raise refusal(where, "what turns the keys (qk-norm, RoPE)", "set attention.qk=separate")
             del self.to_k
             self.register_buffer("key_weight", keys.weight.detach().clone())
             self.register_buffer("key_bias", None if keys.bias is None else keys.bias.detach().clone())

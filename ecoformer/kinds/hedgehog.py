@@ -145,7 +145,7 @@ class HedgehogAttention(TaughtAttention):
             return self._maps(v.dtype).attend(q, k, v, mask_BN).to(v_BHNC.dtype)
 
     def _full_heads(self, x_BND: Tensor) -> list[Tensor]:
-        return [full_precision(x) for x in self.heads(x_BND)]
+        return [full_precision(x) for x in self.heads(x_BND.to(self.proj.weight.dtype))]
 
     def attention_weights(self, x_BND: Tensor) -> Tensor:
         self.require_fitted()

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from ecoformer.errors import InputError
 from ecoformer.nn.base import ReplacementAttention, attention_kind
 from ecoformer.nn.heads import join_heads, split_heads
-from ecoformer.nn.projections import Projections
+from ecoformer.nn.projections import Projections, refusal
 from ecoformer.nn.specs import AttentionSpec
+from ecoformer.nn.turned import turns_of
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,8 @@ class LinearSRAAttention(ReplacementAttention):
 
     def add_parts(self, source: Projections | None) -> None:
         self.num_prefix = 0 if source is None else source.num_prefix
+        if source is not None and any(getattr(turn, "rotation", None) for turn in turns_of(self.kv)):
+            raise refusal(source.where, "a rotation of keys (RoPE), whose places pooling takes", "choose another kind")
         self.sr, self.norm = _reduction(self.proj.weight, source)
         if source is not None and "sr" in source.dropped:
             self.also_carried = ("sr", "norm")
@@ -119,8 +122,7 @@ def _reduction(like: Tensor, source: Projections | None) -> tuple[nn.Conv2d, nn.
     with torch.no_grad():
         if source is not None and "sr" in source.dropped:
             assert source.layer is not None
-            old = source.layer.get_submodule("sr")
-            assert isinstance(old, nn.Conv2d) and old.bias is not None
+            old: Any = source.layer.get_submodule("sr")  # a low-rank one too
             sr.weight.copy_(old.weight.sum(dim=(2, 3), keepdim=True))
             sr.bias.copy_(old.bias)
             norm = copy.deepcopy(source.layer.get_submodule("norm"))

@@ -12,7 +12,7 @@ from ecoformer.nn.bert import unreadable
 from ecoformer.nn.inputs import Input, Size
 from ecoformer.nn.msa import MSASpec
 from ecoformer.nn.no_reader import no_reader
-from ecoformer.nn.projections import read_projections, require_plain
+from ecoformer.nn.projections import SeatMaker, read_projections, require_plain
 from ecoformer.nn.specs import AttentionSpec
 
 # By name: the modules of some take a second to load.
@@ -108,7 +108,7 @@ def convert(
     given = img_size if example_input is None else example_input
     tokens = {} if given is None else token_counts(model, given)
     report = ConversionReport()
-    swaps: dict[nn.Module, nn.Module] = {}
+    swaps: dict[nn.Module, tuple[nn.Module, SeatMaker | None]] = {}
     for layer, wanted in planned:
         num_tokens = tokens.get(layer.name)
         fitting = wanted if num_tokens is None else wanted.fit_to_tokens(num_tokens, layer.where)
@@ -118,20 +118,24 @@ def convert(
             report.kept.append(layer.name)
             continue
         source = replace(read_projections(layer.module, layer.where), num_prefix=layer.num_prefix)
+        if type(fitting) not in BUILDERS:
+            raise InputError(f"convert: {type(fitting).__name__} is no kind of its own: give the spec of one")
         module = BUILDERS[type(fitting)].from_projections(source, fitting)
         module.train(layer.module.training)
         if not any(parameter.requires_grad for parameter in layer.module.parameters()):
             module.requires_grad_(False)  # what is new as well
-        swaps[layer.module] = source.seat(module) if source.seat else module
+        swaps[layer.module] = module, source.seat
         old, new = type(layer.module).__name__, type(module).__name__
         carried = source.carried(module.carries)
         change = LayerChange(layer.name, layer.stage, old, new, fitting, num_tokens, *carried, module.new_parts)
         report.replaced.append(change)
     if left := no_reader(model):
         report.notes.append(f"other attention stays as it is: {left.removesuffix('; ')}")
+    # Nothing is refused from here on. A seat takes parts out of the layer whose place it takes.
+    made = {old: module if seat is None else seat(module) for old, (module, seat) in swaps.items()}
     for name, module in list(model.named_modules(remove_duplicate=False)):  # blocks that share a layer: all its names
-        if module in swaps:
-            model.set_submodule(name, swaps[module])
+        if module in made:
+            model.set_submodule(name, made[module])
     return report
 
 

@@ -10,12 +10,11 @@ from torch import Tensor, nn
 
 import ecoformer.nn.readers  # noqa: F401  so that what it reads is known
 from ecoformer.errors import InputError, require
-from ecoformer.fit.compare import eval_mode
 from ecoformer.nn.base import ReplacementAttention
 from ecoformer.nn.bert import read_kin, with_key_masks
 from ecoformer.nn.inputs import Input, first_convolution, model_arguments, not_accepted, own_size
 from ecoformer.nn.layout import prefix_tokens, stages_of
-from ecoformer.nn.meta import RememberedMeta
+from ecoformer.nn.meta import RememberedMeta, evaluated_unchanged
 from ecoformer.nn.projections import READERS, call_of, learn_classes
 
 FilterFn = Callable[[nn.Module, str], bool]  # of a module and its name
@@ -101,7 +100,7 @@ def require_input(model: nn.Module, input: Input) -> None:
     stem = first_convolution(model)
     args, kwargs = model_arguments(model, input, dtype=None if stem is None else stem.weight.dtype)
     try:
-        with torch.no_grad(), eval_mode(model), RememberedMeta():
+        with torch.no_grad(), evaluated_unchanged(model), RememberedMeta():
             torch.func.functional_call(model, meta_state, args, kwargs)
     except InputError:
         raise

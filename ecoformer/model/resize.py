@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ecoformer.errors import InputError, is_whole
 from ecoformer.nn.inputs import RGB, first_convolution
-from ecoformer.nn.layout import STOCK_STRIDE, stem_of
+from ecoformer.nn.layout import stem_of
 
 _SIZED = ("pos_embed", "patch_embed.proj.weight", "relative_position_bias_table")  # how their keys end
 
@@ -69,10 +69,12 @@ def set_patch_stride(model: nn.Module, stride: int) -> None:
         )
     if not is_whole(stride) or stride not in stem.strides:
         raise InputError(f"model.patch_stride={stride!r} is not possible: {stem.limit}")
+    embedding: Any = first_convolution(model)
+    before = embedding.stride[0]
     stem.set(model, stride)
     features: Any = model.feature_info
     for info in features:
-        info["reduction"] = info["reduction"] * stride // STOCK_STRIDE
+        info["reduction"] = info["reduction"] * stride // before
 
 
 def _absolute(held: Tensor, wanted: Tensor, model: nn.Module) -> dict[str, Tensor]:

@@ -10,7 +10,8 @@ def only_weights_matter(x: Tensor, *linears: nn.Module) -> bool:
     """Whether `linears` on `x` are no more than x W^T + b in eager float32 or float64 arithmetic on CPU.
 
     Not so under autocast, for a graph that is traced, compiled or exported, for modules with hooks (profilers, the
-    energy ledger) or of another class (low rank, quantised, parametrised), and for tensor subclasses.
+    energy ledger), with a forward of their own or of another class (low rank, quantised, parametrised), and for tensor
+    subclasses.
     """
     if x.device.type != "cpu" or type(x) not in PLAIN or x.dtype not in (torch.float32, torch.float64):
         return False
@@ -20,7 +21,8 @@ def only_weights_matter(x: Tensor, *linears: nn.Module) -> bool:
 
 
 def _is_bare(linear: nn.Module, dtype: torch.dtype) -> bool:
-    if type(linear) is not nn.Linear or type(linear.weight) not in PLAIN or linear.weight.dtype != dtype:
+    own = "forward" in vars(linear)
+    if own or type(linear) is not nn.Linear or type(linear.weight) not in PLAIN or linear.weight.dtype != dtype:
         return False
     return not (
         linear._forward_hooks or linear._forward_pre_hooks or linear._backward_hooks or linear._backward_pre_hooks

@@ -16,8 +16,8 @@ from ecoformer.ops.codes.folded import Affine
 class CodedLinear(nn.Linear, ABC):
     """x times the codes that are nearest to `weight`, plus the bias.
 
-    `weight` is what training moves. Beside it stand, in the state dict, the codes, which are what runs without
-    gradients. They follow the weight whenever evaluation mode begins, and at `settle`.
+    `weight` is what training moves. Beside it stand, in the state dict, the codes, which are what runs in evaluation
+    without gradients. They follow the weight whenever evaluation mode begins or a weight is loaded, and at `settle`.
     """
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, **factory: Any) -> None:
@@ -60,10 +60,15 @@ class CodedLinear(nn.Linear, ABC):
             self.settle()
         return super().train(mode)
 
+    def _load_from_state_dict(self, state: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state, prefix, *args)
+        if f"{prefix}weight" in state:  # codes that were saved while it was trained are behind it
+            self.settle()
+
     def affine(self) -> Any:
         """What `forward` computes, for `ops`."""
         weight = self._parameters["weight"]
-        if weight is not None and weight.requires_grad and torch.is_grad_enabled():
+        if weight is not None and (self.training or (weight.requires_grad and torch.is_grad_enabled())):
             return Affine(self.straight_through(weight), self.bias)
         return self.coded()
 

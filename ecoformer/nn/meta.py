@@ -3,12 +3,14 @@
 What a pass gives is the same as without.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -26,6 +28,28 @@ class _Meta:
 
 class _Unlike(Exception):
     """A value that is more than a description of it would say."""
+
+
+@contextmanager
+def evaluated_unchanged(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; afterwards every attribute, parameter and buffer is what it was.
+
+    A forward on meta tensors may cache some in its modules, and `functional_call` leaves them in modules that stand in
+    two places.
+    """
+    stores = ("_parameters", "_buffers", "_modules")
+    saved = [(vars(m), dict(vars(m)), [dict(vars(m)[store]) for store in stores]) for m in model.modules()]
+    for module in model.modules():
+        module.training = False
+    try:
+        yield
+    finally:
+        for current, attributes, contents in saved:
+            current.clear()
+            current.update(attributes)
+            for store, content in zip(stores, contents, strict=True):
+                current[store].clear()
+                current[store].update(content)
 
 
 class RememberedMeta(TorchDispatchMode):

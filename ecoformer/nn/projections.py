@@ -129,6 +129,8 @@ def require_plain(module: nn.Module, where: str) -> None:
         # What an adapter adds, or a quantised weight holds, is not in `weight`.
         is_adapter = next(part.children(), None) is not None and cls.__module__.partition(".")[0] not in known
         is_linear = cls.forward is nn.Linear.forward or cls.__module__.startswith("ecoformer.")
+        if hasattr(part, "in_features") and part.weight is None:
+            raise refusal(where, f"{name}, of which an export keeps the codes alone,", "start from its checkpoint")
         if is_adapter or (hasattr(part, "in_features") and not is_linear):
             raise refusal(where, f"{name} ({full_name(cls)})", "merge or undo it, to have a torch.nn.Linear")
 

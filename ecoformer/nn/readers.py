@@ -19,6 +19,7 @@ from ecoformer.nn.projections import (
     linear_of,
     linear_rows,
     read_fused_qkv,
+    read_projections,
     read_separate,
     refusal,
     register_reader,
@@ -142,6 +143,12 @@ class SegformerTeacher(nn.Module):
     def forward(self, x_BND: Tensor, feat_size: tuple[int, int]) -> Tensor:
         out = self.stock(x_BND, *feat_size)
         return out[0] if isinstance(out, tuple) else out
+
+
+@register_reader(SegformerTeacher)
+def _read_segformer_teacher(module: Any, where: str) -> Projections:
+    """Of the layer that it stands for, whose seat is taken."""
+    return replace(read_projections(module.stock, where), seat=None, layer=module)
 
 
 @register_reader(SEGFORMER, PAIR)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from numbers import Real
@@ -17,6 +18,7 @@ from torch import nn
 
 from ecoformer.errors import InputError, first_line, is_whole
 
+NUMBER_WITHOUT_POINT = re.compile(r"\s*[-+]?\d+[eE][-+]?\d+\s*")  # YAML 1.1 reads 1e-5 as text
 SPECS: dict[str, type[AttentionSpec]] = {}
 _LISTENERS: list[Callable[[str], None]] = []
 
@@ -109,7 +111,7 @@ def split_setting(text: str) -> tuple[str, dict[str, Any]]:
         if not equals:
             raise InputError(f"setting {text!r}: {item!r} is no key=value; write it as ecoformer:num_bits=8")
         try:
-            options[key.strip()] = yaml.safe_load(value)
+            options[key.strip()] = float(value) if NUMBER_WITHOUT_POINT.fullmatch(value) else yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise InputError(f"setting {text!r}: {value!r} is no value: {first_line(error)}") from error
     return kind, options

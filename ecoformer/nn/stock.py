@@ -10,6 +10,7 @@ from torch import nn
 
 from ecoformer.nn.projections import (
     Projections,
+    linear_from,
     linear_rows,
     read_fused_qkv,
     refusal,
@@ -71,7 +72,7 @@ def turned(source: Projections, q_norm: nn.Module, k_norm: nn.Module, rotation: 
     if rotation is None and isinstance(q_norm, nn.Identity) and isinstance(k_norm, nn.Identity):
         return source
     query, key = (
-        TurnedLinear(linear, [Turn(norm, source.num_heads, rotation)])
+        TurnedLinear(linear_from(linear), [Turn(norm, source.num_heads, rotation)])
         for linear, norm in ((source.query, q_norm), (source.own_keys("to turn"), k_norm))
     )
     return replace(source, query=query, key=key)

@@ -15,7 +15,7 @@ from tiny_models import digits_run, sharp_vit
 from ecoformer import InputError, convert, fit_hashes
 from ecoformer.config.schema import Config
 from ecoformer.energy import at_measured_shares, count
-from ecoformer.kinds import DistilledHashSpec, MSASpec
+from ecoformer.kinds import DistilledHashSpec, DistilledSpec, MSASpec
 from ecoformer.lab.closeness import ControlSpec, block_errors, distill
 from ecoformer.lab.closeness.source import Source
 from ecoformer.nn.heads import join_heads, split_heads
@@ -85,8 +85,10 @@ def test_controls_refuse_what_they_are_not(options, message):
         ControlSpec(**options)
 
 
-def test_sums_of_rows_count_at_the_measured_share_of_ones(images):
-    model = distill(sharp_vit(), SMALL, images, seed=0).model
+@pytest.mark.parametrize("values", ["real", "shift"])
+def test_sums_of_rows_count_at_the_measured_share_of_ones(images, values):
+    spec = DistilledSpec(codes="bits", num_features=SMALL.num_bits, values=values, fit_steps=5)
+    model = distill(sharp_vit(), spec, images, seed=0).model
     ledger = count(model, 16)
     reduced = at_measured_shares(ledger, model)
     tokens, dim, bits = 17, 24, 12
@@ -95,7 +97,7 @@ def test_sums_of_rows_count_at_the_measured_share_of_ones(images):
     for place, function in enumerate(("distilled_attention", "bit_rows")):
         before, after = (
             next(
-                e.counts["add"]
+                e.counts["add"] - e.counts["shift"]
                 for e in found.entries
                 if e.attention == "blocks.0.attn" and e.function == function and e.op.startswith("aten.bmm")
             )
@@ -104,6 +106,8 @@ def test_sums_of_rows_count_at_the_measured_share_of_ones(images):
         assert before == terms[function]
         assert after == round(float(layer.ones[place]) * before) and 0 < after < before
     assert reduced.counts["fma"] == ledger.counts["fma"]
+    alone = count(layer, torch.zeros(1, tokens, dim))
+    assert at_measured_shares(alone, layer).counts["add"] < alone.counts["add"]
 
 
 def test_the_script_writes_a_model_that_goes_on(run, tmp_path, capsys):

@@ -197,3 +197,15 @@ def test_masks_of_queries_are_refused():
     convert(model, MSASpec())
     with pytest.raises(InputError, match="takes which keys take part alone"):
         logits(model, ids, attention_mask=torch.ones(6, 1, TOKENS, TOKENS, dtype=torch.bool).tril())
+
+
+def test_a_refused_conversion_leaves_the_model_as_it_was():
+    model = tiny()
+    layers = model.bert.encoder.layer
+    layers[1].attention.self.dropout.p = 0.1
+    names, layer = set(model.state_dict()), layers[0].attention
+    with pytest.raises(InputError, match=r"layer\.1\.attention: attention_probs_dropout_prob=0\.1"):
+        convert(model, MSASpec())
+    assert set(model.state_dict()) == names
+    assert layers[0].attention is layer
+    assert not hasattr(model.config, "ecoformer")

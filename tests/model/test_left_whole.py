@@ -1,0 +1,93 @@
+"""Models that share, lack or have lost parts: what is asked of them leaves them whole, or is refused by name."""
+
+import pytest
+import timm
+import torch
+from distilled_models import POWERS, SHIFT, pvt, vit
+from torch import nn
+
+from ecoformer import InputError, MSASpec, convert, fit_hashes, set_patch_stride
+from ecoformer.kinds.ecoformer import KernelHashSpec
+from ecoformer.model.low_rank import LowRankSpec, factorize
+from ecoformer.nn.coded import CodedLinear
+from ecoformer.nn.specs import make_spec, split_setting
+
+IMAGES = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("part", ["mlp", "norm1", "attn"])
+@pytest.mark.parametrize("change", [lambda m: convert(m, make_spec("msa_shift"), img_size=16), None])
+def test_weights_of_modules_that_stand_in_two_places_stay(part, change):
+    model = vit()
+    setattr(model.blocks[1], part, getattr(model.blocks[0], part))
+    if change is None:
+        factorize(model, LowRankSpec(ratio=0.5), img_size=16)
+    else:
+        change(model)
+    held = [p for module in model.modules() for p in module._parameters.values() if p is not None]
+    assert not any(p.is_meta for p in held)
+    assert all(isinstance(p, nn.Parameter) for p in held)
+    assert model(IMAGES).isfinite().all()
+
+
+def test_the_stride_of_a_patch_embedding_goes_back():
+    model = pvt()
+    reductions = [info["reduction"] for info in model.feature_info]
+    for stride in (2, 2, 3, 4):
+        set_patch_stride(model, stride)
+    assert [info["reduction"] for info in model.feature_info] == reductions
+
+
+def test_codes_alone_are_no_source():
+    model = vit(make_spec("msa_shift"))
+    for module in model.modules():
+        if isinstance(module, CodedLinear):
+            module.harden()
+    with pytest.raises(InputError, match="keeps the codes alone"):
+        convert(model, MSASpec())
+
+
+def test_a_spec_of_no_kind_and_inference_mode_are_refused_by_name():
+    with pytest.raises(InputError, match="KernelHashSpec is no kind of its own"):
+        convert(vit(), KernelHashSpec())
+    with torch.inference_mode(), pytest.raises(InputError, match="inference mode"):
+        fit_hashes(vit(SHIFT), IMAGES, seed=0)
+
+
+def test_a_small_rate_survives_being_written_and_read():
+    assert split_setting("distilled:fit_lr=1e-05,levels=16") == ("distilled", {"fit_lr": 1e-5, "levels": 16})
+
+
+def trained(spec):
+    """A fitted model, some steps of training later, in training mode."""
+    model = vit(spec)
+    fit_hashes(model, IMAGES, seed=0)
+    model.train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    for _ in range(3):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(IMAGES), torch.arange(4)).backward()
+        optimizer.step()
+    return model
+
+
+@pytest.mark.parametrize("projection", ["shift", "ternary"])
+def test_codes_are_those_of_the_weights_wherever_they_run(projection):
+    spec = make_spec("distilled", {**vars(POWERS), "projection": projection, "fit_steps": 0})
+    model, other = trained(spec), vit(spec)
+    other.load_state_dict(model.state_dict())
+    with_gradients = model(IMAGES)
+    with torch.no_grad():
+        assert torch.equal(model(IMAGES), with_gradients), "in training, as a reentrant checkpoint runs"
+        assert torch.allclose(other(IMAGES), model.eval()(IMAGES), atol=1e-6), "loaded into a model that evaluates"
+
+
+def test_what_turns_keys_is_not_lost():
+    model = timm.models.VisionTransformer(
+        img_size=16, patch_size=4, embed_dim=24, num_heads=3, depth=1, qk_norm=True, num_classes=2
+    )
+    with pytest.raises(InputError, match=r"attn: what turns the keys .* set attention.qk=separate"):
+        convert(model, make_spec("ecoformer_tuned", {"qk": "shared", "num_bits": 4, "num_anchors": 4}))
+    eva = timm.models.Eva(img_size=32, patch_size=4, embed_dim=24, depth=1, num_heads=3, use_rot_pos_emb=True)
+    with pytest.raises(InputError, match=r"attn: a rotation of keys"):
+        convert(eva, make_spec("linear_sra"))
