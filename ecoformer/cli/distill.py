@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     keys = ("model", "checkpoint", "pretrained", "data_name", "img_size", "max_val")
-    source = load_source(root=args.data, **{key: getattr(args, key) for key in keys})
+    source = load_source(root=args.data, out=args.out, **{key: getattr(args, key) for key in keys})
     model, figures = measure_distilled(
         source,
         spec,
@@ -100,16 +100,16 @@ def run(args: argparse.Namespace) -> int:
         controls=not args.no_controls,
         layers=args.layers,
     )
+    # First, for a disk may be full.
+    title = f"{figures['model']}, {code_text(figures)}, from {figures['source']}: attention-output error, held out"
+    table = render(block_table(figures), "table", title, summary_lines(figures))
+    print(json_text(figures, indent=2) if args.format == "json" else table, flush=True)
     metrics = {key: figures[key] for key in ("top1_before", "top1_after", "seconds")}
     source.save(args.out, model, spec, args.layers, metrics)
     folder = args.out.with_suffix("")
     folder = folder.with_name(folder.name + "_pictures")
     plot_errors(figures, folder / "errors.png")
     plot_maps(figures["blocks"], source.model, model, source.held_out(1)[0], folder)
-    if args.format == "json":
-        print(json_text(figures, indent=2))
-        return 0
-    title = f"{figures['model']}, {code_text(figures)}, from {figures['source']}: attention-output error, held out"
-    notes = [*summary_lines(figures), f"wrote {args.out}, pictures in {folder}"]
-    print(render(block_table(figures), "table", title, notes))
+    if args.format != "json":
+        print(f"wrote {args.out}, pictures in {folder}")
     return 0

@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
                 f"--keep {args.keep}: {lost.name} would be written over: give settings that differ in more than "
                 "codes, features, projection and values a folder each"
             )
-        source = load_source(checkpoint=checkpoint, root=args.data, max_val=args.max_val)
+        source = load_source(checkpoint=checkpoint, root=args.data, max_val=args.max_val, out=args.out)
         alike = {"checkpoint": name, "epochs": source.epoch, "num_val": source.data.num_val}
         for setting in missing:
             spec = spec_of(setting["attention"], **setting["spec"])

@@ -91,8 +91,7 @@ class DataModule:
         which says to lower `key`, if the training split has fewer.
         """
         assert self.train_source is not None, "calibration images come from the training split: with_train=True"
-        if num_images > self.num_train:
-            raise self._too_few(num_images, key, f"{self.num_train} training")
+        self.require_calibration_images(num_images, key)
         order = np.random.default_rng(derive_seed(seed, "calibration")).permutation(len(self.train_source))
         parts: list[torch.Tensor] = []
         missing = num_images
@@ -104,6 +103,11 @@ class DataModule:
         if missing:
             raise self._too_few(num_images, key, f"{num_images - missing} readable training")
         return self.val_loader.finish(torch.cat(parts), torch.empty(0), epoch=0, batch=0)[0]
+
+    def require_calibration_images(self, num_images: int, key: str = "callbacks.hash_update.num_images") -> None:
+        """Raise InputError, which says to lower `key`, if the training split has fewer."""
+        if num_images > self.num_train:
+            raise self._too_few(num_images, key, f"{self.num_train} training")
 
     def _too_few(self, number: int, key: str, there: str) -> InputError:
         return InputError(f"{number} calibration {self.samples} > {there} {self.samples} of {self.name}: lower {key}")

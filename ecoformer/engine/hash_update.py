@@ -11,7 +11,7 @@ from ecoformer.engine.progress import paced
 from ecoformer.errors import InputError
 from ecoformer.files.table import Column, Table, render
 from ecoformer.fit.contract import JointFitReport, joint_line
-from ecoformer.fit.hashes import HashFitReport, fit_hashes, has_hashes, hash_layers
+from ecoformer.fit.hashes import HashFitReport, fit_hashes, has_hashes, hash_layers, layers_to_fit
 
 
 def due(config: HashUpdateConfig, step: int, steps_per_epoch: int) -> bool:
@@ -81,6 +81,11 @@ class HashUpdate(Callback):
         """Whether a fit is due before this step, and possible."""
         return self._is_due(trainer, step) and self._refusal(trainer) is None
 
+    def fits_later(self, trainer: Training, epochs: int) -> bool:
+        """Whether a fit is due from the next step on, and possible."""
+        steps = fit_steps(self.config, trainer.steps_per_epoch, epochs) if has_hashes(trainer.model) else []
+        return any(step >= trainer.step for step in steps) and self._refusal(trainer) is None
+
     def fit(
         self,
         trainer: Training,
@@ -103,14 +108,21 @@ class HashUpdate(Callback):
                 num_images = self.config.num_images
                 left = max(0, trainer.data.num_train - num_images)
                 images = trainer.data.calibration_images(num_images + min(self.config.held_out_images, left), seed=seed)
+                told = paced(say, "joint fit")
+
+                def on_joint_step(step: int, steps: int) -> None:
+                    told(step, steps)
+                    trainer.stop_if_asked()
+
                 # The first ones are those of a fit without held-out images.
                 reports = fit_hashes(
                     trainer.model,
                     images[:num_images],
                     seed=seed,
+                    on_report=lambda report: trainer.stop_if_asked(),
                     held_out=images[num_images:],
                     on_joint=on_joint,
-                    on_joint_step=paced(say, "joint fit"),
+                    on_joint_step=on_joint_step,
                 )
         changed = [layer.named_parameters(name) for name, layer in layers if layer.fits_parameters]
         trainer.sync_buffers([name for parameters in changed for name, _ in parameters])
@@ -141,7 +153,7 @@ class HashUpdate(Callback):
 
     @staticmethod
     def _refusal(trainer: Training) -> str | None:
-        refusals = (layer.refit_refusal() for layer in hash_layers(trainer.model).values())
+        refusals = (layer.refit_refusal() for layer in layers_to_fit(trainer.model).values())
         return next((refusal for refusal in refusals if refusal), None)
 
 

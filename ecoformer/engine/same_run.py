@@ -46,8 +46,9 @@ def require_same_run(
             f"{path} was trained on other classes: {first_difference(then, now)}: set data.root to the data of that "
             "run, or start a new one in another output_dir"
         )
-    if checkpoint["epoch"] > epochs:
-        done = counted(checkpoint["epoch"], "epoch")
+    begun = checkpoint["training"].get("position") is not None
+    if checkpoint["epoch"] + begun > epochs:
+        done = counted(checkpoint["epoch"], "epoch") + " and a part of the next" * begun
         raise InputError(f"{path} has {done} > train.epochs={epochs}: raise train.epochs")
     for name, own in settings.items():
         written = checkpoint["training"]["settings"].get(name, own)

@@ -40,6 +40,14 @@ MAP_IMAGES = 2  # recall and correlation need N x N weights, so they look at few
 MAP_ENTRIES = 2**25  # and at none whose H maps have more entries
 
 
+def layers_to_fit(model: nn.Module) -> dict[str, FittableAttention]:
+    """The hash layers; those that are fitted once, and were, are passed over while there are others that never were."""
+    layers = hash_layers(model)
+    if all(layer.is_fitted for layer in layers.values()):
+        return layers
+    return {name: layer for name, layer in layers.items() if not (layer.is_fitted and layer.refit_refusal())}
+
+
 def fit_new_hashes(model: nn.Module, images: Tensor, seed: int) -> None:
     """`fit_hashes` where a layer was never fitted; a model that comes from a checkpoint keeps its functions."""
     if not all(layer.is_fitted for layer in hash_layers(model).values()):
@@ -58,7 +66,7 @@ def fit_hashes(
 ) -> list[HashFitReport]:
     """Fit every hash layer in one forward pass, each on the features that the layers before it now produce.
 
-    Layers that are fitted once, and were, are passed over while there are others that never were.
+    Every one of `layers_to_fit`, that is.
 
     A layer that has fitted functions keeps them where no image gives finite features, and reports all bits as failed.
     Where the layers ask for it (`joint_steps`), all of them are then fitted together (`fit.joint`).
@@ -79,13 +87,11 @@ def fit_hashes(
     """
     require(model, nn.Module, "Module: give a converted model", "fit_hashes: ")
     _require_batches(images, held_out)
-    layers = hash_layers(model)
+    layers = layers_to_fit(model)
     if not layers:
         return []
     if torch.is_inference_mode_enabled():
         raise InputError("fit_hashes: inference mode allows no gradients, which fits follow: call it outside of it")
-    if not all(layer.is_fitted for layer in layers.values()):
-        layers = {name: layer for name, layer in layers.items() if not (layer.is_fitted and layer.refit_refusal())}
     for name, layer in layers.items():
         if layer.refit_refusal():
             raise InputError(f"{name}: {layer.refit_refusal()}")

@@ -37,6 +37,7 @@ from ecoformer.ops.precision import full_precision, without_autocast
 
 LEVELS = 16
 LINEARS: dict[str, Any] = {"real": nn.Linear, "ternary": TernaryLinear, "shift": PowerLinear}  # by `projection`
+MOST_FEATURES = 4096  # a token has hundreds of channels
 MOST_LEVELS = 48  # 2^23 squared, 8,192 tokens and as many features together stay far below 2^127
 
 
@@ -77,6 +78,8 @@ class DistilledSpec(TaughtSpec):
         self.require_whole(2, "levels")
         if self.codes == "bits" and self.levels != LEVELS:
             raise InputError(f"attention.levels={self.levels} is of codes=shift, bits have two: leave it out")
+        if self.num_features > MOST_FEATURES:
+            raise InputError(f"attention.num_features={self.num_features} must be at most {MOST_FEATURES}")
         if self.levels > MOST_LEVELS:
             raise InputError(
                 f"attention.levels={self.levels} must be at most {MOST_LEVELS}: larger powers of two overflow in sums"
@@ -261,8 +264,8 @@ class DistilledAttention(TaughtAttention):
     def projections(self, where: str) -> Projections:
         if self.teacher is None:  # the layer that it is to learn from
             raise InputError(
-                f"{where}: a fitted distilled hash of {self.num_features} {self.spec.codes} holds no queries and keys "
-                "to convert: start from the MSA or the stock checkpoint"
+                f"{where}: {self.spec.setting()} was fitted and holds no queries and keys to convert: keep these "
+                "settings, or start from the MSA or the stock checkpoint"
             )
         return read_projections(self.teacher.layer, where)
 

@@ -10,6 +10,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from ecoformer.errors import InputError
 from ecoformer.ops.codes.folded import Affine
 
 
@@ -50,6 +51,12 @@ class CodedLinear(nn.Linear, ABC):
         for name, code in self.nearest(weight).items() if weight is not None else ():
             self.get_buffer(name).copy_(code)
 
+    def _require_finite(self) -> None:
+        """Raise InputError for NaN and infinity, of which a byte would make some number."""
+        weight = self._parameters["weight"]
+        if weight is not None and not weight.is_meta and (bad := int((~weight.isfinite()).sum())):
+            raise InputError(f"{bad} of {weight.numel()} weights of {self} are NaN or infinite: repair the model")
+
     def harden(self) -> None:
         """Forget the weight, for good: what is left are the codes, and cannot be trained."""
         self.settle()
@@ -57,12 +64,14 @@ class CodedLinear(nn.Linear, ABC):
 
     def train(self, mode: bool = True) -> Self:
         if not mode:
+            self._require_finite()
             self.settle()
         return super().train(mode)
 
     def _load_from_state_dict(self, state: Mapping[str, Any], prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state, prefix, *args)
         if f"{prefix}weight" in state:  # codes that were saved while it was trained are behind it
+            self._require_finite()
             self.settle()
 
     def affine(self) -> Any:

@@ -110,6 +110,8 @@ def split_setting(text: str) -> tuple[str, dict[str, Any]]:
         key, equals, value = item.partition("=")
         if not equals:
             raise InputError(f"setting {text!r}: {item!r} is no key=value; write it as ecoformer:num_bits=8")
+        if key.strip() in options:
+            raise InputError(f"setting {text!r} names {key.strip()} twice: give it once")
         try:
             options[key.strip()] = float(value) if NUMBER_WITHOUT_POINT.fullmatch(value) else yaml.safe_load(value)
         except yaml.YAMLError as error:

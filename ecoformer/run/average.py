@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ecoformer.errors import InputError
 from ecoformer.model.checkpoint import evaluated_weights, load_weights, save_checkpoint
+from ecoformer.nn.coded import CodedLinear
 from ecoformer.run.saved import SavedRun, read_run
 from ecoformer.run.start import model_of_run
 
@@ -32,7 +33,7 @@ def average(runs: Sequence[SavedRun]) -> dict[str, Tensor]:
     """Parameters and batch norm's running figures averaged in float64, of averaged weights where a run kept them.
 
     What else a model holds, hash functions above all, is no quantity that could be averaged: it must be the same in
-    all, and is taken from the last.
+    all, and is taken from the last; codes of weights are those of the averaged weights.
 
     Raises InputError: the checkpoints are of different models or classes, or hold different hash functions.
     """
@@ -48,7 +49,8 @@ def average(runs: Sequence[SavedRun]) -> dict[str, Tensor]:
     meaned = dict(model.named_parameters()).keys() | {
         name for name, value in model.named_buffers() if value.is_floating_point() and _owner(name) in norms
     }
-    free = {name for name, _ in model.named_buffers() if _owner(name) in norms}  # batch norm's counts
+    coded = {f"{name}." for name, module in model.named_modules() if isinstance(module, CodedLinear)}
+    free = {name for name, _ in model.named_buffers() if _owner(name) in norms | coded}  # batch norm's counts
     states = [evaluated_weights(each.content) for each in runs]
     for each, state in zip(runs, states, strict=True):
         load_weights(model, state, each.path)  # refuses other shapes
@@ -65,7 +67,8 @@ def average(runs: Sequence[SavedRun]) -> dict[str, Tensor]:
                         "cannot be averaged; give checkpoints of one fit, as the epochs of one run"
                     )
         found[name] = value
-    return found
+    load_weights(model, found, last.path)  # which makes the codes of its weights
+    return found | {name: value for name, value in model.state_dict().items() if name in free and _owner(name) in coded}
 
 
 def _owner(name: str) -> str:

@@ -78,7 +78,7 @@ def _choose(config: Config, marks: list[str]) -> RunDir:
     if not config.dry_run:  # else it would be found out only when everything is built
         refuse_if_owned(path, same_launch=same_launch)
         require_writable(path, f"output_dir={path}", folder=True)
-        _keep_out_of_splits(path, config.data.root)
+        keep_out_of_splits(path, config.data.root, f"output_dir={path}")
     goes_on = same_launch or config.resume == "auto"
     last = path / LAST if goes_on and can_resume(path) else given
     notes: list[str] = []
@@ -95,12 +95,12 @@ def _choose(config: Config, marks: list[str]) -> RunDir:
     return RunDir(path, last, notes, same_launch, marks)
 
 
-def _keep_out_of_splits(path: Path, root: str | None) -> None:
-    """Raise InputError for a run among the class folders of its data: the next one would take it for a class."""
+def keep_out_of_splits(path: Path, root: str | None, named: str) -> None:
+    """Raise InputError for what is to be written among the class folders of the data: the next run would read it."""
     place = os.path.relpath(path.resolve(), Path(root or os.devnull).expanduser().resolve())
     if place.split(os.sep)[0] in ("train", *VAL_NAMES):
         raise InputError(
-            f"output_dir={path} lies in a split of data.root={root}, where every folder is a class: choose another one"
+            f"{named} lies in a split of data.root={root}, where every folder is a class: choose another one"
         )
 
 

@@ -69,13 +69,14 @@ def evaluate_checkpoint(config: EvalConfig) -> float:
         result = evaluate(evaluation.on_data, data.val_loader, device, evaluation.amp, on_logits=take)
         if real is not None:
             result = replace(result, **real.figures(device))
-        if predictions is not None and config.details is not None:
-            predictions.write(Path(config.details).expanduser(), data.class_names, data.val_source.name)
         figures = summary.whole_summary(described, evaluation.model, {**asdict(result), **evaluation.origin})
-        if config.out is not None and distributed.is_main():
-            write_json(Path(config.out).expanduser(), figures)
         for note in data.notes if distributed.is_main() else ():
             print(note)
         title = evaluation.origin.get("checkpoint", f"timm's weights, {described.data.img_size} px")
         summary.show(figure_rows(figures), title=f"{described.name}: {title}")
+        # Afterwards, for a disk may be full.
+        if config.out is not None and distributed.is_main():
+            write_json(Path(config.out).expanduser(), figures)
+        if predictions is not None and config.details is not None:
+            predictions.write(Path(config.details).expanduser(), data.class_names, data.val_source.name)
         return result.top1

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import ecoformer
-from ecoformer.config.schema import Config
+from ecoformer.config.schema import Config, InitConfig
 from ecoformer.energy import summarize
 from ecoformer.energy.conventions import CONVENTIONS
 from ecoformer.engine import distributed
@@ -40,10 +40,15 @@ def whole_summary(config: Config, model: nn.Module, figures: dict[str, Any]) -> 
         "seq_len": config.data.seq_len,
         "patch_stride": config.model.patch_stride,
         **figures,
-        "init": config.init.checkpoint or ("pretrained" if config.init.pretrained else "new"),
+        "init": init_text(config.init),
         "seed": config.seed,
         "versions": versions(),
     }
+
+
+def init_text(init: InitConfig) -> str:
+    """What a run starts from, in a word or as a path."""
+    return init.checkpoint or ("pretrained" if init.pretrained else "new")
 
 
 def run_energy(config: Config, model: nn.Module) -> dict[str, Any]:

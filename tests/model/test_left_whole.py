@@ -91,3 +91,21 @@ def test_what_turns_keys_is_not_lost():
     eva = timm.models.Eva(img_size=32, patch_size=4, embed_dim=24, depth=1, num_heads=3, use_rot_pos_emb=True)
     with pytest.raises(InputError, match=r"attn: a rotation of keys"):
         convert(eva, make_spec("linear_sra"))
+
+
+@pytest.mark.parametrize("projection", ["shift", "ternary"])
+def test_a_weight_that_is_no_number_has_no_codes(projection):
+    model = vit(make_spec("distilled", {**vars(POWERS), "projection": projection, "fit_steps": 0}))
+    fit_hashes(model, IMAGES, seed=0)
+    state = model.state_dict()
+    state["blocks.0.attn.codes.weight"] = state["blocks.0.attn.codes.weight"].clone()
+    state["blocks.0.attn.codes.weight"][0, 0] = float("nan")
+    with pytest.raises(InputError, match=r"1 of 1152 weights of .* are NaN or infinite"):
+        model.load_state_dict(state)
+
+
+def test_settings_that_cannot_be_meant():
+    with pytest.raises(InputError, match="num_features=5000 must be at most 4096"):
+        make_spec("distilled", {"num_features": 5000})
+    with pytest.raises(InputError, match="names projection twice"):
+        split_setting("distilled:projection=shift,projection=real")

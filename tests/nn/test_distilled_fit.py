@@ -149,7 +149,7 @@ def test_converting_again_keeps_what_is_fitted(images):
     assert len(report.replaced) == 2 and model.blocks[0].attn.spec.fit_steps == 3
     fit_hashes(model, images, seed=0)
     assert len(convert(model, SMALL).kept) == 2
-    with pytest.raises(InputError, match=r"fitted distilled hash of 8 bits holds no queries and keys to convert"):
+    with pytest.raises(InputError, match=r"was fitted and holds no queries and keys to convert: keep these"):
         convert(model, DistilledHashSpec(num_bits=4))
 
 

@@ -9,6 +9,10 @@ import pytest
 import torch
 from app_helpers import QUICK, TINY_DIGITS, TINY_PVT
 
+from ecoformer import InputError
+from ecoformer.engine.same_run import require_same_run
+from ecoformer.run.directory import keep_out_of_splits
+
 Refused = Callable[..., str]
 
 COMMAND_LINES = [
@@ -221,6 +225,19 @@ def test_a_run_among_the_class_folders_is_refused(refused: Refused, folders: Pat
         message = refused("train", "model=pvt_v2_b0", "attention=msa", "data.img_size=64", TINY_PVT, *QUICK, *data)
         assert f"lies in a split of data.root={folders}, where every folder is a class" in message
         assert not (folders / split / "run").exists()
+
+
+def test_nothing_is_written_among_the_class_folders(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"--out x\.pt lies in a split of data\.root"):
+        keep_out_of_splits(tmp_path / "train" / "cat" / "x.pt", str(tmp_path), "--out x.pt")
+    keep_out_of_splits(tmp_path / "x.pt", str(tmp_path), "--out x.pt")
+
+
+def test_a_part_of_an_epoch_counts(tmp_path: Path) -> None:
+    begun = {"kind": "run", "config": {}, "epoch": 0, "training": {"position": {"steps": 1}, "settings": {}}}
+    with pytest.raises(InputError, match=r"0 epochs and a part of the next > train\.epochs=0"):
+        require_same_run(tmp_path, begun, 0, {}, {})
+    require_same_run(tmp_path, begun, 1, {}, {})
 
 
 def test_a_refused_sweep_leaves_nothing(command: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ from ecoformer.cli.average import main
 from ecoformer.cli.export import main as export
 from ecoformer.config.schema import Config, DataConfig, ModelConfig
 from ecoformer.model.checkpoint import load_checkpoint, save_checkpoint
+from ecoformer.ops.codes.powers import nearest_powers
 from ecoformer.run.start import build_model, model_of_run, read_run
 
 PVT = {"embed_dims": [8, 16, 40, 64], "depths": [1, 1, 1, 1]}
@@ -35,6 +36,7 @@ def checkpoint(path: Path, seed: int, *, fit: int = 0, ema: bool = False, **chan
     torch.manual_seed(seed)
     for parameter in net.parameters():
         torch.nn.init.normal_(parameter)
+    net.eval()  # codes of weights follow
     weights = {key: value.clone() for key, value in net.state_dict().items()}
     content = {
         "kind": "weights",
@@ -75,6 +77,16 @@ def test_parameters_are_averaged_and_hash_functions_kept(tmp_path: Path, capsys:
         else:
             assert torch.equal(value, states[2][key])
     model_of_run(read_run(tmp_path / "mean.pt")).eval()(torch.randn(1, 3, 32, 32))
+
+
+def test_codes_are_those_of_the_averaged_weights(tmp_path: Path) -> None:
+    paths = [checkpoint(tmp_path / f"{seed}.pt", seed, attention={"name": "msa_shift"}) for seed in (1, 2)]
+    assert main([*map(str, paths), f"--out={tmp_path / 'mean.pt'}"]) == 0
+    found = load_checkpoint(tmp_path / "mean.pt")["model"]
+    name = "stages.0.blocks.0.attn.proj"
+    signs, exponents = nearest_powers(found[f"{name}.weight"])
+    assert torch.equal(found[f"{name}.signs"], signs.to(torch.int8))
+    assert torch.equal(found[f"{name}.exponents"], exponents.to(torch.int8))
 
 
 def test_averaged_weights_of_a_run_are_taken(tmp_path: Path) -> None:

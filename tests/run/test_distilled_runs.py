@@ -1,11 +1,13 @@
 """Distilled hashes in the normal recipe: fit, fine-tuning with and without a teacher, resume, evaluation."""
 
 import json
+import signal
 
 import pytest
 import torch
 from app_helpers import TINY_DIGITS
 
+from ecoformer.engine import hash_update
 from ecoformer.run.start import model_of_run, read_run
 
 DISTILLED = ["attention=distilled_hash", "attention.fit_steps=3", "callbacks.hash_update.num_images=4"]
@@ -50,6 +52,41 @@ def test_a_joint_fit_is_told_recorded_and_part_of_the_dry_run(arguments, train, 
     (record,) = [event for event in events if event["event"] == "joint_fit"]
     assert record["divergence_after"] <= record["divergence_before"]
     assert record["steps"] == 3 and record["num_images"] == 4
+
+
+def test_a_signal_ends_a_fit(arguments, command, monkeypatch, tmp_path, capsys):
+    done = []
+
+    def interrupted(*unused):
+        def step(number, steps):
+            done.append(number)
+            signal.raise_signal(signal.SIGINT)
+
+        return step
+
+    monkeypatch.setattr(hash_update, "paced", interrupted)
+    run = tmp_path / "run"
+    assert command("train", *arguments, "attention.joint_steps=30", f"output_dir={run}") == 130
+    assert done == [1]
+    told = capsys.readouterr().err
+    assert "nothing is saved yet; start again with the same command" in told and told.count("\n") == 1
+    assert not (run / "last.pt").exists()
+
+
+def test_too_few_images_for_the_fit_are_refused_before_anything_is_written(arguments, refused, tmp_path):
+    many = "callbacks.hash_update.num_images=100000"
+    message = refused("train", *arguments, many, f"output_dir={tmp_path / 'run'}")
+    assert "100000 calibration images > " in message and "lower callbacks.hash_update.num_images" in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_resume_does_not_change_where_a_run_came_from(arguments, train, digits_runs, tmp_path):
+    arguments = [*arguments, "schedule=constant", "schedule.warmup_epochs=0"]
+    first = train(tmp_path / "run", *arguments, "train.epochs=1")
+    others = [a for a in arguments if not a.startswith("init.")] + ["init.pretrained=true"]
+    again = train(tmp_path / "run", *others, "train.epochs=2", "resume=auto")
+    assert first["init"] == again["init"] == str(digits_runs("msa") / "best.pt")
+    assert read_run(tmp_path / "run" / "last.pt").config.init.checkpoint == first["init"]
 
 
 def test_fine_tuning_with_a_teacher_and_frozen_codes(arguments, train, command, tmp_path, digits_runs):

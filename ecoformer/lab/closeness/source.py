@@ -20,6 +20,7 @@ from ecoformer.nn.base import given
 from ecoformer.nn.inputs import size_of
 from ecoformer.nn.specs import AttentionSpec
 from ecoformer.run.build import sequences_of
+from ecoformer.run.directory import keep_out_of_splits
 from ecoformer.run.saved import SavedRun, is_own, read_run, save_weights
 from ecoformer.run.start import build_model, model_of_run
 
@@ -113,6 +114,7 @@ def load_source(
     img_size: int | None = None,
     max_val: int | None = None,
     only_msa: bool = False,
+    out: Path | None = None,
 ) -> Source:
     """Find the model and its data.
 
@@ -124,6 +126,7 @@ def load_source(
             the size that timm's weights are for.
         max_val: only so many validation images.
         only_msa: a run with MSA attention and nothing else.
+        out: where the command writes; refused within a split of the data.
     Raises:
         InputError: whatever the user can mend.
     """
@@ -150,6 +153,8 @@ def load_source(
         config.init.checkpoint = None if checkpoint is None else str(checkpoint)
     asked = given(name=data_name, root=root, img_size=img_size, max_val_samples=max_val)
     config.data = replace(config.data, **asked)
+    if out is not None:
+        keep_out_of_splits(out, config.data.root, f"--out {out}")
     train = replace(config.train, progress=False)
     device = torch.device("cpu")
     options: dict[str, Any] = {"calibration_only": True, "in_chans": config.model.in_chans}
