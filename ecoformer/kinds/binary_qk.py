@@ -94,7 +94,7 @@ class BinaryQKAttention(ReplacementAttention):
         on_map = spec.num_tokens - self.num_prefix
         height = 1 if spec.form == "line" else math.isqrt(on_map)
         self.grid = height, on_map // height
-        if spec.form == "grid" and on_map != height**2:
+        if spec.form == "grid" and (on_map != height**2 or (source is not None and source.is_oblong)):
             raise InputError(f"{where}form=grid needs a square map, {on_map} tokens are none: set attention.form=line")
         pairs = math.prod(2 * length - 1 for length in self.grid) + (3 if self.num_prefix else 0)
         # One dimension: timm's optimizers decay nothing of one dimension, and the published code does not decay it.

@@ -66,6 +66,8 @@ class LinearSRAAttention(ReplacementAttention):
 
     def add_parts(self, source: Projections | None) -> None:
         self.num_prefix = 0 if source is None else source.num_prefix
+        if source is not None and source.is_oblong:
+            raise refusal(source.where, "a map of tokens that is no square", "use square images")
         if source is not None and any(getattr(turn, "rotation", None) for turn in turns_of(self.kv)):
             raise refusal(source.where, "a rotation of keys (RoPE), whose places pooling takes", "choose another kind")
         self.sr, self.norm = _reduction(self.proj.weight, source)

@@ -10,6 +10,7 @@ from ecoformer.kinds import BUILDERS
 from ecoformer.model.layers import FilterFn, LayerInfo, attention_layers, token_counts
 from ecoformer.nn.bert import unreadable
 from ecoformer.nn.inputs import Input, Size
+from ecoformer.nn.layout import is_oblong
 from ecoformer.nn.msa import MSASpec
 from ecoformer.nn.no_reader import no_reader
 from ecoformer.nn.projections import SeatMaker, read_projections, require_plain
@@ -117,7 +118,8 @@ def convert(
         if fitting.is_met_by(layer.module):
             report.kept.append(layer.name)
             continue
-        source = replace(read_projections(layer.module, layer.where), num_prefix=layer.num_prefix)
+        read = read_projections(layer.module, layer.where)
+        source = replace(read, num_prefix=layer.num_prefix, is_oblong=is_oblong(model))
         if type(fitting) not in BUILDERS:
             raise InputError(f"convert: {type(fitting).__name__} is no kind of its own: give the spec of one")
         module = BUILDERS[type(fitting)].from_projections(source, fitting)

@@ -84,5 +84,11 @@ def prefix_tokens(model: nn.Module) -> int:
     return 0
 
 
+def is_oblong(model: nn.Module) -> bool:
+    """Whether a ViT was made for a map of patches that is no square: its layers are not told, 4 x 9 may be 6 x 6."""
+    grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
+    return grid is not None and grid[0] != grid[1]
+
+
 def _entry(table: dict[str, Any], module: nn.Module, default: Any) -> Any:
     return next((table[name] for cls in type(module).__mro__ if (name := full_name(cls)) in table), default)

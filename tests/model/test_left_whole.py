@@ -58,6 +58,15 @@ def test_a_small_rate_survives_being_written_and_read():
     assert split_setting("distilled:fit_lr=1e-05,levels=16") == ("distilled", {"fit_lr": 1e-5, "levels": 16})
 
 
+@pytest.mark.parametrize("spec", [make_spec("linear_sra"), make_spec("binary_qk", {"form": "grid", "num_tokens": 17})])
+def test_sixteen_patches_of_an_oblong_image_are_no_square(spec):
+    model = timm.models.VisionTransformer(
+        img_size=(8, 32), patch_size=4, embed_dim=24, num_heads=3, depth=1, num_classes=2
+    )
+    with pytest.raises(InputError, match="square"):
+        convert(model, spec)
+
+
 def trained(spec):
     """A fitted model, some steps of training later, in training mode."""
     model = vit(spec)

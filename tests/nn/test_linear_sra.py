@@ -95,8 +95,11 @@ def test_a_vit_says_how_many_prefix_tokens_it_has(kwargs, prefix):
 
 
 def test_a_map_that_is_no_square_has_to_be_told():
-    model = tiny_vit(img_size=(32, 24))
+    with pytest.raises(InputError, match="a map of tokens that is no square cannot be carried"):
+        convert(tiny_vit(img_size=(32, 24)), SPEC)
+    model = tiny_vit()
     convert(model, SPEC)
+    layer = model.blocks[0].attn
     with pytest.raises(InputError, match="linear_sra pools a map, and 12 image tokens are no square one"):
-        model(torch.randn(1, 3, 32, 24))
-    assert model.blocks[0].attn(torch.randn(1, 13, 24), (4, 3)).shape == (1, 13, 24)
+        layer(torch.randn(1, 13, 24))
+    assert layer(torch.randn(1, 13, 24), (4, 3)).shape == (1, 13, 24)
