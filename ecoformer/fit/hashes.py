@@ -64,9 +64,7 @@ def fit_hashes(
     on_joint: Callable[[JointFitReport], None] | None = None,
     on_joint_step: Callable[[int, int], None] | None = None,
 ) -> list[HashFitReport]:
-    """Fit every hash layer in one forward pass, each on the features that the layers before it now produce.
-
-    Every one of `layers_to_fit`, that is.
+    """Fit the hash layers (`layers_to_fit`) in one forward pass, each on the features that those before it now produce.
 
     A layer that has fitted functions keeps them where no image gives finite features, and reports all bits as failed.
     Where the layers ask for it (`joint_steps`), all of them are then fitted together (`fit.joint`).
