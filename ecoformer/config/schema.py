@@ -79,6 +79,11 @@ class InitConfig:
     use_ema: bool = key(True, "of a file of others that holds averaged weights too: take those, as timm does")
     reset_head: bool = key(False, "a checkpoint with another number of classes: start with a new classifier head")
 
+    @property
+    def origin(self) -> str:
+        """What a run starts from, in a word or as a path."""
+        return self.checkpoint or ("pretrained" if self.pretrained else "new")
+
 
 @dataclass
 class FeatureRedrawConfig:

@@ -34,7 +34,7 @@ def at_measured_shares(ledger: Ledger, model: nn.Module) -> Ledger:
 
 
 def _left(entry: Entry, share: float) -> int:
-    """Additions: those that come with a shift sum shifted values, beside codes, and have no terms of 0."""
+    """The additions that are left: all of those that come with a shift, of shifted values, which have no terms of 0."""
     whole = entry.counts["shift"]
     return whole + round(share * (entry.counts["add"] - whole))
 

@@ -26,7 +26,7 @@ from ecoformer.engine.rng import rng_state
 from ecoformer.engine.run_files import LAST, METRICS, PREVIOUS, make_room, read_intact
 from ecoformer.engine.same_run import require_same_run
 from ecoformer.engine.signals import StopSignals
-from ecoformer.errors import Interrupted, counted
+from ecoformer.errors import counted
 from ecoformer.model.checkpoint import load_checkpoint, load_weights, save_checkpoint
 
 
@@ -172,8 +172,7 @@ class RunState:
             done = True
             if captured["position"] is not None:  # else nothing was trained, and there is nothing to lose
                 self.save(captured=captured)
-            if distributed.world_size() == 1:
-                raise Interrupted(signals.received)
+            signals.obey_alone()
 
         return check
 

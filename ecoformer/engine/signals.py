@@ -46,6 +46,11 @@ class StopSignals(ExitStack):
         if signum := int(distributed.all_reduce_max(received)):
             raise Interrupted(signum)
 
+    def obey_alone(self) -> None:
+        """End the run of a lone process that got a signal; several cannot agree amid a batch or a fit."""
+        if self.received is not None and distributed.world_size() == 1:
+            raise Interrupted(self.received)
+
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
             # A forked loader worker inherits this handler. Terminals and schedulers signal it as well, but it must

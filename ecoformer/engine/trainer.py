@@ -224,9 +224,8 @@ class Trainer:
         return {"lr": position.lr, **meter.over_all_ranks(self.device)}
 
     def stop_if_asked(self) -> None:
-        """End the run of a lone process that got a signal, as it was last saved; several cannot agree within a fit."""
-        if self.signals.received is not None and distributed.world_size() == 1:
-            raise Interrupted(self.signals.received)
+        """End the run of a lone process that got a signal, as it was last saved."""
+        self.signals.obey_alone()
 
     def sync_buffers(self, parameters: Sequence[str] = ()) -> None:
         """Give all ranks and the EMA model rank 0's buffers and named parameters: after any change but the steps'."""

@@ -32,17 +32,16 @@ def original_of(model: nn.Module) -> nn.Module | None:
 
     None if none of them asks for a joint fit. Layers whose teacher is gone stay as they are.
     """
-    teachers = {name: layer.teacher for name, layer in _taught(model).items() if layer.teacher is not None}
-    layers = {name: layer for name, layer in _taught(model).items() if name in teachers}
+    layers = {name: layer for name, layer in _taught(model).items() if layer.teacher is not None}
     if not any(layer.spec.joint_steps > 0 for layer in layers.values()):
         return None
     # The copy leaves the taught layers out: their parameters would be copied only to be dropped.
     copies: dict[int, Any] = {id(layer): nn.Identity() for layer in layers.values()}
     original = copy.deepcopy(model, copies)
-    for name, teacher in teachers.items():
+    for name, layer in layers.items():
         parent, _, child = name.rpartition(".")
-        old = layers[name].proj.weight
-        setattr(original.get_submodule(parent), child, copy.deepcopy(teacher.layer, copies).to(old))
+        teacher: Any = layer.teacher
+        setattr(original.get_submodule(parent), child, copy.deepcopy(teacher.layer, copies).to(layer.proj.weight))
     return original.eval().requires_grad_(False)
 
 
@@ -69,8 +68,8 @@ def fit_jointly(
         on_step: called after each step with its number, from 1, and that of all steps.
     """
     started = time.perf_counter()
-    kept_layers = _taught(original)
-    layers = {name: layer for name, layer in _taught(model).items() if name not in kept_layers}
+    fitted_before = _taught(original)
+    layers = {name: layer for name, layer in _taught(model).items() if name not in fitted_before}
     spec = next(layer.spec for layer in layers.values() if layer.spec.joint_steps > 0)
     size = min(spec.joint_batch_size, len(images))
     sets = [x for x in (images, held_out) if x is not None and len(x)]

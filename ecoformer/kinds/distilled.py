@@ -240,16 +240,14 @@ class DistilledAttention(TaughtAttention):
         ternary, 2 L multiplications by their scale alone, and an addition for each weight, 0 or not; by powers of two,
         shifts instead of the multiplications. Additions: 2 L D for rows picked by codes, summed to the context and to
         the output, 2 L for the counts and the denominators, D for the token mean; each of the first two a shift too
-        where codes are powers of two. Multiplications: H D + H for
-        1 / denominator and the scaling of each head's sum by it. Per image, both: 2 L D C for values and output
-        projection of the L sums, 2 D D for those of the mean, shifts instead of multiplications where their weights
-        are powers of two; and the weights of bits, L (C + 1) multiplications. Nothing of the layer lies outside of this
-        core.
+        where codes are powers of two. Multiplications: H D + H for 1 / denominator and the scaling of each head's sum
+        by it. Per image, both: 2 L D C for values and output projection of the L sums, 2 D D for those of the mean,
+        shifts instead of multiplications where their weights are powers of two; and the weights of bits, L (C + 1)
+        multiplications. Nothing of the layer lies outside of this core.
         """
         dim, heads, channels, codes = self.dim, self.num_heads, self.head_dim, self.num_heads * self.num_features
-        code_muls = products = 2 * codes * dim
-        if isinstance(self.codes, TernaryLinear):
-            code_muls = 2 * codes
+        products = 2 * codes * dim
+        code_muls = 2 * codes if self.spec.projection == "ternary" else products
         sums = products + 2 * codes
         both = products * channels + 2 * dim * dim
         is_bits = self.spec.codes == "bits"

@@ -24,9 +24,9 @@ class Projections:
 
     `where` names the layer in messages; `key` is None where queries and keys share one projection, held as `query`;
     `parts` names the submodule of the source behind each of query, key, value and proj, `dropped` its submodules that
-    have no place here; `num_prefix` tokens (class, registers) stand before those of the image, whose
-    map is no square if `is_oblong`. `layer` is the layer itself, where there is one. `seat` makes of the new layer what
-    stands in the old one's place; None: the new layer.
+    have no place here; `num_prefix` tokens (class, registers) stand before those of the image, whose map is no square
+    if `is_oblong`. `layer` is the layer itself, where there is one. `seat` makes of the new layer what stands in the
+    old one's place; None: the new layer.
     """
 
     where: str

@@ -43,7 +43,6 @@ from ecoformer.nn.inputs import input_size
 from ecoformer.run.directory import RunDir
 from ecoformer.run.parts import checkpoint_gradients, data_config_note, freeze, logit_teacher, made
 from ecoformer.run.start import BuiltModel, SavedRun, build_model, checkpoint_in, is_own, model_of_run, read_run
-from ecoformer.run.summary import init_text
 from ecoformer.run.timm_weights import timm_on_classes
 
 
@@ -104,8 +103,7 @@ def settle(config: Config) -> None:
 
 def build_run(config: Config, folder: RunDir, device: torch.device, data: DataModule | None = None) -> Run:
     """Data (unless given), model and trainer; nothing is written. Raises InputError for what the user can mend."""
-    resumed = None if folder.resume is None else read_intact(folder.resume, read_run)[1]
-    known = None if data is not None else known_classes(config, resumed)
+    known = None if data is not None else known_classes(config, folder)
     data = data or _data(config, config.train, device, known=known)
     seed_everything(config.seed)  # new weights are the same on every rank
     sequences = sequences_of(data)
@@ -113,9 +111,6 @@ def build_run(config: Config, folder: RunDir, device: torch.device, data: DataMo
         raise InputError(f"train.channels_last=true is a layout of images, data.name={data.name} are sequences: unset")
     built = build_model(config, data.num_classes, sequences=sequences, resume=folder.resume)
     built.notes += data.notes
-    if resumed is not None and config.init != resumed.config.init:  # what the run started from stays on record
-        config.init = resumed.config.init
-        built.notes.append(f"init.* is of a run's start, and not read again: it stays {init_text(config.init)}")
     if known is not None and (note := difference_note(known, data.class_names, where_of(config.data))):
         built.notes.append(note)
     if built.from_timm:
@@ -166,13 +161,17 @@ def sequences_of(data: DataModule) -> dict[str, int]:
     return given(vocab_size=data.vocab_size, seq_len=data.seq_len)
 
 
-def known_classes(config: Config, resumed: SavedRun | None) -> KnownClasses | None:
+def known_classes(config: Config, folder: RunDir) -> KnownClasses | None:
     """The classes of the checkpoint that a run goes on or starts from and keeps the classifier of; None without one."""
-    run = resumed
-    if run is None and config.init.checkpoint is not None and not config.init.reset_head:
+    path = folder.resume
+    if path is None and config.init.checkpoint is not None and not config.init.reset_head:
         path = checkpoint_in(Path(config.init.checkpoint).expanduser())
-        run = read_intact(path, read_run)[1] if is_own(path) else None
-    return None if run is None else KnownClasses(run.class_names, f"checkpoint {run.path}", required=False)
+        if not is_own(path):
+            return None
+    if path is None:
+        return None
+    path, run = read_intact(path, read_run)
+    return KnownClasses(run.class_names, f"checkpoint {path}", required=False)
 
 
 def build_evaluation(config: EvalConfig, device: torch.device) -> Evaluation:

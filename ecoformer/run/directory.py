@@ -176,7 +176,10 @@ def _folder(config: Config, default: Path | None) -> Path:
 
 
 def _continued(config: Config, checkpoint: Path) -> tuple[Path, list[str]]:
-    """The checkpoint to go on from, which is the one before where `checkpoint` is damaged, and notes on differences."""
+    """The checkpoint to go on from, which is the one before where `checkpoint` is damaged, and notes on differences.
+
+    `config.init` becomes that of the run, which its files go on to tell.
+    """
     path, run = read_intact(checkpoint, read_run)
     saved = run.config
     then, now = (flat(asdict(side) | {"attention": all_settings(side.attention)}) for side in (saved, config))
@@ -187,4 +190,8 @@ def _continued(config: Config, checkpoint: Path) -> tuple[Path, list[str]]:
                 "keep it, or start a new run in another output_dir"
             )
     before, after = saved.train.epochs, config.train.epochs
-    return path, [f"train.epochs was {before}, now {after}: the schedule is stretched to it"] * (before != after)
+    notes = [f"train.epochs was {before}, now {after}: the schedule is stretched to it"] * (before != after)
+    if config.init != saved.init:  # its weights are not read again
+        notes.append(f"init.* says where a run starts from: that of this one stays {saved.init.origin}")
+        config.init = saved.init
+    return path, notes

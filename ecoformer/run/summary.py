@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import ecoformer
-from ecoformer.config.schema import Config, InitConfig
+from ecoformer.config.schema import Config
 from ecoformer.energy import summarize
 from ecoformer.energy.conventions import CONVENTIONS
 from ecoformer.engine import distributed
@@ -40,15 +40,10 @@ def whole_summary(config: Config, model: nn.Module, figures: dict[str, Any]) -> 
         "seq_len": config.data.seq_len,
         "patch_stride": config.model.patch_stride,
         **figures,
-        "init": init_text(config.init),
+        "init": config.init.origin,
         "seed": config.seed,
         "versions": versions(),
     }
-
-
-def init_text(init: InitConfig) -> str:
-    """What a run starts from, in a word or as a path."""
-    return init.checkpoint or ("pretrained" if init.pretrained else "new")
 
 
 def run_energy(config: Config, model: nn.Module) -> dict[str, Any]:

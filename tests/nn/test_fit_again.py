@@ -10,7 +10,7 @@ from distilled_models import SHIFT, pvt, vit
 from ecoformer import InputError, convert, fit_hashes
 from ecoformer.fit.teacher import Teacher
 from ecoformer.kinds import DistilledSpec
-from ecoformer.model.low_rank import LowRankSpec, factorize
+from ecoformer.model.low_rank import LowRankSpec, expand, factorize
 from ecoformer.nn.projections import read_projections
 from ecoformer.nn.specs import make_spec
 
@@ -64,8 +64,6 @@ def test_low_rank_sources_teach_what_their_expanded_weights_do():
     low, spec = pvt(), DistilledSpec(num_features=4, fit_steps=5, fit_batch_size=4)
     factorize(low, LowRankSpec(ratio=0.6), img_size=(64, 32))
     dense = copy.deepcopy(low)
-    from ecoformer.model.low_rank import expand
-
     expand(dense)
     convert(low, spec)
     convert(dense, spec)
