@@ -93,6 +93,11 @@ class LraEncoder(nn.Module):
         return {"pos_embed", "token_embed.weight"}
 
     @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """As in timm: which parameters are of which layer."""
+        return {"stem": r"^token_embed|^pos_embed", "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))]}
+
+    @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """As in timm."""
         self.grad_checkpointing = enable

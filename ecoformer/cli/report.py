@@ -60,7 +60,7 @@ def ledger_parts(folder: Path) -> list[str]:
     from ecoformer.energy import count
     from ecoformer.energy.ledger import breakdown
     from ecoformer.energy.profile_files import load_profile
-    from ecoformer.engine.run_files import BEST, LAST
+    from ecoformer.files.run_names import BEST, LAST
     from ecoformer.nn.inputs import input_size
     from ecoformer.report import html
     from ecoformer.run.start import model_of_run, read_run

@@ -18,7 +18,7 @@ from torchvision.transforms import Compose, InterpolationMode
 
 from ecoformer.config.schema import AugmentConfig, DataConfig
 from ecoformer.data.augment import derive_seed
-from ecoformer.data.decode import CorruptImage, CorruptImages, grey, read_image
+from ecoformer.data.decode import CorruptImage, CorruptImages, decoded, decoded_pixels, grey, read_opened
 from ecoformer.data.loader import BatchLoader, per_channel
 from ecoformer.data.splits import LabelledSource
 from ecoformer.errors import InputError
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 STOP_GRACE_S = 30  # seconds
 TORCH_RESIZES = ("bilinear", "bicubic")  # with antialiasing, on uint8
 Batch = tuple[np.ndarray, np.ndarray, int]  # indices of its samples, their places in the epoch, the epoch
-Transform = Callable[[Image.Image], torch.Tensor]  # RGB image -> uint8 (3, S, S), or (1, S, S) in grey
+Transform = Callable[[Image.Image], torch.Tensor]  # decodes what was opened: uint8 (3, S, S), or (1, S, S) in grey
 
 
 @dataclass(frozen=True)
@@ -64,14 +64,12 @@ def kept_generators() -> Iterator[None]:
 class RandomCrop(RandomResizedCropAndInterpolation):
     """timm's random crop, resized by torch's antialiased uint8 kernel: Pillow's pixels to 2/255, in less time."""
 
-    def __call__(self, image: Image.Image) -> torch.Tensor:
-        """RGB image of any size -> uint8 tensor (3, S, S)."""
+    def __call__(self, pixels_3HW: torch.Tensor) -> torch.Tensor:
+        """uint8 tensor (3, H, W) -> (3, S, S)."""
         assert isinstance(self.interpolation, InterpolationMode)
-        top, left, height, width = self.get_params(image, self.scale, self.ratio)
-        pixels = torch.from_numpy(np.array(image.crop((left, top, left + width, top + height))))
-        return F.interpolate(
-            pixels.permute(2, 0, 1)[None], self.size, mode=self.interpolation.value, antialias=True
-        ).squeeze(0)
+        top, left, height, width = self.get_params(pixels_3HW, self.scale, self.ratio)
+        box_13HW = pixels_3HW[None, :, top : top + height, left : left + width]
+        return F.interpolate(box_13HW, self.size, mode=self.interpolation.value, antialias=True).squeeze(0)
 
 
 def as_image(pixels_3SS: torch.Tensor) -> Image.Image:
@@ -91,7 +89,7 @@ class SplitTransform:
 
 
 def train_transform(data: DataConfig, augment: AugmentConfig, mean: Sequence[float], splits: int = 0) -> Transform:
-    """timm's training transform from an RGB image to a uint8 tensor; erasing and mixing follow per batch.
+    """timm's training transform from an opened image to a uint8 tensor; erasing and mixing follow per batch.
 
     `mean`: of as many channels as the tensor is to have. Grey comes last, since not every policy of timm's can do it.
     """
@@ -126,14 +124,16 @@ def train_transform(data: DataConfig, augment: AugmentConfig, mean: Sequence[flo
             "use a timm policy such as rand-m9-mstd0.5-inc1"
         ) from fault
     (crop, *flip), policy, to_tensor = (part.transforms for part in parts)
+    decode: Callable[..., torch.Tensor | Image.Image] = decoded
     if data.interpolation in TORCH_RESIZES:
-        crop = RandomCrop(crop.size, crop.scale, crop.ratio, data.interpolation)
+        decode, crop = decoded_pixels, RandomCrop(crop.size, crop.scale, crop.ratio, data.interpolation)
         policy, to_tensor = ([as_image, *policy], to_tensor) if policy else ([], [])
     if len(mean) == 1:
         to_tensor = [*to_tensor, torch.as_tensor, grey]
+    place = [decode, crop, *flip]
     if splits:
-        return SplitTransform(Compose([crop, *flip]), Compose(to_tensor), Compose([*policy, *to_tensor]), splits)
-    return Compose([crop, *flip, *policy, *to_tensor])
+        return SplitTransform(Compose(place), Compose(to_tensor), Compose([*policy, *to_tensor]), splits)
+    return Compose([*place, *policy, *to_tensor])
 
 
 def _pair(bounds: list[float] | None) -> tuple[float, float] | None:
@@ -168,7 +168,7 @@ class ImageFiles(Dataset):
                 if self.seed is not None:
                     seed_globals(derive_seed(self.seed, "augment", epoch, place))
                 try:
-                    image = read_image(self.source, index, self.transform)
+                    image = read_opened(self.source, index, self.transform)
                     return Sample(image, int(self.source.targets[index]), tuple(faults))
                 except CorruptImage as fault:
                     faults.append((fault.name, str(fault)))

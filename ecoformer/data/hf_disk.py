@@ -81,7 +81,7 @@ def read_texts(root: Path, split: str, text_key: str, label_key: str) -> Iterato
     if getattr(dataset.features[text_key], "dtype", None) not in ("string", "large_string"):
         raise InputError(f"data.root={root}: column {text_key!r} holds no text: set data.text_key")
     for text, target in zip(dataset[text_key], targets.tolist(), strict=True):
-        if names is not None and not 0 <= target < len(names):
+        if target < 0 or (names is not None and target >= len(names)):
             raise InputError(f"data.root={root}: split {split} has rows without a label ({target}): remove them")
         yield text or "", str(target) if names is None else names[target]
 

@@ -123,6 +123,20 @@ def generated(data: DataConfig, *, with_train: bool = True) -> dict[str, Sequenc
     return found
 
 
+def require_apart(asked: DataConfig, trained: DataConfig) -> None:
+    """Raise InputError where expressions asked for after a training may be among those that it generated.
+
+    It left out as many of validation and test as it had itself.
+    """
+    generates = all(data.name == "listops" and data.root is None for data in (asked, trained))
+    most = trained.max_val_samples or NUM_SAMPLES["val"]
+    if generates and (asked.max_val_samples or NUM_SAMPLES["val"]) > most:
+        raise InputError(
+            f"data.max_val_samples={asked.max_val_samples}: the training kept {most} apart from its own, more may have "
+            f"been trained on: ask for at most {most}"
+        )
+
+
 @dataclass(frozen=True)
 class Level:
     """Nodes of one depth, the arguments of one operator side by side: their tree, whether they are operators, which

@@ -32,6 +32,7 @@ class SequenceSource:
     lengths: np.ndarray
     targets: np.ndarray  # a class number per sample, int64
     decode: Callable[[np.ndarray], str] = as_text  # symbols of a sample as a reader knows them
+    numbers: np.ndarray | None = None  # of the samples in the whole that this is a part of
 
     @classmethod
     def of(
@@ -46,10 +47,12 @@ class SequenceSource:
         return len(self.targets)
 
     def part(self, indices: np.ndarray) -> "SequenceSource":
-        return replace(self, starts=self.starts[indices], lengths=self.lengths[indices], targets=self.targets[indices])
+        numbers = np.arange(len(self)) if self.numbers is None else self.numbers
+        kept = {key: getattr(self, key)[indices] for key in ("starts", "lengths", "targets")}
+        return replace(self, **kept, numbers=numbers[indices])
 
     def name(self, index: int) -> str:
-        return f"{self.label} sample {index}"
+        return f"{self.label} sample {index if self.numbers is None else self.numbers[index]}"
 
     def sample(self, index: int) -> np.ndarray:
         """The symbols of one sample, all of them."""

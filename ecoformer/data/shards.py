@@ -21,12 +21,13 @@ import numpy as np
 from PIL import Image
 
 from ecoformer.data.tar_index import DamagedTar, tar_files
-from ecoformer.errors import InputError
+from ecoformer.errors import InputError, one_line
 
 INFO = "_info.json"
 IMAGE_KEYS = ("jpg", "jpeg", "png", "webp")
 LABEL_KEY = "cls"
 TRAIN_NAMES, VAL_NAMES = ("train",), ("validation", "val", "test")
+LARGEST_CLASS = 2**31 - 1
 INDEX_THREADS = 8  # they wait for the disk, one page a header
 
 
@@ -81,8 +82,8 @@ def find_shards(root: Path, split: str | None, names: Iterable[str], key: str) -
         split = next((name for name in names if name in listed), None)
         if split is None:
             for pattern in (pattern for name in names for pattern in (f"{name}*.tar", f"{name}/*.tar")):
-                if found := sorted(glob(str(root / pattern))):
-                    return [Path(path) for path in found]
+                if found := _matching(root, pattern):
+                    return found
             raise InputError(
                 f"data.root={root} holds no shards called {' or '.join(f'{name}*.tar' for name in names)}: set {key} "
                 "to a pattern of theirs, such as 'shard-{0000..0009}.tar'"
@@ -90,10 +91,9 @@ def find_shards(root: Path, split: str | None, names: Iterable[str], key: str) -
     if "://" in split or split.startswith("pipe:"):
         raise InputError(f"{key}={split} is not on local disk: copy the shards there and give their pattern")
     if any(sign in split for sign in "*?[") and "{" not in split:
-        found = sorted(glob(str(root / split)))
-        if not found:
+        if not (found := _matching(root, split)):
             raise InputError(f"{key}={split} matches no file in {root}: correct the pattern")
-        return [Path(path) for path in found]
+        return found
     paths = [root / name for name in _expanded(root, split, key)]
     missing = [path for path in paths if not path.is_file()]
     if missing:
@@ -104,14 +104,18 @@ def find_shards(root: Path, split: str | None, names: Iterable[str], key: str) -
     return paths
 
 
+def _matching(root: Path, pattern: str) -> list[Path]:
+    return sorted(root / name for name in glob(pattern, root_dir=root))
+
+
 def _listed_splits(root: Path) -> dict[str, Any]:
     try:
         splits = json.loads((root / INFO).read_text()).get("splits", {})
+        return dict(splits.items())
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise InputError(f"{root / INFO} is no JSON object with splits: correct or remove it") from error
-    return splits if isinstance(splits, dict) else {}
 
 
 def _expanded(root: Path, split: str, key: str) -> list[str]:
@@ -121,20 +125,22 @@ def _expanded(root: Path, split: str, key: str) -> list[str]:
         raise InputError(
             f"{key}={split} needs the webdataset package: pip install 'ecoformer[data]', or give a glob pattern"
         )
+    listed = _listed_splits(root)
     reader_log = logging.getLogger(reader_wds.__name__)
     level = reader_log.level
     reader_log.setLevel(logging.ERROR)  # it warns of a missing _info.json, which a pattern does not need
     try:
         reader = create_reader("wds/", root=str(root), split=split)
-    except (RuntimeError, KeyError, TypeError, ValueError) as error:
-        listed = ", ".join(_listed_splits(root)) or "none"
+        return [os.fspath(name) for name in reader.split_info.filenames]
+    except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
+        if split in listed:
+            raise InputError(f"{root / INFO}: {split} lacks what timm's reader takes ({one_line(error)})") from error
         raise InputError(
-            f"{key}={split} is no pattern of shards (NAME.tar) and no split of {root / INFO} (there: {listed}): "
-            "correct it"
+            f"{key}={split} is no pattern of shards (NAME.tar) and no split of {root / INFO} "
+            f"(there: {', '.join(listed) or 'none'}): correct it"
         ) from error
     finally:
         reader_log.setLevel(level)
-    return list(reader.split_info.filenames)
 
 
 def index_shards(paths: list[Path], image_key: str | None, label_key: str | None) -> list[ShardIndex]:
@@ -200,15 +206,14 @@ def index_shard(path: Path, image_keys: tuple[str, ...], label_key: str) -> Shar
 
 def _class_number(raw: bytes | None, entry: str) -> int | None:
     """The class number that a label file holds; None if there is none."""
-    if raw is not None and not entry and raw.strip().isdigit():  # "0002", as webdataset and timm read it
-        return int(raw)
+    text = (raw or b"").strip()
     try:
-        value = json.loads(raw or b"")
+        value: Any = int(text) if text.isdigit() and not entry else json.loads(text)  # "0002", as timm reads it
         if entry:
             value = value[entry]
-        return int(value) if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= LARGEST_CLASS else None
 
 
 def shard_source(paths: list[Path], image_key: str | None, label_key: str | None, where: str) -> ShardSource:

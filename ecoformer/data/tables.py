@@ -3,6 +3,7 @@
 import bz2
 import csv
 import gzip
+import logging
 import lzma
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +12,7 @@ from typing import IO
 
 from ecoformer.errors import InputError
 
+log = logging.getLogger(__name__)
 SPLITS = {"train": ("train",), "val": ("val", "validation", "valid", "dev"), "test": ("test",)}  # names they go under
 COMPRESSED: dict[str, Callable[..., IO[str]]] = {".xz": lzma.open, ".gz": gzip.open, ".bz2": bz2.open}
 TABLES = tuple(f"{kind}{ending}" for kind in (".tsv", ".csv") for ending in ("", *COMPRESSED))
@@ -18,12 +20,17 @@ LONGEST_FIELD = 2**31 - 1
 
 
 def split_files(root: Path, *patterns: str) -> dict[str, Path]:
-    """The file or folder of each split that is there; a pattern is a name with {} for that of the split."""
+    """The file or folder of each split that is there; a pattern is a name with {} for that of the split.
+
+    Of several the first is taken, with a warning.
+    """
     found = {}
     for split, names in SPLITS.items():
         paths = (root / pattern.format(name) for name in names for pattern in patterns)
-        if path := next((path for path in paths if path.exists()), None):
-            found[split] = path
+        if there := [path for path in paths if path.exists()]:
+            found[split], *others = there
+            if others:
+                log.warning("%s is read, and not %s", found[split], ", ".join(path.name for path in others))
     return found
 
 

@@ -8,6 +8,7 @@ Format: POSIX.1-2001 (ustar and pax), with GNU's long names and large sizes, unc
 
 import mmap
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,8 @@ def tar_files(path: Path) -> Iterator[tuple[TarFile, memoryview]]:
     Raises DamagedTar: no tar archive, a compressed one, a header whose checksum is wrong, or an end that is missing
     because the archive was cut short.
     """
+    if not stat.S_ISREG(os.stat(path).st_mode):  # to open a pipe would wait for its other end
+        raise DamagedTar("it is no file")
     with open(path, "rb") as file:
         if os.fstat(file.fileno()).st_size == 0:
             raise DamagedTar("it is empty")
@@ -63,9 +66,12 @@ def _walk(data: mmap.mmap, view: memoryview) -> Iterator[tuple[TarFile, memoryvi
         if kind == _GNU_LONG_NAME:
             long_name = _text(data[start : start + size])
         elif kind == _PAX:
-            records = _pax_records(data[start : start + size])
-            long_name = records.get("path", long_name)
-            long_size = int(records["size"]) if "size" in records else None
+            try:
+                records = _pax_records(data[start : start + size])
+                long_name = records.get("path", long_name)
+                long_size = _count(records["size"]) if "size" in records else None
+            except (ValueError, IndexError):
+                raise DamagedTar(f"its extended header at byte {start - BLOCK} is damaged") from None
         elif kind != _PAX_GLOBAL:
             if kind in _REGULAR:
                 part = view[start : start + size]
@@ -99,10 +105,16 @@ def _text(raw: bytes) -> str:
     return os.fsdecode(raw.split(b"\0", 1)[0])
 
 
+def _count(digits: str | bytes) -> int:
+    if not digits.isdigit():
+        raise ValueError
+    return int(digits)
+
+
 def _pax_records(raw: bytes) -> dict[str, str]:
     records = {}
     while raw.strip(b"\0"):
-        length = int(raw.split(b" ", 1)[0])
+        length = _count(raw.split(b" ", 1)[0])
         key, _, value = raw[:length].split(b" ", 1)[1].rstrip(b"\n").partition(b"=")
         records[key.decode()] = os.fsdecode(value)
         raw = raw[length:]

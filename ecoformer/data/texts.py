@@ -27,10 +27,12 @@ class Texts:
     labels: list[str] = field(default_factory=list)
 
     def add(self, text: str | bytes, label: str, name: str) -> None:
-        """Raises InputError for an empty text."""
+        """Raises InputError for an empty text, or none of a class."""
         content = text if isinstance(text, bytes) else text.encode(errors="surrogateescape")
         if not content:
             raise InputError(f"{name} has no text: a sample needs at least one byte; remove it")
+        if not label:
+            raise InputError(f"{name} has no label: give it the name of a class, or remove it")
         self.texts.append(content)
         self.labels.append(label)
 
@@ -72,7 +74,8 @@ def _folders(folders: dict[str, Path]) -> tuple[dict[str, Texts], list[str]]:
     """SPLIT/CLASS/*.txt, as the IMDb release has them."""
     found, notes = {}, []
     for split, folder in folders.items():
-        texts = found[split] = Texts(str(folder))
+        texts, passed = Texts(str(folder)), 0
+        found[split] = texts
         for name, there in class_folders(folder).items():
             if name == UNLABELLED:
                 notes.append(f"{folder / name}: texts without a class are not read")
@@ -80,11 +83,14 @@ def _folders(folders: dict[str, Path]) -> tuple[dict[str, Texts], list[str]]:
             paths = sorted(path for path in (folder / there).glob("*.txt") if not of_system(path.name))
             if not paths:
                 raise InputError(f"{folder / name} holds no texts (*.txt): add some, or remove the class")
+            passed += sum(not of_system(path.name) for path in (folder / there).iterdir()) - len(paths)
             for path in paths:
                 try:
                     texts.add(path.read_bytes(), name, str(path))
                 except OSError as error:
                     raise InputError(f"{path} cannot be read ({error.strerror}): correct its permissions") from error
+        if passed:
+            notes.append(f"{folder}: {passed} files and folders are not read as texts (*.txt)")
         if not texts.texts:
             raise InputError(f"{folder} holds no class folders: put the texts under {folder}/CLASS/*.txt")
     return found, notes
@@ -105,11 +111,11 @@ def _rows(data: DataConfig, path: Path) -> Texts:
 def _table(data: DataConfig, path: Path) -> dict[str, Texts]:
     """One table: of the training split, or without names of columns, of paths .../SPLIT/CLASS/FILE and texts."""
     _, first = next(lines(path), (0, [""]))
-    if _place(first[0]) is None:
+    if _place(*first[:1]) is None:
         return {"train": _rows(data, path)}
     splits = {split: Texts(f"{path} [{split}]") for split in SPLITS}
-    for line, (name, *rest) in lines(path):
-        place = _place(name)
+    for line, row in lines(path):
+        place, rest = _place(*row[:1]), row[1:]
         if place is None or not rest:
             raise InputError(f"{path} line {line} is not PATH TAB TEXT with a path .../train/CLASS/FILE: correct it")
         if place[1] != UNLABELLED:
@@ -117,9 +123,9 @@ def _table(data: DataConfig, path: Path) -> dict[str, Texts]:
     return {split: texts for split, texts in splits.items() if texts.texts}
 
 
-def _place(path: str) -> tuple[str, str] | None:
+def _place(path: str = "") -> tuple[str, str] | None:
     """(split, class) of a path .../SPLIT/CLASS/FILE; None for what is no such path."""
-    folder, label = ("", "", *PurePosixPath(path).parts)[-3:-1]
+    folder, label, _ = ("", "", "", *PurePosixPath(path).parts)[-3:]
     split = next((split for split, names in SPLITS.items() if folder in names), None)
     return None if split is None else (split, label)
 

@@ -221,7 +221,8 @@ VALUE_RULES: dict[str, ValueRule] = {
 def output_values(call: Any) -> Values:
     """The values that every output of a call can hold."""
     if call.name in KEEPING:
-        return call.values(call.arg("self"))
+        # view(dtype) reads the same bits as other numbers.
+        return call.values(x) if (x := call.arg("self")).dtype == call.outputs[0].dtype else None
     if call.name in COMPARING:
         return BITS
     rule = VALUE_RULES.get(call.name)

@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ecoformer.engine.run_files import BEST, LAST, TOP, top_name
+from ecoformer.engine.run_files import top_name
 from ecoformer.errors import InputError
 from ecoformer.files import remove
+from ecoformer.files.run_names import BEST, LAST, TOP
 from ecoformer.model.checkpoint import load_checkpoint, save_checkpoint
 
 

@@ -11,8 +11,8 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, TextIO
 
-from ecoformer.engine.run_files import METRICS, METRICS_TABLE
 from ecoformer.files import finite, json_text, read_json_lines, write_text, writing
+from ecoformer.files.run_names import METRICS, METRICS_TABLE
 
 CSV_COLUMNS = (
     *("epoch", "lr", "train_loss", "train_top1", "val_loss", "val_top1", "val_top5"),

@@ -34,10 +34,13 @@ def build_optimizer(model: nn.Module, config: OptimConfig, global_batch: int) ->
     """timm's optimiser of that name; biases, norms and what the model exempts get no weight decay.
 
     Raises InputError: an optimiser that timm does not know, that refuses an option, or whose steps need more than the
-    gradients.
+    gradients; layer decay for a model without `group_matcher`.
     """
     named = {"betas": config.betas and tuple(config.betas), "eps": config.eps, "layer_decay": config.layer_decay}
     options = {**config.kwargs, **{key: value for key, value in named.items() if value is not None}}
+
+    if config.layer_decay is not None and not hasattr(model, "group_matcher"):  # timm would count parameters instead
+        raise InputError(f"optim.layer_decay: {type(model).__name__} does not say what its layers are: leave it out")
 
     def build(parameters: Any) -> torch.optim.Optimizer:
         return create_optimizer_v2(
@@ -101,7 +104,7 @@ def build_schedule(
     named = ("decay_epochs", "decay_milestones", "decay_rate", "patience_epochs")
     options = {key: getattr(config, key) for key in named if getattr(config, key) is not None} | config.kwargs
     try:
-        with warnings.catch_warnings():  # plateau's, that timm does not save all of its state: `plateau_of` does
+        with warnings.catch_warnings():  # plateau's, that timm does not save all of its state: `state_of` has it
             warnings.simplefilter("ignore", FutureWarning)
             scheduler, _ = create_scheduler_v2(
                 optimizer,
@@ -131,9 +134,19 @@ def notes_on_average(train: TrainConfig, steps: int) -> list[str]:
     ]
 
 
-def plateau_of(scheduler: Scheduler | None) -> torch.optim.lr_scheduler.ReduceLROnPlateau | None:
+def state_of(scheduler: Scheduler | None) -> dict[str, Any] | None:
     """What of a schedule depends on the run so far, and belongs into a checkpoint; None for all but plateau."""
-    return scheduler.lr_scheduler if isinstance(scheduler, PlateauLRScheduler) else None
+    if not isinstance(scheduler, PlateauLRScheduler):
+        return None
+    return scheduler.lr_scheduler.state_dict() | {"restore_lr": scheduler.restore_lr}
+
+
+def load_state(scheduler: Scheduler | None, state: dict[str, Any] | None) -> None:
+    """Go on from what `state_of` gave; from one without `restore_lr`, the rates before the last noise, too."""
+    if isinstance(scheduler, PlateauLRScheduler) and state is not None:
+        state = dict(state)
+        scheduler.restore_lr = state.pop("restore_lr", None)
+        scheduler.lr_scheduler.load_state_dict(state)
 
 
 def build_loss(train: TrainConfig, device: torch.device | None = None) -> Callable[[Tensor, Tensor], Tensor]:

@@ -1,4 +1,4 @@
-"""The files of a run: their names, which checkpoint to go on from, and how a new run makes room for itself."""
+"""The files of a run: which checkpoint to go on from, and how a new run makes room for itself."""
 
 import logging
 import os
@@ -11,21 +11,8 @@ from typing import Any, TypeVar
 from ecoformer.engine import distributed
 from ecoformer.errors import InputError
 from ecoformer.files import atomic_write, writing
+from ecoformer.files.run_names import BEST, LAST, METRICS, PREVIOUS, RESULTS, RUN_FILES
 from ecoformer.model.checkpoint import UnreadableCheckpoint
-
-LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pt"
-TOP = "top"  # folder with the weights of the best epochs
-METRICS, METRICS_TABLE = "metrics.jsonl", "metrics.csv"
-CONFIG, LAUNCH, SUMMARY = "config.yaml", "launch.json", "summary.json"
-COMPRESSION, COMPRESSION_TABLE = "compression.json", "compression.md"
-PROVENANCE, CONSOLE = "provenance.json", "console.log"  # where the run comes from, and what it said
-TENSORBOARD = "tensorboard"  # folder of its event files
-HASH_FITS = "hash_fits.png"  # what every fit of the hash functions was worth
-RUN_FILES = (
-    *(CONFIG, LAUNCH, SUMMARY, PROVENANCE, CONSOLE, TENSORBOARD, HASH_FITS, COMPRESSION, COMPRESSION_TABLE),
-    *(LAST, PREVIOUS, BEST, TOP, METRICS, METRICS_TABLE),
-)
-RESULTS = (LAST, PREVIOUS, BEST, SUMMARY)  # what a run must not lose to another one
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)

@@ -21,12 +21,13 @@ from ecoformer.engine import distributed, parallel
 from ecoformer.engine.batches import Position
 from ecoformer.engine.best import Best
 from ecoformer.engine.loggers import Logger, Stateful
-from ecoformer.engine.optim import plateau_of
+from ecoformer.engine.optim import load_state, state_of
 from ecoformer.engine.rng import rng_state
-from ecoformer.engine.run_files import LAST, METRICS, PREVIOUS, make_room, read_intact
+from ecoformer.engine.run_files import make_room, read_intact
 from ecoformer.engine.same_run import require_same_run
 from ecoformer.engine.signals import StopSignals
 from ecoformer.errors import counted
+from ecoformer.files.run_names import LAST, METRICS, PREVIOUS
 from ecoformer.model.checkpoint import load_checkpoint, load_weights, save_checkpoint
 
 
@@ -139,7 +140,7 @@ class RunState:
         training = {
             "optimizer": state["optimizer"],
             "scaler": self.scaler.state_dict(),
-            "plateau": None if (plateau := plateau_of(self.scheduler)) is None else plateau.state_dict(),
+            "plateau": state_of(self.scheduler),
             "settings": self.settings,
             "rng": captured["rng"],
             "position": captured["position"],
@@ -189,8 +190,7 @@ class RunState:
             load_weights(self.ema.module, checkpoint["ema"], path)
         parallel.load_optimizer(self.optimizer, training["optimizer"])
         self.scaler.load_state_dict(training["scaler"])
-        if (plateau := plateau_of(self.scheduler)) is not None:
-            plateau.load_state_dict(training["plateau"])
+        load_state(self.scheduler, training["plateau"])
         for kind, parts in (("callbacks", self.callbacks), ("loggers", self.loggers)):
             for part in parts:
                 if part.name in training[kind]:  # one that was added since has no state yet

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ecoformer.config.schema import OptimConfig, ScheduleConfig, TrainConfig
-from ecoformer.engine.run_files import LAST
 from ecoformer.errors import InputError, counted
+from ecoformer.files.run_names import LAST
 
 SAME_RUN = (  # of TrainConfig
     *("amp", "ema_decay", "ema_warmup", "sync_bn", "smoothing", "aug_splits", "jsd_loss", "eval_metric"),

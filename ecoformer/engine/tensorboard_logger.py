@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from ecoformer.engine.loggers import Logger, series
-from ecoformer.engine.run_files import TENSORBOARD
 from ecoformer.errors import InputError
+from ecoformer.files.run_names import TENSORBOARD
 
 
 class TensorBoardLogger(Logger):

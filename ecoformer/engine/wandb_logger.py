@@ -9,8 +9,8 @@ from typing import Any
 
 from ecoformer.config.schema import WandbConfig
 from ecoformer.engine.loggers import Logger, series
-from ecoformer.engine.run_files import BEST
 from ecoformer.errors import one_line
+from ecoformer.files.run_names import BEST
 
 
 class WandbLogger(Logger):

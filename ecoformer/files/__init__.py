@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ecoformer.errors import InputError
+from ecoformer.files.run_names import BEST, LAST, PREVIOUS, RUN_FILES, TOP
 
 log = logging.getLogger(__name__)
 
@@ -136,12 +137,21 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def refuse_overwriting(sources: Iterable[Any], out: Path | str | None, named: str) -> None:
-    """Raise InputError where writing `out`, unless None, would destroy one of `sources` or a run folder's weights."""
+    """Raise InputError where writing `out`, unless None, would destroy one of `sources` or a file of a run in them."""
     out = Path(out or "").expanduser()
-    for source in sources if out.is_file() else ():
-        for name in ("", "best.pt", "last.pt") if isinstance(source, str | Path) else ():
-            if os.path.isfile(read := os.path.join(source, name) if name else source) and os.path.samefile(out, read):
-                raise InputError(f"{named} would write over {read}, which is read: name another file")
+    if not out.is_file():
+        return
+    run = out.parent.parent if out.parent.name == TOP else out.parent
+    of_run = out.parent != run or out.name in RUN_FILES
+    of_run = of_run and any((run / name).exists() for name in (LAST, PREVIOUS, BEST))
+    for source in sources:
+        if not isinstance(source, str | Path) or not os.path.exists(source):
+            continue
+        folder = source if os.path.isdir(source) else os.path.dirname(source) or os.curdir
+        folders = (folder, os.path.join(folder, os.pardir)) if os.path.basename(folder) == TOP else (folder,)
+        if (same := os.path.samefile(source, out)) or (of_run and any(os.path.samefile(run, each) for each in folders)):
+            what = "which is read" if same else "a file of the run that is read"
+            raise InputError(f"{named} would write over {out}, {what}: name another file")
 
 
 def require_writable(out: Path | str | None, named: str, *, folder: bool = False) -> None:

@@ -5,9 +5,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ecoformer.engine.run_files import COMPRESSION_TABLE, CONFIG, CONSOLE, HASH_FITS, METRICS, PROVENANCE, SUMMARY
 from ecoformer.errors import InputError
 from ecoformer.files import read_json, read_text
+from ecoformer.files.run_names import COMPRESSION_TABLE, CONFIG, CONSOLE, HASH_FITS, METRICS, PROVENANCE, SUMMARY
 from ecoformer.files.table import Column, Table
 from ecoformer.report import html
 from ecoformer.report.runs import RunRecord, has_epochs, read_run_dir

@@ -10,9 +10,9 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from ecoformer.config.keys import flat, is_under
-from ecoformer.engine.run_files import CONFIG, METRICS, METRICS_TABLE, SUMMARY
 from ecoformer.errors import InputError, counted
 from ecoformer.files import read_json, read_json_lines, read_lines
+from ecoformer.files.run_names import CONFIG, METRICS, METRICS_TABLE, SUMMARY
 
 JOB, LOG = "job.json", "log.txt"  # of a run that a study or a search started
 FIGURES = ("top1", "energy_pj", "attention_energy_pj", "images_per_second")  # of every finished run

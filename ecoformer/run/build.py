@@ -25,6 +25,7 @@ from ecoformer.config.schema import (
 from ecoformer.data import DataModule, build_data
 from ecoformer.data.identity import KnownClasses, difference_note, on_classes
 from ecoformer.data.imagenet import as_synsets
+from ecoformer.data.listops import require_apart
 from ecoformer.data.module import where_of
 from ecoformer.engine import distributed
 from ecoformer.engine.callbacks import Callback, EnergyLog, FeatureRedraw
@@ -41,7 +42,7 @@ from ecoformer.model.layers import require_input
 from ecoformer.nn.base import given
 from ecoformer.nn.inputs import input_size
 from ecoformer.run.directory import RunDir
-from ecoformer.run.parts import checkpoint_gradients, data_config_note, freeze, logit_teacher, made
+from ecoformer.run.parts import checkpoint_gradients, data_config_note, freeze, logit_teacher, made, sequences_of
 from ecoformer.run.start import BuiltModel, SavedRun, build_model, checkpoint_in, is_own, model_of_run, read_run
 from ecoformer.run.timm_weights import timm_on_classes
 
@@ -156,11 +157,6 @@ def _data(config: Config, train: TrainConfig, device: torch.device, **options: A
     return build_data(config.data, config.augment, train, **options)
 
 
-def sequences_of(data: DataModule) -> dict[str, int]:
-    """What a model of sequences must know of them: `vocab_size` and `seq_len`; nothing of images."""
-    return given(vocab_size=data.vocab_size, seq_len=data.seq_len)
-
-
 def known_classes(config: Config, folder: RunDir) -> KnownClasses | None:
     """The classes of the checkpoint that a run goes on or starts from and keeps the classifier of; None without one."""
     path = folder.resume
@@ -191,6 +187,7 @@ def build_evaluation(config: EvalConfig, device: torch.device) -> Evaluation:
     amp = config.amp or saved.train.amp
     known = KnownClasses(run.class_names, f"checkpoint {run.path}")
     data_config = replace(saved.data, **given(**asdict(config.data)))
+    require_apart(data_config, saved.data)
     options: dict[str, Any] = {"known": known}
     if of_imagenet := data_config.name in IMAGENET_TESTS:  # which know their classes, and have no training split
         data_config.dev_samples, options = 0, {}

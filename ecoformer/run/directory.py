@@ -19,9 +19,10 @@ from ecoformer.config.keys import flat, is_under
 from ecoformer.config.schema import Config
 from ecoformer.data.folders import VAL_NAMES
 from ecoformer.engine import distributed
-from ecoformer.engine.run_files import CONFIG, LAST, LAUNCH, can_resume, read_intact, results_in, set_earlier_run_aside
+from ecoformer.engine.run_files import can_resume, read_intact, results_in, set_earlier_run_aside
 from ecoformer.errors import InputError
 from ecoformer.files import require_writable, write_json, write_text, writing
+from ecoformer.files.run_names import CONFIG, LAST, LAUNCH
 from ecoformer.run.checks import all_settings
 from ecoformer.run.lock import owned, refuse_if_owned, started
 from ecoformer.run.start import read_run

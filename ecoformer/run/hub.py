@@ -6,12 +6,10 @@ from typing import Any
 import safetensors.torch
 import timm
 import torch
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
 from ecoformer.config.schema import BUNDLED
-from ecoformer.data.loader import per_channel
-from ecoformer.data.sources import CIFAR, SOURCES
+from ecoformer.data.sources import CIFAR
 from ecoformer.errors import InputError, counted, first_line
 from ecoformer.files import atomic_write, write_json, write_text
 from ecoformer.model.chosen import layer_filter
@@ -19,6 +17,7 @@ from ecoformer.model.layers import attention_layers
 from ecoformer.model.low_rank import low_rank_layers
 from ecoformer.models.converted import ARCHITECTURE
 from ecoformer.nn.inputs import RGB, example_input, input_size
+from ecoformer.run.saved import statistics_of
 from ecoformer.run.start import SavedRun, model_of_run
 from ecoformer.run.summary import run_energy
 
@@ -85,7 +84,7 @@ def _pretrained_cfg(run: SavedRun) -> dict[str, Any]:
     }
     if run.sequences:
         return {"input_size": [run.sequences["seq_len"]], **cfg}
-    mean, std = _statistics(run)
+    mean, std = statistics_of(run)
     return {
         "input_size": [len(mean), data.img_size, data.img_size],
         "fixed_input_size": bool(stock is not None and stock.fixed_input_size),
@@ -95,19 +94,6 @@ def _pretrained_cfg(run: SavedRun) -> dict[str, Any]:
         "std": list(std),
         **cfg,
     }
-
-
-def _statistics(run: SavedRun) -> tuple[Any, Any]:
-    """Mean and standard deviation that the run normalised its images with."""
-    data = run.config.data
-    mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-    if data.name in CIFAR:
-        mean, std = CIFAR[data.name].mean, CIFAR[data.name].std
-    elif data.name in BUNDLED:
-        splits = SOURCES[data.name](data)
-        mean, std = splits.mean, splits.std
-    channels = run.config.model.in_chans
-    return per_channel(data.mean or mean, channels), per_channel(data.std or std, channels)
 
 
 def _figures(run: SavedRun, model: nn.Module) -> dict[str, Any]:

@@ -10,9 +10,9 @@ from ecoformer.data.imagenet import REAL, real_labels
 from ecoformer.engine import distributed
 from ecoformer.engine.evaluation import evaluate
 from ecoformer.engine.predictions import Predictions, RealLabels
-from ecoformer.engine.run_files import SUMMARY
 from ecoformer.errors import InputError
 from ecoformer.files import refuse_overwriting, require_writable, write_json
+from ecoformer.files.run_names import SUMMARY
 from ecoformer.report.tables import figure_rows
 from ecoformer.run import summary
 from ecoformer.run.build import build_evaluation, build_run, session, settle

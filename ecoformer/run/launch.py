@@ -26,8 +26,8 @@ from omegaconf import DictConfig, OmegaConf
 from ecoformer.config.loading import CONFIGS, load_config
 from ecoformer.config.overrides import quoted
 from ecoformer.config.schema import Config, LaunchConfig
-from ecoformer.engine.run_files import SUMMARY
 from ecoformer.errors import InputError, Interrupted
+from ecoformer.files.run_names import SUMMARY
 from ecoformer.report.runs import read_summary
 from ecoformer.run import process
 from ecoformer.run.checks import check_config

@@ -15,8 +15,12 @@ from ecoformer.data.module import where_of
 from ecoformer.engine.logit_teacher import LogitTeacher
 from ecoformer.errors import InputError, one_line
 from ecoformer.model.chosen import chosen
+from ecoformer.model.layers import require_input
+from ecoformer.nn.base import given
+from ecoformer.nn.inputs import input_size
+from ecoformer.run.saved import statistics_of
 from ecoformer.run.start import model_of_run, read_run
-from ecoformer.run.timm_weights import timm_teacher
+from ecoformer.run.timm_weights import Renormalised, timm_teacher
 
 T = TypeVar("T")
 
@@ -76,8 +80,16 @@ def freeze(model: nn.Module, patterns: list[str]) -> None:
         raise InputError(f"train.freeze={patterns} leaves nothing to train: use train.epochs=0 or freeze less")
 
 
+def sequences_of(data: DataModule) -> dict[str, int]:
+    """What a model of sequences must know of them: `vocab_size` and `seq_len`; nothing of images."""
+    return given(vocab_size=data.vocab_size, seq_len=data.seq_len)
+
+
 def logit_teacher(config: Config, data: DataModule) -> LogitTeacher | None:
-    """The model of `distill`; None without. Raises InputError if it was trained on other classes."""
+    """The model of `distill`, which sees images as it was trained on them; None without.
+
+    Raises InputError if it was trained on other classes, or takes no such images or sequences.
+    """
     distill, where = config.distill, where_of(config.data)
     if distill.model is not None:
         return LogitTeacher(timm_teacher(distill.model, data, where), distill.weight, distill.temperature)
@@ -90,7 +102,20 @@ def logit_teacher(config: Config, data: DataModule) -> LogitTeacher | None:
             f"distill.checkpoint={run.path} sees images of {run.config.model.in_chans} channels, model.in_chans="
             f"{len(data.mean)}: make them the same"
         )
+    known, needed = run.sequences, sequences_of(data)
+    if known.get("vocab_size") != needed.get("vocab_size") or known.get("seq_len", 0) < needed.get("seq_len", 0):
+        said = [", ".join(f"{key}={value}" for key, value in each.items()) or "images" for each in (known, needed)]
+        raise InputError(f"distill.checkpoint={run.path} takes {said[0]}, the data are {said[1]}: make them the same")
     model = model_of_run(run)
+    try:
+        require_input(model, input_size(model, data.img_size))
+    except InputError as error:
+        raise InputError(f"distill.checkpoint={run.path}: {error}") from error
+    # A source from a package of others knows its statistics alone.
+    if any(getattr(run.config.data, key) != getattr(config.data, key) for key in ("name", "mean", "std")):
+        seen, theirs = (tuple(data.mean), tuple(data.std)), statistics_of(run)
+        if not known and seen != theirs:
+            model = Renormalised(model, seen, theirs)
     if order != sorted(order):
         model = ReorderedOutputs(model, order)
     return LogitTeacher(model, distill.weight, distill.temperature)

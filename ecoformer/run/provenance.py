@@ -22,9 +22,9 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 
 from ecoformer.engine import distributed
-from ecoformer.engine.run_files import CONSOLE, PROVENANCE
 from ecoformer.errors import InputError, Interrupted, one_line
 from ecoformer.files import read_json, write_json, writing
+from ecoformer.files.run_names import CONSOLE, PROVENANCE
 from ecoformer.run.directory import RunDir
 from ecoformer.run.process import SOURCE, processor
 from ecoformer.run.summary import versions

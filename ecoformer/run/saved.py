@@ -4,10 +4,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
 from ecoformer.config.loading import load_config
-from ecoformer.config.schema import Config
-from ecoformer.engine.run_files import BEST, LAST
+from ecoformer.config.schema import BUNDLED, Config
+from ecoformer.data.loader import per_channel
+from ecoformer.data.sources import CIFAR, SOURCES
 from ecoformer.errors import InputError
+from ecoformer.files.run_names import BEST, LAST
 from ecoformer.model.checkpoint import FORMAT, load_checkpoint, save_checkpoint
 from ecoformer.models.weight_files import format_of
 from ecoformer.nn.specs import without_removed
@@ -41,6 +45,19 @@ def read_run(path: Path | str) -> SavedRun:
         raise InputError(f"checkpoint {path} was written by another version of this program: {error}") from error
     config.attention = without_removed(config.attention.get("name", "stock"), config.attention)
     return SavedRun(path, content, config, saved["class_names"], saved.get("sequences", {}))
+
+
+def statistics_of(run: SavedRun) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation, by channel, that the run normalised its images with."""
+    data = run.config.data
+    mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+    if data.name in CIFAR:
+        mean, std = CIFAR[data.name].mean, CIFAR[data.name].std
+    elif data.name in BUNDLED:
+        splits = SOURCES[data.name](data)
+        mean, std = splits.mean, splits.std
+    channels = run.config.model.in_chans
+    return per_channel(data.mean or mean, channels), per_channel(data.std or std, channels)
 
 
 def save_weights(path: Path, run: SavedRun) -> None:

@@ -15,8 +15,8 @@ from ecoformer.config.schema import Config
 from ecoformer.energy import summarize
 from ecoformer.energy.conventions import CONVENTIONS
 from ecoformer.engine import distributed
-from ecoformer.engine.run_files import COMPRESSION, COMPRESSION_TABLE, HASH_FITS
 from ecoformer.files import write_json, write_text
+from ecoformer.files.run_names import COMPRESSION, COMPRESSION_TABLE, HASH_FITS
 from ecoformer.fit.hashes import has_hashes
 from ecoformer.model.layers import FilterFn
 from ecoformer.model.low_rank import CompressionReport, LowRankSpec, factorize

@@ -72,6 +72,10 @@ def test_a_difference_above_the_tolerance_is_an_error(script, capsys, tmp_path, 
     arguments = ["pvt_v2_tiny", "--format=torch_export", f"--out={tmp_path / 'm.pt2'}", "--img-size=64"]
     assert script.main([*arguments, "--tolerance=1"]) == 1
     assert "do not use this file" in capsys.readouterr().err
+    monkeypatch.setattr(
+        export, "reopen", lambda path, kind: lambda batch: torch.full((), 0.0 if len(batch) == 1 else torch.nan)
+    )
+    assert script.main([*arguments, "--tolerance=9"]) == 1  # NaN of one batch is not lost among the others
 
 
 def test_a_model_with_batch_norm_of_one_place(script, tmp_path, monkeypatch):

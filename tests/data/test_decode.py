@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from timm.data import create_transform
 
-from ecoformer.data.decode import EvalTransform, decode_images, read_image
+from ecoformer.data.decode import EvalTransform, decode_images, decoded, decoded_pixels, read_image, read_opened
 from ecoformer.data.folders import FolderSource
 from ecoformer.errors import InputError
 
@@ -50,6 +50,35 @@ def test_palette_images_are_looked_up(tmp_path: Path, transparency: bytes | None
 def test_16_bit_grey_keeps_its_upper_byte(tmp_path: Path):
     values = np.arange(0, 65536, 1040, dtype=np.uint16).reshape(8, 8)[:7]
     assert np.array_equal(reopen(Image.fromarray(values), tmp_path / "i16.png")[..., 2], values >> 8)
+
+
+@pytest.mark.parametrize(
+    ("mode", "ending", "options"),
+    [
+        *[("RGB", "jpg", options) for options in ({}, {"subsampling": 0}, {"progressive": True}, {"quality": 30})],
+        *[("L", "jpg", {}), ("CMYK", "jpg", {}), ("RGB", "png", {}), ("P", "png", {}), ("RGB", "webp", {})],
+    ],
+)
+def test_pixels_for_training_are_pillows(tmp_path: Path, mode: str, ending: str, options: dict):
+    path = tmp_path / f"image.{ending}"
+    Image.fromarray(RGB).resize((83, 61), Image.Resampling.BICUBIC).convert(mode).save(path, **options)
+    whole = path.read_bytes()
+    with Image.open(path) as image, Image.open(path) as again:
+        assert np.array_equal(decoded_pixels(image).permute(1, 2, 0), decoded(again))
+    source = FolderSource(tmp_path, [path.name], [0])
+    for damaged in (whole[: len(whole) // 2], whole[:-1], whole + b"more", whole.replace(whole[90:94], bytes(4), 1)):
+        path.write_bytes(damaged)
+        ends = []
+        for read in (lambda: read_opened(source, 0, decoded_pixels), lambda: read_image(source, 0, np.array)):
+            try:
+                ends.append(np.asarray(read()))
+            except InputError as fault:
+                ends.append(str(fault))
+        pixels, pillows = ends
+        if isinstance(pillows, str):
+            assert pixels == pillows
+        else:
+            assert np.array_equal(pixels.transpose(1, 2, 0), pillows)
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from ecoformer.config.schema import DATA_NAMES, DataConfig
-from ecoformer.data.listops import VOCABULARY, decoded, generated
+from ecoformer.data.listops import VOCABULARY, decoded, generated, require_apart
 from ecoformer.data.sequences import SequenceSource
 from ecoformer.data.sources import SOURCES, Splits, data_source
 from ecoformer.errors import InputError
@@ -181,6 +182,16 @@ def test_refusals(open_data, keys: dict, message: str):
     with pytest.raises(InputError) as caught:
         open_data(name="listops", **{"seq_len": 64, **SMALL, **keys})
     assert str(caught.value) == message
+
+
+def test_expressions_that_a_training_may_have_seen_are_refused():
+    trained = DataConfig("listops", seq_len=64)
+    require_apart(replace(trained, max_val_samples=2000), trained)
+    with pytest.raises(InputError, match=r"max_val_samples=2001: the training kept 2000 apart .* ask for at most 2000"):
+        require_apart(replace(trained, max_val_samples=2001), trained)
+    require_apart(replace(trained, root="x", max_val_samples=2001), trained)
+    with pytest.raises(InputError, match=r"the training kept 10 apart"):
+        require_apart(trained, replace(trained, max_val_samples=10))
 
 
 def counted(data: DataConfig, **_: object) -> Splits:

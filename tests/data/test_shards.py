@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import tarfile
 from pathlib import Path
@@ -269,6 +270,47 @@ def test_every_kind_of_tar_header(tmp_path: Path, format: int):
     (tmp_path / "t.tar").write_bytes((tmp_path / "t.tar").read_bytes()[:1024])
     with pytest.raises(DamagedTar):
         list(tar_files(tmp_path / "t.tar"))
+
+
+@pytest.mark.parametrize(
+    "records", [b"junk", b"0 a=b\n", b"-5 size=3\n", b"9 size=-3\n", b"11 size=abc\n", b"6 \xff=\xff\n"]
+)
+def test_a_damaged_extended_header_is_named(tmp_path: Path, records: bytes):
+    header = tarfile.TarInfo("pax")
+    header.type, header.size = tarfile.XHDTYPE, len(records)
+    path = tmp_path / "t.tar"
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
+        add(archive, "a.png", b"x")
+    path.write_bytes(header.tobuf(tarfile.USTAR_FORMAT) + records.ljust(512, b"\0") + path.read_bytes())
+    with pytest.raises(DamagedTar, match="its extended header at byte 0 is damaged"):
+        list(tar_files(path))
+
+
+@pytest.mark.parametrize("label", [b"99999999999999999999", b"1" * 5000, b"[" * 100000, b"2147483648"])
+def test_a_number_that_is_no_class_is_named(open_data, shards: Path, label: bytes):
+    with tarfile.open(shards / "val-1.tar", "w") as archive:
+        add(archive, "a.png", b"x")
+        add(archive, "a.cls", label)
+    assert "val-1.tar: sample a has no class number in .cls" in refusal(open_data, shards)
+
+
+def test_a_list_of_splits_of_another_shape_is_named(open_data, shards: Path):
+    pytest.importorskip("webdataset")
+    for content, message in (
+        ("[]", "_info.json is no JSON object with splits: correct or remove it"),
+        ('{"splits": []}', "_info.json is no JSON object with splits: correct or remove it"),
+        ('{"splits": {"val": {"name": "val", "filenames": [3], "shard_lengths": [3]}}}', "_info.json: val lacks what"),
+        ('{"splits": {"val": {}}}', "_info.json: val lacks what timm's reader takes"),
+    ):
+        (shards / "_info.json").write_text(content)
+        assert message in refusal(open_data, shards)
+
+
+def test_shards_lie_under_any_name_and_are_files(open_data, shards: Path):
+    strange = shards.rename(shards.with_name("br[1]*?"))
+    assert len(open_data(name="webdataset", root=strange, num_classes=2).train_source) == 13
+    os.mkfifo(strange / "train-0000.tar")
+    assert "train-0000.tar: damaged shard: it is no file" in refusal(open_data, strange)
 
 
 def test_a_broken_image_in_a_shard_is_named(open_data, shards: Path):

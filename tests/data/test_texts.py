@@ -166,6 +166,7 @@ def table(root: Path, content: str, name: str = "train.tsv") -> Path:
         ("words\tlabel\na\t1\n", "{0}/train.tsv has no column 'text' (there: words, label): set data.text_key"),
         ("text\tlabel\na\tb\t1\n", "{0}/train.tsv line 2 has 3 fields, the first line names 2: correct it"),
         ("text\tlabel\na\t1\n\t2\n", "{0}/train.tsv line 3 has no text: a sample needs at least one byte; remove it"),
+        ("text\tlabel\na\t1\nb\t\n", "{0}/train.tsv line 3 has no label: give it the name of a class, or remove it"),
         ("text\tlabel\na\t1\nb\t1\n", "data.root={0} has one class (1): a classifier needs at least two"),
     ],
 )
@@ -209,10 +210,41 @@ def test_refusals(open_data, tmp_path: Path):
     path = tmp_path / "one.tsv"
     path.write_text("corpus/train/pos/1.txt\tgood\nnot a path\tbad\n")
     assert refusal(path) == (f"{path} line 2 is not PATH TAB TEXT with a path .../train/CLASS/FILE: correct it")
+    for name, content, message in (
+        ("one.tsv", "", "one.tsv is empty"),
+        ("one.csv", "", "one.csv is empty"),
+        ("one.csv", "\ntext,label\n", "one.csv is empty"),
+        ("one.tsv", "corpus/train/pos/1.txt\tgood\n\n", "one.tsv line 2 is not PATH TAB TEXT"),
+        ("one.csv", "corpus/train/pos/1.txt,good\n\n", "one.csv line 2 is not PATH TAB TEXT"),
+    ):
+        (tmp_path / name).write_text(content)
+        assert message in refusal(tmp_path / name)
     path.write_text("text\tlabel\na\t1\nb\t2\nc\t1\nd\t2\n")
     assert refusal(path, val_split="test") == (
         f"data.root={path} has no test split (there: train, val): set data.val_split"
     )
+
+
+def test_what_is_not_read_is_said(open_data, tmp_path: Path, caplog):
+    root = folder(tmp_path / "texts")
+    (root / "train" / "neg" / "more.TXT").write_text("x")
+    (root / "train" / "pos" / "deeper").mkdir()
+    assert (
+        f"{root}/train: 2 files and folders are not read as texts (*.txt)"
+        in open_data(name="text_bytes", root=root, seq_len=8).notes
+    )
+    for name in ("train.tsv", "train.csv"):
+        table(tmp_path, "text\tlabel\n" + "a\t1\nb\t2\n" * 4, name)
+    open_data(name="text_bytes", root=tmp_path, seq_len=8)
+    assert f"{tmp_path}/train.tsv is read, and not train.csv" in caplog.text
+
+
+def test_names_are_those_of_the_whole(open_data, tmp_path: Path):
+    rows = "".join(f"row{number}\t{number % 2}\n" for number in range(20))
+    path = table(tmp_path, f"text\tlabel\n{rows}") / "train.tsv"
+    source = open_data(name="text_bytes", root=path, seq_len=8, max_val_samples=2).val_source
+    for index in range(2):
+        assert source.name(index).split()[-1] == source.decode(source.sample(index)).removeprefix("row")
 
 
 def test_a_test_split_alone_can_be_evaluated_and_not_trained_on(open_data, tmp_path: Path):

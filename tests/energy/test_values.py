@@ -125,6 +125,7 @@ NO_SHIFTS = {
     "times whole numbers": lambda x: x.round() * x.round().exp2(),
     "whole numbers halved": lambda x: (x.to(torch.int8) / 2).exp2(),
     "whole numbers": lambda x: x.to(torch.int8).float(),
+    "bits read as other numbers": lambda x: x.round().to(torch.int32).view(torch.float32).exp2(),
     "padded": lambda x: nn.functional.pad(x.round().exp2(), (0, 0, 0, 1))[:N],
 }
 

@@ -55,6 +55,9 @@ class FakeModel(nn.Module):
         self.drop = nn.Dropout(dropout)
         self.head = nn.Linear(8, NUM_CLASSES)
 
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        return {"stem": "^stem", "blocks": [("^norm|^attn", (0,))]}
+
     def forward(self, images: Tensor) -> Tensor:
         x_BND = self.norm(self.stem(images)).flatten(2).transpose(1, 2)
         return self.head(self.drop(self.attn(x_BND)).relu().mean(dim=1))

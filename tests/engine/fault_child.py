@@ -22,8 +22,9 @@ from fakes import FakeData, FakeHash, FakeLoader, make_model, make_trainer
 from ecoformer.config.schema import AugmentConfig, DataConfig, HashUpdateConfig, OptimConfig, TrainConfig
 from ecoformer.data import build_data
 from ecoformer.engine import distributed, loggers
-from ecoformer.engine.run_files import LAST, can_resume
+from ecoformer.engine.run_files import can_resume
 from ecoformer.errors import InputError, Interrupted
+from ecoformer.files.run_names import LAST
 from ecoformer.model import checkpoint
 
 

@@ -64,6 +64,19 @@ def test_layer_decay(kind: str) -> None:
     assert all(math.log2(0.1 / value) == round(math.log2(0.1 / value)) for value in rate.values())
 
 
+def test_layer_decay_of_sequence_models_and_of_models_without_layers() -> None:
+    model = timm.create_model("lra_encoder", seq_len=8)
+    optimizer = build_optimizer(model, OptimConfig(lr=0.1, layer_decay=0.5), 8)
+    scale = {id(parameter): group["lr_scale"] for group in optimizer.param_groups for parameter in group["params"]}
+    found = {name: scale[id(parameter)] for name, parameter in model.named_parameters()}
+    assert {found["token_embed.weight"], found["pos_embed"]} == {0.125}
+    for block, expected in ((0, 0.25), (1, 0.5)):
+        assert {value for name, value in found.items() if name.startswith(f"blocks.{block}.")} == {expected}
+    assert found["head.weight"] == 1
+    with pytest.raises(InputError, match="layer_decay: Linear does not say what its layers are"):
+        build_optimizer(torch.nn.Linear(2, 2), OptimConfig(layer_decay=0.5), 8)
+
+
 def test_square_root_scaling() -> None:
     assert scaled_lr(OptimConfig(lr=0.1, lr_base_batch=256, lr_base_scale="sqrt"), 1024) == pytest.approx(0.2)
     assert scaled_lr(OptimConfig(lr=0.1, lr_base_batch=256), 1024) == pytest.approx(0.4)

@@ -143,8 +143,12 @@ def test_figures_do_not_write_over_weights(line: str, refused: Refused, tmp_path
     out = tmp_path / "best.pt"
     out.write_bytes(b"weights of days")
     for read in (out, tmp_path):  # a folder stands for its best.pt
-        assert f"would write over {out}, which is read" in refused(*line.format(read=read, out=out).split())
+        assert f"would write over {out}, " in refused(*line.format(read=read, out=out).split())
     assert out.read_bytes() == b"weights of days"
+    (tmp_path / "top").mkdir()
+    for name in ("last.pt", "metrics.jsonl", "top/epoch-3.pt"):  # the same run's other files
+        (tmp_path / name).write_bytes(b"of days")
+        assert "a file of the run that is read" in refused(*line.format(read=out, out=tmp_path / name).split())
 
 
 def test_resume_of_a_run_that_lost_its_last_checkpoint(refused: Refused, tmp_path: Path) -> None:

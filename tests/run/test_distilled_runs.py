@@ -2,12 +2,15 @@
 
 import json
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
 from app_helpers import TINY_DIGITS
 
+from ecoformer.data import build_data
 from ecoformer.engine import hash_update
+from ecoformer.run.parts import logit_teacher
 from ecoformer.run.start import model_of_run, read_run
 
 DISTILLED = ["attention=distilled_hash", "attention.fit_steps=3", "callbacks.hash_update.num_images=4"]
@@ -104,6 +107,34 @@ def test_fine_tuning_with_a_teacher_and_frozen_codes(arguments, train, command, 
     assert command("eval", f"checkpoint={tmp_path / 'tuned' / 'best.pt'}", f"out={out}", "progress=false") == 0
     assert json.loads(out.read_text())["attention"] == "distilled_hash"
     assert model_of_run(read_run(tmp_path / "tuned" / "best.pt")).eval()(torch.randn(1, 3, 32, 32)).isfinite().all()
+
+
+def test_a_teacher_sees_what_it_was_trained_on(digits_runs):
+    run = read_run(digits_runs("msa") / "best.pt")
+    config = replace(run.config, distill=replace(run.config.distill, checkpoint=str(run.path)))
+
+    def opened(data):
+        return build_data(data, config.augment, replace(config.train, progress=False), seed=0, device="cpu")
+
+    own = opened(config.data)
+    alike = logit_teacher(config, own).model
+    images = next(iter(own.val_loader))[0]
+    config.data = replace(config.data, mean=[0.9] * 3, std=[0.05] * 3)
+    other = opened(config.data)
+    again = logit_teacher(config, other).model
+    with torch.no_grad():
+        torch.testing.assert_close(
+            again.eval()(next(iter(other.val_loader))[0]), alike.eval()(images), atol=1e-4, rtol=0
+        )
+
+
+def test_a_teacher_that_takes_no_such_images_is_refused(arguments, train, refused, tmp_path):
+    options = [option for option in TINY_DIGITS if "model.kwargs" not in option]
+    vit = ["experiment=digits_msa", *options, "model=timm", "model.name=vit_tiny_patch16_224", "+model.kwargs.depth=1"]
+    train(tmp_path / "vit", *vit, "data.img_size=32", "train.epochs=1", "train.max_steps=1")
+    line = [*arguments, f"distill.checkpoint={tmp_path / 'vit'}", f"output_dir={tmp_path / 'run'}"]
+    assert f"distill.checkpoint={tmp_path / 'vit' / 'best.pt'}: " in refused("train", *line, "data.img_size=48")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

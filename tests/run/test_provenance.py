@@ -14,8 +14,8 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from ecoformer.engine.run_files import LAST
 from ecoformer.errors import InputError, Interrupted
+from ecoformer.files.run_names import LAST
 from ecoformer.run import provenance
 from ecoformer.run.directory import RunDir
 from ecoformer.run.provenance import Tee, origin, recorded

@@ -17,7 +17,6 @@ from timm.data import FastCollateMixup, ImageDataset, create_loader
 
 from ecoformer.config.schema import AugmentConfig, DataConfig, TrainConfig
 from ecoformer.data import DataModule, build_data
-from ecoformer.data.decode import to_rgb
 from ecoformer.data.files import Sample, collate, kept_generators, seed_globals
 from ecoformer.errors import InputError
 from ecoformer.files import json_text, write_json
@@ -31,7 +30,12 @@ RECIPES = {
     "crop, flip": AugmentConfig(**CROP),
     "all": AugmentConfig(**CROP, auto_augment="rand-m9-mstd0.5-inc1", random_erase=0.25, mixup=0.8, cutmix=1.0),
 }
-STAGES = {"RandomCrop": "crop+resize", "RandomHorizontalFlip": "flip", "RandAugment": "RandAugment"}  # else: to tensor
+STAGES = {  # else: to tensor
+    "decoded_pixels": "decode",
+    "RandomCrop": "crop+resize",
+    "RandomHorizontalFlip": "flip",
+    "RandAugment": "RandAugment",
+}
 
 
 def run(args: argparse.Namespace) -> int:
@@ -118,9 +122,10 @@ def stages(data: DataModule, args: argparse.Namespace) -> dict[str, float]:
         for start in range(0, count, args.batch_size):
             samples = []
             for index in range(start, start + args.batch_size):
-                image = timed("decode", decoded, timed("read", Path(source.name(index)).read_bytes))
+                image = timed("read", opened, source.name(index))
                 for step in loader.transform.transforms:
-                    image = timed(STAGES.get(type(step).__name__, "to tensor"), step, image)
+                    name = getattr(step, "__name__", type(step).__name__)
+                    image = timed(STAGES.get(name, "to tensor"), step, image)
                 samples.append(Sample(image, int(source.targets[index])))
             images, targets, _ = timed("collate", collate, samples)
             timed("batch", loader.finish, images, targets, 0, start // args.batch_size)
@@ -128,10 +133,8 @@ def stages(data: DataModule, args: argparse.Namespace) -> dict[str, float]:
     return {name: round(1e3 * total / count, 3) for name, total in seconds.items()}
 
 
-def decoded(raw: bytes) -> Image.Image:
-    image = Image.open(io.BytesIO(raw))
-    image.load()
-    return to_rgb(image)
+def opened(path: str) -> Image.Image:
+    return Image.open(io.BytesIO(Path(path).read_bytes()))
 
 
 def as_table(rows: list[dict[str, Any]]) -> str:

@@ -6,9 +6,9 @@ from typing import Any
 
 from ecoformer.energy import summarize
 from ecoformer.energy.conventions import CONVENTIONS
-from ecoformer.engine.run_files import BEST
 from ecoformer.errors import InputError, counted
 from ecoformer.files import write_json, write_text
+from ecoformer.files.run_names import BEST
 from ecoformer.files.table import Column, Table, render, saves
 from ecoformer.lab.study.plots import plot_front
 from ecoformer.nn.base import given

@@ -26,8 +26,8 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from ecoformer.engine.run_files import SUMMARY
 from ecoformer.errors import InputError, first_line
+from ecoformer.files.run_names import SUMMARY
 
 SCRATCH = "scratch"
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from ecoformer.config.schema import EvalConfig
-from ecoformer.engine.run_files import BEST
 from ecoformer.files import write_json
+from ecoformer.files.run_names import BEST
 from ecoformer.lab.speed.throughput import forward_pass, interleaved_seconds
 from ecoformer.lab.study.plan import Job, StudyConfig
 from ecoformer.run.build import build_evaluation
