@@ -41,6 +41,13 @@ def is_whole(value: object) -> TypeGuard[int]:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
+def denied(error: BaseException) -> str | None:
+    """The one line about a file or folder that the user's rights do not reach; None for any other error."""
+    if not isinstance(error, PermissionError) or error.filename is None:
+        return None
+    return f"{error.filename}: permission denied: correct its permissions, or name another place"
+
+
 def one_line(error: BaseException) -> str:
     """What an error of a library says, on one line; the name of its class where it says nothing."""
     return " ".join(str(error).split()) or type(error).__name__

@@ -23,7 +23,7 @@ from ecoformer.config.keys import one_of
 from ecoformer.config.loading import CONFIGS, known_keys, load_config, require_present, unknown_key
 from ecoformer.config.overrides import as_typed
 from ecoformer.config.schema import SCHEMAS, register_schemas
-from ecoformer.errors import InputError, Interrupted
+from ecoformer.errors import InputError, Interrupted, denied
 
 Task = Callable[[Any], Any]
 USER_ERROR = 2
@@ -106,17 +106,18 @@ def _guarded(task: Task, name: str, failures: list[BaseException], empty: set[Pa
             return task(config)
         except Interrupted as error:
             _exit(error.exit_code, str(error))
-        except InputError as error:
-            if wants_traceback:
+        except (InputError, PermissionError) as raised:
+            if wants_traceback or (isinstance(raised, PermissionError) and denied(raised) is None):
                 raise
+            fault = InputError(denied(raised) or str(raised))
             if not in_sweep:
                 # Not raised on: Hydra would print the overrides before the message.
-                _exit(USER_ERROR, f"error: {error}")
-            print(f"error: {_job()}: {error}", file=sys.stderr, flush=True)
-            failures.append(error)
+                _exit(USER_ERROR, f"error: {fault}")
+            print(f"error: {_job()}: {fault}", file=sys.stderr, flush=True)
+            failures.append(fault)
             hydra_dirs = HydraConfig.get()
             empty.update([Path(hydra_dirs.runtime.output_dir), Path(hydra_dirs.sweep.dir).absolute()])
-            raise
+            raise fault from raised
         except Exception as error:
             if in_sweep:  # Hydra shows only the first failure, and only after the last job
                 traceback.print_exc()

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from ecoformer.errors import InputError
+from ecoformer.errors import InputError, Interrupted, denied
 from ecoformer.files import refuse_overwriting, require_writable
 
 
@@ -126,9 +126,14 @@ def script(run: str | Run, about: str | None, resumable: bool = False) -> Callab
                 args = parser.parse_args([re.sub(r"^(--[\w-]+=)~(?=/)", lambda key: key[1] + home, a) for a in typed])
                 _keep_sources(args)
                 return importlib.import_module(run).run(args) if isinstance(run, str) else run(args)
-            except InputError as error:
-                print(f"error: {error}", file=sys.stderr)
+            except (InputError, PermissionError) as error:
+                if isinstance(error, PermissionError) and denied(error) is None:
+                    raise
+                print(f"error: {denied(error) or error}", file=sys.stderr)
                 return 2
+            except Interrupted as stop:
+                print(f"{stop}: the same command goes on where it was" if resumable else stop, file=sys.stderr)
+                return stop.exit_code
             except KeyboardInterrupt:
                 if not resumable:
                     raise

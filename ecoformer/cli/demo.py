@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from ecoformer.cli.arguments import Parser, out_folder, script
-from ecoformer.errors import counted
+from ecoformer.errors import InputError, counted
 
 # Kinds that the trained model is converted to, with their options; and what is counted beside it.
 KINDS: dict[str, dict[str, Any]] = {"distilled": {}, "ecoformer": {}, "uniform": {}, "none": {}}
 BACKBONE, COUNTED, SIZES = "pvt_v2_b0", ("stock", "msa", "ecoformer", "distilled"), (224, 512, 1024)
+
+OWN = ("experiment", "output_dir", "overwrite", "resume", "attention", "init")
 
 
 @script(__name__, __doc__)
@@ -31,6 +33,10 @@ def main(p: Parser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    for override in options.overrides:
+        key = override.lstrip("+~").partition("=")[0]
+        if key in OWN or key.startswith("init."):
+            raise InputError(f"{override}: the demo sets {key} itself: leave it out, or train with ecoformer train")
     started, out = time.perf_counter(), options.out
     checkpoint = out / "msa" / "best.pt"
     softmax = train("msa", out, options.overrides)

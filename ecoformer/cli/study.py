@@ -16,9 +16,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ecoformer.cli.arguments import Parser, out_folder, script
+from ecoformer.cli.arguments import Parser, out_folder, positive, script
 from ecoformer.config.loading import CONFIGS
 from ecoformer.errors import InputError, counted
+from ecoformer.files import require_writable
 
 if TYPE_CHECKING:
     from ecoformer.lab.study.plan import Job
@@ -37,14 +38,16 @@ def main(p: Parser) -> None:
         "--only", action="append", metavar="PATTERN", help="runs to start, e.g. 'vit/*' or '*/seed0'; may be repeated"
     )
     p.add_argument("--launch", default="python", metavar="COMMAND", help='e.g. "torchrun --nproc-per-node 8"')
-    p.add_argument("--jobs", type=int, default=1, metavar="N", help="runs side by side (give each threads=1 on a CPU)")
+    p.add_argument("--jobs", type=positive, default=1, metavar="N", help="runs side by side (on a CPU with threads=1)")
     p.add_argument("--speed", action="store_true", help="measure images/s of all models in turns (an idle machine)")
-    p.add_argument("--threads", type=int, help="CPU threads of the speed measurement")
+    p.add_argument("--threads", type=positive, help="CPU threads of the speed measurement")
     p.add_argument("overrides", nargs="*", metavar="key=value", help="settings for every run")
 
 
 def run(args: argparse.Namespace) -> int:
     out: Path = args.out or Path("outputs/study") / args.table
+    if not args.dry_run:
+        require_writable(out, str(out), folder=True)
     if args.table == "energy":
         from ecoformer.lab.study.reports import report_energy
 
@@ -102,6 +105,7 @@ def dry_run(planned: list[Job], launch: str) -> int:
     from ecoformer.energy.summary import in_attention
     from ecoformer.files.table import energy_text
     from ecoformer.lab.study.prediction import compose_run, predict_energy
+    from ecoformer.lab.study.runner import other_settings
 
     predicted: dict[tuple[str, ...], dict[str, Any]] = {}
     for job in planned:
@@ -112,6 +116,8 @@ def dry_run(planned: list[Job], launch: str) -> int:
         figures = predicted[key]
         one = "an image" if figures["seq_len"] is None else "a sample"
         state = "finished" if job.is_finished else "to do"
+        if job.is_finished and (others := other_settings(job)):
+            state += f" ({', '.join(others)})"
         print(
             f"{job.id}: {state}, {energy_text(figures['energy_pj'])} {one}, "
             f"{in_attention(figures['attention_energy_pj'])}\n    {job.command(launch)}"

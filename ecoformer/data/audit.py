@@ -34,8 +34,11 @@ def audit(data: DataConfig, *, with_train: bool = True, workers: int = 1, progre
         look_at_sequences(data, found)
         return found
     root = Path(data.root or "").expanduser()
-    if not root.is_dir():
-        raise InputError(f"{root} is not a folder: give the folder that holds train/ and val/, shards, or a dataset")
+    if not data.root or not root.is_dir():
+        raise InputError(
+            f"{data.root or 'an empty name'} is not a folder: give the folder that holds train/ and val/, shards, or a "
+            "dataset"
+        )
     layout = _layout(root) if data.name == "auto" else data.name
     found = Audit(str(root), layout)
     look = {"folder": look_at_folders, "webdataset": look_at_shards, "hfds": look_at_rows}[layout]

@@ -32,12 +32,16 @@ CROP_FIRST_PIXELS = 2**24  # of a resized image: above, only what the crop keeps
 
 
 class CorruptImage(InputError):
-    """One image cannot be decoded; `name` is its path, `reason` what the decoder says."""
+    """One image cannot be decoded, or not be read; `name` is its path, `reason` what the decoder or the system says."""
 
-    def __init__(self, name: str, reason: str) -> None:
-        super().__init__(f"{name} cannot be decoded ({reason}): repair or remove the file")
-        self.name = name
-        self.reason = reason
+    def __init__(self, name: str, fault: Exception) -> None:
+        unread = fault.strerror if isinstance(fault, OSError) else None  # a decoder's has none
+        self.name, self.reason = name, unread or one_line(fault)
+        super().__init__(
+            f"{name} cannot be decoded ({self.reason}): repair or remove the file"
+            if unread is None
+            else f"{name} cannot be read ({unread}): correct its permissions, or what it lies on"
+        )
 
 
 class CorruptImages:
@@ -155,7 +159,7 @@ def read_opened(source: ImageSource, index: int, transform: Callable[[Image.Imag
             return transform(image)
     # Files of others reach every corner of PIL's decoders, and a transform may ask for more memory than there is.
     except Exception as fault:
-        raise CorruptImage(source.name(index), one_line(fault)) from fault
+        raise CorruptImage(source.name(index), fault) from fault
 
 
 @dataclass(frozen=True)

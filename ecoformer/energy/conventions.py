@@ -127,9 +127,11 @@ class AuditedBook(Book):
     """Every operation by its rule, and the bytes that it reads and writes."""
 
     def on_call(self, call: Call) -> None:
-        amount = cost(call) + memory(call)
-        if amount:
-            self.write(call.full_name, amount, _bits(call), function=_calling_function(), node=self.flow.last)
+        bits, (real, whole) = _bits(call), memory(call)
+        # Integers and booleans keep their width under a profile of other floating-point numbers.
+        for amount, width in ((cost(call) + real, bits), (whole, 0)) if bits else ((cost(call) + whole, 0),):
+            if amount:
+                self.write(call.full_name, amount, width, function=_calling_function(), node=self.flow.last)
 
 
 class PaperBook(Book):
@@ -208,16 +210,27 @@ def cost(call: Call) -> Counts:
         raise CountingDefect(f"the rule of {call.full_name} failed on {shapes}: {error}") from error
 
 
-def memory(call: Call) -> Counts:
-    """Bytes read and written: every input once, every result once; views and uninitialised memory are free."""
+def memory(call: Call) -> tuple[Counts, Counts]:
+    """Bytes of floating-point numbers and of others, read and written: every input once, every result once.
+
+    Views and uninitialised memory are free.
+    """
     if call.name in UNREAD:
-        return counts()
+        return counts(), counts()
     # These also return statistics, which devices fill differently and inference never reads.
     results = call.outputs[:1] if re.search("batch_norm|embedding_bag", call.name) else call.outputs
-    written = sum(stored_bytes(x) for x in results)
     overwritten = call.writes_only
-    read = sum(_bytes_read(call, x) for x in call.inputs if id(x) not in overwritten)
-    return counts(read_bytes=read, written_bytes=written)
+    found = {True: counts(), False: counts()}
+    for x in results:
+        found[_is_real(x)] += counts(written_bytes=stored_bytes(x))
+    for x in call.inputs:
+        if id(x) not in overwritten:
+            found[_is_real(x)] += counts(read_bytes=_bytes_read(call, x))
+    return found[True], found[False]
+
+
+def _is_real(x: Tensor) -> bool:
+    return x.is_floating_point() or x.is_complex()
 
 
 GATHERING = names("index _unsafe_index index_select gather take embedding")

@@ -92,7 +92,7 @@ def count(
         book.on_enter(name, module, inputs)
 
     with ExitStack() as scope:
-        scope.enter_context(evaluated_unchanged(model))
+        scope.enter_context(evaluated_unchanged(model, on_meta=device.type == "meta"))
         scope.enter_context(plain_inference())
         substitutes, originals = _substitutes(model, device, dtype)
         args, kwargs = model_arguments(model, input, in_chans=in_chans, device=device, dtype=dtype)

@@ -93,14 +93,14 @@ def _moments(rows: int, length: int) -> Counts:
 def _variance(call: Call) -> Counts:
     x, groups = call.arg("self"), call.elements
     roots = groups if call.name.startswith("std") else 0
-    return _moments(groups, x.numel() // groups) + counts(sqrt=roots)
+    return _moments(groups, x.numel() // max(1, groups)) + counts(sqrt=roots)
 
 
 @rule("linalg_vector_norm", "norm")
 def _norm(call: Call) -> Counts:
     elements, groups = _sizes(call)
     order = call.arg("ord") if call.name == "linalg_vector_norm" else call.arg("p")
-    terms = elements - groups
+    terms = max(0, elements - groups)
     if order is None or order == 2:
         return counts(mul=elements, add=terms, sqrt=groups)
     if order == 1:
@@ -114,14 +114,16 @@ def _norm(call: Call) -> Counts:
 def _softmax(call: Call) -> Counts:
     x = call.arg("self")
     length = x.shape[call.arg("dim")] if x.dim() else 1
-    return softmax(x.numel() // length, length)
+    return softmax(x.numel() // max(1, length), length)
 
 
 @rule("_log_softmax")
 def _log_softmax(call: Call) -> Counts:
     """x - max - log(sum exp(x - max))"""
     x = call.arg("self")
-    length = x.shape[call.arg("dim")]
+    length = x.shape[call.arg("dim")] if x.dim() else 1
+    if not x.numel():
+        return counts()
     each = counts(compare=length - 1, add=3 * length - 1, exp=length + 1)
     return scaled(each, x.numel() // length)
 
@@ -144,13 +146,13 @@ def _layer_norm(call: Call) -> Counts:
     is_grouped = call.name == "native_group_norm"
     rows = call.arg("N") * call.arg("group") if is_grouped else call.elements // prod(call.arg("normalized_shape"))
     affine = sum(call.arg(name) is not None for name in ("weight", "bias"))
-    return _normalise(rows, call.elements // rows, affine)
+    return _normalise(rows, call.elements // max(1, rows), affine)
 
 
 @rule("rms_norm", "_fused_rms_norm")
 def _rms_norm(call: Call) -> Counts:
     length = prod(call.arg("normalized_shape"))
-    rows = call.elements // length
+    rows = call.elements // max(1, length)
     scaling = 2 if call.arg("weight") is not None else 1
     each = counts(mul=length + scaling * length, add=length - 1 + 1, div=2, sqrt=1)
     return scaled(each, rows)

@@ -226,4 +226,6 @@ def output_values(call: Any) -> Values:
     if call.name in COMPARING:
         return BITS
     rule = VALUE_RULES.get(call.name)
-    return rule(lambda name: call.values(call.arg(name)), call) if rule else None
+    held = rule(lambda name: call.values(call.arg(name)), call) if rule else None
+    wraps = isinstance(held, frozenset) and min(held, default=0) < 0 and call.outputs[0].dtype == torch.uint8
+    return None if wraps else held

@@ -1,5 +1,6 @@
 """Files that are either wholly there or not at all, whatever happens while they are written; JSON in and out."""
 
+import fcntl
 import functools
 import json
 import logging
@@ -40,7 +41,8 @@ def atomic_write(path: Path, previous: Path | None = None) -> Iterator[BinaryIO]
             leaves it there and no `path`.
 
     Raises:
-        InputError: the disk is full, the folder cannot be written, ...; the previous file is untouched.
+        InputError: the disk is full, the folder cannot be written, another process writes the same file, ...; the
+            previous file is untouched.
     """
     temporary = path.with_name(path.name + ".tmp")
     with writing(path):
@@ -49,8 +51,11 @@ def atomic_write(path: Path, previous: Path | None = None) -> Iterator[BinaryIO]
                 yield file
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
+        with open(temporary, "wb", opener=_untouched) as file:
+            if not _is_alone(file, temporary):
+                raise InputError(f"cannot write {path}: another process is writing it: give each a file of its own")
             try:
+                file.truncate()
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
@@ -61,6 +66,21 @@ def atomic_write(path: Path, previous: Path | None = None) -> Iterator[BinaryIO]
                 temporary.unlink()
                 raise
         _sync_folder(path.parent)
+
+
+def _untouched(path: str, flags: int) -> int:
+    return os.open(path, flags & ~os.O_TRUNC, 0o666)
+
+
+def _is_alone(file: BinaryIO, path: Path) -> bool:
+    """Whether no other process writes this temporary file; it is locked until it is closed."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # some network file systems have no locks
+        return True
+    return path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())  # else it was renamed meanwhile
 
 
 def write_text(path: Path, text: str) -> None:

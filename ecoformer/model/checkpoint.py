@@ -25,7 +25,7 @@ KEYS = {
     "weights": {"config", "epoch", "step", "metrics", "model"},
     "run": {"config", "epoch", "step", "metrics", "model", "ema", "training"},
 }
-_PLAIN = (str, int, float, bool, type(None))
+_PLAIN = (str, int, float, bool, type(None), torch.dtype)
 
 
 class UnreadableCheckpoint(InputError):

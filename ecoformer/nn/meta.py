@@ -3,6 +3,7 @@
 What a pass gives is the same as without.
 """
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+OF_EVERY_MODULE = vars(nn.Module()).keys()
 SCALARS = (bool, int, float, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format)
 
 
@@ -31,16 +33,21 @@ class _Unlike(Exception):
 
 
 @contextmanager
-def evaluated_unchanged(model: nn.Module) -> Iterator[None]:
+def evaluated_unchanged(model: nn.Module, on_meta: bool = True) -> Iterator[None]:
     """Evaluation mode; afterwards every attribute, parameter and buffer is what it was.
 
     A forward on meta tensors may cache some in its modules, and `functional_call` leaves them in modules that stand in
-    two places.
+    two places. What a module keeps in a dict, list or set of its own is a copy meanwhile, `on_meta` without the tensors
+    in its dicts: caches of earlier passes, which lie elsewhere.
     """
     stores = ("_parameters", "_buffers", "_modules")
     saved = [(vars(m), dict(vars(m)), [dict(vars(m)[store]) for store in stores]) for m in model.modules()]
+    copies: dict[int, Any] = {}
     for module in model.modules():
         module.training = False
+        for name, kept in list(vars(module).items()):
+            if name not in OF_EVERY_MODULE and isinstance(kept, dict | list | set):
+                vars(module)[name] = copies.setdefault(id(kept), _copied(kept, on_meta))
     try:
         yield
     finally:
@@ -50,6 +57,14 @@ def evaluated_unchanged(model: nn.Module) -> Iterator[None]:
             for store, content in zip(stores, contents, strict=True):
                 current[store].clear()
                 current[store].update(content)
+
+
+def _copied(kept: Any, on_meta: bool) -> Any:
+    copied = copy.copy(kept)
+    if on_meta and isinstance(kept, dict):
+        for key in [key for key, value in kept.items() if isinstance(value, Tensor) and not value.is_meta]:
+            del copied[key]
+    return copied
 
 
 class RememberedMeta(TorchDispatchMode):

@@ -22,6 +22,9 @@ def run(args: argparse.Namespace) -> int:
     runs = [read_run(path) for path in args.checkpoints]
     if len({run.path.resolve() for run in runs}) < 2:
         raise InputError("one checkpoint has no average: give at least two")
+    paths = [run.path.resolve() for run in runs]
+    if twice := next((path for path in paths if paths.count(path) > 1), None):
+        raise InputError(f"{twice} is given twice, and would count so: give each once")
     weights = average(runs)
     content = {key: runs[-1].content[key] for key in ("config", "epoch", "step")}
     save_checkpoint(args.out, {"kind": "weights", **content, "metrics": None, "model": weights})

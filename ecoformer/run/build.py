@@ -192,6 +192,11 @@ def build_evaluation(config: EvalConfig, device: torch.device) -> Evaluation:
     if of_imagenet := data_config.name in IMAGENET_TESTS:  # which know their classes, and have no training split
         data_config.dev_samples, options = 0, {}
     data = _data(replace(saved, data=data_config), train, device, with_train=False, **options)
+    if (data.vocab_size or 0) > run.sequences.get("vocab_size", 0):
+        raise InputError(
+            f"checkpoint {run.path} knows {run.sequences.get('vocab_size', 'no')} ids, the data have "
+            f"{data.vocab_size}: give data with ids that it was trained on"
+        )
     model = on_data = model_of_run(run)
     require_input(model, input_size(model, data.img_size))
     if of_imagenet:

@@ -97,8 +97,9 @@ def _pretrained_cfg(run: SavedRun) -> dict[str, Any]:
 
 
 def _figures(run: SavedRun, model: nn.Module) -> dict[str, Any]:
+    within_epoch = (run.content.get("training") or {}).get("position") is not None  # its figures are of the one before
     return {
-        "top1": (run.content.get("metrics") or {}).get("val_top1"),
+        "top1": None if within_epoch else (run.content.get("metrics") or {}).get("val_top1"),
         "epochs": run.content["epoch"],
         "parameters": sum(p.numel() for p in model.parameters()),
         "energy_pj": run_energy(run.config, model)["energy_pj"],

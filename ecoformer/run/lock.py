@@ -50,14 +50,15 @@ def started(process: int) -> str:
     return "" if state == "Z" else fields[18]
 
 
-def refuse_if_owned(folder: Path, *, same_launch: bool) -> str | None:
+def refuse_if_owned(folder: Path, *, same_launch: bool, lock: str = LOCK) -> str | None:
     """Raise InputError if another process owns the folder; a note if it did and is gone.
 
     Args:
         same_launch: this process is a later start of the launch that opened the folder, so an owner on another host
             was its own and has ended.
+        lock: the file that says so: a study owns the folder of a run by another one than the run itself.
     """
-    path = folder / LOCK
+    path = folder / lock
     try:
         owner = Owner(**json.loads(path.read_text()))
     except (FileNotFoundError, NotADirectoryError):  # the latter is said when the folder is made
@@ -81,11 +82,11 @@ def refuse_if_owned(folder: Path, *, same_launch: bool) -> str | None:
 
 
 @contextmanager
-def owned(folder: Path, *, same_launch: bool) -> Iterator[str | None]:
+def owned(folder: Path, *, same_launch: bool, lock: str = LOCK) -> Iterator[str | None]:
     """Own the folder, which exists, while this lasts. Gives and raises what `refuse_if_owned` does."""
-    path, own = folder / LOCK, Owner.here()
+    path, own = folder / lock, Owner.here()
     with writing(path), _alone(folder):
-        note = refuse_if_owned(folder, same_launch=same_launch)
+        note = refuse_if_owned(folder, same_launch=same_launch, lock=lock)
         remove(path)
         try:
             with open(path, "x") as file:  # another host may be as fast: one of the two fails here

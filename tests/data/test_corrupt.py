@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ecoformer.data.decode import read_image
 from ecoformer.errors import InputError
 
 
@@ -65,6 +66,13 @@ def test_the_stand_in_of_a_broken_image_is_the_next_one(open_data, image_folder:
     ((indices, _),) = data.train_loader._positions(0, 0)
     last, first = indices.tolist().index(11), indices.tolist().index(0)
     assert torch.equal(images[last], images[first]) and int(labels[last]) == 0
+
+
+def test_an_image_that_cannot_be_read_is_not_called_broken(open_data, image_folder: Path):
+    source = open_data(root=image_folder).train_source
+    Path(source.name(0)).unlink()  # the system says so, as where permission is denied
+    with pytest.raises(InputError, match=r"cannot be read \(No such file or directory\): correct its permissions"):
+        read_image(source, 0, lambda image: image)
 
 
 def test_nothing_but_broken_images(open_data, image_folder: Path):

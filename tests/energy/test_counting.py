@@ -47,6 +47,29 @@ class Odd(nn.Module):
         return torch.ops.ledgertest.fold(x)
 
 
+class Cached(nn.Module):
+    """Keeps by the number of tokens what it needs of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.cache, self.seen = nn.Linear(4, 4), {}, []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(x.shape)
+        if x.shape[1] not in self.cache:
+            self.cache[x.shape[1]] = torch.arange(x.shape[1], device=x.device).float()[:, None].cos()
+        return self.linear(x * self.cache[x.shape[1]])
+
+
+def test_a_model_that_caches_is_as_before_and_counted_the_same_again() -> None:
+    model, x = Cached().eval(), torch.randn(2, 5, 4)
+    first = count(model, x)
+    assert model.cache == {} and model.seen == []
+    assert model(x).shape == x.shape  # which fills the cache
+    assert count(model, x).counts == count(model, x, dtype=torch.float32).counts == first.counts
+    assert list(model.cache) == [5] and not model.cache[5].is_meta and len(model.seen) == 1
+
+
 @pytest.mark.parametrize("convention", ["paper", "audited"])
 def test_unknown_operation_is_refused_or_listed(convention: str) -> None:
     x = torch.zeros(2, 3)

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import yaml
 from torch import nn
@@ -105,10 +106,22 @@ def test_precision_per_module(tmp_path: Path) -> None:
     assert profile.energy_pj(ledger.entries) == 10 * (5.0 + 0.5 + 5.0)
 
 
-def test_mixed_profile_prices_hashing_apart() -> None:
+def test_mixed_profile_prices_norms_apart() -> None:
     mixed = load_profile("45nm_mixed")
-    assert mixed.precision_of("stages.0.blocks.0.attn.hash", "mul").name == "fp32"
-    assert mixed.precision_of("stages.0.blocks.0.attn.to_v", "mul").name == "fp16"
+    ledger = count(timm.create_model("pvt_v2_b0"), 64)
+    found = {(entry.module_class, mixed.precision_of(entry.module, "mul").name) for entry in ledger.entries}
+    assert {("LayerNorm", "fp32"), ("Linear", "fp16"), ("Conv2d", "fp16")} <= found
+
+
+def test_bytes_of_integers_keep_their_width() -> None:
+    class ToFloat(nn.Module):
+        def forward(self, codes: torch.Tensor) -> torch.Tensor:
+            return codes.float()
+
+    ledger = count(ToFloat(), torch.zeros(1000, dtype=torch.int8))
+    assert ledger.counts == {"read_bytes": 1000, "written_bytes": 4000}
+    wide, narrow = (ledger.energy_pj(f"45nm_{name}_dram") for name in ("fp32", "fp16"))
+    assert narrow == pytest.approx(wide * (1000 + 4000 / 2) / (1000 + 4000))
 
 
 class Square(nn.Module):

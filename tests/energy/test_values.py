@@ -130,6 +130,10 @@ NO_SHIFTS = {
 }
 
 
+def test_bits_that_wrap_around_are_no_signs() -> None:
+    assert kind_of_product(lambda x: ((x > 0).to(torch.uint8) * 2 - 1).float()) == "fma"
+
+
 @pytest.mark.parametrize("make", SHIFTS.values(), ids=SHIFTS)
 def test_a_power_of_two_is_a_shift(make: Callable[[Tensor], Tensor]) -> None:
     assert kind_of_product(make) == "add+shift"

@@ -7,8 +7,10 @@ import math
 import os
 from pathlib import Path
 
-from ecoformer.errors import counted
-from ecoformer.files import json_text, read_json, write_json, write_text
+import pytest
+
+from ecoformer.errors import InputError, counted
+from ecoformer.files import atomic_write, json_text, read_json, write_json, write_text
 
 FIGURES = {"loss": math.nan, "top1": 50.0, "rates": [math.inf, -math.inf, 1.0], "nested": {"best": math.nan}}
 WRITTEN = {"loss": None, "top1": 50.0, "rates": [None, None, 1.0], "nested": {"best": None}}
@@ -33,6 +35,18 @@ def test_what_is_no_file_is_written_to_and_stays(tmp_path: Path) -> None:
 def test_names_that_are_no_utf8_are_written_as_they_are(tmp_path: Path) -> None:
     write_text(tmp_path / "predictions.csv", os.fsdecode(b"k\xe4se.png"))
     assert (tmp_path / "predictions.csv").read_bytes() == b"k\xe4se.png"
+
+
+def test_of_two_writers_of_one_file_the_second_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "figures.json"
+    with atomic_write(path) as file:
+        file.write(b"whole")
+        with pytest.raises(InputError, match="another process is writing it"):
+            write_text(path, "other")
+    assert path.read_bytes() == b"whole" and len(list(tmp_path.iterdir())) == 1
+    (tmp_path / "figures.json.tmp").write_text("what a killed process left, and longer")
+    write_text(path, "new")
+    assert path.read_bytes() == b"new" and len(list(tmp_path.iterdir())) == 1
 
 
 def test_one_is_no_plural() -> None:

@@ -71,6 +71,13 @@ def test_a_row_from_scratch_is_a_run_of_stage1(study: StudyConfig) -> None:
         ("attention: uniform}", "attention: msa}", "two rows 'msa'"),
         ("attention: uniform}", "attention: uniform, stage1_seeds: [1, 0]}", "stage1_seeds=[1, 0]: each must be new"),
         ("overrides: [data=digits]", "overrides: [data=digits", "is no YAML"),
+        ("attention: uniform}", "attention: uniform, seeds: [0, 0]}", "seeds=[0, 0]: each must be new"),
+        ("attention: uniform}", "attention: uniform, overrides: [seed=5]}", "sets seed=5, which the study does"),
+        (
+            "attention: uniform}",
+            "attention: uniform, finetune: false, overrides: [train.epochs=4]}",
+            "sets train.epochs",
+        ),
     ],
 )
 def test_a_wrong_study_is_refused_in_one_line(tmp_path: Path, old: str, new: str, message: str) -> None:
@@ -82,7 +89,15 @@ def test_a_wrong_study_is_refused_in_one_line(tmp_path: Path, old: str, new: str
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_row_without_training_has_none_whatever_all_runs_are_told(study: StudyConfig) -> None:
+    job = next(job for job in jobs(study, Path("out"), ["train.epochs=3"]) if job.row and not job.row.finetune)
+    assert [text for text in job.arguments if text.startswith("train.epochs=")][-1] == "train.epochs=0"
+
+
 def test_a_missing_study_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty.yaml").write_text("title: x\nbackbones: {}\n")
+    with pytest.raises(InputError, match="has no backbones"):
+        load_study(tmp_path / "empty.yaml")
     with pytest.raises(InputError, match="cannot be read"):
         load_study(tmp_path / "none.yaml")
 

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from ecoformer.errors import InputError, Interrupted
 from ecoformer.lab.study.plan import RowConfig, StudyConfig, jobs
 from ecoformer.lab.study.reports import report
 from ecoformer.lab.study.rows import collect, over_seeds, over_stage1_seeds
 from ecoformer.lab.study.runner import run_jobs
+from ecoformer.run.lock import Owner
+from ecoformer.run.lock import started as started_at
 from ecoformer.run.provenance import commit
 
 
@@ -35,6 +43,63 @@ def test_a_study_runs_skips_what_is_finished_and_goes_on_after_a_failure(
     assert all(job.is_finished for job in planned)
     record = json.loads((planned[0].folder / "job.json").read_text())
     assert record["command"] == planned[0].command() and record["exit_code"] == 0
+
+
+def test_what_was_made_with_other_settings_is_told(study: StudyConfig, trainer: list[str], tmp_path: Path) -> None:
+    out, shown = tmp_path / "out", []
+    run_jobs(jobs(study, out, ["optim.lr=1", "data.root=a"]), trainer, "python", lambda line: None)
+    run_jobs(jobs(study, out, ["optim.lr=2", "data.root=b"]), trainer, "python", shown.append)
+    assert shown[0] == "[1/7] net/stage1-msa: finished before, without optim.lr=2, with optim.lr=1"
+
+
+def test_a_run_of_another_study_is_left_alone(study: StudyConfig, trainer: list[str], tmp_path: Path) -> None:
+    planned, shown = jobs(study, tmp_path / "out"), []
+    folder = next(job for job in planned if job.id == "net/msa/seed1").folder
+    folder.mkdir(parents=True)
+    with subprocess.Popen(["sleep", "60"]) as other:
+        owner = Owner(Owner.here().host, other.pid, started_at(other.pid))
+        (folder / "study.lock").write_text(json.dumps(asdict(owner)))
+        failed = run_jobs(planned, trainer, "python", shown.append)
+        other.kill()
+    assert [job.id for job in failed] == ["net/msa/seed1", "net/uniform/seed0"]
+    assert any(f"left alone: output_dir={folder} is in use by process {other.pid}" in line for line in shown)
+    assert [path.name for path in folder.iterdir()] == ["study.lock"]
+
+
+@pytest.mark.parametrize("launch", ["", "'", "no-such-program -x"])
+def test_what_launches_nothing_is_refused(study: StudyConfig, trainer: list[str], tmp_path: Path, launch: str) -> None:
+    with pytest.raises(InputError, match=r"--launch .*: (give one|correct its quotes)"):
+        run_jobs(jobs(study, tmp_path / "out"), trainer, launch, lambda line: None)
+    assert not (tmp_path / "out").exists()
+
+
+def test_sigterm_reaches_the_run_in_hand(study: StudyConfig, tmp_path: Path) -> None:
+    script = tmp_path / "sleeps.py"
+    script.write_text(
+        "import os, signal, sys, time\n"
+        "def end(*_): print('saved', flush=True); sys.exit(143)\n"
+        "signal.signal(signal.SIGTERM, end)\n"
+        "os.kill(os.getppid(), signal.SIGTERM)\n"
+        "time.sleep(60)\n"
+    )
+    planned = jobs(study, tmp_path / "out")
+    with pytest.raises(Interrupted):
+        run_jobs(planned, [str(script)], "python", lambda line: None)
+    assert (planned[0].folder / "log.txt").read_text() == "saved\n"
+    assert json.loads((planned[0].folder / "job.json").read_text())["exit_code"] == 143
+
+
+def test_a_report_does_without_the_runs_that_rows_were_made_of(
+    study: StudyConfig, trainer: list[str], tmp_path: Path
+) -> None:
+    planned = jobs(study, tmp_path / "out")
+    run_jobs(planned, trainer, "python", lambda line: None)
+    shutil.rmtree(planned[0].folder)
+    assert [row["epochs_stage1"] for row in collect(study, planned)] == [3] * 5
+    summary = planned[1].folder / "summary.json"
+    summary.write_text(json.dumps({"top1": 1, "energy_pj": 1, "attention_energy_pj": 1, "images_per_second": 1}))
+    with pytest.raises(InputError, match=r"summary\.json lacks model, .*: remove it, and the run is done again"):
+        collect(study, planned)
 
 
 def test_runs_that_build_on_a_failed_one_are_not_started(

@@ -109,6 +109,10 @@ def test_a_folder_holds_one_search(tmp_path: Path, trainer: list[str]) -> None:
             search.run(1)
     with pytest.raises(InputError, match="search over other keys or values: give another --out"):
         search.run(2)
+    with open(tmp_path / "search.journal", "a") as journal:
+        journal.write('{"op_code": 5, "wor\n')
+    with pytest.raises(InputError, match=r"search\.journal cannot be read .* remove the line that was cut short"):
+        search.run(2)
 
 
 def test_a_preview_counts_real_models_and_trains_nothing(tmp_path: Path) -> None:

@@ -60,4 +60,7 @@ def test_a_refused_setting_ends_the_demo_with_its_code(tmp_path: Path, capfd: py
         demo.main(["--out", str(tmp_path), "train.epohcs=1"])
     assert end.value.code == 2
     assert "did you mean train.epochs" in capfd.readouterr().err
+    for override in ("output_dir=x", "attention=msa", "init.pretrained=true"):
+        assert demo.main(["--out", str(tmp_path), override]) == 2
+        assert f"error: {override}: the demo sets" in capfd.readouterr().err
     assert not (tmp_path / "table.json").exists()

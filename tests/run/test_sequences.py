@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -30,6 +31,21 @@ LISTOPS = [
     *QUICK,
 ]
 HASH = [*TINY_HASH, "attention.num_anchors=4", "attention.top_k=2", "attention.num_bits=4"]
+
+
+def test_ids_that_a_checkpoint_does_not_know_are_refused(
+    train: Callable[..., dict[str, Any]], refused: Callable[..., str], tmp_path: Path
+) -> None:
+    for name, largest in (("few", 300), ("more", 400)):
+        (tmp_path / name).mkdir()
+        for split in ("train", "val"):
+            ids = np.arange(1, 161).reshape(16, 10)
+            ids[0, 0] = largest
+            np.savez(tmp_path / name / f"{split}.npz", ids=ids, labels=np.arange(16) % 2)
+    texts = [setting for setting in LISTOPS if not setting.startswith("data")]
+    train(tmp_path / "run", *texts, "data=text_bytes", f"data.root={tmp_path / 'few'}", f"data.seq_len={SEQ_LEN}")
+    message = refused("eval", f"checkpoint={tmp_path / 'run'}", f"data.root={tmp_path / 'more'}")
+    assert "knows 301 ids, the data have 401: give data with ids that it was trained on" in message
 
 
 @pytest.fixture(scope="module")

@@ -67,6 +67,9 @@ class RowConfig:
         return "-".join(re.sub(r"[^\w.]+", "_", part) for part in parts if part)
 
 
+UNTRAINED = "train.epochs=0"
+
+
 @dataclass
 class BackboneConfig:
     title: str = MISSING
@@ -99,7 +102,8 @@ class Job:
     @property
     def is_finished(self) -> bool:
         """Whether the run has written its summary, which it does last of all."""
-        return (self.folder / SUMMARY).is_file()
+        path = self.folder / SUMMARY
+        return path.is_file() and path.stat().st_size > 0
 
     def command(self, launch: str = "python") -> str:
         """The command line, e.g. with launch="torchrun --nproc-per-node 8"."""
@@ -115,9 +119,11 @@ def load_study(path: Path) -> StudyConfig:
         raise InputError(f"study {path} cannot be read: {error.strerror}") from error
     except YAMLError as error:
         raise InputError(f"study {path} is no YAML: {first_line(error)}") from error
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, UnicodeDecodeError) as error:
         raise InputError(f"study {path}: {first_line(error)}") from error
     assert isinstance(study, StudyConfig)
+    if not study.backbones:
+        raise InputError(f"study {path} has no backbones: give it one with rows")
     for name, backbone in study.backbones.items():
         for row in backbone.rows:
             if row.source == SCRATCH:
@@ -126,6 +132,17 @@ def load_study(path: Path) -> StudyConfig:
                 raise InputError(
                     f"study {path}: backbones.{name}: {row.label} starts from {row.source}, which stage1 does not "
                     f"train (it has {', '.join(backbone.stage1) or 'nothing'}): add it there, or set source"
+                )
+            if not row.finetune and any(text.startswith("train.epochs=") for text in row.overrides):
+                raise InputError(
+                    f"study {path}: backbones.{name}: {row.label} is not trained (finetune: false), yet sets "
+                    "train.epochs: leave out one of them"
+                )
+            if len(set(row.seeds)) < len(row.seeds):
+                raise InputError(f"study {path}: backbones.{name}: {row.label} has seeds={row.seeds}: each must be new")
+            if own := [text for text in row.overrides if text.startswith(("seed=", "output_dir=", "init.checkpoint="))]:
+                raise InputError(
+                    f"study {path}: backbones.{name}: {row.label} sets {own[0]}, which the study does: leave it out"
                 )
             if 0 in row.stage1_seeds or len(set(row.stage1_seeds)) < len(row.stage1_seeds):
                 raise InputError(
@@ -163,6 +180,8 @@ def _backbone_jobs(study: StudyConfig, name: str, out: Path, common: tuple[str, 
     ) -> Job:
         folder = out / "runs" / id
         given = [*shared, *overrides, f"seed={seed}", *common]
+        if row is not None and not row.finetune:
+            given.append(UNTRAINED)  # whatever is asked of all runs
         if needs is not None:
             given.append(f"init.checkpoint={out / 'runs' / needs / 'best.pt'}")
         arguments = (*given, f"output_dir={folder}", "resume=auto")
@@ -179,8 +198,7 @@ def _backbone_jobs(study: StudyConfig, name: str, out: Path, common: tuple[str, 
                 stage1_id(attention, seed), own, seed, [f"attention={attention}", *overrides], None, stage1_seed=seed
             )
     for row in (row for row in backbone.rows if row.source != SCRATCH):
-        recipe = [*backbone.stage2, *([] if row.finetune else ["train.epochs=0"])]
-        overrides = [f"attention={row.attention}", *recipe, *row.overrides]
+        overrides = [f"attention={row.attention}", *backbone.stage2, *row.overrides]
         runs = [(f"seed{seed}", seed, 0) for seed in row.seeds]
         runs += [(f"stage1_seed{seed}", seed, seed) for seed in row.stage1_seeds]
         for folder, seed, stage1_seed in runs:

@@ -4,11 +4,14 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ecoformer.errors import InputError
 from ecoformer.files import read_json
+from ecoformer.files.run_names import SUMMARY
 from ecoformer.lab.study.plan import Job, StudyConfig
 from ecoformer.report.runs import JOB, read_records, read_summary
 
 Row = dict[str, Any]
+OF_A_RUN = ("model", "attention_options", "epochs", "last_top1", "params", "energy_convention", "duration_s")
 BESIDE = ("msa", "stock", "uniform")
 
 
@@ -26,12 +29,13 @@ def collect(study: StudyConfig, jobs: Sequence[Job]) -> list[Row]:
         if job.row is None or not job.is_finished:
             continue
         summary = read_summary(job.folder)
-        first = summary if job.needs is None else read_summary(by_id[job.needs].folder)
-        record = read_json(job.folder / JOB)
+        if lacks := [key for key in OF_A_RUN if key not in summary]:
+            raise InputError(f"{job.folder / SUMMARY} lacks {', '.join(lacks)}: remove it, and the run is done again")
+        record = read_json(job.folder / JOB) if (job.folder / JOB).is_file() else {}
         steps = [epoch["step"] for epoch in read_records(job.folder, "epoch")]
         rows.append(
             {
-                "dataset": summary["dataset"],
+                "dataset": summary.get("dataset"),
                 "backbone": job.backbone,
                 "model": summary["model"],
                 "attention": job.row.attention,
@@ -43,7 +47,7 @@ def collect(study: StudyConfig, jobs: Sequence[Job]) -> list[Row]:
                 "seed": job.seed,
                 "stage1_seed": job.stage1_seed,
                 "training_seed": job.stage1_seed,
-                "epochs_stage1": first["epochs"],
+                "epochs_stage1": summary["epochs"] if job.needs is None else _epochs(by_id[job.needs]),
                 "epochs_stage2": 0 if job.needs is None else summary["epochs"],
                 "steps_stage2": steps[-1] if steps and job.needs is not None else 0,
                 "top1": summary["last_top1"],
@@ -53,12 +57,19 @@ def collect(study: StudyConfig, jobs: Sequence[Job]) -> list[Row]:
                 "duration_s": summary["duration_s"],
                 "published_top1": job.row.published.get("top1"),
                 "published_energy_pj": job.row.published.get("energy_pj"),
-                "command": record["command"],
-                "commit": record["commit"],
+                "command": record.get("command", job.command()),
+                "commit": record.get("commit", "unknown"),
                 "run": job.id,
             }
         )
     return rows
+
+
+def _epochs(job: Job) -> int:
+    """Of a run that others start from: as it ended, or, where it is not at hand, as it is asked for."""
+    if job.is_finished:
+        return int(read_summary(job.folder)["epochs"])
+    return int(next(text for text in reversed(job.arguments) if text.startswith("train.epochs=")).partition("=")[2])
 
 
 def over_seeds(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
@@ -118,11 +129,14 @@ def mean_and_spread(key: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, fl
 
 
 def baseline(row: Mapping[str, Any], rows: Sequence[Row], attention: str) -> Row | None:
-    """The row of `attention` on the same backbone with the same training; of several, that of the shortest name."""
+    """The row of `attention` on the same backbone with the same training.
+
+    Of several one that was made of the same `source`, of those that of the shortest name.
+    """
     same = [
         other
         for other in rows
         if (other["backbone"], other["attention"]) == (row["backbone"], attention)
         and all(other[key] == row[key] for key in ("init", "epochs_stage2", "steps_stage2"))
     ]
-    return min(same, key=lambda other: len(other["name"]), default=None)
+    return min(same, key=lambda other: (other.get("source") != row.get("source"), len(other["name"])), default=None)

@@ -1,26 +1,44 @@
 """Running the jobs of a study, one after the other or side by side: finished ones are skipped, others resumed."""
 
 import shlex
+import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from types import FrameType
 
-from ecoformer.files import write_json
+from ecoformer.errors import InputError, Interrupted
+from ecoformer.files import read_json, write_json
 from ecoformer.lab.study.plan import Job
 from ecoformer.report.runs import JOB, LOG, last_line, read_summary
 from ecoformer.run import process
+from ecoformer.run.lock import owned
 from ecoformer.run.provenance import commit
 
+STUDY_LOCK = "study.lock"  # of a run's folder, beside the run's own
+PLACES = (
+    "data.root=",
+    "output_dir=",
+    "init.checkpoint=",
+    "distill.checkpoint=",
+    "device=",
+    "threads=",
+    "data.num_workers=",
+)
 Show = Callable[[str], None]
 
 
 def run_jobs(jobs: Sequence[Job], trainer: Sequence[str], launch: str, show: Show, parallel: int = 1) -> list[Job]:
     """Run what is not finished and return the jobs that failed or that miss the run they start from, in order.
 
-    A failure does not end the study: jobs that do not build on it go on. Ctrl-C ends the jobs in hand, which keep their
-    state as any run does, and is raised on.
+    A failure does not end the study: jobs that do not build on it go on; nor does a job that another study runs. Ctrl-C
+    ends the jobs in hand, which keep their state as any run does, and is raised on; SIGTERM too, as Interrupted.
+    Raises InputError for a `launch` that is no command.
 
     Args:
         jobs: each after the one that it starts from.
@@ -29,10 +47,12 @@ def run_jobs(jobs: Sequence[Job], trainer: Sequence[str], launch: str, show: Sho
         show: takes one line for the user.
         parallel: how many jobs run side by side.
     """
+    program = _program(launch)
     failed: set[str] = set()
+    children: set[subprocess.Popen[str]] = set()
     waiting = list(enumerate(jobs, start=1))
     running: dict[Future[bool], str] = {}
-    with ThreadPoolExecutor(parallel) as pool:
+    with ThreadPoolExecutor(parallel) as pool, _passed_on(children):
         while waiting or running:
             busy = set(running.values())
             for number, job in list(waiting):
@@ -41,12 +61,13 @@ def run_jobs(jobs: Sequence[Job], trainer: Sequence[str], launch: str, show: Sho
                 waiting.remove((number, job))
                 head = f"[{number}/{len(jobs)}] {job.id}"
                 if job.is_finished:
-                    show(f"{head}: finished before")
+                    show(", ".join([f"{head}: finished before", *other_settings(job)]))
                 elif job.needs in failed:
                     show(f"{head}: skipped, {job.needs} failed")
                     failed.add(job.id)
                 else:
-                    running[pool.submit(_succeeds, job, head, trainer, launch, show)] = job.id
+                    command = [*program, *trainer, *job.arguments]
+                    running[pool.submit(_succeeds, job, head, command, launch, show, children)] = job.id
                     busy.add(job.id)
             for done in wait(running, return_when=FIRST_COMPLETED).done:
                 name = running.pop(done)
@@ -55,10 +76,61 @@ def run_jobs(jobs: Sequence[Job], trainer: Sequence[str], launch: str, show: Sho
     return [job for job in jobs if job.id in failed]
 
 
-def _succeeds(job: Job, head: str, trainer: Sequence[str], launch: str, show: Show) -> bool:
+def other_settings(job: Job) -> list[str]:
+    """Settings that a finished run was made without or with, other than asked now; where things lie does not count."""
+    path = job.folder / JOB
+    record = read_json(path) if path.is_file() else {}
+    if "command" not in record:
+        return []
+    made = [word for word in shlex.split(record["command"].partition("train.py ")[2]) if not word.startswith(PLACES)]
+    asked = [word for word in job.arguments if not word.startswith(PLACES)]
+    return [f"without {word}" for word in asked if word not in made] + [
+        f"with {word}" for word in made if word not in asked
+    ]
+
+
+def _program(launch: str) -> list[str]:
+    try:
+        words = shlex.split(launch)
+    except ValueError as error:
+        raise InputError(f"--launch {launch!r} cannot be read ({error}): correct its quotes") from error
+    words = [sys.executable if word == "python" else word for word in words]
+    if not words or shutil.which(words[0]) is None:
+        raise InputError(f"--launch {launch!r} is no command that can be found: give one, such as python or torchrun")
+    return words
+
+
+@contextmanager
+def _passed_on(children: set[subprocess.Popen[str]]) -> Iterator[None]:
+    """While it lasts, SIGTERM reaches the running jobs as well; they save, then Interrupted goes on."""
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        for child in list(children):
+            child.send_signal(signum)
+        raise Interrupted(signum)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _succeeds(
+    job: Job, head: str, command: list[str], launch: str, show: Show, children: set[subprocess.Popen[str]]
+) -> bool:
     started = time.perf_counter()
     show(f"{head}: {job.command(launch)}")
-    code = _run(job, trainer, launch, lambda line: show(f"{head}: {line}"))
+    try:
+        job.folder.mkdir(parents=True, exist_ok=True)
+        with owned(job.folder, same_launch=False, lock=STUDY_LOCK):
+            code = _run(job, command, launch, lambda line: show(f"{head}: {line}"), children)
+    except InputError as error:  # another study runs it
+        show(f"{head}: left alone: {error}")
+        return False
     if code:
         show(f"{head}: failed with exit code {code}: {last_line(job.folder / LOG)}")
         return False
@@ -66,21 +138,20 @@ def _succeeds(job: Job, head: str, trainer: Sequence[str], launch: str, show: Sh
     return True
 
 
-def _run(job: Job, trainer: Sequence[str], launch: str, show: Show) -> int:
-    job.folder.mkdir(parents=True, exist_ok=True)
+def _run(job: Job, command: list[str], launch: str, show: Show, children: set[subprocess.Popen[str]]) -> int:
     record = {"id": job.id, "command": job.command(launch), "commit": commit(process.SOURCE)}
     write_json(job.folder / JOB, record)
-    program = [sys.executable if part == "python" else part for part in shlex.split(launch)]
     with (
         open(job.folder / LOG, "a", encoding="utf-8") as log,
         subprocess.Popen(
-            [*program, *trainer, *job.arguments],
+            command,
             env=process.environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         ) as running,
     ):
+        children.add(running)
         try:
             assert running.stdout is not None
             for line in running.stdout:
@@ -92,5 +163,7 @@ def _run(job: Job, trainer: Sequence[str], launch: str, show: Show) -> int:
             # The terminal sent the signal to the run as well; it needs a moment to keep its state.
             running.wait()
             raise
+        finally:
+            children.discard(running)
     write_json(job.folder / JOB, record | {"exit_code": running.returncode})
     return running.returncode

@@ -20,7 +20,7 @@ from hydra.errors import HydraException
 from ecoformer.config.loading import CONFIGS
 from ecoformer.config.overrides import as_typed
 from ecoformer.config.schema import Config
-from ecoformer.errors import InputError, first_line
+from ecoformer.errors import InputError, first_line, one_line
 from ecoformer.files import finite
 from ecoformer.files.table import energy_text
 from ecoformer.lab.study.plan import Job
@@ -168,19 +168,21 @@ def _energy(overrides: list[str]) -> float:
 
 
 def open_study(out: Path, seed: int) -> optuna.Study:
-    """Optuna's study in the folder's journal; a new one if there is none."""
+    """Optuna's study in the folder's journal; a new one if there is none. Raises InputError for a damaged one."""
     import optuna
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     out.mkdir(parents=True, exist_ok=True)
-    study = optuna.create_study(
-        study_name="search",
-        directions=DIRECTIONS,
-        storage=JournalStorage(JournalFileBackend(str(out / JOURNAL))),
-        load_if_exists=True,
-    )
+    try:
+        storage = JournalStorage(JournalFileBackend(str(out / JOURNAL)))
+        study = optuna.create_study(study_name="search", directions=DIRECTIONS, storage=storage, load_if_exists=True)
+    except (ValueError, KeyError) as error:
+        raise InputError(
+            f"{out / JOURNAL} cannot be read ({one_line(error)}): remove the line that was cut short, or name "
+            "another --out"
+        ) from error
     # A search that goes on must not draw its first points again.
     study.sampler = optuna.samplers.TPESampler(seed=seed + len(study.get_trials(deepcopy=False)))
     return study

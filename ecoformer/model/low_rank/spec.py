@@ -17,7 +17,7 @@ class LowRankSpec:
 
     Args:
         rank: the same rank everywhere, as Greenformers' LRT does (Cahyawijaya, 2021).
-        ratio: the two factors hold at most this share of the weight's parameters.
+        ratio: the two factors hold at most this share of the weight's parameters, or rank 1 where that is more.
         energy: the smallest rank that keeps this share of the squared singular values, so of the squared
             Frobenius norm: the relative error is then at most sqrt(1 - energy).
     Raises:
