@@ -72,7 +72,7 @@ def folder_sections(runs: Sequence[RunRecord], folder: Path, report: Path) -> Se
 def starts_of(folder: Path) -> list[dict[str, Any]]:
     """The starts in a run's provenance.json; none of a run that was made before there was one, or cannot be read."""
     try:
-        return list(read_json(folder / PROVENANCE)["starts"])
+        return [start for start in read_json(folder / PROVENANCE)["starts"] if isinstance(start, dict)]
     except (InputError, KeyError, TypeError):
         return []
 

@@ -1,6 +1,7 @@
 """What a run leaves, read whatever state the run is in: summary, settings, metrics, and how far it came."""
 
 import csv
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from ecoformer.files import read_json, read_json_lines, read_lines
 from ecoformer.files.run_names import CONFIG, METRICS, METRICS_TABLE, SUMMARY
 
 JOB, LOG = "job.json", "log.txt"  # of a run that a study or a search started
-FIGURES = ("top1", "energy_pj", "attention_energy_pj", "images_per_second")  # of every finished run
+ATTENTION = "attention_energy_pj"  # None where no attention was recognised
+FIGURES = ("top1", "energy_pj", ATTENTION, "images_per_second")  # of every finished run
 # Where a run lies and how it is watched says nothing about what it computes.
 NO_SETTING = ("output_dir", "name", "resume", "overwrite", "logger", "train.progress", "dry_run")
 
@@ -58,7 +60,11 @@ def read_run_dir(path: Path) -> RunRecord:
 def read_summary(path: Path) -> dict[str, Any]:
     """summary.json of a finished run. Raises InputError if it is missing or holds no figures of a run."""
     summary = read_json(path / SUMMARY)
-    if not isinstance(summary, dict) or any(key not in summary for key in FIGURES):
+    held = {key: summary.get(key) for key in FIGURES} if isinstance(summary, dict) else {}
+    numbers = all(
+        isinstance(value, int | float) for key, value in held.items() if key != ATTENTION or value is not None
+    )
+    if not held or ATTENTION not in summary or not numbers:
         raise InputError(f"{path / SUMMARY} holds no figures of a run")
     return summary
 
@@ -74,7 +80,14 @@ def read_records(path: Path, event: str) -> list[dict[str, Any]]:
 def read_epochs(path: Path) -> list[dict[str, float]]:
     """The rows of a run's metrics.csv, NaN where a number is missing. Raises InputError if it cannot be read."""
     rows = csv.DictReader(read_lines(path / METRICS_TABLE))
-    return [{key: float(text or "nan") for key, text in row.items()} for row in rows]
+    return [{key: _number(text) for key, text in row.items()} for row in rows]
+
+
+def _number(text: str | None) -> float:
+    try:
+        return float(text or "nan")
+    except ValueError:
+        return math.nan
 
 
 def has_epochs(path: Path) -> bool:

@@ -55,21 +55,25 @@ def comparison_table(rows: Sequence[dict[str, Any]]) -> Table:
 def figure_rows(figures: dict[str, Any]) -> Rows:
     """What a summary.json says, in words."""
     one, samples = ("an image", "images") if figures.get("seq_len") is None else ("a sample", "samples")
-    convention = f"{figures['energy_convention']} convention, {figures['energy_profile']}"
+    convention = f"{figures.get('energy_convention')} convention, {figures.get('energy_profile')}"
+
+    def said(key: str, form: str = "{:,}") -> str:
+        return form.format(value) if isinstance(value := figures.get(key), int | float) else "-"
+
     rows = [
-        ("top-1", f"{figures['top1']:.2f} %"),
-        ("top-5", f"{figures['top5']:.2f} %"),
-        ("loss", f"{figures['loss']:.4f}"),
-        ("parameters", f"{figures['params']:,}"),
-        ("multiplications", f"{figures['muls']:,}"),
-        ("additions", f"{figures['adds']:,}"),
+        ("top-1", said("top1", "{:.2f} %")),
+        ("top-5", said("top5", "{:.2f} %")),
+        ("loss", said("loss", "{:.4f}")),
+        ("parameters", said("params")),
+        ("multiplications", said("muls")),
+        ("additions", said("adds")),
         (f"energy {one}", f"{energy_text(figures['energy_pj'])}, {convention}"),
         ("of that", in_attention(figures["attention_energy_pj"])),
-        ("evaluation", f"{figures['images_per_second']:.0f} {samples}/s"),
+        ("evaluation", said("images_per_second", f"{{:.0f}} {samples}/s")),
     ]
     if "train_images_per_second" in figures:
-        rows.append(("training", f"{figures['train_images_per_second']:.0f} {samples}/s"))
-        rows.append(("time", f"{figures['duration_s']:.1f} s"))
+        rows.append(("training", said("train_images_per_second", f"{{:.0f}} {samples}/s")))
+        rows.append(("time", said("duration_s", "{:.1f} s")))
     if figures.get("uncounted"):
         rows.append(("not counted", ", ".join(map(str, figures["uncounted"]))))
     return rows

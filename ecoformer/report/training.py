@@ -33,12 +33,13 @@ def plot_training_curves(runs: Mapping[str, Path], out: Path, start: Mapping[str
     """
     figure, (accuracy, loss) = panels(1, 2, (11, 3.6 + 0.16 * max(0, len(runs) - 12)))
     for number, (label, run) in enumerate(runs.items()):
-        epochs = read_epochs(run)
+        epochs = [row for row in read_epochs(run) if not math.isnan(row.get("epoch", math.nan))]
         # Epoch e of the log is done after e + 1 epochs of training.
         first = (start or {}).get(label, 0) + 1
         done = [first + int(row["epoch"]) for row in epochs]
         for axis, key in ((accuracy, "val_top1"), (loss, "train_loss")):
-            points = [(x, row[key]) for x, row in zip(done, epochs, strict=True) if not math.isnan(row[key])]
+            seen = [(x, row.get(key, math.nan)) for x, row in zip(done, epochs, strict=True)]
+            points = [(x, y) for x, y in seen if not math.isnan(y)]
             axis.plot([x for x, _ in points], [y for _, y in points], markersize=3, label=label, **style(label, number))
     accuracy.set(xlabel="epochs", ylabel="validation top-1 (%)")
     loss.set(xlabel="epochs", ylabel="training loss")

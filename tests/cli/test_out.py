@@ -11,10 +11,25 @@ from pathlib import Path
 import pytest
 
 from ecoformer.cli.main import COMMANDS, main
+from ecoformer.config.faults import describe
 from ecoformer.errors import InputError
 from ecoformer.files import require_writable
+from ecoformer.lab.study import reports as sweep_reports
 
 NO_OUT = ("train", "eval", "benchmark-hash", "check-data", "speed-section")
+
+
+def test_what_permissions_forbid_is_one_line_wherever_it_is_met(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(*_: object) -> None:
+        raise PermissionError(13, "Permission denied", "/data/run/best.pt")
+
+    message = "/data/run/best.pt: permission denied: correct its permissions, or name another place"
+    assert describe(PermissionError(13, "Permission denied", "/data/run/best.pt"), "train") == message
+    monkeypatch.setattr(sweep_reports, "sweep_report", forbidden)
+    assert main(["sweep", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"error: {message}\n"
 
 
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name not in NO_OUT])

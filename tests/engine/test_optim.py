@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 from fakes import make_trainer
+from test_resume import assert_same_run
 from timm.utils import dispatch_clip_grad
 from timm.utils.agc import unitwise_norm
 
@@ -75,6 +76,14 @@ def test_layer_decay_of_sequence_models_and_of_models_without_layers() -> None:
     assert found["head.weight"] == 1
     with pytest.raises(InputError, match="layer_decay: Linear does not say what its layers are"):
         build_optimizer(torch.nn.Linear(2, 2), OptimConfig(layer_decay=0.5), 8)
+
+
+def test_an_optimiser_that_keeps_a_dtype_is_saved_and_goes_on(tmp_path: Path) -> None:
+    optim = OptimConfig(name="adafactorbv", lr=1e-2)
+    make_trainer(tmp_path / "whole", optim=optim, epochs=2).fit()
+    make_trainer(tmp_path / "parts", optim=optim, epochs=2).fit(stop_after=1)
+    make_trainer(tmp_path / "parts", optim=optim, epochs=2).fit(resume=tmp_path / "parts" / "last.pt")
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_square_root_scaling() -> None:
