@@ -14,6 +14,7 @@ from test_resume import assert_same_run
 from timm.utils import dispatch_clip_grad
 from timm.utils.agc import unitwise_norm
 
+import ecoformer.models  # noqa: F401  # timm knows the encoder for sequences
 from ecoformer import MSASpec, convert
 from ecoformer.config.schema import Config, OptimConfig, ScheduleConfig, TrainConfig
 from ecoformer.engine.optim import build_optimizer, build_schedule, clip_gradients, learning_rate, scaled_lr
