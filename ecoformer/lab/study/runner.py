@@ -21,15 +21,8 @@ from ecoformer.run.lock import owned
 from ecoformer.run.provenance import commit
 
 STUDY_LOCK = "study.lock"  # of a run's folder, beside the run's own
-PLACES = (
-    "data.root=",
-    "output_dir=",
-    "init.checkpoint=",
-    "distill.checkpoint=",
-    "device=",
-    "threads=",
-    "data.num_workers=",
-)
+OF_PLACES = "data.root output_dir init.checkpoint distill.checkpoint device threads data.num_workers"
+PLACES = tuple(f"{key}=" for key in OF_PLACES.split())
 Show = Callable[[str], None]
 
 
@@ -49,10 +42,10 @@ def run_jobs(jobs: Sequence[Job], trainer: Sequence[str], launch: str, show: Sho
     """
     program = _program(launch)
     failed: set[str] = set()
-    children: set[subprocess.Popen[str]] = set()
+    children = _Children()
     waiting = list(enumerate(jobs, start=1))
     running: dict[Future[bool], str] = {}
-    with ThreadPoolExecutor(parallel) as pool, _passed_on(children):
+    with ThreadPoolExecutor(parallel) as pool, children.heeding_sigterm():
         while waiting or running:
             busy = set(running.values())
             for number, job in list(waiting):
@@ -100,28 +93,35 @@ def _program(launch: str) -> list[str]:
     return words
 
 
-@contextmanager
-def _passed_on(children: set[subprocess.Popen[str]]) -> Iterator[None]:
-    """While it lasts, SIGTERM reaches the running jobs as well; they save, then Interrupted goes on."""
+class _Children(set[subprocess.Popen[str]]):
+    """The processes of the runs in hand. SIGTERM reaches them as well; they save, and Interrupted goes on."""
 
-    def stop(signum: int, frame: FrameType | None) -> None:
-        for child in list(children):
-            child.send_signal(signum)
+    stopped = False
+
+    def started(self, child: subprocess.Popen[str]) -> None:
+        self.add(child)
+        if self.stopped:  # while it was being started
+            child.terminate()
+
+    def stop(self, signum: int, frame: FrameType | None) -> None:
+        self.stopped = True
+        for child in list(self):
+            child.terminate()
         raise Interrupted(signum)
 
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+    @contextmanager
+    def heeding_sigterm(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        previous = signal.signal(signal.SIGTERM, self.stop)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, previous)
 
 
-def _succeeds(
-    job: Job, head: str, command: list[str], launch: str, show: Show, children: set[subprocess.Popen[str]]
-) -> bool:
+def _succeeds(job: Job, head: str, command: list[str], launch: str, show: Show, children: _Children) -> bool:
     started = time.perf_counter()
     show(f"{head}: {job.command(launch)}")
     try:
@@ -138,7 +138,7 @@ def _succeeds(
     return True
 
 
-def _run(job: Job, command: list[str], launch: str, show: Show, children: set[subprocess.Popen[str]]) -> int:
+def _run(job: Job, command: list[str], launch: str, show: Show, children: _Children) -> int:
     record = {"id": job.id, "command": job.command(launch), "commit": commit(process.SOURCE)}
     write_json(job.folder / JOB, record)
     with (
@@ -151,7 +151,7 @@ def _run(job: Job, command: list[str], launch: str, show: Show, children: set[su
             text=True,
         ) as running,
     ):
-        children.add(running)
+        children.started(running)
         try:
             assert running.stdout is not None
             for line in running.stdout:
