@@ -5,11 +5,13 @@ Each that cannot be decoded is reported once by name, and more than a limit of t
 Shape suffixes: B images, S side of the square output in pixels.
 """
 
+import functools
 import logging
 import math
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -18,7 +20,6 @@ import torch
 from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torchvision.io import decode_jpeg
 
 from ecoformer.errors import InputError, one_line
 
@@ -132,15 +133,24 @@ def decoded(image: Image.Image) -> Image.Image:
     return rgb
 
 
+@functools.cache
+def jpeg_decoder() -> Callable[[bytes], torch.Tensor] | None:
+    """TorchCodec's, where it is installed and fits this torch: the pixels of Pillow in less time."""
+    try:
+        from torchcodec.decoders import decode_jpeg
+    except Exception:  # its libraries fail in their own ways beside a torch that they were not made for
+        return None
+    return decode_jpeg
+
+
 def decoded_pixels(image: Image.Image) -> torch.Tensor:
-    """As `decoded`, to a uint8 tensor (3, H, W). JPEGs go through torchvision: the same pixels in less time."""
-    file = getattr(image, "fp", None)
-    if file is not None and image.format == "JPEG" and image.mode == "RGB":
+    """As `decoded`, to a uint8 tensor (3, H, W); JPEGs by `jpeg_decoder` if there is one."""
+    file, decode = getattr(image, "fp", None), jpeg_decoder()
+    # It would turn what EXIF says is turned, as neither Pillow nor timm does.
+    if decode and file is not None and image.format == "JPEG" and image.mode == "RGB" and "exif" not in image.info:
         file.seek(0)
-        try:
-            return decode_jpeg(torch.frombuffer(bytearray(file.read()), dtype=torch.uint8))
-        except RuntimeError:  # some files that Pillow reads it refuses, and Pillow says better what is wrong
-            pass
+        with suppress(Exception):  # it refuses some files that Pillow reads, and Pillow says better what is wrong
+            return decode(file.read())
     return torch.from_numpy(np.array(decoded(image))).permute(2, 0, 1)
 
 

@@ -18,7 +18,7 @@ from torchvision.transforms import Compose, InterpolationMode
 
 from ecoformer.config.schema import AugmentConfig, DataConfig
 from ecoformer.data.augment import derive_seed
-from ecoformer.data.decode import CorruptImage, CorruptImages, decoded, decoded_pixels, grey, read_opened
+from ecoformer.data.decode import CorruptImage, CorruptImages, decoded, decoded_pixels, grey, jpeg_decoder, read_opened
 from ecoformer.data.loader import BatchLoader, per_channel
 from ecoformer.data.splits import LabelledSource
 from ecoformer.errors import InputError
@@ -126,6 +126,7 @@ def train_transform(data: DataConfig, augment: AugmentConfig, mean: Sequence[flo
     (crop, *flip), policy, to_tensor = (part.transforms for part in parts)
     decode: Callable[..., torch.Tensor | Image.Image] = decoded
     if data.interpolation in TORCH_RESIZES:
+        jpeg_decoder()  # here, so that workers, which are forked, need not load it
         decode, crop = decoded_pixels, RandomCrop(crop.size, crop.scale, crop.ratio, data.interpolation)
         policy, to_tensor = ([as_image, *policy], to_tensor) if policy else ([], [])
     if len(mean) == 1:

@@ -3,7 +3,7 @@
 What a pass gives is the same as without.
 """
 
-import copy
+import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,17 +37,22 @@ def evaluated_unchanged(model: nn.Module, on_meta: bool = True) -> Iterator[None
     """Evaluation mode; afterwards every attribute, parameter and buffer is what it was.
 
     A forward on meta tensors may cache some in its modules, and `functional_call` leaves them in modules that stand in
-    two places. What a module keeps in a dict, list or set of its own is a copy meanwhile, `on_meta` without the tensors
-    in its dicts: caches of earlier passes, which lie elsewhere.
+    two places. Dicts, lists and sets that are attributes get their content back, those within others do not; `on_meta`
+    dicts say meanwhile that they hold no tensors, which are caches of passes elsewhere, or constants.
     """
     stores = ("_parameters", "_buffers", "_modules")
     saved = [(vars(m), dict(vars(m)), [dict(vars(m)[store]) for store in stores]) for m in model.modules()]
-    copies: dict[int, Any] = {}
+    containers: dict[int, tuple[Any, Any]] = {}
+    unsaid: dict[int, _Unsaid] = {}
     for module in model.modules():
         module.training = False
-        for name, kept in list(vars(module).items()):
-            if name not in OF_EVERY_MODULE and isinstance(kept, dict | list | set):
-                vars(module)[name] = copies.setdefault(id(kept), _copied(kept, on_meta))
+        for name, own in list(vars(module).items()):
+            if name in OF_EVERY_MODULE or not isinstance(own, dict | list | set):
+                continue
+            if on_meta and type(own) is dict and any(isinstance(x, Tensor) and not x.is_meta for x in own.values()):
+                vars(module)[name] = unsaid.setdefault(id(own), _Unsaid(own))
+            else:
+                containers[id(own)] = own, dict(own) if isinstance(own, dict) else list(own)
     try:
         yield
     finally:
@@ -57,14 +62,34 @@ def evaluated_unchanged(model: nn.Module, on_meta: bool = True) -> Iterator[None
             for store, content in zip(stores, contents, strict=True):
                 current[store].clear()
                 current[store].update(content)
+        for own, content in containers.values():
+            _refill(own, content)
 
 
-def _copied(kept: Any, on_meta: bool) -> Any:
-    copied = copy.copy(kept)
-    if on_meta and isinstance(kept, dict):
-        for key in [key for key, value in kept.items() if isinstance(value, Tensor) and not value.is_meta]:
-            del copied[key]
-    return copied
+class _Unsaid(dict[Any, Any]):
+    """What a dict holds but for its tensors; they are there for code that does not ask whether they are."""
+
+    def __init__(self, whole: dict[Any, Any]) -> None:
+        super().__init__({key: value for key, value in whole.items() if not isinstance(value, Tensor)})
+        self.whole = whole
+
+    def __missing__(self, key: Any) -> Any:
+        return self.whole[key]
+
+
+def _refill(own: Any, content: Any) -> None:
+    values = list(own.values() if isinstance(own, dict) else own)
+    before = list(content.values() if isinstance(own, dict) else content)
+    if len(values) == len(before) and all(map(operator.is_, values, before)):
+        return
+    if isinstance(own, dict):
+        dict.clear(own)
+        dict.update(own, content)  # a Counter's own would add
+    elif isinstance(own, list):
+        own[:] = content
+    else:
+        own.clear()
+        own.update(content)
 
 
 class RememberedMeta(TorchDispatchMode):

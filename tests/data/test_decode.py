@@ -56,6 +56,7 @@ def test_16_bit_grey_keeps_its_upper_byte(tmp_path: Path):
     ("mode", "ending", "options"),
     [
         *[("RGB", "jpg", options) for options in ({}, {"subsampling": 0}, {"progressive": True}, {"quality": 30})],
+        ("RGB", "jpg", {"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"}),
         *[("L", "jpg", {}), ("CMYK", "jpg", {}), ("RGB", "png", {}), ("P", "png", {}), ("RGB", "webp", {})],
     ],
 )

@@ -70,6 +70,27 @@ def test_a_model_that_caches_is_as_before_and_counted_the_same_again() -> None:
     assert list(model.cache) == [5] and not model.cache[5].is_meta and len(model.seen) == 1
 
 
+class Constants(nn.Module):
+    """Tensors in a dict that it only reads, and a list that a hook of its own fills."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.scales, self.order = nn.Linear(4, 4), {"a": torch.tensor(2.0)}, {"i": torch.tensor([1, 0])}
+        self.features: list[Tensor] = []
+        seen = self.features
+        self.linear.register_forward_hook(lambda module, inputs, out: seen.append(out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.linear(x * self.scales["a"])
+        return self.features[-1][:, self.order["i"]]
+
+
+def test_a_model_with_constants_in_a_dict_and_a_list_shared_with_a_hook() -> None:
+    model = Constants().eval()
+    assert count(model, torch.randn(2, 2, 4)).counts["fma"] == 2 * 2 * 16
+    assert model.features == [] and list(model.scales) == ["a"]
+
+
 @pytest.mark.parametrize("convention", ["paper", "audited"])
 def test_unknown_operation_is_refused_or_listed(convention: str) -> None:
     x = torch.zeros(2, 3)
