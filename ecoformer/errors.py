@@ -43,7 +43,7 @@ def is_whole(value: object) -> TypeGuard[int]:
 
 def denied(error: BaseException) -> str | None:
     """The one line about a file or folder that the user's rights do not reach; None for any other error."""
-    if not isinstance(error, PermissionError) or error.filename is None:
+    if not isinstance(error, PermissionError) or not isinstance(error.filename, str):
         return None
     return f"{error.filename}: permission denied: correct its permissions, or name another place"
 

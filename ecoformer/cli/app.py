@@ -106,22 +106,20 @@ def _guarded(task: Task, name: str, failures: list[BaseException], empty: set[Pa
             return task(config)
         except Interrupted as error:
             _exit(error.exit_code, str(error))
-        except (InputError, PermissionError) as raised:
-            if wants_traceback or (isinstance(raised, PermissionError) and denied(raised) is None):
-                raise
-            fault = InputError(denied(raised) or str(raised))
-            if not in_sweep:
-                # Not raised on: Hydra would print the overrides before the message.
-                _exit(USER_ERROR, f"error: {fault}")
-            print(f"error: {_job()}: {fault}", file=sys.stderr, flush=True)
-            failures.append(fault)
-            hydra_dirs = HydraConfig.get()
-            empty.update([Path(hydra_dirs.runtime.output_dir), Path(hydra_dirs.sweep.dir).absolute()])
-            raise fault from raised
         except Exception as error:
-            if in_sweep:  # Hydra shows only the first failure, and only after the last job
+            message = str(error) if isinstance(error, InputError) else denied(error)
+            if message is None and in_sweep:  # Hydra shows only the first failure, and only after the last job
                 traceback.print_exc()
                 failures.append(error)
+            if message is None or wants_traceback:
+                raise
+            if not in_sweep:
+                # Not raised on: Hydra would print the overrides before the message.
+                _exit(USER_ERROR, f"error: {message}")
+            print(f"error: {_job()}: {message}", file=sys.stderr, flush=True)
+            failures.append(InputError(message))
+            hydra_dirs = HydraConfig.get()
+            empty.update([Path(hydra_dirs.runtime.output_dir), Path(hydra_dirs.sweep.dir).absolute()])
             raise
 
     return guarded

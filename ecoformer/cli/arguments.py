@@ -127,9 +127,10 @@ def script(run: str | Run, about: str | None, resumable: bool = False) -> Callab
                 _keep_sources(args)
                 return importlib.import_module(run).run(args) if isinstance(run, str) else run(args)
             except (InputError, PermissionError) as error:
-                if isinstance(error, PermissionError) and denied(error) is None:
+                message = str(error) if isinstance(error, InputError) else denied(error)
+                if message is None:
                     raise
-                print(f"error: {denied(error) or error}", file=sys.stderr)
+                print(f"error: {message}", file=sys.stderr)
                 return 2
             except Interrupted as stop:
                 print(f"{stop}: the same command goes on where it was" if resumable else stop, file=sys.stderr)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -134,7 +134,7 @@ def decoded(image: Image.Image) -> Image.Image:
 
 
 @functools.cache
-def jpeg_decoder() -> Callable[[bytes], torch.Tensor] | None:
+def jpeg_decoder() -> Callable[[bytes], Any] | None:
     """TorchCodec's, where it is installed and fits this torch: the pixels of Pillow in less time."""
     try:
         from torchcodec.decoders import decode_jpeg
@@ -150,7 +150,8 @@ def decoded_pixels(image: Image.Image) -> torch.Tensor:
     if decode and file is not None and image.format == "JPEG" and image.mode == "RGB" and "exif" not in image.info:
         file.seek(0)
         with suppress(Exception):  # it refuses some files that Pillow reads, and Pillow says better what is wrong
-            return decode(file.read())
+            pixels: torch.Tensor = decode(file.read())
+            return pixels
     return torch.from_numpy(np.array(decoded(image))).permute(2, 0, 1)
 
 

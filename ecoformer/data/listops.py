@@ -129,11 +129,11 @@ def require_apart(asked: DataConfig, trained: DataConfig) -> None:
     It left out as many of validation and test as it had itself.
     """
     generates = all(data.name == "listops" and data.root is None for data in (asked, trained))
-    most = trained.max_val_samples or NUM_SAMPLES["val"]
-    if generates and (asked.max_val_samples or NUM_SAMPLES["val"]) > most:
+    wanted, most = (data.max_val_samples or NUM_SAMPLES["val"] for data in (asked, trained))
+    if generates and wanted > most:
         raise InputError(
-            f"data.max_val_samples={asked.max_val_samples}: the training kept {most} apart from its own, more may have "
-            f"been trained on: ask for at most {most}"
+            f"data.max_val_samples={wanted}: the training kept {most} apart from its own, more may have been trained "
+            f"on: ask for at most {most}"
         )
 
 

@@ -105,7 +105,7 @@ def find_shards(root: Path, split: str | None, names: Iterable[str], key: str) -
 
 
 def _matching(root: Path, pattern: str) -> list[Path]:
-    return sorted(root / name for name in glob(pattern, root_dir=root))
+    return [root / name for name in sorted(glob(pattern, root_dir=root))]
 
 
 def _listed_splits(root: Path) -> dict[str, Any]:
@@ -125,7 +125,6 @@ def _expanded(root: Path, split: str, key: str) -> list[str]:
         raise InputError(
             f"{key}={split} needs the webdataset package: pip install 'ecoformer[data]', or give a glob pattern"
         )
-    listed = _listed_splits(root)
     reader_log = logging.getLogger(reader_wds.__name__)
     level = reader_log.level
     reader_log.setLevel(logging.ERROR)  # it warns of a missing _info.json, which a pattern does not need
@@ -133,7 +132,7 @@ def _expanded(root: Path, split: str, key: str) -> list[str]:
         reader = create_reader("wds/", root=str(root), split=split)
         return [os.fspath(name) for name in reader.split_info.filenames]
     except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
-        if split in listed:
+        if split in (listed := _listed_splits(root)):
             raise InputError(f"{root / INFO}: {split} lacks what timm's reader takes ({one_line(error)})") from error
         raise InputError(
             f"{key}={split} is no pattern of shards (NAME.tar) and no split of {root / INFO} "

@@ -115,6 +115,8 @@ def _table(data: DataConfig, path: Path) -> dict[str, Texts]:
         return {"train": _rows(data, path)}
     splits = {split: Texts(f"{path} [{split}]") for split in SPLITS}
     for line, row in lines(path):
+        if not any(row):
+            continue
         place, rest = _place(*row[:1]), row[1:]
         if place is None or not rest:
             raise InputError(f"{path} line {line} is not PATH TAB TEXT with a path .../train/CLASS/FILE: correct it")

@@ -128,8 +128,9 @@ class AuditedBook(Book):
 
     def on_call(self, call: Call) -> None:
         bits, (real, whole) = _bits(call), memory(call)
-        # Integers and booleans keep their width under a profile of other floating-point numbers.
-        for amount, width in ((cost(call) + real, bits), (whole, 0)) if bits else ((cost(call) + whole, 0),):
+        found = {bits: cost(call) + real}
+        found[0] = found.get(0, counts()) + whole  # integers keep their width where a profile's floats have another
+        for width, amount in found.items():
             if amount:
                 self.write(call.full_name, amount, width, function=_calling_function(), node=self.flow.last)
 

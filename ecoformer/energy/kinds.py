@@ -46,7 +46,7 @@ LOOSE = "product of activations"
 
 @dataclass(frozen=True)
 class Entry:
-    """The work of one operation in one module, summed over its calls.
+    """The work of one operation in one module, summed over its calls; bytes of integers beside floats stand apart.
 
     Attributes:
         module, module_class: the innermost module that ran it.

@@ -42,7 +42,7 @@ def _folded(call: Call) -> Counts:
         return counts(compare=call.elements)
     elements, groups = _sizes(call)
     kind = {"prod": "mul", "any": "binary_mul", "all": "binary_mul"}.get(call.name, "compare")
-    return counts({kind: elements - groups})
+    return counts({kind: max(0, elements - groups)})
 
 
 @rule("cumsum", "cumprod", "cummax", "cummin")
@@ -130,7 +130,7 @@ def _log_softmax(call: Call) -> Counts:
 
 @rule("logsumexp")
 def _logsumexp(call: Call) -> Counts:
-    length = group_size(call, call.arg("dim"))
+    length = max(1, group_size(call, call.arg("dim")))
     return scaled(counts(compare=length - 1, add=2 * length, exp=length + 1), call.elements)
 
 
@@ -144,7 +144,8 @@ def _normalise(rows: int, length: int, affine: int) -> Counts:
 @rule("native_layer_norm", "native_group_norm")
 def _layer_norm(call: Call) -> Counts:
     is_grouped = call.name == "native_group_norm"
-    rows = call.arg("N") * call.arg("group") if is_grouped else call.elements // prod(call.arg("normalized_shape"))
+    length = max(1, prod(() if is_grouped else call.arg("normalized_shape")))
+    rows = call.arg("N") * call.arg("group") if is_grouped else call.elements // length
     affine = sum(call.arg(name) is not None for name in ("weight", "bias"))
     return _normalise(rows, call.elements // max(1, rows), affine)
 

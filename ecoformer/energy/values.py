@@ -222,7 +222,8 @@ def output_values(call: Any) -> Values:
     """The values that every output of a call can hold."""
     if call.name in KEEPING:
         # view(dtype) reads the same bits as other numbers.
-        return call.values(x) if (x := call.arg("self")).dtype == call.outputs[0].dtype else None
+        x = call.arg("self")
+        return call.values(x) if all(out.dtype == x.dtype for out in call.outputs) else None
     if call.name in COMPARING:
         return BITS
     rule = VALUE_RULES.get(call.name)

@@ -142,7 +142,7 @@ def state_of(scheduler: Scheduler | None) -> dict[str, Any] | None:
 
 
 def load_state(scheduler: Scheduler | None, state: dict[str, Any] | None) -> None:
-    """Go on from what `state_of` gave; from one without `restore_lr`, the rates before the last noise, too."""
+    """Go on from what `state_of` gave. Older checkpoints lack `restore_lr`, the rates before the latest noise."""
     if isinstance(scheduler, PlateauLRScheduler) and state is not None:
         state = dict(state)
         scheduler.restore_lr = state.pop("restore_lr", None)

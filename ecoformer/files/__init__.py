@@ -16,6 +16,7 @@ from ecoformer.errors import InputError
 from ecoformer.files.run_names import BEST, LAST, PREVIOUS, RUN_FILES, TOP
 
 log = logging.getLogger(__name__)
+ATTEMPTS = 5  # to open a file that others rename
 
 
 @contextmanager
@@ -51,9 +52,7 @@ def atomic_write(path: Path, previous: Path | None = None) -> Iterator[BinaryIO]
                 yield file
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb", opener=_untouched) as file:
-            if not _is_alone(file, temporary):
-                raise InputError(f"cannot write {path}: another process is writing it: give each a file of its own")
+        with _owned(temporary) as file:
             try:
                 file.truncate()
                 yield file
@@ -68,19 +67,29 @@ def atomic_write(path: Path, previous: Path | None = None) -> Iterator[BinaryIO]
         _sync_folder(path.parent)
 
 
-def _untouched(path: str, flags: int) -> int:
-    return os.open(path, flags & ~os.O_TRUNC, 0o666)
+@contextmanager
+def _owned(temporary: Path) -> Iterator[BinaryIO]:
+    """The file, opened to be written and locked meanwhile. Raises InputError where it is being written."""
+    for attempt in reversed(range(ATTEMPTS)):
+        with open(temporary, "wb", opener=lambda path, flags: os.open(path, flags & ~os.O_TRUNC, 0o666)) as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                where = temporary.with_suffix("")
+                raise InputError(f"cannot write {where}: it is being written already: give each its own") from error
+            except OSError:  # some network file systems have no locks
+                attempt = 0
+            if attempt == 0 or _lies_at(file, temporary):
+                yield file
+                return
 
 
-def _is_alone(file: BinaryIO, path: Path) -> bool:
-    """Whether no other process writes this temporary file; it is locked until it is closed."""
+def _lies_at(file: BinaryIO, path: Path) -> bool:
+    """False where whoever held the file renamed it meanwhile."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
         return False
-    except OSError:  # some network file systems have no locks
-        return True
-    return path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())  # else it was renamed meanwhile
 
 
 def write_text(path: Path, text: str) -> None:
@@ -158,18 +167,14 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 def refuse_overwriting(sources: Iterable[Any], out: Path | str | None, named: str) -> None:
     """Raise InputError where writing `out`, unless None, would destroy one of `sources` or a file of a run in them."""
-    out = Path(out or "").expanduser()
+    out = Path(out or "").expanduser().resolve()
     if not out.is_file():
         return
-    run = out.parent.parent if out.parent.name == TOP else out.parent
-    of_run = out.parent != run or out.name in RUN_FILES
-    of_run = of_run and any((run / name).exists() for name in (LAST, PREVIOUS, BEST))
-    for source in sources:
-        if not isinstance(source, str | Path) or not os.path.exists(source):
-            continue
-        folder = source if os.path.isdir(source) else os.path.dirname(source) or os.curdir
-        folders = (folder, os.path.join(folder, os.pardir)) if os.path.basename(folder) == TOP else (folder,)
-        if (same := os.path.samefile(source, out)) or (of_run and any(os.path.samefile(run, each) for each in folders)):
+    for source in (Path(each).resolve() for each in sources if isinstance(each, str | Path) and os.path.exists(each)):
+        folder = source if source.is_dir() else source.parent
+        runs = [run for run in (folder, folder.parent) if any((run / name).exists() for name in (LAST, PREVIOUS, BEST))]
+        of_run = any(out.parent == run / TOP or (out.parent == run and out.name in RUN_FILES) for run in runs)
+        if (same := os.path.samefile(source, out)) or of_run:
             what = "which is read" if same else "a file of the run that is read"
             raise InputError(f"{named} would write over {out}, {what}: name another file")
 

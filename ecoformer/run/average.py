@@ -20,9 +20,9 @@ SAME = ("model", "attention", "compress")  # settings that say what the weights 
 def run(args: argparse.Namespace) -> int:
     """Read, average, write, say what was done."""
     runs = [read_run(path) for path in args.checkpoints]
-    if len({run.path.resolve() for run in runs}) < 2:
-        raise InputError("one checkpoint has no average: give at least two")
     paths = [run.path.resolve() for run in runs]
+    if len(set(paths)) < 2:
+        raise InputError("one checkpoint has no average: give at least two")
     if twice := next((path for path in paths if paths.count(path) > 1), None):
         raise InputError(f"{twice} is given twice, and would count so: give each once")
     weights = average(runs)

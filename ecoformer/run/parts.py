@@ -103,19 +103,19 @@ def logit_teacher(config: Config, data: DataModule) -> LogitTeacher | None:
             f"{len(data.mean)}: make them the same"
         )
     known, needed = run.sequences, sequences_of(data)
-    if known.get("vocab_size") != needed.get("vocab_size") or known.get("seq_len", 0) < needed.get("seq_len", 0):
+    if bool(known) != bool(needed) or any(known[key] < value for key, value in needed.items()):
         said = [", ".join(f"{key}={value}" for key, value in each.items()) or "images" for each in (known, needed)]
-        raise InputError(f"distill.checkpoint={run.path} takes {said[0]}, the data are {said[1]}: make them the same")
+        raise InputError(
+            f"distill.checkpoint={run.path} takes {said[0]}, the data are {said[1]}: give data that it takes"
+        )
     model = model_of_run(run)
     try:
         require_input(model, input_size(model, data.img_size))
     except InputError as error:
         raise InputError(f"distill.checkpoint={run.path}: {error}") from error
-    # A source from a package of others knows its statistics alone.
-    if any(getattr(run.config.data, key) != getattr(config.data, key) for key in ("name", "mean", "std")):
-        seen, theirs = (tuple(data.mean), tuple(data.std)), statistics_of(run)
-        if not known and seen != theirs:
-            model = Renormalised(model, seen, theirs)
+    differ = any(getattr(run.config.data, key) != getattr(config.data, key) for key in ("name", "mean", "std"))
+    if differ and not known and (seen := (tuple(data.mean), tuple(data.std))) != (theirs := statistics_of(run)):
+        model = Renormalised(model, seen, theirs)
     if order != sorted(order):
         model = ReorderedOutputs(model, order)
     return LogitTeacher(model, distill.weight, distill.temperature)

@@ -7,7 +7,7 @@ from typing import Any
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ecoformer.config.loading import load_config
-from ecoformer.config.schema import BUNDLED, Config
+from ecoformer.config.schema import ARCHIVES, BUNDLED, SEQUENCES, Config
 from ecoformer.data.loader import per_channel
 from ecoformer.data.sources import CIFAR, SOURCES
 from ecoformer.errors import InputError
@@ -15,6 +15,8 @@ from ecoformer.files.run_names import BEST, LAST
 from ecoformer.model.checkpoint import FORMAT, load_checkpoint, save_checkpoint
 from ecoformer.models.weight_files import format_of
 from ecoformer.nn.specs import without_removed
+
+SHIPPED = (*BUNDLED, *CIFAR, "imagenet", "folder", *ARCHIVES, *SEQUENCES)
 
 
 @dataclass
@@ -48,8 +50,16 @@ def read_run(path: Path | str) -> SavedRun:
 
 
 def statistics_of(run: SavedRun) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation, by channel, that the run normalised its images with."""
+    """Mean and standard deviation, by channel, that the run normalised its images with.
+
+    Raises InputError where a source from a package of others chose them.
+    """
     data = run.config.data
+    if data.name not in SHIPPED and (data.mean is None or data.std is None):
+        raise InputError(
+            f"checkpoint {run.path} does not say how data.name={data.name} was normalised: give one that "
+            "was trained with data.mean and data.std"
+        )
     mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
     if data.name in CIFAR:
         mean, std = CIFAR[data.name].mean, CIFAR[data.name].std

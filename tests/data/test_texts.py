@@ -214,8 +214,8 @@ def test_refusals(open_data, tmp_path: Path):
         ("one.tsv", "", "one.tsv is empty"),
         ("one.csv", "", "one.csv is empty"),
         ("one.csv", "\ntext,label\n", "one.csv is empty"),
-        ("one.tsv", "corpus/train/pos/1.txt\tgood\n\n", "one.tsv line 2 is not PATH TAB TEXT"),
-        ("one.csv", "corpus/train/pos/1.txt,good\n\n", "one.csv line 2 is not PATH TAB TEXT"),
+        ("one.tsv", "corpus/train/pos/1.txt\tgood\n\nx\n", "one.tsv line 3 is not PATH TAB TEXT"),
+        ("one.csv", "corpus/train/pos/1.txt,good\n\nx\n", "one.csv line 3 is not PATH TAB TEXT"),
     ):
         (tmp_path / name).write_text(content)
         assert message in refusal(tmp_path / name)

@@ -41,7 +41,7 @@ def test_of_two_writers_of_one_file_the_second_is_refused(tmp_path: Path) -> Non
     path = tmp_path / "figures.json"
     with atomic_write(path) as file:
         file.write(b"whole")
-        with pytest.raises(InputError, match="another process is writing it"):
+        with pytest.raises(InputError, match=r"figures\.json: it is being written already"):
             write_text(path, "other")
     assert path.read_bytes() == b"whole" and len(list(tmp_path.iterdir())) == 1
     (tmp_path / "figures.json.tmp").write_text("what a killed process left, and longer")

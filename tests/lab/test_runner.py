@@ -49,7 +49,7 @@ def test_what_was_made_with_other_settings_is_told(study: StudyConfig, trainer: 
     out, shown = tmp_path / "out", []
     run_jobs(jobs(study, out, ["optim.lr=1", "data.root=a"]), trainer, "python", lambda line: None)
     run_jobs(jobs(study, out, ["optim.lr=2", "data.root=b"]), trainer, "python", shown.append)
-    assert shown[0] == "[1/7] net/stage1-msa: finished before, without optim.lr=2, with optim.lr=1"
+    assert shown[0] == "[1/7] net/stage1-msa: finished before, with optim.lr=1 instead of 2"
 
 
 def test_a_run_of_another_study_is_left_alone(study: StudyConfig, trainer: list[str], tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_a_run_of_another_study_is_left_alone(study: StudyConfig, trainer: list[
         failed = run_jobs(planned, trainer, "python", shown.append)
         other.kill()
     assert [job.id for job in failed] == ["net/msa/seed1", "net/uniform/seed0"]
-    assert any(f"left alone: output_dir={folder} is in use by process {other.pid}" in line for line in shown)
+    assert any(f"not run: output_dir={folder} is in use by process {other.pid}" in line for line in shown)
     assert [path.name for path in folder.iterdir()] == ["study.lock"]
 
 

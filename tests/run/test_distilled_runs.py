@@ -130,8 +130,8 @@ def test_a_teacher_sees_what_it_was_trained_on(digits_runs):
 
 def test_a_teacher_that_takes_no_such_images_is_refused(arguments, train, refused, tmp_path):
     options = [option for option in TINY_DIGITS if "model.kwargs" not in option]
-    vit = ["experiment=digits_msa", *options, "model=timm", "model.name=vit_tiny_patch16_224", "+model.kwargs.depth=1"]
-    train(tmp_path / "vit", *vit, "data.img_size=32", "train.epochs=1", "train.max_steps=1")
+    vit = ["experiment=digits_msa", *options, "model.name=vit_tiny_patch16_224", "model.patch_stride=null"]
+    train(tmp_path / "vit", *vit, "+model.kwargs.depth=1", "data.img_size=32", "train.max_steps=1")
     line = [*arguments, f"distill.checkpoint={tmp_path / 'vit'}", f"output_dir={tmp_path / 'run'}"]
     assert f"distill.checkpoint={tmp_path / 'vit' / 'best.pt'}: " in refused("train", *line, "data.img_size=48")
     assert not (tmp_path / "run").exists()

@@ -8,6 +8,7 @@ from ecoformer.errors import InputError
 from ecoformer.files import read_json
 from ecoformer.files.run_names import SUMMARY
 from ecoformer.lab.study.plan import Job, StudyConfig
+from ecoformer.lab.study.prediction import compose_run
 from ecoformer.report.runs import JOB, read_records, read_summary
 
 Row = dict[str, Any]
@@ -67,9 +68,7 @@ def collect(study: StudyConfig, jobs: Sequence[Job]) -> list[Row]:
 
 def _epochs(job: Job) -> int:
     """Of a run that others start from: as it ended, or, where it is not at hand, as it is asked for."""
-    if job.is_finished:
-        return int(read_summary(job.folder)["epochs"])
-    return int(next(text for text in reversed(job.arguments) if text.startswith("train.epochs=")).partition("=")[2])
+    return int(read_summary(job.folder)["epochs"] if job.is_finished else compose_run(job.arguments).train.epochs)
 
 
 def over_seeds(rows: Sequence[Mapping[str, Any]]) -> list[Row]:

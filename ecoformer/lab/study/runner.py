@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from types import FrameType
@@ -15,14 +15,13 @@ from types import FrameType
 from ecoformer.errors import InputError, Interrupted
 from ecoformer.files import read_json, write_json
 from ecoformer.lab.study.plan import Job
-from ecoformer.report.runs import JOB, LOG, last_line, read_summary
+from ecoformer.report.runs import JOB, LOG, NO_SETTING, last_line, read_summary
 from ecoformer.run import process
 from ecoformer.run.lock import owned
 from ecoformer.run.provenance import commit
 
 STUDY_LOCK = "study.lock"  # of a run's folder, beside the run's own
-OF_PLACES = "data.root output_dir init.checkpoint distill.checkpoint device threads data.num_workers"
-PLACES = tuple(f"{key}=" for key in OF_PLACES.split())
+PLACES = ("data.root", "init.checkpoint", "distill.checkpoint", "device", "threads", "data.num_workers")
 Show = Callable[[str], None]
 
 
@@ -70,16 +69,21 @@ def run_jobs(jobs: Sequence[Job], trainer: Sequence[str], launch: str, show: Sho
 
 
 def other_settings(job: Job) -> list[str]:
-    """Settings that a finished run was made without or with, other than asked now; where things lie does not count."""
-    path = job.folder / JOB
-    record = read_json(path) if path.is_file() else {}
-    if "command" not in record:
+    """How a finished run was made where that is not as it is asked for now; where things lie does not count."""
+    try:
+        command = read_json(job.folder / JOB)["command"]
+    except (InputError, KeyError, TypeError):  # of another time, or damaged
         return []
-    made = [word for word in shlex.split(record["command"].partition("train.py ")[2]) if not word.startswith(PLACES)]
-    asked = [word for word in job.arguments if not word.startswith(PLACES)]
-    return [f"without {word}" for word in asked if word not in made] + [
-        f"with {word}" for word in made if word not in asked
-    ]
+    made, asked = _settings(shlex.split(command.partition("train.py ")[2])), _settings(job.arguments)
+    said = {key: f"with {key}={value}" for key, value in made.items() if value != asked.get(key)}
+    said |= {key: f"{said[key]} instead of {asked[key]}" for key in said if key in asked}
+    return [*said.values(), *(f"without {key}={value}" for key, value in asked.items() if key not in made)]
+
+
+def _settings(words: Iterable[str]) -> dict[str, str]:
+    """What holds of each key, the last."""
+    pairs = (word.lstrip("+").partition("=") for word in words)
+    return {key: value for key, _, value in pairs if key not in PLACES and not key.startswith(NO_SETTING)}
 
 
 def _program(launch: str) -> list[str]:
@@ -128,8 +132,10 @@ def _succeeds(job: Job, head: str, command: list[str], launch: str, show: Show, 
         job.folder.mkdir(parents=True, exist_ok=True)
         with owned(job.folder, same_launch=False, lock=STUDY_LOCK):
             code = _run(job, command, launch, lambda line: show(f"{head}: {line}"), children)
-    except InputError as error:  # another study runs it
-        show(f"{head}: left alone: {error}")
+    except InputError as error:  # another study runs it, or it cannot be written
+        show(f"{head}: not run: {error}")
+        return False
+    if children.stopped:
         return False
     if code:
         show(f"{head}: failed with exit code {code}: {last_line(job.folder / LOG)}")
