@@ -109,7 +109,9 @@ def ecoformer(package: Path, fresh: Callable[..., Fresh]) -> Callable[..., Fresh
     return run
 
 
-def test_a_run_made_of_what_others_wrote(package: Path, ecoformer: Callable[..., Fresh]) -> None:
+def test_a_run_made_of_what_others_wrote(
+    package: Path, ecoformer: Callable[..., Fresh], monkeypatch: pytest.MonkeyPatch
+) -> None:
     own = ["--config-dir", "conf", "attention=first_token", "plugins=[others]"]
     done = ecoformer("train", *own, *LINE, *EXTRA, "output_dir=run")
     assert done.wait() == 0, done.stderr
@@ -123,6 +125,9 @@ def test_a_run_made_of_what_others_wrote(package: Path, ecoformer: Callable[...,
     refused = ecoformer("eval", "checkpoint=run/best.pt")
     assert refused.wait() == 2 and refused.stderr.count("\n") == 1
     assert "stripes does not exist" in refused.stderr or "plugins=[MODULE]" in refused.stderr
+    monkeypatch.setenv("ECOFORMER_PLUGINS", "others")  # commands without `plugins`
+    counted = ecoformer("energy", "--checkpoint", "run/best.pt")
+    assert counted.wait() == 0 and "first_token" in counted.stdout, counted.stderr
 
 
 @pytest.mark.parametrize(

@@ -98,3 +98,8 @@ class EvalDataConfig:
     max_val_samples: int | None = key(None, limit=at_least(1))
     max_corrupt: int | None = key(None, limit=at_least(0))
     val_split: str | None = key(None)
+    image_key: str | None = key(None)
+    label_key: str | None = key(None)
+    text_key: str | None = key(None)
+    num_classes: int | None = key(None, limit=at_least(1))
+    class_names: str | None = key(None)

@@ -96,6 +96,8 @@ def _labels(root: Path, dataset: Any, sample: tuple[str, str], label_key: str) -
             )
     feature = dataset.features[label_key]
     targets = np.asarray(dataset.select_columns([label_key]).with_format("numpy")[:][label_key])
+    if targets.dtype.kind in "fO" and str(getattr(feature, "dtype", "")).startswith(("int", "uint")):  # some are None
+        targets = np.array([-1 if value is None or value != value else int(value) for value in targets.tolist()])
     if targets.dtype.kind not in "iu" or targets.ndim != 1:
         raise InputError(
             f"data.root={root}: column {label_key!r} holds {feature}, not class numbers: set data.label_key, or "
@@ -125,7 +127,7 @@ def _open(root: Path, split: str | None, wanted: tuple[str, ...], key: str, imag
         raise InputError(f"{asked} no split of data.root={root} (there: {', '.join(names)}): set {key}")
     with _reading(root) as datasets:
         if (root / OF_SPLITS).is_file() or chosen == "all":
-            dataset = datasets.load_from_disk(str(root if chosen == "all" else root / chosen))
+            dataset = datasets.load_from_disk(str(root / chosen if (root / OF_SPLITS).is_file() else root))
             if image_key in dataset.column_names:
                 dataset = dataset.cast_column(image_key, datasets.Image(decode=False))
             return dataset, chosen

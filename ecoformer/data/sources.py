@@ -35,6 +35,8 @@ def data_source(*names: str) -> Callable[[Opener], Opener]:
 
     def register(opener: Opener) -> Opener:
         for name in names:
+            if name in SOURCES and SOURCES[name].__module__ != opener.__module__:
+                raise InputError(f"data.name={name} exists already: choose another name for it")
             SOURCES[name] = opener
             if name not in DATA_NAMES:
                 DATA_NAMES.append(name)

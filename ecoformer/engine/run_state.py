@@ -26,9 +26,9 @@ from ecoformer.engine.rng import rng_state
 from ecoformer.engine.run_files import make_room, read_intact
 from ecoformer.engine.same_run import require_same_run
 from ecoformer.engine.signals import StopSignals
-from ecoformer.errors import counted
+from ecoformer.errors import InputError, counted
 from ecoformer.files.run_names import LAST, METRICS, PREVIOUS
-from ecoformer.model.checkpoint import load_checkpoint, load_weights, save_checkpoint
+from ecoformer.model.checkpoint import load_checkpoint, load_weights, no_plain, save_checkpoint
 
 
 @dataclass
@@ -72,6 +72,18 @@ class RunState:
     elapsed_s: float = 0.0
     restored_rng: list[dict[str, Any]] | None = None
     started: float = field(default_factory=time.perf_counter)
+
+    def check_parts(self) -> None:
+        """Raise InputError for parts whose states a checkpoint could not hold, or not tell apart."""
+        for parts in (self.callbacks, self.loggers):
+            held = [part for part in parts if type(part).state_dict is not Stateful.state_dict]
+            names = [part.name for part in held]
+            for part in held:
+                where = f"{type(part).__name__} ({part.name})"
+                if names.count(part.name) > 1:
+                    raise InputError(f"{where} keeps a state under the name of another one: give each class a name")
+                if (fault := no_plain(part.state_dict(), "its state_dict()")) is not None:
+                    raise InputError(f"{where}: {fault}: hand numbers, texts, tensors and containers of them")
 
     @property
     def evaluated(self) -> nn.Module:

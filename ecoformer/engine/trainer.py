@@ -240,6 +240,7 @@ class Trainer:
         self.display.print(line)
 
     def _open(self, resume: Path | None) -> None:
+        self.state.check_parts()
         for note in self.state.open_run_dir(resume):
             self.print(note)
         if self.state.scheduler is not None:

@@ -28,6 +28,7 @@ class WandbLogger(Logger):
         self.run_id: str | None = None
         self.run_dir: Path | None = None
         self.events: set[str] = set()  # whose axis wandb knows
+        self.is_finished = False
 
     def open(self, run_dir: Path, resumed_epoch: int | None, config: dict[str, Any]) -> None:
         self.run_dir = run_dir
@@ -68,6 +69,7 @@ class WandbLogger(Logger):
     def finish(self, figures: dict[str, Any]) -> None:
         if self.run is None or self.run_dir is None:
             return
+        self.is_finished = True
         with self._harmless():
             self.run.summary.update(figures)
             if self.config.artifacts and (self.run_dir / BEST).exists():
@@ -77,7 +79,7 @@ class WandbLogger(Logger):
         if self.run is None:
             return
         with self._harmless():
-            self.run.finish()
+            self.run.finish(exit_code=0 if self.is_finished else 1)  # else a run that failed would count as good
         self.run = None
 
     def state_dict(self) -> dict[str, Any]:

@@ -38,7 +38,8 @@ def save_checkpoint(path: Path, content: dict[str, Any], previous: Path | None =
     Raises InputError: the file cannot be written (disk full, read-only folder, ...).
     """
     content = {"format": FORMAT, "version": VERSION, **content}
-    _require_plain(content, "checkpoint")
+    fault = no_plain(content, "checkpoint")
+    assert fault is None, fault  # a defect of ours
     with atomic_write(path, previous) as file:
         try:
             torch.save(content, file)
@@ -138,17 +139,15 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], source: Path | str)
     model.load_state_dict({key: shared_like(own[key], value) for key, value in state.items()})
 
 
-def _require_plain(value: Any, where: str) -> None:
-    """Everything that is written must be loadable with weights_only=True; anything else is our defect."""
+def no_plain(value: Any, where: str) -> str | None:
+    """What of a value, which a message calls `where`, is not loadable with weights_only=True; None: all is."""
     if isinstance(value, dict):
-        for key, item in value.items():
-            _require_plain(key, f"a key of {where}")
-            _require_plain(item, f"{where}[{key!r}]")
+        parts = [(key, f"a key of {where}") for key in value] + [(x, f"{where}[{key!r}]") for key, x in value.items()]
     elif isinstance(value, (list, tuple)):
-        for index, item in enumerate(value):
-            _require_plain(item, f"{where}[{index}]")
+        parts = [(item, f"{where}[{index}]") for index, item in enumerate(value)]
     else:
-        assert isinstance(value, Tensor) or type(value) in _PLAIN, f"{where} is a {type(value).__name__}"
+        return None if isinstance(value, Tensor) or type(value) in _PLAIN else f"{where} is a {type(value).__name__}"
+    return next((fault for item, name in parts if (fault := no_plain(item, name)) is not None), None)
 
 
 def shared_like(own: Any, value: Any) -> Any:

@@ -2,7 +2,8 @@
 
 A plugin is a module that registers what it brings when it is imported; CONTRIBUTING.md has one. Installed packages
 name theirs as an entry point of the group "ecoformer.plugins"; a module that is not installed is named by
-`plugins=[MODULE]`. Modules are imported for what the command line says, never for what a checkpoint says.
+`plugins=[MODULE]`, or for any command by ECOFORMER_PLUGINS=MODULE in the environment. Modules are imported for what the
+command line and the environment say, never for what a checkpoint says.
 """
 
 import functools
@@ -14,24 +15,32 @@ from importlib.metadata import EntryPoint, EntryPoints, entry_points
 
 from ecoformer.errors import InputError, one_line
 
-GROUP = "ecoformer.plugins"
+GROUP, VARIABLE = "ecoformer.plugins", "ECOFORMER_PLUGINS"
 _loaded: set[EntryPoint] = set()
 
 
 def load_installed() -> None:
-    """Import the plugins of all installed packages, once. Raises InputError if one cannot be imported."""
+    """Import the plugins of all installed packages, once, and the modules that ECOFORMER_PLUGINS names.
+
+    Raises InputError if one cannot be imported.
+    """
     for entry in _installed(tuple(sys.path)):
         if entry in _loaded:
             continue
         _loaded.add(entry)  # before the import, which may come back here
         try:
             entry.load()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             package = entry.dist.name if entry.dist is not None else entry.value
             raise InputError(
                 f"the plugin {entry.name}={entry.value} of {package} cannot be imported: {one_line(error)}; "
                 f"mend or uninstall {package}"
             ) from error
+    named = [name for name in os.environ.pop(VARIABLE, "").split(",") if name]
+    if named:
+        os.environ[VARIABLE] = ""  # read, also by an import that comes back here
+        load_modules(named)
+        os.environ[VARIABLE] = ",".join(named)  # for child processes
 
 
 @functools.cache  # it reads the metadata of all packages on the path, which is only the cache's key
@@ -47,7 +56,7 @@ def load_modules(names: Iterable[str]) -> None:
     for name in names:
         try:
             importlib.import_module(name)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise InputError(
                 f"plugins=[{','.join(names)}]: {name} cannot be imported: {one_line(error)}; name a module that python "
                 "finds from here, or set PYTHONPATH"

@@ -129,7 +129,7 @@ def make_spec(name: str, options: Mapping[str, Any] | None = None) -> AttentionS
     if name not in SPECS:
         raise InputError(
             f"attention={name} does not exist; choose one of {', '.join(['stock', *SPECS])}, or name the "
-            "module that brings it: plugins=[MODULE]"
+            "module that brings it: plugins=[MODULE], or ECOFORMER_PLUGINS=MODULE in the environment"
         )
     cls = SPECS[name]
     known = [f.name for f in fields(cls)]

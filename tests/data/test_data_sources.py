@@ -11,7 +11,7 @@ import pytest
 import torch
 from torchvision.datasets import CIFAR10
 
-from ecoformer.data.sources import ArraySource
+from ecoformer.data.sources import ArraySource, data_source
 from ecoformer.data.splits import take
 from ecoformer.errors import InputError
 
@@ -28,6 +28,11 @@ def test_digits_come_without_a_download(open_data):
     counts = torch.cat([targets for _, targets in data.val_loader]).bincount()
     assert counts.min() >= 34
     assert counts.max() <= 37
+
+
+def test_a_source_of_a_package_takes_no_ones_place():
+    with pytest.raises(InputError, match=r"data\.name=digits exists already: choose another name for it"):
+        data_source("digits")(lambda data, **options: None)
 
 
 def test_digits_split_is_the_same_for_every_seed_and_shares_no_image(open_data):

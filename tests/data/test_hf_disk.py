@@ -97,6 +97,19 @@ def test_refusals(open_data: Callable, image_folder: Path, tmp_path: Path):
     assert refusal(root=tmp_path / "empty").startswith(f"data.root={tmp_path}/empty is no dataset that can be read (")
 
 
+def test_labels_that_are_none_are_none(open_data: Callable, image_folder: Path, tmp_path: Path):
+    train, val = table(image_folder / "train"), table(image_folder / "val")
+    bare = val.remove_columns("label").add_column("label", [None] * len(val), feature=val.features["label"])
+    root = saved(tmp_path / "hf", {"train": train, "test": bare}, "disk")
+    with pytest.raises(InputError, match=r"split test has no labels \(label is -1 in every row\): set data\.val_split"):
+        open_data(name="hfds", root=root)
+
+
+def test_a_split_called_all(open_data: Callable, image_folder: Path, tmp_path: Path):
+    root = saved(tmp_path / "hf", {"all": table(image_folder / "train"), "val": table(image_folder / "val")}, "disk")
+    assert open_data(name="hfds", root=root, train_split="all").num_train == 12
+
+
 def test_a_missing_package_is_named(open_data: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(InputError, match=r"data=hfds needs the datasets package: pip install 'ecoformer\[data\]'"):

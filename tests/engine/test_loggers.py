@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 from fakes import make_trainer
 from rich.console import Console
 
 from ecoformer.config.schema import EnergyConfig, WandbConfig
 from ecoformer.engine.callbacks import EnergyLog
-from ecoformer.engine.loggers import CSV_COLUMNS, CsvLogger, JsonlLogger
+from ecoformer.engine.loggers import CSV_COLUMNS, CsvLogger, JsonlLogger, Logger
 from ecoformer.engine.progress import ProgressDisplay, RemainingTime
 from ecoformer.engine.tensorboard_logger import TensorBoardLogger
 from ecoformer.engine.wandb_logger import WandbLogger
@@ -137,7 +139,28 @@ class FakeRun:
     def log_artifact(self, path: str, name: str, type: str) -> None:
         self.artifacts.append((Path(path).name, name))
 
-    def finish(self) -> None: ...
+    def finish(self, exit_code: int) -> None:
+        self.exit_code = exit_code
+
+
+class Counting(Logger):
+    name = "counting"
+
+    def __init__(self, seen: object) -> None:
+        self.seen = seen
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seen": self.seen}
+
+
+def test_states_that_a_checkpoint_cannot_hold_or_tell_apart_are_refused_at_once(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path / "one", loggers=[Counting(1), Counting(2)])
+    with pytest.raises(InputError, match=r"Counting \(counting\) keeps a state under the name of another one"):
+        trainer.fit()
+    trainer = make_trainer(tmp_path / "two", loggers=[Counting(np.float64(1))])
+    with pytest.raises(InputError, match=r"counting\): its state_dict\(\)\['seen'\] is a float64: hand numbers"):
+        trainer.fit()
+    assert not (tmp_path / "two" / "last.pt").exists()
 
 
 def test_wandb_gets_the_numbers_and_may_break(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,6 +189,20 @@ def test_wandb_gets_the_numbers_and_may_break(tmp_path: Path, monkeypatch: pytes
     with pytest.warns(UserWarning, match="wandb stopped"):
         make_trainer(tmp_path / "run", loggers=[resumed]).fit(resume=tmp_path / "run" / "last.pt")
     assert runs[1]["id"] == "abc" and runs[1]["resume"] == "allow" and runs[1]["mode"] == "online"
+
+
+def test_wandb_hears_how_a_run_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import wandb
+
+    for steps, code in ((None, 0), (1, 1)):
+        run = FakeRun(breaks_after=1000)
+        monkeypatch.setattr(wandb, "init", lambda run=run, **settings: run)
+        trainer = make_trainer(tmp_path / str(code), loggers=[WandbLogger(WandbConfig(enabled=True))], epochs=1)
+        if steps:
+            monkeypatch.setattr(trainer, "_validate", lambda: 1 / 0)
+        with contextlib.suppress(ZeroDivisionError):
+            trainer.fit()
+        assert run.exit_code == code
 
 
 @pytest.mark.parametrize("uploads", [False, True])
