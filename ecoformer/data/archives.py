@@ -36,7 +36,11 @@ def load_archives(data: DataConfig, *, with_train: bool, num_classes: int | None
     for source, split in ((train, "training"), (val, "validation")):
         if source is not None and (faults := label_faults(source.targets, names)):
             raise InputError(f"data.root={root}: the {split} split {faults[0]}")
-    return Splits(names, train, val, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, crop_pct=0.875)
+    notes = []
+    if with_train and data.train_split is not None and data.train_split == data.val_split and not data.dev_samples:
+        both = f"data.train_split and data.val_split are both {data.val_split}"
+        notes.append(f"{both}: what is trained on is evaluated on")
+    return Splits(names, train, val, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, crop_pct=0.875, notes=notes)
 
 
 def _read_shards(data: DataConfig, root: Path, *, training: bool) -> tuple[LabelledSource, list[str] | None]:

@@ -12,6 +12,7 @@ from ecoformer.errors import InputError
 from ecoformer.files.table import Column, Table, render
 from ecoformer.fit.contract import JointFitReport, joint_line
 from ecoformer.fit.hashes import HashFitReport, fit_hashes, has_hashes, hash_layers, layers_to_fit
+from ecoformer.nn.fitted_state import FittedState
 
 
 def due(config: HashUpdateConfig, step: int, steps_per_epoch: int) -> bool:
@@ -85,6 +86,15 @@ class HashUpdate(Callback):
         """Whether a fit is due from the next step on, and possible."""
         steps = fit_steps(self.config, trainer.steps_per_epoch, epochs) if has_hashes(trainer.model) else []
         return any(step >= trainer.step for step in steps) and self._refusal(trainer) is None
+
+    def require_first_fit(self, trainer: Training) -> None:
+        """Raise InputError where functions that nobody fitted would run before the first fit."""
+        unfitted = any(isinstance(part, FittedState) and not part.is_fitted for part in trainer.model.modules())
+        if unfitted and not self._is_due(trainer, trainer.step):
+            raise InputError(
+                "callbacks.hash_update fits nothing before the first step, and the hash functions were never fitted: "
+                "leave at_epochs and enabled as they are, or start from a fitted checkpoint"
+            )
 
     def fit(
         self,

@@ -146,6 +146,7 @@ def build_run(config: Config, folder: RunDir, device: torch.device, data: DataMo
     )
     if folder.resume is not None:
         trainer.state.restore(folder.resume)  # refuses another run's before anything is written
+    hash_update.require_first_fit(trainer)
     if hash_update.fits_later(trainer, config.train.epochs):
         data.require_calibration_images(update.num_images)
     return Run(config, folder, data, built, trainer)

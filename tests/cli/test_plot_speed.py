@@ -27,7 +27,7 @@ def test_draws_a_line_per_attention(script, tmp_path, drawn):
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [(None, "cannot read"), ("{", "no rows"), ('[{"model": 1}]', "no rows")]
+    ("content", "message"), [(None, "cannot read"), ("{", "no rows"), ('[{"model": 1}]', "no rows"), ("[]", "no rows")]
 )
 def test_refusals(script, tmp_path, capsys, content, message):
     path = tmp_path / "rows.json"

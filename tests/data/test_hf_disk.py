@@ -64,6 +64,7 @@ def test_one_table_other_columns_and_labels_without_names(open_data: Callable, i
     keys = {"root": tmp_path / "one", "image_key": "photo", "val_split": "all", "train_split": "all"}
     data = open_data(name="hfds", num_classes=2, **keys)
     assert (data.class_names, data.num_train) == (["0", "1"], 6)
+    assert "data.train_split and data.val_split are both all: what is trained on is evaluated on" in data.notes
     with pytest.raises(InputError, match=r"does not say how many classes there are: set data.num_classes"):
         open_data(name="hfds", **keys)
 

@@ -117,6 +117,9 @@ BAD = {
     "--convention both": "invalid choice: 'both'",
     "--format xml": "invalid choice: 'xml'",
     "--nonsense": "unrecognized arguments: --nonsense",
+    "--by layer --measure cpu": "--measure has no effect beside --by",
+    "--published --model twins_svt_small": "--model has no effect beside --published",
+    "--show-profile --witness": "--witness has no effect beside --show-profile",
 }
 
 

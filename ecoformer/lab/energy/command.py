@@ -27,7 +27,16 @@ Made = TypeVar("Made")
 Refused = tuple[Case, InputError]
 
 
+# Options that a mode does not look at.
+DRAWN, CHOSEN = ("plots", "measure", "witness"), ("model", "checkpoint", "attention", "img_size")
+IGNORED = {"by": DRAWN, "explain": DRAWN, "published": (*DRAWN, *CHOSEN), "show_profile": DRAWN}
+
+
 def run(args: argparse.Namespace) -> int:
+    for mode, options in IGNORED.items():
+        if getattr(args, mode) and (given := [name for name in options if getattr(args, name)]):
+            flags = [f"--{name.replace('_', '-')}" for name in (mode, given[0])]
+            raise InputError(f"{flags[1]} has no effect beside {flags[0]}: leave out one of them")
     profile = load_profile(args.profile)
     if args.published:
         return published(args)
