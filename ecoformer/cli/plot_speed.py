@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from ecoformer.cli.arguments import Parser, out_file, script
-from ecoformer.errors import counted
+from ecoformer.errors import InputError, counted
 from ecoformer.lab.speed.section import read_rows
 from ecoformer.report.figures import draw_growth, name_curves, panels, save_figure
 
@@ -29,7 +29,10 @@ def main(p: Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    save_figure(figure([row for path in args.rows for row in read(path)]), args.out)
+    rows = [row for path in args.rows for row in read(path)]
+    if not rows:
+        raise InputError(f"{args.rows[0]} holds no rows that could be measured: give another file")
+    save_figure(figure(rows), args.out)
     return 0
 
 

@@ -36,11 +36,7 @@ def load_installed() -> None:
                 f"the plugin {entry.name}={entry.value} of {package} cannot be imported: {one_line(error)}; "
                 f"mend or uninstall {package}"
             ) from error
-    named = [name for name in os.environ.pop(VARIABLE, "").split(",") if name]
-    if named:
-        os.environ[VARIABLE] = ""  # read, also by an import that comes back here
-        load_modules(named)
-        os.environ[VARIABLE] = ",".join(named)  # for child processes
+    load_modules(name for name in os.environ.get(VARIABLE, "").split(",") if name)
 
 
 @functools.cache  # it reads the metadata of all packages on the path, which is only the cache's key
