@@ -173,7 +173,10 @@ def refuse_overwriting(sources: Iterable[Any], out: Path | str | None, named: st
     for source in (Path(each).resolve() for each in sources if isinstance(each, str | Path) and os.path.exists(each)):
         folder = source if source.is_dir() else source.parent
         runs = [run for run in (folder, folder.parent) if any((run / name).exists() for name in (LAST, PREVIOUS, BEST))]
-        of_run = any(out.parent == run / TOP or (out.parent == run and out.name in RUN_FILES) for run in runs)
+        of_run = any(
+            (out.parent == run and out.name in RUN_FILES) or (out.parent == run / TOP and out.match("epoch-*.pt"))
+            for run in runs
+        )
         if (same := os.path.samefile(source, out)) or of_run:
             what = "which is read" if same else "a file of the run that is read"
             raise InputError(f"{named} would write over {out}, {what}: name another file")
