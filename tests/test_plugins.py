@@ -92,6 +92,7 @@ EXTRA = ["callbacks.extra=[{_target_:others.Shout,word:hello}]", "logger.extra=[
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("package")
     (folder / "others.py").write_text(PLUGIN)
+    (folder / "leaves.py").write_text("raise SystemExit(3)")
     (folder / "conf" / "attention").mkdir(parents=True)
     (folder / "conf" / "attention" / "first_token.yaml").write_text("name: first_token\nlayers: null\n")
     return folder
@@ -135,6 +136,7 @@ def test_a_run_made_of_what_others_wrote(
     [
         ("[no_such_module]", "plugins=[no_such_module]: no_such_module cannot be imported: No module named"),
         ("others", "plugins=others must be a list, each item text"),
+        ("[leaves]", "plugins=[leaves]: leaves cannot be imported: 3; name a module"),
     ],
 )
 def test_modules_that_cannot_be_imported(

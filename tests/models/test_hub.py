@@ -21,6 +21,7 @@ import ecoformer.models
 from ecoformer import fit_hashes
 from ecoformer.config.schema import CompressConfig, Config, DataConfig, ModelConfig
 from ecoformer.model.checkpoint import save_checkpoint
+from ecoformer.run.hub import _figures, model_card
 from ecoformer.run.start import build_model, model_of_run, read_run
 
 PVT = {"embed_dims": [8, 16, 40, 64], "depths": [1, 1, 1, 1]}
@@ -143,6 +144,14 @@ def test_the_card_says_what_was_measured(written: Callable):
     assert "mJ an image (paper convention, 45nm_fp32),\n  counted, not measured." in card
     config = json.loads((out / "config.json").read_text())
     assert (config["num_classes"], config["model_args"]["patch_stride"]) == (3, 2)
+
+
+def test_the_card_of_a_run_stopped_within_an_epoch_states_no_accuracy(written: Callable):
+    source, _, _ = written("pvt_ecoformer")
+    run = read_run(source)
+    run.content["training"] = {"position": {"steps": 3}}  # what was measured is of the epoch before
+    card = model_card(run, "run", _figures(run, model_of_run(run)))
+    assert "- Accuracy: not recorded in the checkpoint" in card
 
 
 def test_a_push_without_a_connection_is_one_line(script: Any, tmp_path: Path, capsys, monkeypatch):
