@@ -41,8 +41,10 @@ def is_whole(value: object) -> TypeGuard[int]:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def denied(error: BaseException) -> str | None:
-    """The one line about a file or folder that the user's rights do not reach; None for any other error."""
+def mistake(error: BaseException) -> str | None:
+    """The one line about what the user can mend, a place that her rights do not reach too; None for other errors."""
+    if isinstance(error, InputError):
+        return str(error)
     if not isinstance(error, PermissionError) or not isinstance(error.filename, str):
         return None
     return f"{error.filename}: permission denied: correct its permissions, or name another place"

@@ -23,7 +23,7 @@ from ecoformer.config.keys import one_of
 from ecoformer.config.loading import CONFIGS, known_keys, load_config, require_present, unknown_key
 from ecoformer.config.overrides import as_typed
 from ecoformer.config.schema import SCHEMAS, register_schemas
-from ecoformer.errors import InputError, Interrupted, denied
+from ecoformer.errors import InputError, Interrupted, mistake
 
 Task = Callable[[Any], Any]
 USER_ERROR = 2
@@ -107,7 +107,7 @@ def _guarded(task: Task, name: str, failures: list[BaseException], empty: set[Pa
         except Interrupted as error:
             _exit(error.exit_code, str(error))
         except Exception as error:
-            message = str(error) if isinstance(error, InputError) else denied(error)
+            message = mistake(error)
             if message is None and in_sweep:  # Hydra shows only the first failure, and only after the last job
                 traceback.print_exc()
                 failures.append(error)

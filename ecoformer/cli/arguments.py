@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from ecoformer.errors import InputError, Interrupted, denied
+from ecoformer.errors import InputError, Interrupted, mistake
 from ecoformer.files import refuse_overwriting, require_writable
 
 
@@ -127,7 +127,7 @@ def script(run: str | Run, about: str | None, resumable: bool = False) -> Callab
                 _keep_sources(args)
                 return importlib.import_module(run).run(args) if isinstance(run, str) else run(args)
             except (InputError, PermissionError) as error:
-                message = str(error) if isinstance(error, InputError) else denied(error)
+                message = mistake(error)
                 if message is None:
                     raise
                 print(f"error: {message}", file=sys.stderr)

@@ -22,7 +22,7 @@ from ecoformer.errors import InputError, counted
 # Kinds that the trained model is converted to, with their options; and what is counted beside it.
 KINDS: dict[str, dict[str, Any]] = {"distilled": {}, "ecoformer": {}, "uniform": {}, "none": {}}
 BACKBONE, COUNTED, SIZES = "pvt_v2_b0", ("stock", "msa", "ecoformer", "distilled"), (224, 512, 1024)
-
+# What it sets itself for both trainings.
 OWN = ("experiment", "output_dir", "overwrite", "resume", "attention", "init")
 
 

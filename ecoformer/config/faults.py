@@ -10,14 +10,12 @@ from ecoformer.config.keys import one_of
 from ecoformer.config.loading import describe_omegaconf, expected_of, unknown_key
 from ecoformer.config.overrides import quoted
 from ecoformer.config.schema import SCHEMAS
-from ecoformer.errors import InputError, denied, one_line
+from ecoformer.errors import mistake, one_line
 
 
 def describe(error: BaseException, config_name: str) -> str | None:
     """The one line about an error that the user can mend; None for a defect of ours."""
-    if isinstance(error, InputError):
-        return str(error)
-    if (message := denied(error)) is not None:
+    if (message := mistake(error)) is not None:
         return message
     if isinstance(error, MissingConfigException):
         return _missing_option(error)

@@ -80,10 +80,11 @@ def _folders(folders: dict[str, Path]) -> tuple[dict[str, Texts], list[str]]:
             if name == UNLABELLED:
                 notes.append(f"{folder / name}: texts without a class are not read")
                 continue
-            paths = sorted(path for path in (folder / there).glob("*.txt") if not of_system(path.name))
+            entries = [path for path in (folder / there).iterdir() if not of_system(path.name)]
+            paths = sorted(path for path in entries if path.suffix == ".txt")
             if not paths:
                 raise InputError(f"{folder / name} holds no texts (*.txt): add some, or remove the class")
-            passed += sum(not of_system(path.name) for path in (folder / there).iterdir()) - len(paths)
+            passed += len(entries) - len(paths)
             for path in paths:
                 try:
                     texts.add(path.read_bytes(), name, str(path))

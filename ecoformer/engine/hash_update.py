@@ -92,8 +92,8 @@ class HashUpdate(Callback):
         unfitted = any(isinstance(part, FittedState) and not part.is_fitted for part in trainer.model.modules())
         if unfitted and not self._is_due(trainer, trainer.step):
             raise InputError(
-                "callbacks.hash_update fits nothing before the first step, and the hash functions were never fitted: "
-                "leave at_epochs and enabled as they are, or start from a fitted checkpoint"
+                f"callbacks.hash_update (enabled={self.config.enabled}, at_epochs={self.config.at_epochs}) fits "
+                "nothing before the first step, and nothing is fitted: let it, or start from a fitted checkpoint"
             )
 
     def fit(

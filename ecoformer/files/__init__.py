@@ -75,8 +75,8 @@ def _owned(temporary: Path) -> Iterator[BinaryIO]:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                where = temporary.with_suffix("")
-                raise InputError(f"cannot write {where}: it is being written already: give each its own") from error
+                where = f"cannot write {temporary.with_suffix('')}"
+                raise InputError(f"{where}: it is being written already: give each command its own file") from error
             except OSError:  # some network file systems have no locks
                 attempt = 0
             if attempt == 0 or _lies_at(file, temporary):

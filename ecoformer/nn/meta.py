@@ -42,7 +42,7 @@ def evaluated_unchanged(model: nn.Module, on_meta: bool = True) -> Iterator[None
     """
     stores = ("_parameters", "_buffers", "_modules")
     saved = [(vars(m), dict(vars(m)), [dict(vars(m)[store]) for store in stores]) for m in model.modules()]
-    containers: dict[int, tuple[Any, Any]] = {}
+    containers: dict[int, tuple[Any, list[Any]]] = {}
     unsaid: dict[int, _Unsaid] = {}
     for module in model.modules():
         module.training = False
@@ -52,7 +52,7 @@ def evaluated_unchanged(model: nn.Module, on_meta: bool = True) -> Iterator[None
             if on_meta and type(own) is dict and any(isinstance(x, Tensor) and not x.is_meta for x in own.values()):
                 vars(module)[name] = unsaid.setdefault(id(own), _Unsaid(own))
             else:
-                containers[id(own)] = own, dict(own) if isinstance(own, dict) else list(own)
+                containers[id(own)] = own, _content(own)
     try:
         yield
     finally:
@@ -62,8 +62,8 @@ def evaluated_unchanged(model: nn.Module, on_meta: bool = True) -> Iterator[None
             for store, content in zip(stores, contents, strict=True):
                 current[store].clear()
                 current[store].update(content)
-        for own, content in containers.values():
-            _refill(own, content)
+        for own, before in containers.values():
+            _refill(own, before)
 
 
 class _Unsaid(dict[Any, Any]):
@@ -77,18 +77,21 @@ class _Unsaid(dict[Any, Any]):
         return self.whole[key]
 
 
-def _refill(own: Any, content: Any) -> None:
-    values = list(own.values() if isinstance(own, dict) else own)
-    before = list(content.values() if isinstance(own, dict) else content)
-    if len(values) == len(before) and all(map(operator.is_, values, before)):
-        return
+def _content(own: Any) -> list[Any]:
+    return [*own.keys(), *own.values()] if isinstance(own, dict) else list(own)
+
+
+def _refill(own: Any, content: list[Any]) -> None:
+    now = _content(own)
+    if len(now) == len(content) and all(map(operator.is_, now, content)):
+        return  # some refuse to be changed
+    own.clear()
     if isinstance(own, dict):
-        dict.clear(own)
-        dict.update(own, content)  # a Counter's own would add
+        for key, value in zip(content[: len(content) // 2], content[len(content) // 2 :], strict=True):
+            own[key] = value  # a Counter's update would add
     elif isinstance(own, list):
-        own[:] = content
+        own.extend(content)
     else:
-        own.clear()
         own.update(content)
 
 

@@ -60,13 +60,13 @@ def read_run_dir(path: Path) -> RunRecord:
 def read_summary(path: Path) -> dict[str, Any]:
     """summary.json of a finished run. Raises InputError if it is missing or holds no figures of a run."""
     summary = read_json(path / SUMMARY)
-    held = {key: summary.get(key) for key in FIGURES} if isinstance(summary, dict) else {}
-    numbers = all(
-        isinstance(value, int | float) for key, value in held.items() if key != ATTENTION or value is not None
-    )
-    if not held or ATTENTION not in summary or not numbers:
+    if not isinstance(summary, dict) or not all(_is_figure(summary, key) for key in FIGURES):
         raise InputError(f"{path / SUMMARY} holds no figures of a run")
     return summary
+
+
+def _is_figure(summary: dict[str, Any], key: str) -> bool:
+    return isinstance(summary.get(key), int | float) or (key == ATTENTION and summary.get(key, "") is None)
 
 
 def read_records(path: Path, event: str) -> list[dict[str, Any]]:

@@ -105,9 +105,7 @@ def logit_teacher(config: Config, data: DataModule) -> LogitTeacher | None:
     known, needed = run.sequences, sequences_of(data)
     if bool(known) != bool(needed) or any(known[key] < value for key, value in needed.items()):
         said = [", ".join(f"{key}={value}" for key, value in each.items()) or "images" for each in (known, needed)]
-        raise InputError(
-            f"distill.checkpoint={run.path} takes {said[0]}, the data are {said[1]}: give data that it takes"
-        )
+        raise InputError(f"distill.checkpoint={run.path} takes {said[0]}, the data are {said[1]}: give another one")
     model = model_of_run(run)
     try:
         require_input(model, input_size(model, data.img_size))

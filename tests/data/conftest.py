@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from archive_helpers import write_shards
 from PIL import Image
 
 from ecoformer.config.schema import AugmentConfig, DataConfig, TrainConfig
@@ -58,3 +59,14 @@ def open_data() -> Callable[..., DataModule]:
         )
 
     return build
+
+
+@pytest.fixture
+def shards(image_folder: Path, tmp_path: Path, write_image) -> Path:
+    """Three training shards of 13 images and two validation shards of 7, in two classes."""
+    write_image(image_folder / "train" / "bee" / "6.png", seed=77)
+    write_image(image_folder / "val" / "ant" / "3.png", seed=78)
+    root = tmp_path / "shards"
+    write_shards(image_folder / "train", root, "train", 3)
+    write_shards(image_folder / "val", root, "val", 2)
+    return root

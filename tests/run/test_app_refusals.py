@@ -71,7 +71,7 @@ COMMAND_LINES = [
     ),
     (
         "experiment=digits_ecoformer init.checkpoint=null callbacks.hash_update.at_epochs=[99] dry_run=true",
-        ["callbacks.hash_update fits nothing before the first step", "start from a fitted checkpoint"],
+        ["at_epochs=[99]) fits nothing before the first step", "start from a fitted checkpoint"],
     ),
     ("experiment=digits_ecoformer callbacks.hash_update.freeze_epoch=0", ["freeze_epoch=0 must be", "enabled=false"]),
     ("experiment=digits_ecoformer callbacks.hash_update.freeze_step=-3", ["freeze_step=-3 must be", "enabled=false"]),

@@ -126,28 +126,26 @@ def load_study(path: Path) -> StudyConfig:
         raise InputError(f"study {path} has no backbones: give it one with rows")
     for name, backbone in study.backbones.items():
         for row in backbone.rows:
+            where = f"study {path}: backbones.{name}: {row.label}"
             if row.source == SCRATCH:
-                _check_scratch(row, backbone, f"study {path}: backbones.{name}: {row.label}")
+                _check_scratch(row, backbone, where)
             elif row.source not in backbone.stage1:
                 raise InputError(
-                    f"study {path}: backbones.{name}: {row.label} starts from {row.source}, which stage1 does not "
-                    f"train (it has {', '.join(backbone.stage1) or 'nothing'}): add it there, or set source"
+                    f"{where} starts from {row.source}, which stage1 does not train (it has "
+                    f"{', '.join(backbone.stage1) or 'nothing'}): add it there, or set source"
                 )
             if not row.finetune and any(text.startswith("train.epochs=") for text in row.overrides):
                 raise InputError(
-                    f"study {path}: backbones.{name}: {row.label} is not trained (finetune: false), yet sets "
-                    "train.epochs: leave out one of them"
+                    f"{where} is not trained (finetune: false), yet sets train.epochs: leave out one of them"
                 )
             if len(set(row.seeds)) < len(row.seeds):
-                raise InputError(f"study {path}: backbones.{name}: {row.label} has seeds={row.seeds}: each must be new")
+                raise InputError(f"{where} has seeds={row.seeds}: each must be new")
             if own := [text for text in row.overrides if text.startswith(("seed=", "output_dir=", "init.checkpoint="))]:
-                raise InputError(
-                    f"study {path}: backbones.{name}: {row.label} sets {own[0]}, which the study does: leave it out"
-                )
+                raise InputError(f"{where} sets {own[0]}, which the study does: leave it out")
             if 0 in row.stage1_seeds or len(set(row.stage1_seeds)) < len(row.stage1_seeds):
                 raise InputError(
-                    f"study {path}: backbones.{name}: {row.label} has stage1_seeds={row.stage1_seeds}: each must be "
-                    f"new, and 0 is where all of its seeds start from already"
+                    f"{where} has stage1_seeds={row.stage1_seeds}: each must be new, and 0 is where all of its seeds "
+                    "start from already"
                 )
         folders = [row.folder for row in backbone.rows]
         for folder in folders:
