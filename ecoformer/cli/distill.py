@@ -37,6 +37,7 @@ def main(p: Parser) -> None:
     p.add_argument("--no-controls", action="store_true", help="leave out uniform attention and none")
     p.add_argument("--no-accuracy", action="store_true", help="leave out top-1")
     p.add_argument("--seed", type=seed, default=0, help="of the choice of images and of the fit")
+    p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     p.add_argument("--threads", type=int, help="CPU threads")
     p.add_argument("--format", choices=("table", "json"), default="table")
     p.add_argument("--out", type=out_file, metavar="FILE", required=True, help="the distilled model, e.g. distilled.pt")
@@ -87,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     profile = load_profile(args.profile)
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    keys = ("model", "checkpoint", "pretrained", "data_name", "img_size", "max_val")
+    keys = ("model", "checkpoint", "pretrained", "data_name", "img_size", "max_val", "device")
     source = load_source(root=args.data, out=args.out, **{key: getattr(args, key) for key in keys})
     model, figures = measure_distilled(
         source,

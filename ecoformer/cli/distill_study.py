@@ -46,6 +46,7 @@ def main(p: Parser) -> None:
     p.add_argument("--controls", action="store_true", help="measure the controls too, for the first seed of each model")
     p.add_argument("--beside", type=Path, metavar="FILE", help="table.json of a training study, for front.png")
     p.add_argument("--keep", type=out_folder, metavar="FOLDER", help="write the distilled models there")
+    p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     p.add_argument("--threads", type=int, default=1, help="CPU threads")
     p.add_argument("--out", type=out_folder, required=True, metavar="FOLDER")
 
@@ -87,7 +88,9 @@ def run(args: argparse.Namespace) -> int:
                 f"--keep {args.keep}: {lost.name} would be written over: give settings that differ in more than "
                 "codes, features, projection and values a folder each"
             )
-        source = load_source(checkpoint=checkpoint, root=args.data, max_val=args.max_val, out=args.out)
+        source = load_source(
+            checkpoint=checkpoint, root=args.data, max_val=args.max_val, out=args.out, device=args.device
+        )
         alike = {"checkpoint": name, "epochs": source.epoch, "num_val": source.data.num_val}
         for setting in missing:
             spec = spec_of(setting["attention"], **setting["spec"])

@@ -29,6 +29,7 @@ def main(p: Parser) -> None:
     p.add_argument("--seeds", type=seed, nargs="+", default=[0], help="of the hash functions; one row each")
     p.add_argument("--top1", action="store_true", help="also top-1 on all validation images, without any training")
     p.add_argument("--profile", default="45nm_fp32", help="energy prices")
+    p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     p.add_argument("--threads", type=positive, help="CPU threads")
     p.add_argument("--format", choices=("table", "json"), default="table")
     p.add_argument("--out", type=out_folder, help="folder for the results")

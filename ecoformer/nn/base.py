@@ -16,6 +16,7 @@ from ecoformer.nn.heads import as_attn_mask, join_heads, split_heads
 from ecoformer.nn.power_linear import without_powers
 from ecoformer.nn.projections import FUSED_QKV, READERS, ROLES, Projections, linear_from, linear_rows, too_little
 from ecoformer.nn.specs import SPECS, AttentionSpec, announce
+from ecoformer.ops.precision import as_linears_take
 
 BUILDERS: dict[type[AttentionSpec], type[ReplacementAttention]] = {}
 KindT = TypeVar("KindT", bound="type[ReplacementAttention]")
@@ -176,6 +177,7 @@ class ReplacementAttention(nn.Module):
 
     def heads(self, x_BND: Tensor) -> list[Tensor]:
         """Queries, keys and values of x, as far as the kind has them, each (B, H, N, C)."""
+        x_BND = as_linears_take(x_BND)
         found: dict[str, Tensor] = {}
         for part, roles in self._roles_of_parts().items():
             if part != "proj":

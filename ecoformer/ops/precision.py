@@ -1,4 +1,4 @@
-"""Full precision inside autocast: a code is a sign near zero, and sums of codes must be exact integers."""
+"""Precision under autocast. What makes codes is in full: a code is a sign near zero, and sums of codes are exact."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -14,3 +14,10 @@ def full_precision(x: Tensor) -> Tensor:
 def without_autocast(x: Tensor) -> AbstractContextManager[object]:
     """Autocast off for x's device. Meta tensors, which only carry shapes, know no autocast."""
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
+
+
+def as_linears_take(x: Tensor) -> Tensor:
+    """x as autocast, where it is on, would cast it in every Linear that takes it: done once."""
+    if x.is_meta or x.dtype != torch.float32 or not torch.is_autocast_enabled(x.device.type):
+        return x
+    return x.to(torch.get_autocast_dtype(x.device.type))

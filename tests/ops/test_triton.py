@@ -11,7 +11,7 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-SHAPES = [(1, 1, 7, 5, 3, 4), (2, 3, 65, 32, 25, 16), (1, 2, 130, 13, 7, 33), (2, 2, 3, 20, 2, 1)]
+SHAPES = [(1, 1, 7, 5, 3, 4), (2, 3, 65, 32, 25, 16), (1, 2, 450, 13, 7, 33), (2, 2, 3, 20, 2, 1)]
 CASES = [(shape, numerator, "float32") for shape in SHAPES for numerator in ("own_token", "kernel")]
 CASES += [(SHAPES[1], "own_token", "bfloat16"), (SHAPES[2], "kernel", "bfloat16"), (SHAPES[1], "kernel", "float16")]
 
@@ -55,16 +55,16 @@ def a_wrong_kernel_is_refused():
 
     mine.require_agreement(torch.device("cpu"), attend)
     mine.require_agreement.cache_clear()
-    half = mine._sigma
-    mine._sigma = lambda *args: 0.5 * half(*args)
+    right = mine._Attend.apply
+    mine._Attend.apply = lambda *args: 1.1 * right(*args)
     try:
         mine.require_agreement(torch.device("cpu"), attend)
     except RuntimeError as error:
         assert "set ECOFORMER_TRITON=0" in str(error) and "output differs by" in str(error), error
     else:
-        raise AssertionError("half of sigma was not noticed")
+        raise AssertionError("a tenth more was not noticed")
     finally:
-        mine._sigma = half
+        mine._Attend.apply = right
 
 
 def test_under_the_interpreter():
@@ -127,14 +127,14 @@ def compile_for_an_h100(kernel):
 
     constants = {"TOKENS": 64, "CHANNELS": 32, "BITS": 16, "ANCHORS": 32, "OWN_TOKEN": True, "PACKED": True}
     tokens = {"qk", "v", "out", "grad", "grad_v", "grad_qk"}
-    sizes = {"batch", "tokens", "channels", "bits", "num_anchors", "blocks"}
+    sizes = {"batch", "tokens", "channels", "bits", "num_anchors", "parts", "blocks"}
 
     def kind(name):
         if name in constants:
             return "constexpr"
         if name in sizes or "stride" in name:
             return "i32"
-        return {"log_2": "fp32", "code": "*i32"}.get(name, "*bf16" if name in tokens else "*fp32")
+        return {"code": "*i32"}.get(name, "*bf16" if name in tokens else "*fp32")
 
     signature = {name: kind(name) for name in kernel.arg_names}
     values = {(i,): constants[name] for i, name in enumerate(kernel.arg_names) if name in constants}

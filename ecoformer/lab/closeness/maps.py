@@ -29,9 +29,9 @@ def layer_weights(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
     for name, (x_BND, _) in layer_calls(model, layers, images).items():
         layer = layers[name]
         if isinstance(layer, ReplacementAttention):
-            found[name] = layer.attention_weights(x_BND)
+            found[name] = layer.attention_weights(x_BND).cpu()
         else:
-            found[name] = SoftmaxTarget.of(layer, name, x_BND).maps()
+            found[name] = SoftmaxTarget.of(layer, name, x_BND).maps().cpu()
     return found
 
 
@@ -46,10 +46,11 @@ def plot_maps(
     if takes_sequences(model):
         return
     shown = {"distilled": layer_weights(model, image_3SS[None]), "original": layer_weights(source, image_3SS[None])}
+    picture_SS = image_3SS.mean(0).cpu()
     for block in blocks:
         name = block["block"]
         rows = {label: weights[name][0].mean(0) for label, weights in shown.items() if name in weights}
-        _plot_block(rows, image_3SS.mean(0), block, folder / f"{name}.png")
+        _plot_block(rows, picture_SS, block, folder / f"{name}.png")
 
 
 def _plot_block(rows: dict[str, Tensor], picture_SS: Tensor, block: dict[str, Any], out: Path) -> None:

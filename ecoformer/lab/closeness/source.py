@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ecoformer.config.schema import Config
 from ecoformer.data import DataModule, build_data
 from ecoformer.data.listops import require_apart
+from ecoformer.engine.distributed import device_of
 from ecoformer.engine.evaluation import evaluate
 from ecoformer.errors import InputError
 from ecoformer.model.chosen import layer_filter
@@ -116,6 +117,7 @@ def load_source(
     max_val: int | None = None,
     only_msa: bool = False,
     out: Path | None = None,
+    device: str = "cpu",
 ) -> Source:
     """Find the model and its data.
 
@@ -128,9 +130,11 @@ def load_source(
         max_val: only so many validation images.
         only_msa: a run with MSA attention and nothing else.
         out: where the command writes; refused within a split of the data.
+        device: where the model and its data are, as `device_of` reads it.
     Raises:
         InputError: whatever the user can mend.
     """
+    place = device_of(device, "--device ")
     if pretrained == (checkpoint is not None):
         raise InputError("name the weights to start from: either --checkpoint FILE or --pretrained")
     run = None
@@ -159,15 +163,14 @@ def load_source(
     if out is not None:
         keep_out_of_splits(out, config.data.root, f"--out {out}")
     train = replace(config.train, progress=False)
-    device = torch.device("cpu")
     options: dict[str, Any] = {"calibration_only": True, "in_chans": config.model.in_chans}
-    data = build_data(config.data, config.augment, train, seed=0, device=device, **options)
+    data = build_data(config.data, config.augment, train, seed=0, device=place, **options)
     if run is None:
         model_of_config = build_model(config, data.num_classes, sequences=sequences_of(data)).model
-        return Source(config, model_of_config.eval(), data, 0)
+        return Source(config, model_of_config.to(place).eval(), data, 0)
     if run.class_names != list(data.class_names):
         raise InputError(
             f"--checkpoint {checkpoint} was trained on other classes than those of --data {config.data.root}: "
             "give the data that it was trained on"
         )
-    return Source(config, model_of_run(run).eval(), data, run.content["epoch"])
+    return Source(config, model_of_run(run).to(place).eval(), data, run.content["epoch"])

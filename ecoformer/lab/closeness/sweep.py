@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
     for setting in args.settings:
         parse_setting(setting)  # what is no setting is said before the data are read
     profile = load_profile(args.profile)
-    source = load_source(checkpoint=args.checkpoint, root=args.data, only_msa=True, out=args.out)
+    source = load_source(checkpoint=args.checkpoint, root=args.data, only_msa=True, out=args.out, device=args.device)
     config, data, msa = source.config, source.data, source.model
     held_out = pick_images(data.val_loader, data.num_val, args.images, seed=0)
     found: dict[str, Any] = {

@@ -4,10 +4,9 @@ Tested under Triton's interpreter, and on an NVIDIA H200 (torch 2.11, triton 3.6
 makes of them is not known, so the first call on a device compares them with the torch path on a small case and refuses
 to go on where they differ.
 
-Shapes: B batch, H heads, N tokens, C head channels, K code bits, M anchors; P token blocks.
+Shapes: B batch, H heads, N tokens, C head channels, K code bits, M anchors; P parts of a sum.
 """
 
-import math
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -21,6 +20,9 @@ from ecoformer.ops.ecoformer import triton_backward as backward_kernels
 from ecoformer.ops.ecoformer import triton_forward as kernels
 
 BLOCK_TOKENS = 64
+LEAST_BLOCKS = 2  # of tokens a program, and as many as keep the programs of a head and sample to
+MOST_PARTS = 16
+WARPS = 4
 PACKED_BITS = 32  # longest code that is one word
 Attention = Callable[..., Tensor]
 
@@ -65,106 +67,84 @@ class _Attend(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, qk: Tensor, v: Tensor, anchors: Tensor, A: Tensor, mean: Tensor, numerator: str) -> Tensor:
         qk, v = (_channels_last(x.transpose(0, 1)) for x in (qk, v))
-        anchors, A = anchors.contiguous(), A.contiguous()
-        threshold = torch.matmul(A, mean.unsqueeze(-1)).squeeze(-1)
+        anchors, A, mean = (x.contiguous() for x in (anchors, A, mean))
         sizes = _Sizes(qk, A)
-        sigma = _sigma(qk, anchors, sizes)
-        rate = math.log2(math.e) / sigma.clamp_min(_sigma_floor())
-        code, *sums = _codes_and_context(qk, v, rate, anchors, A, threshold, sizes)
+        unit_sum, nonzero = (sizes.parts_of(qk, *shape) for shape in ((sizes.channels,), ()))
+        kernels.unit_sums[sizes.grid](qk, unit_sum, nonzero, *qk.stride()[:3], *sizes.numbers(), **sizes.padded())
+        rate = torch.empty(qk.shape[:2], dtype=torch.float32, device=qk.device)
+        code_shape = qk.shape[:3] if sizes.packed else (*qk.shape[:3], sizes.bits)
+        code = torch.empty(code_shape, dtype=torch.int32 if sizes.packed else torch.int8, device=qk.device)
+        sums = sizes.sums(qk)
+        kernels.codes_and_context[sizes.grid](
+            qk, v, anchors, A, mean, unit_sum, nonzero, rate, code, *sums, *qk.stride()[:3], *v.stride()[:3],
+            *sizes.numbers(bits=True, anchors=True), PACKED=sizes.packed, **sizes.padded(bits=True, anchors=True),
+        )  # fmt: skip
         out = _like_split_heads(v)
         kernels.output[sizes.grid](
-            code, v, *sums, out, *v.stride()[:3], *out.stride()[:3],
-            sizes.batch, sizes.tokens, sizes.channels, sizes.bits,
+            code, v, *sums, out, *v.stride()[:3], *out.stride()[:3], *sizes.numbers(bits=True),
             OWN_TOKEN=numerator == "own_token", PACKED=sizes.packed, **sizes.padded(bits=True),
         )  # fmt: skip
-        ctx.save_for_backward(qk, v, anchors, A, threshold, sigma, rate, code, *sums)
+        ctx.save_for_backward(qk, v, anchors, A, mean, rate, code, *sums)
         ctx.own_token = numerator == "own_token"
         return out.transpose(0, 1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        qk, v, anchors, A, threshold, sigma, rate, code, *sums = ctx.saved_tensors
+        qk, v, anchors, A, mean, rate, code, *sums = ctx.saved_tensors
         grad = _channels_last(grad_outputs[0].transpose(0, 1))
         sizes = _Sizes(qk, A)
         options = {"OWN_TOKEN": ctx.own_token, "PACKED": sizes.packed}
-        grad_sums = _partial_sums(qk, sizes)
+        grad_sums = sizes.sums(qk)
         backward_kernels.context_backward[sizes.grid](
             grad, v, code, *sums, *grad_sums, *grad.stride()[:3], *v.stride()[:3],
-            sizes.batch, sizes.tokens, sizes.channels, sizes.bits, sizes.blocks,
-            **options, **sizes.padded(bits=True),
+            *sizes.numbers(bits=True), **options, **sizes.padded(bits=True),
         )  # fmt: skip
-        grad_sums = [part.sum(dim=2) for part in grad_sums]
         grad_qk, grad_v = _like_split_heads(qk), _like_split_heads(v)
         grad_product = torch.empty(qk.shape, dtype=torch.float32, device=qk.device)
-        moved_HBP = torch.empty((*qk.shape[:2], sizes.blocks), dtype=torch.float32, device=qk.device)
+        moved = sizes.parts_of(qk)
         backward_kernels.codes_backward[sizes.grid](
-            grad, qk, v, rate, anchors, A, threshold, code, *sums, *grad_sums, grad_v, grad_product, moved_HBP,
+            grad, qk, v, rate, anchors, A, mean, code, *sums, *grad_sums, grad_v, grad_product, moved,
             *grad.stride()[:3], *qk.stride()[:3], *v.stride()[:3], *grad_v.stride()[:3],
-            sizes.batch, sizes.tokens, sizes.channels, sizes.bits, sizes.anchors, sizes.blocks,
-            **options, **sizes.padded(bits=True, anchors=True),
+            *sizes.numbers(bits=True, anchors=True), **options, **sizes.padded(bits=True, anchors=True),
         )  # fmt: skip
-        # Sigma takes -2 / N of every product with the mean anchor; the exponents are to the base 2.
-        moved_HB = moved_HBP.sum(dim=2) * (sigma > _sigma_floor()) * (2 * math.log(2) / sizes.tokens)
-        shared_HBC = moved_HB.unsqueeze(-1) * anchors.mean(dim=1).unsqueeze(1)
         backward_kernels.norm_backward[sizes.grid](
-            qk, rate, grad_product, shared_HBC, grad_qk, *qk.stride()[:3], *grad_qk.stride()[:3],
-            sizes.batch, sizes.tokens, sizes.channels, math.log(2), **sizes.padded(),
+            qk, rate, anchors, grad_product, moved, grad_qk, *qk.stride()[:3], *grad_qk.stride()[:3],
+            *sizes.numbers(anchors=True), **sizes.padded(anchors=True),
         )  # fmt: skip
         return grad_qk.transpose(0, 1), grad_v.transpose(0, 1), None, None, None, None
 
 
 class _Sizes:
-    """Sizes of a call, as the kernels take them."""
+    """Sizes of a call, as the kernels take them: `parts` programs a head and sample, of `blocks` blocks of tokens."""
 
     def __init__(self, qk_HBNC: Tensor, A_HKM: Tensor) -> None:
         self.heads, self.batch, self.tokens, self.channels = qk_HBNC.shape
         self.bits, self.anchors = A_HKM.shape[1:]
-        self.blocks = triton.cdiv(self.tokens, BLOCK_TOKENS)
-        self.grid = (self.heads * self.batch, self.blocks)
+        all_blocks = triton.cdiv(self.tokens, BLOCK_TOKENS)
+        self.blocks = max(LEAST_BLOCKS, triton.cdiv(all_blocks, MOST_PARTS))
+        self.parts = triton.cdiv(all_blocks, self.blocks)
+        self.grid = (self.heads * self.batch, self.parts)
         self.packed = self.bits <= PACKED_BITS
 
+    def numbers(self, bits: bool = False, anchors: bool = False) -> list[int]:
+        found = [self.batch, self.tokens, self.channels, *([self.bits] if bits else [])]
+        return [*found, *([self.anchors] if anchors else []), self.parts, self.blocks]
+
     def padded(self, bits: bool = False, anchors: bool = False) -> dict[str, int]:
-        found = {"TOKENS": BLOCK_TOKENS, "CHANNELS": _padded(self.channels)}
+        found = {"TOKENS": BLOCK_TOKENS, "CHANNELS": _padded(self.channels), "num_warps": WARPS}
         found |= {"BITS": _padded(self.bits)} if bits else {}
         return found | ({"ANCHORS": _padded(self.anchors)} if anchors else {})
 
+    def parts_of(self, like: Tensor, *shape: int) -> Tensor:
+        """Room for the parts (H, B, P, *shape) of a sum over all tokens."""
+        lead = self.heads, self.batch, self.parts
+        return torch.empty((*lead, *shape), dtype=torch.float32, device=like.device)
 
-def _sigma(qk: Tensor, anchors_HMC: Tensor, sizes: _Sizes) -> Tensor:
-    """Mean squared distance over tokens and anchors (H, B): the means of tokens and of anchors will do."""
-    unit_sum_HBPC = torch.empty((*qk.shape[:2], sizes.blocks, sizes.channels), dtype=torch.float32, device=qk.device)
-    nonzero_HBP = torch.empty(unit_sum_HBPC.shape[:3], dtype=torch.float32, device=qk.device)
-    kernels.unit_sums[sizes.grid](
-        qk, unit_sum_HBPC, nonzero_HBP, *qk.stride()[:3],
-        sizes.batch, sizes.tokens, sizes.channels, sizes.blocks, **sizes.padded(),
-    )  # fmt: skip
-    products_HB = torch.matmul(unit_sum_HBPC.sum(dim=2), anchors_HMC.mean(dim=1).unsqueeze(-1)).squeeze(-1)
-    anchor_square_H1 = anchors_HMC.square().sum(dim=-1).mean(dim=1, keepdim=True)
-    return (nonzero_HBP.sum(dim=2) - 2 * products_HB) / sizes.tokens + anchor_square_H1
-
-
-def _codes_and_context(
-    qk: Tensor, v: Tensor, rate: Tensor, anchors: Tensor, A: Tensor, threshold: Tensor, sizes: _Sizes
-) -> list[Tensor]:
-    """Codes, context_HBKC, and the sums of codes and of v."""
-    shape = qk.shape[:3] if sizes.packed else (*qk.shape[:3], sizes.bits)
-    code = torch.empty(shape, dtype=torch.int32 if sizes.packed else torch.int8, device=qk.device)
-    parts = _partial_sums(qk, sizes)
-    kernels.codes_and_context[sizes.grid](
-        qk, v, rate, anchors, A, threshold, code, *parts, *qk.stride()[:3], *v.stride()[:3],
-        sizes.batch, sizes.tokens, sizes.channels, sizes.bits, sizes.anchors, sizes.blocks,
-        PACKED=sizes.packed, **sizes.padded(bits=True, anchors=True),
-    )  # fmt: skip
-    context, code_sum, v_sum = (part.sum(dim=2) for part in parts)
-    # No comparison holds for NaN, so a code cannot carry it; the denominator does.
-    return [code, context, code_sum + 0 * rate.unsqueeze(-1), v_sum]
-
-
-def _partial_sums(qk: Tensor, sizes: _Sizes) -> list[Tensor]:
-    """Room for what every block adds to the context, to the sum of codes and to the sum of v."""
-    lead = (*qk.shape[:2], sizes.blocks)
-    shapes = (*lead, sizes.bits, sizes.channels), (*lead, sizes.bits), (*lead, sizes.channels)
-    return [torch.empty(shape, dtype=torch.float32, device=qk.device) for shape in shapes]
+    def sums(self, like: Tensor) -> list[Tensor]:
+        """Room for the parts of the context, of the sum of codes and of the sum of v, or of their gradients."""
+        shapes = (self.bits, self.channels), (self.bits,), (self.channels,)
+        return [self.parts_of(like, *shape) for shape in shapes]
 
 
 def _like_split_heads(x_HBNC: Tensor) -> Tensor:
@@ -174,10 +154,6 @@ def _like_split_heads(x_HBNC: Tensor) -> Tensor:
 
 def _channels_last(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
-
-
-def _sigma_floor() -> float:
-    return 16 * torch.finfo(torch.float32).eps
 
 
 def _padded(size: int) -> int:
