@@ -1,17 +1,20 @@
 #!/usr/bin/env bash
-# What to run when a GPU is at hand for an hour: bash scripts/gpu.sh OUT STEP [CIFAR10.tar.gz]
+# What to run when a GPU is at hand for an hour: bash scripts/gpu.sh OUT STEP [CIFAR10.tar.gz [IMAGES]]
 #
 #   tests       the CUDA tests, Triton against torch                     about 2 minutes
+#   kernels     EcoFormer's Triton kernels alone, beside flash attention about 1 minute
 #   benchmark   whole models and layers, eager and as CUDA graphs        about 6 minutes
 #   high        512 to 2048 px                                           about 4 minutes
+#   joules      of whole models by NVML, float32                         about 2 minutes
 #   fits        hash fits                                                about 1 minute
+#   loader      against timm's (needs IMAGES, a folder of train/CLASS)   about 4 minutes
 #   rates       learning rates on a development split (needs the archive of train/CLASS and test/CLASS)
 #   study       the long CIFAR-10 study (needs the archive)              both stop after 9 minutes; the same line goes on
 #   all         each of them in turn
 #
 # No network. What is in OUT already is not measured again. GPU_TINY=1 is the same in small, for a machine without a GPU.
 set -eu
-out=$1 step=$2 archive=${3:-}
+out=$1 step=$2 archive=${3:-} images=${4:-}
 python=${PYTHON:-python}
 here=$(cd "$(dirname "$0")/.." && pwd)
 export PYTHONPATH=$here${PYTHONPATH:+:$PYTHONPATH} HF_HUB_OFFLINE=1
@@ -45,17 +48,31 @@ tests)
     "$python" -m pytest -q -p no:cacheprovider "$here/tests/ops/test_triton.py" | tee "$out/tests.txt"
     [ "${GPU_TINY:-0}" = 1 ] || "$python" -m pytest -q -m gpu -p no:cacheprovider "$here/tests" | tee -a "$out/tests.txt"
     ;;
+kernels)
+    if [ "${GPU_TINY:-0}" != 1 ] && [ ! -s "$out/kernels.json" ]; then
+        "$python" "$here/results/gpu/kernels.py" >"$out/kernels.part" && mv "$out/kernels.part" "$out/kernels.json"
+    fi
+    ;;
 benchmark)
-    whole=stock,stock$graph,msa,msa$graph,ecoformer,ecoformer$graph,distilled_hash,distilled_hash$graph
+    whole=stock,stock$graph,msa,msa$graph,ecoformer,ecoformer$graph,distilled,distilled$graph
     [ -n "$graph" ] || whole=stock,ecoformer
     size=${GPU_TINY:+96}
     measure whole_eval --attention $whole --img-size "${size:-224}"
     measure whole_train --attention "${whole//_graph/_compiled}" --mode train --img-size "${size:-224}"
-    measure layer_eval --attention "msa$graph,ecoformer$graph,distilled_hash$graph" --layer 1 --img-size "${size:-224,512}"
+    measure layer_eval --attention "msa$graph,ecoformer$graph,distilled$graph" --layer 1 --img-size "${size:-224,512}"
     ;;
 high)
     batch=4
-    measure high_b0 --attention "stock$graph,msa$graph,ecoformer$graph,distilled_hash$graph" --img-size $sizes
+    measure high_b0 --attention "stock$graph,msa$graph,ecoformer$graph,distilled$graph" --img-size $sizes
+    ;;
+joules)
+    precision=fp32
+    measure joules --joules --attention stock,msa,ecoformer,distilled --img-size "$([ "$device" = cpu ] && echo 96 || echo 224)"
+    ;;
+loader)
+    [ -n "$images" ] || { echo "error: step loader needs a folder of train/CLASS as fourth argument" >&2; exit 2; }
+    [ -s "$out/loader.json" ] || "$python" -m ecoformer benchmark-data --root "$images" --workers 8 --against timm \
+        --out "$out/loader.json"
     ;;
 fits)
     shape="--shape 32,1,3136,32"
@@ -65,9 +82,9 @@ fits)
     ;;
 rates) study rates --table cifar10_long_lr --out "$out/rates" ${GPU_TINY:+--only vit/msa-lr_2e_4/seed0} ;;
 study) study study --table cifar10_long --out "$out/study" ${GPU_TINY:+--only vit/uniform-converted/seed0} ;;
-all) for each in tests benchmark high fits rates study; do bash "$0" "$out" $each "$archive"; done ;;
+all) for each in tests kernels benchmark high joules fits rates study; do bash "$0" "$out" $each "$archive"; done ;;
 *)
-    echo "error: no step $step: one of tests, benchmark, high, fits, rates, study, all" >&2
+    echo "error: no step $step: one of tests, kernels, benchmark, high, joules, fits, loader, rates, study, all" >&2
     exit 2
     ;;
 esac
