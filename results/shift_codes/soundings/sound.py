@@ -9,7 +9,8 @@ attention's. Forms join words by +:
     base    ternary projection, 16 levels      real, powers       weights of the projection: any, signed powers of two
     pos     an offset of every exponent for every place               half, exact    steps of half an exponent, none
     static  a weight for every pair of places, times a power of two of the query        near    of neighbours alone
-    levels=32, scale=2, lr=0.03, steps=1500, batch=64                 levels, size of the start, settings of the fit
+    tables  no powers: 4 levels a direction of queries and of keys, a fitted weight for every pair of levels
+    levels=32, scale=2, steep=2, lr=0.03, steps=1500, batch=64        levels, sizes of the start, settings of the fit
 """
 
 import json
@@ -79,6 +80,29 @@ class Placed(DistilledHash):
         return weight @ v_BHNC / weight.sum(dim=-1, keepdim=True)
 
 
+@dataclass(frozen=True)
+class Tables(DistilledHash):
+    """A weight for every pair of levels of a direction's query and key: sums of rows without shifts, one a level."""
+
+    fitted = (*DistilledHash.fitted, "table_HKLL")
+
+    table_HKLL: Tensor | None = None  # logarithms to the base 2
+
+    def codes(self, x_BND: Tensor, slope: float | None = None) -> tuple[Tensor, Tensor]:
+        assert self.table_HKLL is not None
+        y = self.to_codes(x_BND).unflatten(-1, (2, *self.query_bias_HK.shape)).permute(2, 0, 3, 1, 4)
+        query, key = (one_of(y_BHNK, self.table_HKLL.shape[-1]) for y_BHNK in y)
+        return query.flatten(-2), torch.einsum("bhnkm,hklm->bhnkl", key, self.table_HKLL.exp2()).flatten(-2)
+
+
+def one_of(y: Tensor, levels: int) -> Tensor:
+    """1 at the level next to y, else 0; the gradient is that of straight lines from level to level."""
+    place = (y + (levels - 1) / 2).clamp(0, levels - 1).unsqueeze(-1)
+    steps = torch.arange(levels, dtype=y.dtype)
+    near = (1 - (place - steps).abs()).clamp_min(0)
+    return near + ((place.round() == steps).to(y.dtype) - near).detach()
+
+
 def neighbours(num_tokens: int) -> Tensor:
     """1 where two tokens of a square map are at most one row and column apart, and for tokens before the map."""
     side = math.isqrt(num_tokens)
@@ -89,7 +113,9 @@ def neighbours(num_tokens: int) -> Tensor:
     return near
 
 
-def start(x_BND: Tensor, standard: Standardiser, layer: nn.Module, features: int, words: dict[str, str]) -> Placed:
+def start(
+    x_BND: Tensor, standard: Standardiser, layer: nn.Module, features: int, words: dict[str, str]
+) -> DistilledHash:
     source = read_projections(layer, "layer")
     heads, dim, tokens = source.num_heads, x_BND.shape[-1], x_BND.shape[1]
     query, key = (standard.unfold(projection) for projection in (source.query, source.key))
@@ -104,6 +130,11 @@ def start(x_BND: Tensor, standard: Standardiser, layer: nn.Module, features: int
     scaled = {name: float(words.get("scale", 1)) * getattr(codes, name) for name in DistilledHash.fitted[:4]}
     codes = replace(codes, form=form, rounding=None if "real" in words else Rounding(nearest, standard.deviation_D))
     codes = replace(codes, **scaled)
+    if "tables" in words:
+        step = torch.arange(4) - 1.5
+        table = (float(words.get("steep", 0.5)) * step[:, None] * step).expand(heads, features, 4, 4).contiguous()
+        kept = {field.name: getattr(codes, field.name) for field in fields(DistilledHash)}
+        return Tables(**kept, table_HKLL=table)
     if "pos" in words:
         codes = replace(codes, place_HKN=torch.zeros(heads, 2 * features, tokens))
     if "static" in words or "near" in words:
