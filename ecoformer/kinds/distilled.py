@@ -19,7 +19,7 @@ from ecoformer.nn.coded import CodedLinear
 from ecoformer.nn.heads import join_heads, real_tokens, split_heads
 from ecoformer.nn.power_linear import PowerLinear, with_powers
 from ecoformer.nn.projections import Projections, read_projections
-from ecoformer.nn.specs import one_of
+from ecoformer.nn.specs import MOST_CODES, one_of
 from ecoformer.nn.ternary import TernaryLinear
 from ecoformer.ops.codes.attention import binary_attention, binary_weights
 from ecoformer.ops.codes.distilled import (
@@ -37,7 +37,6 @@ from ecoformer.ops.precision import full_precision, without_autocast
 
 LEVELS = 16
 LINEARS: dict[str, Any] = {"real": nn.Linear, "ternary": TernaryLinear, "shift": PowerLinear}  # by `projection`
-MOST_FEATURES = 4096  # a token has hundreds of channels
 MOST_LEVELS = 48  # 2^23 squared, 8,192 tokens and as many features together stay far below 2^127
 
 
@@ -74,12 +73,10 @@ class DistilledSpec(TaughtSpec):
         one_of("projection", self.projection, tuple(LINEARS))
         one_of("values", self.values, ("real", "shift"))
         one_of("relaxation", self.relaxation, ("sigmoid", "straight_through"))
-        self.require_whole(1, "num_features")
+        self.require_whole(1, "num_features", most=MOST_CODES)
         self.require_whole(2, "levels")
         if self.codes == "bits" and self.levels != LEVELS:
             raise InputError(f"attention.levels={self.levels} is of codes=shift, bits have two: leave it out")
-        if self.num_features > MOST_FEATURES:
-            raise InputError(f"attention.num_features={self.num_features} must be at most {MOST_FEATURES}")
         if self.levels > MOST_LEVELS:
             raise InputError(
                 f"attention.levels={self.levels} must be at most {MOST_LEVELS}: larger powers of two overflow in sums"

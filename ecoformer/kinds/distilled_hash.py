@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 from ecoformer.fit.taught import TaughtSpec
 from ecoformer.kinds.distilled import DistilledAttention, DistilledSpec
 from ecoformer.nn.base import attention_kind
-from ecoformer.nn.specs import one_of
+from ecoformer.nn.specs import MOST_CODES, one_of
 from ecoformer.ops.codes.forms import BITS, CodeForm
 
 
@@ -31,7 +31,7 @@ class DistilledHashSpec(TaughtSpec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require_whole(1, "num_bits")
+        self.require_whole(1, "num_bits", most=MOST_CODES)
         one_of("relaxation", self.relaxation, ("sigmoid", "straight_through"))
 
     @property

@@ -17,7 +17,7 @@ from ecoformer.nn.bare import only_weights_matter
 from ecoformer.nn.base import ReplacementAttention, attention_kind
 from ecoformer.nn.heads import split_heads
 from ecoformer.nn.projections import Projections
-from ecoformer.nn.specs import AttentionSpec, number, one_of
+from ecoformer.nn.specs import MOST_CODES, AttentionSpec, number, one_of
 from ecoformer.ops.ecoformer import kernel_hash_attention
 from ecoformer.ops.ecoformer.codes import normalize
 from ecoformer.ops.ecoformer.columns import kernel_hash_layer
@@ -34,7 +34,7 @@ class KernelHashSpec(AttentionSpec):
     clamp: bool = False
 
     def __post_init__(self) -> None:
-        self.require_whole(1, "num_bits", "num_anchors")
+        self.require_whole(1, "num_bits", "num_anchors", most=MOST_CODES)
         self.require_flags("clamp")
         one_of("numerator", self.numerator, ("own_token", "kernel"))
 

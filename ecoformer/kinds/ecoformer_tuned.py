@@ -22,7 +22,7 @@ from ecoformer.nn.base import ReplacementAttention, attention_kind
 from ecoformer.nn.fitted_state import FittedState
 from ecoformer.nn.heads import join_heads, real_tokens, split_heads
 from ecoformer.nn.projections import Projections, linear_of, refusal
-from ecoformer.nn.specs import AttentionSpec, number, one_of
+from ecoformer.nn.specs import MOST_CODES, AttentionSpec, number, one_of
 from ecoformer.nn.turned import TurnedLinear
 from ecoformer.ops.codes.attention import binary_attention, binary_weights
 from ecoformer.ops.codes.tuned import BinaryHash, random_hash
@@ -58,8 +58,10 @@ class EcoFormerTunedSpec(AttentionSpec):
     fit_batch_size: int = 16
 
     def __post_init__(self) -> None:
-        self.require_whole(1, "num_bits", "fit_batch_size")
-        self.require_whole(0, "num_anchors", "fit_steps")
+        self.require_whole(1, "num_bits", most=MOST_CODES)
+        self.require_whole(1, "fit_batch_size")
+        self.require_whole(0, "num_anchors", most=MOST_CODES)
+        self.require_whole(0, "fit_steps")
         one_of("qk", self.qk, ("separate", "shared"))
         one_of("code", self.code, ("binary", "sign"))
         self.require_flags("bit_weights")

@@ -12,7 +12,7 @@ from torch import Tensor
 from ecoformer.nn.base import ReplacementAttention, attention_kind
 from ecoformer.nn.projections import Projections
 from ecoformer.nn.random_features import RedrawnAttention
-from ecoformer.nn.specs import AttentionSpec
+from ecoformer.nn.specs import MOST_CODES, AttentionSpec
 from ecoformer.ops.linear.attention import linear_attention_weights
 from ecoformer.ops.linear.favor import favor_attention, favor_features, orthogonal_projection
 from ecoformer.ops.precision import full_precision, without_autocast
@@ -32,7 +32,7 @@ class PerformerSpec(AttentionSpec):
     num_features: int | None = None
 
     def __post_init__(self) -> None:
-        self.require_whole(1, "num_features")
+        self.require_whole(1, "num_features", most=MOST_CODES)
 
 
 @attention_kind(PerformerSpec)

@@ -19,6 +19,7 @@ from torch import nn
 from ecoformer.errors import InputError, first_line, is_whole
 
 NUMBER_WITHOUT_POINT = re.compile(r"\s*[-+]?\d+[eE][-+]?\d+\s*")  # YAML 1.1 reads 1e-5 as text
+MOST_CODES = 4096  # bits or features of a token, which has hundreds of channels
 SPECS: dict[str, type[AttentionSpec]] = {}
 _LISTENERS: list[Callable[[str], None]] = []
 
@@ -54,8 +55,8 @@ class AttentionSpec:
     name: ClassVar[str] = ""
     removed: ClassVar[Mapping[str, object]] = {}  # options of old checkpoints: what they were where nobody chose them
 
-    def require_whole(self, least: int, *keys: str) -> None:
-        """Raise InputError unless the options named are whole numbers of at least `least`; None where it is default."""
+    def require_whole(self, least: int, *keys: str, most: float = math.inf) -> None:
+        """Raise InputError unless the options named are whole numbers within these limits; None where it is default."""
         for key in keys:
             value, may_be_none = getattr(self, key), getattr(type(self), key) is None
             if value is None and may_be_none:
@@ -63,6 +64,8 @@ class AttentionSpec:
             if not is_whole(value) or value < least:
                 end = ", or null" if may_be_none else ""
                 raise InputError(f"attention.{key}={value!r} must be a whole number of at least {least}{end}")
+            if value > most:
+                raise InputError(f"attention.{key}={value} must be at most {most}")
             object.__setattr__(self, key, int(value))  # NumPy's would follow it into files
 
     def require_positive(self, *keys: str) -> None:

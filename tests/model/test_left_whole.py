@@ -114,7 +114,8 @@ def test_a_weight_that_is_no_number_has_no_codes(projection):
 
 
 def test_settings_that_cannot_be_meant():
-    with pytest.raises(InputError, match="num_features=5000 must be at most 4096"):
-        make_spec("distilled", {"num_features": 5000})
+    for kind, key in (("distilled", "num_features"), ("ecoformer", "num_bits"), ("ecoformer_tuned", "num_anchors")):
+        with pytest.raises(InputError, match=f"{key}=5000 must be at most 4096"):
+            make_spec(kind, {key: 5000})
     with pytest.raises(InputError, match="names projection twice"):
         split_setting("distilled:projection=shift,projection=real")
