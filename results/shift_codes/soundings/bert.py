@@ -10,12 +10,12 @@ to R; gate=12, its exponent at the start.
 
 import json
 import sys
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 import transformers
-from sound import error, start
+from sound import error, local, start
 from torch import Tensor
 
 from ecoformer import attention_layers, convert
@@ -25,40 +25,14 @@ from ecoformer.fit.target import SoftmaxTarget
 from ecoformer.model.bert import Ids
 from ecoformer.nn.heads import split_heads
 from ecoformer.nn.specs import make_spec
-from ecoformer.ops.codes.distilled import DistilledHash, Standardiser
-from ecoformer.ops.codes.forms import Shifts
+from ecoformer.ops.codes.distilled import Standardiser
 
 TOKENS, HELD_OUT = 128, 64
-NEAR = Shifts(-8, 24)  # one key may outweigh all others
 
 
-@dataclass(frozen=True)
-class Local(DistilledHash):
-    """The weights of codes, and 2^e more for a key at each offset, e a rounded projection of the query."""
-
-    fitted = (*DistilledHash.fitted, "gate_HOD", "gate_bias_HO")
-
-    gate_HOD: Tensor | None = None
-    gate_bias_HO: Tensor | None = None
-    offset_ONN: Tensor | None = None
-
-    def attend(self, x_BND: Tensor, v_BHNC: Tensor | None = None, *rest: Tensor | None, **softness: float) -> Tensor:
-        assert self.gate_HOD is not None and self.gate_bias_HO is not None and self.offset_ONN is not None
-        query, key = self.codes(x_BND)
-        exponent_BHNO = torch.einsum("bnd,hod->bhno", x_BND, self.gate_HOD) + self.gate_bias_HO[:, None]
-        near = torch.einsum("bhno,onm->bhnm", NEAR(exponent_BHNO), self.offset_ONN)
-        weight = query @ key.mT + self.floor_H[:, None, None] + near
-        return weight @ v_BHNC / weight.sum(dim=-1, keepdim=True)
-
-
-def local(codes: DistilledHash, reach: int, gate: float, dim: int) -> Local:
-    heads, offsets = len(codes.floor_H), range(-reach, reach + 1)
-    generator = torch.Generator().manual_seed(1)
-    kept = {field.name: getattr(codes, field.name) for field in fields(DistilledHash)}
-    # No neighbours beyond the ends.
-    offset_ONN = torch.stack([torch.ones(TOKENS - abs(offset)).diag(offset) for offset in offsets])
-    gate_HOD = 0.01 * torch.randn(heads, len(offsets), dim, generator=generator)
-    return Local(**kept, gate_HOD=gate_HOD, gate_bias_HO=torch.full((heads, len(offsets)), gate), offset_ONN=offset_ONN)
+def offsets(reach: int) -> Tensor:
+    """(O, N, N), 1 where a key stands at an offset from -reach to reach; no neighbours beyond the ends."""
+    return torch.stack([torch.ones(TOKENS - abs(offset)).diag(offset) for offset in range(-reach, reach + 1)])
 
 
 def reviews(folder: str, table: str, number: int) -> Tensor:
@@ -94,7 +68,7 @@ def main() -> None:
             codes = start(x_BND[:count], standard, layer, int(features), words)
             codes = replace(codes, values=None)
             if "local" in words:
-                codes = local(codes, int(words["local"]), float(words.get("gate", 0)), x_BND.shape[-1])
+                codes = local(codes, offsets(int(words["local"])), float(words.get("gate", 0)), x_BND.shape[-1])
             fit = fit_to_output(
                 codes,
                 [x_BND[:count], v_BHNC[:count]],

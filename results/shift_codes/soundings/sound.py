@@ -9,6 +9,7 @@ attention's. Forms join words by +:
     base    ternary projection, 16 levels      real, powers       weights of the projection: any, signed powers of two
     pos     an offset of every exponent for every place               half, exact    steps of half an exponent, none
     static  a weight for every pair of places, times a power of two of the query        near    of neighbours alone
+    local=8 a power of two of the query for each of its nine neighbours, with this exponent at the start
     tables  no powers: 4 levels a direction of queries and of keys, a fitted weight for every pair of levels
     levels=32, scale=2, steep=2, lr=0.03, steps=1500, batch=64        levels, sizes of the start, settings of the fit
 """
@@ -32,6 +33,7 @@ from ecoformer.ops.codes.powers import straight_through_powers
 from ecoformer.ops.codes.ternary import straight_through_ternary
 
 HELD_OUT = 256
+NEAR = Shifts(-8, 24)  # one neighbour may outweigh all other keys
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,50 @@ def one_of(y: Tensor, levels: int) -> Tensor:
     return near + ((place.round() == steps).to(y.dtype) - near).detach()
 
 
+@dataclass(frozen=True)
+class Local(DistilledHash):
+    """The weights of codes, and 2^e more for a key at each offset, e a rounded projection of the query."""
+
+    fitted = (*DistilledHash.fitted, "gate_HOD", "gate_bias_HO")
+
+    gate_HOD: Tensor | None = None
+    gate_bias_HO: Tensor | None = None
+    offset_ONN: Tensor | None = None
+
+    def attend(self, x_BND: Tensor, v_BHNC: Tensor | None = None, *rest: Tensor | None, **softness: float) -> Tensor:
+        assert self.gate_HOD is not None and self.gate_bias_HO is not None and self.offset_ONN is not None
+        query, key = self.codes(x_BND)
+        exponent_BHNO = torch.einsum("bnd,hod->bhno", x_BND, self.gate_HOD) + self.gate_bias_HO[:, None]
+        near = torch.einsum("bhno,onm->bhnm", NEAR(exponent_BHNO), self.offset_ONN)
+        weight = query @ key.mT + self.floor_H[:, None, None] + near
+        return weight @ v_BHNC / weight.sum(dim=-1, keepdim=True)
+
+
+def local(codes: DistilledHash, offset_ONN: Tensor, gate: float, dim: int) -> Local:
+    generator = torch.Generator().manual_seed(1)
+    shape = len(codes.floor_H), len(offset_ONN)
+    kept = {field.name: getattr(codes, field.name) for field in fields(DistilledHash)}
+    gates = {"gate_HOD": 0.01 * torch.randn(*shape, dim, generator=generator), "gate_bias_HO": torch.full(shape, gate)}
+    return Local(**kept, **gates, offset_ONN=offset_ONN)
+
+
+def offsets(num_tokens: int) -> Tensor:
+    """(9, N, N), 1 where a key is a query's neighbour in one direction, or itself.
+
+    Tokens before the map have themselves.
+    """
+    side = math.isqrt(num_tokens)
+    before = num_tokens - side * side
+    row, column = torch.arange(side * side) // side, torch.arange(side * side) % side
+    found = torch.zeros(3, 3, num_tokens, num_tokens)
+    for y in range(3):
+        for x in range(3):
+            same = (row[None] - row[:, None] == y - 1) & (column[None] - column[:, None] == x - 1)
+            found[y, x, before:, before:] = same.float()
+    found[1, 1] = torch.eye(num_tokens)
+    return found.flatten(0, 1)
+
+
 def neighbours(num_tokens: int) -> Tensor:
     """1 where two tokens of a square map are at most one row and column apart, and for tokens before the map."""
     side = math.isqrt(num_tokens)
@@ -168,8 +214,11 @@ def main() -> None:
         uniform = error(v_BHNC[count:].mean(2, keepdim=True), target[count:])
         for form in forms:
             words = dict(([*word.split("="), ""])[:2] for word in form.split("+"))
+            codes = start(x_BND[:count], standard, layer, int(features), words)
+            if "local" in words:
+                codes = local(codes, offsets(x_BND.shape[1]), float(words["local"]), x_BND.shape[-1])
             fit = fit_to_output(
-                start(x_BND[:count], standard, layer, int(features), words),
+                codes,
                 [x_BND[:count], v_BHNC[:count]],
                 target[:count],
                 torch.Generator().manual_seed(0),
