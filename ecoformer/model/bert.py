@@ -39,7 +39,7 @@ class Ids(nn.Module):
 
 
 def from_pretrained(folder: str | Path) -> Any:
-    """A model of transformers as its `save_pretrained` wrote it, converted, of low rank or stock, in evaluation mode.
+    """A converted or low-rank model of transformers as its `save_pretrained` wrote it, in evaluation mode.
 
     The class and the attention of every layer are those that config.json names, ranks those of the weights. The
     from_pretrained of transformers does not know such layers and refuses them, for the size of a weight.
@@ -52,17 +52,14 @@ def from_pretrained(folder: str | Path) -> Any:
     if not weights.is_file():
         raise InputError(f"{weights} does not exist: name the folder that save_pretrained wrote, in one shard")
     config = transformers.AutoConfig.from_pretrained(folder)
-    known = getattr(transformers, (config.architectures or ["none"])[0])
-    settings, ranks = dict(getattr(config, "ecoformer", {})), ranks_in(load_file(weights))
-    if not settings and not ranks:
-        return known.from_pretrained(folder).eval()
-    model = known(config)
+    model = getattr(transformers, (config.architectures or ["none"])[0])(config)
+    settings = dict(getattr(config, "ecoformer", {}))
     for index, options in settings.items():
         spec = make_spec(options["name"], {key: value for key, value in options.items() if key != "name"})
         assert spec is not None, "stock layers are not written down"
         where = f".layer.{index}.attention"
         convert(model, spec, lambda module, name, where=where: where in f".{name}")  # type: ignore[misc]
-    take_ranks(model, ranks)
+    take_ranks(model, ranks_in(load_file(weights)))
     try:
         load_model(model, weights)
     except RuntimeError as error:

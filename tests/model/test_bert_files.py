@@ -3,7 +3,6 @@
 import pytest
 import torch
 from bert_models import KINDS, converted, logits, padded_ids, tiny, transformers
-from safetensors.torch import load_file, save_file
 
 from ecoformer import InputError, attention_layers, convert
 from ecoformer.kinds import make_spec
@@ -80,15 +79,6 @@ def test_precision_is_kept(tmp_path):
     again = from_pretrained(tmp_path)
     assert {value.dtype for value in again.parameters()} == {torch.bfloat16}
     torch.testing.assert_close(logits(again, padded_ids()), logits(model, padded_ids()), rtol=0, atol=0)
-
-
-def test_a_stock_model_is_left_to_transformers(tmp_path):
-    model = tiny()
-    model.save_pretrained(tmp_path)
-    state = load_file(tmp_path / "model.safetensors")
-    state["bert.embeddings.position_ids"] = torch.arange(16)[None]  # as older files have it
-    save_file(state, tmp_path / "model.safetensors", {"format": "pt"})
-    torch.testing.assert_close(logits(from_pretrained(tmp_path), padded_ids()), logits(model, padded_ids()))
 
 
 def test_files_that_are_not_those_of_a_model_are_refused(tmp_path):
