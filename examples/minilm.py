@@ -173,7 +173,7 @@ def layer_errors(model, random, original, ids):
     found = []
     for name, (x_BND, others) in layer_calls(original, originals, ids[:ERROR_TEXTS]).items():
         with torch.no_grad():
-            target = SoftmaxTarget.of(originals[name], name, x_BND, others["mask_BN"])
+            target = SoftmaxTarget.of(originals[name], name, x_BND, others["mask_BN"]).known()
         closeness = compare(ours[name], target, x_BND, mask_BN=others["mask_BN"], random=floors.get(name), map_images=4)
         share = {"of_uniform": closeness.attention_error / closeness.uniform_error}
         found.append({"layer": name.split(".layer.")[1].split(".")[0], **vars(closeness), **share})

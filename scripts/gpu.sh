@@ -13,7 +13,7 @@
 #   all         each of them in turn
 #
 # No network. What is in OUT already is not measured again. GPU_TINY=1 is the same in small, for a machine without a GPU.
-set -eu
+set -euo pipefail
 out=$1 step=$2 archive=${3:-} images=${4:-}
 python=${PYTHON:-python}
 here=$(cd "$(dirname "$0")/.." && pwd)
@@ -82,7 +82,11 @@ fits)
     ;;
 rates) study rates --table cifar10_long_lr --out "$out/rates" ${GPU_TINY:+--only vit/msa-lr_2e_4/seed0} ;;
 study) study study --table cifar10_long --out "$out/study" ${GPU_TINY:+--only vit/uniform-converted/seed0} ;;
-all) for each in tests kernels benchmark high joules fits rates study; do bash "$0" "$out" $each "$archive"; done ;;
+all)
+    for each in tests kernels benchmark high joules fits ${images:+loader} rates study; do
+        bash "$0" "$out" "$each" "$archive" "$images"
+    done
+    ;;
 *)
     echo "error: no step $step: one of tests, kernels, benchmark, high, joules, fits, loader, rates, study, all" >&2
     exit 2

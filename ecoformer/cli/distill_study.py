@@ -56,12 +56,14 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from ecoformer.energy import load_profile
+    from ecoformer.engine.distributed import device_of
     from ecoformer.files import read_json, write_text
     from ecoformer.lab.closeness.distill import measure_distilled, spec_of
     from ecoformer.lab.closeness.distill_report import plot_errors
     from ecoformer.lab.closeness.source import load_source
 
     torch.set_num_threads(args.threads)
+    device_of(args.device, "--device ")  # also where no row is missing
     profile = load_profile(args.profile)
     table = args.out / "table.json"
     rows: list[dict[str, Any]] = read_json(table, "rows of a study") if table.exists() else []

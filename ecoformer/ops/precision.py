@@ -17,7 +17,10 @@ def without_autocast(x: Tensor) -> AbstractContextManager[object]:
 
 
 def as_linears_take(x: Tensor) -> Tensor:
-    """x as autocast, where it is on, would cast it in every Linear that takes it: done once."""
+    """x as autocast, where it is on, would cast it in every Linear that takes it: done once.
+
+    The gradients of these Linears then add up in its precision, as those of one fused Linear do.
+    """
     if x.is_meta or x.dtype != torch.float32 or not torch.is_autocast_enabled(x.device.type):
         return x
     return x.to(torch.get_autocast_dtype(x.device.type))

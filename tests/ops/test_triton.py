@@ -5,13 +5,20 @@ import importlib
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 
 pytest.importorskip("triton")
-SHAPES = [(1, 1, 7, 5, 3, 4), (2, 3, 65, 32, 25, 16), (1, 2, 450, 13, 7, 33), (2, 2, 3, 20, 2, 1)]
+SHAPES = [
+    (1, 1, 7, 5, 3, 4),
+    (2, 3, 65, 32, 25, 16),
+    (1, 2, 450, 13, 7, 33),
+    (2, 2, 3, 20, 2, 1),
+    (1, 1, 2100, 5, 3, 4),
+]
 CASES = [(shape, numerator, "float32") for shape in SHAPES for numerator in ("own_token", "kernel")]
 CASES += [(SHAPES[1], "own_token", "bfloat16"), (SHAPES[2], "kernel", "bfloat16"), (SHAPES[1], "kernel", "float16")]
 
@@ -53,16 +60,31 @@ def a_wrong_kernel_is_refused():
     from ecoformer.ops.ecoformer import triton_form as mine
     from ecoformer.ops.ecoformer.eager import attend
 
-    mine.require_agreement(torch.device("cpu"), attend)
-    mine.require_agreement.cache_clear()
+    kind = torch.device("cpu"), torch.float32, 32, 16, 25, attend
+    with torch.inference_mode():  # a model that only evaluates
+        assert mine.runs(*kind)
+    mine.runs.cache_clear()
     right = mine._Attend.apply
-    mine._Attend.apply = lambda *args: 1.1 * right(*args)
+    mine._Attend.apply = lambda qk, v, anchors, *rest: right(qk, v, 2 * anchors, *rest)
     try:
-        mine.require_agreement(torch.device("cpu"), attend)
+        mine.runs(*kind)
     except RuntimeError as error:
         assert "set ECOFORMER_TRITON=0" in str(error) and "output differs by" in str(error), error
     else:
-        raise AssertionError("a tenth more was not noticed")
+        raise AssertionError("other anchors were not noticed")
+    finally:
+        mine._Attend.apply = right
+    mine.runs.cache_clear()
+
+    def too_large(*args):
+        raise mine.OutOfResources(300_000, 232_448, "shared memory")
+
+    mine._Attend.apply = too_large
+    try:
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            assert not mine.runs(*kind)
+        assert "goes through torch" in str(told[0].message)
     finally:
         mine._Attend.apply = right
 
@@ -139,4 +161,5 @@ def compile_for_an_h100(kernel):
     signature = {name: kind(name) for name in kernel.arg_names}
     values = {(i,): constants[name] for i, name in enumerate(kernel.arg_names) if name in constants}
     source = ASTSource(fn=kernel, signature=signature, constexprs=values)
-    assert triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["cubin"]
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32))
+    assert compiled.asm["cubin"] and compiled.metadata.shared <= 232_448  # bytes that its blocks may have

@@ -144,7 +144,7 @@ def norm_backward(
         all_moved += tl.load(moved + row * parts + part)
     # Sigma takes -2 / N of every product with the mean anchor, and nothing where it was raised to the floor. The
     # exponents are to the base 2.
-    all_moved = tl.where(own_rate < LOG2_E / SIGMA_FLOOR, all_moved, 0 * all_moved)
+    all_moved = tl.where(own_rate < 0.999 * LOG2_E / SIGMA_FLOOR, all_moved, 0 * all_moved)
     anchor_sum_C = tl.sum(load_matrix(anchors, head, m, c, num_anchors, channels), axis=0)
     shared_C = anchor_sum_C * (all_moved * (2 / LOG2_E) / (tokens * num_anchors))
     first, last = blocks_of_program(tokens, blocks, TOKENS)

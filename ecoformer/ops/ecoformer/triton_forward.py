@@ -9,11 +9,23 @@ Shapes: N tokens of a block, C head channels, K code bits, M anchors, P parts of
 of two of at least 16, which is what tl.dot takes; what is padded is loaded as 0.
 """
 
+import torch
 import triton
 import triton.language as tl
 
-# Products on tensor cores, three for every one, whose sum has the accuracy of float32. TF32 alone would flip codes.
-PRECISION = tl.constexpr("tf32x3")
+LEAST_SHARED = 160 * 1024  # bytes that a block may have in shared memory: A100 and its successors in data centres
+
+
+def _precision() -> str:
+    """How float32 numbers are multiplied: on tensor cores, three products for every one, whose sum has the accuracy of
+    float32, where a block may hold the parts; else one by one. TF32 alone would flip codes."""
+    if not torch.cuda.is_available():
+        return "tf32x3"
+    most = getattr(torch.cuda.get_device_properties(), "shared_memory_per_block_optin", 0)
+    return "tf32x3" if most >= LEAST_SHARED and torch.version.hip is None else "ieee"
+
+
+PRECISION = tl.constexpr(_precision())
 LOG2_E = tl.constexpr(1.4426950408889634)
 SIGMA_FLOOR = tl.constexpr(16 * 2.0**-23)
 
