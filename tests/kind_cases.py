@@ -28,11 +28,6 @@ SPECS = [
     make_spec("distilled", {"num_features": 6, "fit_steps": 5, "codes": "bits"}),
     make_spec("distilled", {"num_features": 6, "fit_steps": 5, "projection": "ternary", "values": "shift"}),
     make_spec("distilled", {"num_features": 6, "fit_steps": 5, "projection": "shift", "values": "shift"}),
-    make_spec("distilled", {"num_features": 6, "fit_steps": 5, "neighbours": 2}),
-    make_spec(
-        "distilled",
-        {"num_features": 6, "fit_steps": 5, "neighbours": 1, "projection": "ternary", "values": "shift"},
-    ),
     make_spec("binary_qk", {"form": "scaled"}),
     make_spec("binary_qk", {"form": "grid", "num_tokens": TOKENS}),
     make_spec("binary_qk", {"form": "line", "num_tokens": TOKENS}),

@@ -37,7 +37,6 @@ from ecoformer.ops.precision import full_precision, without_autocast
 
 LEVELS = 16
 LINEARS: dict[str, Any] = {"real": nn.Linear, "ternary": TernaryLinear, "shift": PowerLinear}  # by `projection`
-MOST_NEIGHBOURS = 64
 MOST_LEVELS = 48  # 2^23 squared, 8,192 tokens and as many features together stay far below 2^127
 
 
@@ -51,9 +50,6 @@ class DistilledSpec(TaughtSpec):
         levels: exponents of a power of two, around zero: 16 are -8 to 7. Not of bits.
         projection: takes the products out of the projection to codes: weights of "ternary" are -1, 0 or +1 times one
             scale a feature, those of "shift" signed powers of two.
-        neighbours: so many keys before and after each token, and its own, have weights of their own as well, powers of
-            two which the query decides: for sequences, some of whose heads look at a fixed offset. Values and output
-            projection are applied to every token then.
         values: "shift" makes the weights of value and output projection signed powers of two, as `msa_shift` does; a
             joint fit changes them too.
         relaxation: what stands for the step of bits while they are fitted. "sigmoid" sharpens a sigmoid until it is all
@@ -67,7 +63,6 @@ class DistilledSpec(TaughtSpec):
     num_features: int = 16
     levels: int = LEVELS
     projection: Literal["real", "ternary", "shift"] = "real"
-    neighbours: int = 0
     values: Literal["real", "shift"] = "real"
     fit_lr: float = 0.01
     relaxation: Literal["sigmoid", "straight_through"] = "sigmoid"
@@ -80,7 +75,6 @@ class DistilledSpec(TaughtSpec):
         one_of("relaxation", self.relaxation, ("sigmoid", "straight_through"))
         self.require_whole(1, "num_features", most=MOST_CODES)
         self.require_whole(2, "levels")
-        self.require_whole(0, "neighbours", most=MOST_NEIGHBOURS)
         if self.codes == "bits" and self.levels != LEVELS:
             raise InputError(f"attention.levels={self.levels} is of codes=shift, bits have two: leave it out")
         if self.levels > MOST_LEVELS:
@@ -97,12 +91,7 @@ class DistilledSpec(TaughtSpec):
     @property
     def shape(self) -> tuple[Any, ...]:
         """What a fitted layer is made of."""
-        return self.codes, self.num_features, self.projection, self.neighbours, self.values, self.form
-
-    @property
-    def offsets(self) -> int:
-        """Of neighbours, their own places among them; 0 for none."""
-        return 2 * self.neighbours + 1 if self.neighbours else 0
+        return self.codes, self.num_features, self.projection, self.values, self.form
 
     @property
     def form(self) -> CodeForm:
@@ -115,9 +104,8 @@ class DistilledAttention(TaughtAttention):
 
     The weight of key j for query i is sum_b s_b q_ib k_jb + floor, with a floor > 0 per head, and s_b > 0 per head and
     bit; powers of two have no s, the bias of their exponent is as much. `codes` projects to all heads' queries, then
-    their keys, then the exponents of neighbours; `to_v` and `proj` are those of the replaced layer and, without
-    neighbours, are applied to sums of tokens only (see `ops.distilled_attention`). All of them are trained by the
-    gradient, codes by the straight-through estimator.
+    their keys; `to_v` and `proj` are those of the replaced layer and are applied to sums of tokens only (see
+    `ops.distilled_attention`). All of them are trained by the gradient, codes by the straight-through estimator.
     """
 
     takes_mask = True
@@ -128,7 +116,7 @@ class DistilledAttention(TaughtAttention):
         super().add_parts(source)
         factory: dict[str, Any] = {"device": self.proj.weight.device, "dtype": self.proj.weight.dtype}
         codes = self.num_heads * self.num_features
-        self.codes = LINEARS[self.spec.projection](self.dim, 2 * codes + self.neighbours, **factory)
+        self.codes = LINEARS[self.spec.projection](self.dim, 2 * codes, **factory)
         if self.spec.values == "shift":
             self.to_v, self.proj = with_powers(self.to_v), with_powers(self.proj)
         is_bits = self.spec.codes == "bits"
@@ -144,11 +132,6 @@ class DistilledAttention(TaughtAttention):
     @property
     def num_features(self) -> int:
         return int(self.spec.num_features)
-
-    @property
-    def neighbours(self) -> int:
-        """Weights of neighbours of a token, of all heads together."""
-        return int(self.num_heads * self.spec.offsets)
 
     num_bits = num_features  # as fits and reports of all hash kinds call it
 
@@ -186,28 +169,22 @@ class DistilledAttention(TaughtAttention):
         with without_autocast(x_BND):
             value, proj = (affine(linear).like(x) for linear in (self.to_v, self.proj))
             weights, form = self._weights(x.dtype), self.spec.form
-            out_BND = distilled_attention(
-                x, self._to_codes(x), value, proj, *weights, self._slope, form, mask_BN, self.neighbours
-            )
+            out_BND = distilled_attention(x, self._to_codes(x), value, proj, *weights, self._slope, form, mask_BN)
         return out_BND.to(x_BND.dtype)
 
-    def _codes_and_weights(self, x_BND: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor | None]:
-        """Codes of queries and keys, their weights, the floor, and the weights of neighbours (B, H, N, O)."""
+    def _codes_and_weights(self, x_BND: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
         self.require_fitted()
         x = full_precision(x_BND)
-        *codes, near_BHNO = self._codes_in(self.spec.form, x)
-        assert codes[0] is not None and codes[1] is not None
-        return codes[0], codes[1], *self._weights(x.dtype), near_BHNO
+        return *self._codes_in(self.spec.form, x), *self._weights(x.dtype)
 
-    def _codes_in(self, form: CodeForm, x_BND: Tensor) -> list[Tensor | None]:
-        """Of queries and keys, (B, H, N, K) each, and the weights of neighbours."""
-        found = token_codes(x_BND, self._to_codes(x_BND), form, neighbours=self.neighbours)
-        return [None if part is None else split_heads(part, self.num_heads) for part in found]
+    def _codes_in(self, form: CodeForm, x_BND: Tensor) -> tuple[Tensor, Tensor]:
+        """Of queries and keys, (B, H, N, K) each."""
+        code_q, code_k = token_codes(x_BND, self._to_codes(x_BND), form)
+        return split_heads(code_q, self.num_heads), split_heads(code_k, self.num_heads)
 
     def signed_codes(self, x_BND: Tensor, mask_BN: Tensor | None = None) -> Tensor:
         with without_autocast(x_BND):
-            codes = self._codes_in(BITS, full_precision(x_BND))[:2]
-            return torch.cat([2 * code.float() - 1 for code in codes if code is not None])
+            return torch.cat([2 * code.float() - 1 for code in self._codes_in(BITS, full_precision(x_BND))])
 
     def attention_weights(self, x_BND: Tensor) -> Tensor:
         with without_autocast(x_BND):
@@ -216,10 +193,10 @@ class DistilledAttention(TaughtAttention):
     def attention_output(self, x_BND: Tensor, feat_size: Any = None, mask_BN: Tensor | None = None) -> Tensor:
         """(B, N, D), which `forward` never forms."""
         with without_autocast(x_BND):
-            code_q, code_k, weight_HK, floor_H, near_BHNO = self._codes_and_weights(x_BND)
+            code_q, code_k, weight_HK, floor_H = self._codes_and_weights(x_BND)
             x = full_precision(x_BND)
             v_BHNC = split_heads(affine(self.to_v).like(x)(x), self.num_heads)
-            return join_heads(binary_attention(code_q, code_k, v_BHNC, weight_HK, floor_H, mask_BN, near_BHNO))
+            return join_heads(binary_attention(code_q, code_k, v_BHNC, weight_HK, floor_H, mask_BN))
 
     def start(
         self, x_BND: Tensor, standard: Standardiser, generator: torch.Generator, teacher: Teacher
@@ -229,7 +206,7 @@ class DistilledAttention(TaughtAttention):
         value = standard.unfold(affine(self.to_v).like(x_BND))
         to_codes, to_values = (_rounding(how, standard) for how in (self.spec.projection, self.spec.values))
         return replace(
-            random_distilled_hash(x_BND, query, key, *sizes, generator, weighted=weighted, offsets=self.spec.offsets),
+            random_distilled_hash(x_BND, query, key, *sizes, generator, weighted=weighted),
             form=self.spec.form,
             rounding=to_codes,
             values=FittedValues.of(value, self.num_heads, to_values) if teacher.fits_values else None,
@@ -248,8 +225,7 @@ class DistilledAttention(TaughtAttention):
     def note_shares(self, x_BND: Tensor, mask_BN: Tensor | None = None) -> None:
         """The share of ones in bits of these inputs."""
         if self.spec.codes == "bits":
-            query, key, *_ = self._codes_and_weights(x_BND)
-            self._measure_ones((real_tokens(query, mask_BN), real_tokens(key, mask_BN)))
+            self._measure_ones(tuple(real_tokens(code, mask_BN) for code in self._codes_and_weights(x_BND)[:2]))
 
     def _measure_ones(self, codes: tuple[Tensor, ...]) -> None:
         self.get_buffer("ones").copy_(torch.stack([code.float().mean() for code in codes]))
@@ -264,24 +240,20 @@ class DistilledAttention(TaughtAttention):
         where codes are powers of two. Multiplications: H D + H for 1 / denominator and the scaling of each head's sum
         by it. Per image, both: 2 L D C for values and output projection of the L sums, 2 D D for those of the mean,
         shifts instead of multiplications where their weights are powers of two; and the weights of bits, L (C + 1)
-        multiplications. Neighbours add, per token, rows of the projection, values and output projection of the token,
-        a shift and an addition for each neighbour's channels and, a head, for its share in the denominator, and D
-        multiplications by 1 / denominator. Nothing of the layer lies outside of this core.
+        multiplications. Nothing of the layer lies outside of this core.
         """
         dim, heads, channels, codes = self.dim, self.num_heads, self.head_dim, self.num_heads * self.num_features
-        rows, offsets = 2 * codes + self.neighbours, self.spec.offsets
-        products = rows * dim
-        code_muls = rows if self.spec.projection == "ternary" else products
-        sums = 2 * codes * dim + 2 * codes
-        near = offsets * (dim + heads)
-        both = 2 * codes * dim * channels + 2 * dim * dim * (1 + (num_tokens if offsets else 0))
+        products = 2 * codes * dim
+        code_muls = 2 * codes if self.spec.projection == "ternary" else products
+        sums = products + 2 * codes
+        both = products * channels + 2 * dim * dim
         is_bits = self.spec.codes == "bits"
         shifted = both if self.spec.values == "shift" else 0
         code_shifts = products if self.spec.projection == "shift" else 0
-        per_token = code_muls - code_shifts + heads * (dim + 1) + (dim if offsets else 0)
+        per_token = code_muls - code_shifts + heads * (dim + 1)
         muls = both - shifted + num_tokens * per_token + is_bits * codes * (channels + 1)
-        adds = both + num_tokens * (products + sums + dim + near + (dim if offsets else 0))
-        shifts = shifted + num_tokens * (code_shifts + near + (0 if is_bits else sums))
+        adds = both + num_tokens * (products + sums + dim)
+        shifts = shifted + num_tokens * (code_shifts + (0 if is_bits else sums))
         return (muls, adds, shifts) if shifts else (muls, adds)
 
     def projections(self, where: str) -> Projections:

@@ -23,7 +23,6 @@ class DistilledHashSpec(TaughtSpec):
     codes: ClassVar[str] = "bits"
     levels: ClassVar[int] = 2
     projection: ClassVar[str] = "real"
-    neighbours: ClassVar[int] = 0
     values: ClassVar[str] = "real"
     form: ClassVar[CodeForm] = BITS
 
@@ -39,7 +38,6 @@ class DistilledHashSpec(TaughtSpec):
     def num_features(self) -> int:
         return self.num_bits
 
-    offsets = DistilledSpec.offsets
     shape = DistilledSpec.shape
     is_met_by = DistilledSpec.is_met_by
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from ecoformer.ops.codes.fitted import Fitted
-from ecoformer.ops.codes.neighbours import add_neighbours, neighbour_sums
 from ecoformer.ops.ecoformer.codes import squared_distances, straight_through_sign
 
 
@@ -67,15 +66,13 @@ def binary_attention(
     weight_HK: Tensor | None,
     floor_H: Tensor,
     mask_BN: Tensor | None = None,
-    near_BHNO: Tensor | None = None,
 ) -> Tensor:
     """Attention output (B, H, N, C) with weights sum_b weight_b q_ib k_jb + floor, never an N x N matrix.
 
     Codes are at least 0 (or +-1 with a floor of at least sum_b weight_b), `weight_HK` is at least 0 (None: all 1, and
     nothing is multiplied) and `floor_H` above 0, so that a token whose code meets no key takes the mean of all values.
     A column of ones beside v makes numerator and denominator one product: where `mask_BN` is False, a key is left out
-    by zeros in both. `near_BHNO` are further weights, of neighbours (see `neighbours`). See
-    `naive.binary_attention_reference` for the quadratic form.
+    by zeros in both. See `naive.binary_attention_reference` for the quadratic form.
     """
     v_and_one = torch.cat([v_BHNC, torch.ones_like(v_BHNC[..., :1])], dim=-1)
     if mask_BN is not None:
@@ -85,21 +82,11 @@ def binary_attention(
         context_BHKC = context_BHKC * weight_HK.unsqueeze(-1)
     lifted_BH1C = floor_H[:, None, None] * v_and_one.sum(dim=-2, keepdim=True)
     out = torch.matmul(code_q_BHNK, context_BHKC) + lifted_BH1C
-    if near_BHNO is not None:
-        out = out + neighbour_sums(near_BHNO, v_and_one)
     return out[..., :-1] / out[..., -1:]
 
 
-def binary_weights(
-    code_q_BHNK: Tensor,
-    code_k_BHNK: Tensor,
-    weight_HK: Tensor | None,
-    floor_H: Tensor,
-    near_BHNO: Tensor | None = None,
-) -> Tensor:
+def binary_weights(code_q_BHNK: Tensor, code_k_BHNK: Tensor, weight_HK: Tensor | None, floor_H: Tensor) -> Tensor:
     """The normalised weights (B, H, N, N) that `binary_attention` sums the values with: quadratic, for pictures."""
     weighted_BHNK = code_q_BHNK if weight_HK is None else code_q_BHNK * weight_HK.unsqueeze(-2)
     raised_BHNN = weighted_BHNK @ code_k_BHNK.transpose(-2, -1) + floor_H[:, None, None]
-    if near_BHNO is not None:
-        raised_BHNN = add_neighbours(raised_BHNN, near_BHNO)
     return raised_BHNN / raised_BHNN.sum(dim=-1, keepdim=True)

@@ -7,7 +7,6 @@ channels, D model channels, K code bits.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -16,11 +15,10 @@ from torch import Tensor
 
 from ecoformer.ops.codes.attention import binary_attention
 from ecoformer.ops.codes.fitted import Attends, Fitted
-from ecoformer.ops.codes.folded import Affine, token_codes
+from ecoformer.ops.codes.folded import Affine
 from ecoformer.ops.codes.forms import BITS, CodeForm
 
 START_FLOOR = 1.0  # as much as a bit's weight: fits that start with less end further from their target
-NEAR_UNIT = 8.0  # exponents in which the bias of neighbours' weights is counted: it has far to go in a fit
 START_SLOPE, END_SLOPE = 2.0, 40.0  # of soft codes: found by measurement, and flat around it
 
 
@@ -116,15 +114,11 @@ class DistilledHash(Attends):
     """All that turns standardised tokens into an attention output: projections to codes, their weights, the floor.
 
     `weight_HK` None: all 1, and left so; a power of two is weighted by its exponent's bias. With `values` these are
-    fitted too; without, they are given with each batch. `near_HOD` and its bias make the exponents of neighbours'
-    weights, offset by offset. `rounding` is that of the projections' weights, None: they are
+    fitted too; without, they are given with each batch. `rounding` is that of the projections' weights, None: they are
     as they are.
     """
 
-    fitted = (
-        *("query_HKD", "query_bias_HK", "key_HKD", "key_bias_HK", "weight_HK", "floor_H"),
-        *("near_HOD", "near_bias_HO", "values"),
-    )
+    fitted = ("query_HKD", "query_bias_HK", "key_HKD", "key_bias_HK", "weight_HK", "floor_H", "values")
 
     query_HKD: Tensor
     query_bias_HK: Tensor
@@ -132,22 +126,15 @@ class DistilledHash(Attends):
     key_bias_HK: Tensor
     weight_HK: Tensor | None
     floor_H: Tensor
-    near_HOD: Tensor | None = None
-    near_bias_HO: Tensor | None = None
     values: FittedValues | None = None
     form: CodeForm = BITS
     rounding: Rounding | None = None
 
     def codes(self, x_BND: Tensor, slope: float | None = None) -> tuple[Tensor, Tensor]:
         """Codes of queries and keys, (B, H, N, K) each; soft ones with a slope."""
-        return self._codes_and_near(x_BND, slope)[:2]
-
-    def _codes_and_near(self, x_BND: Tensor, slope: float | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        count = 0 if self.near_bias_HO is None else self.near_bias_HO.numel()
-        parts = token_codes(x_BND, self.to_codes, self.form, slope, count)
-        query, key, near = (None if part is None else _by_head(part, len(self.floor_H)) for part in parts)
-        assert query is not None and key is not None
-        return query, key, near
+        codes_BNT = self.form(self.to_codes(x_BND), slope)
+        code_q_BHNK, code_k_BHNK = codes_BNT.unflatten(-1, (2, *self.query_bias_HK.shape)).permute(2, 0, 3, 1, 4)
+        return code_q_BHNK, code_k_BHNK
 
     def signed_codes(self, x_BND: Tensor, *values: Tensor | None) -> Tensor:
         """Of queries, then keys along B, (2B, H, N, K): +1 where a bit is 1, or a power of two at least 1; else -1."""
@@ -160,23 +147,15 @@ class DistilledHash(Attends):
         if v_BHNC is None:
             assert self.values is not None
             v_BHNC = self.values(x_BND)
-        query, key, near_BHNO = self._codes_and_near(x_BND, slope)
-        return binary_attention(query, key, v_BHNC, self.weight_HK, self.floor_H, mask_BN, near_BHNO)
+        return binary_attention(*self.codes(x_BND, slope), v_BHNC, self.weight_HK, self.floor_H, mask_BN)
 
     @property
     def to_codes(self) -> Affine:
-        """The codes of queries, then of keys, then neighbours, as one projection of standardised tokens."""
-        weights = [part.flatten(0, 1) for part in (self.query_HKD, self.key_HKD, self.near_HOD) if part is not None]
-        near_bias_HO = None if self.near_bias_HO is None else NEAR_UNIT * self.near_bias_HO
-        biases = (self.query_bias_HK, self.key_bias_HK, near_bias_HO)
-        weight_TD = torch.cat(weights)
+        """The codes of queries, then of keys, as one projection of standardised tokens."""
+        weight_TD = torch.cat([self.query_HKD.flatten(0, 1), self.key_HKD.flatten(0, 1)])
         if self.rounding is not None:
             weight_TD = self.rounding(weight_TD)
-        return Affine(weight_TD, torch.cat([bias.flatten() for bias in biases if bias is not None]))
-
-
-def _by_head(x_BNT: Tensor, num_heads: int) -> Tensor:
-    return x_BNT.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+        return Affine(weight_TD, torch.cat([self.query_bias_HK.flatten(), self.key_bias_HK.flatten()]))
 
 
 def random_distilled_hash(
@@ -188,14 +167,12 @@ def random_distilled_hash(
     generator: torch.Generator,
     *,
     weighted: bool = True,
-    offsets: int = 0,
 ) -> DistilledHash:
     """Random codes of these standardised tokens, each with mean 0 and deviation 1 before it becomes one: a fit's start.
 
     A code is a random direction among a head's queries, and the same direction among its keys, so that a query and a
     key that are similar tend to agree: `query` and `key` are the replaced attention's projections. `generator` is a
-    CPU generator, so that the draw is the same on every device. `weighted`: codes have weights. `offsets`: those
-    of neighbours with weights of their own, each a sixteenth of all keys' together at first.
+    CPU generator, so that the draw is the same on every device. `weighted`: codes have weights.
     """
     channels = query.weight.shape[0] // num_heads
     A_HKC = torch.randn(num_heads, num_codes, channels, generator=generator).to(x_BND)
@@ -207,9 +184,4 @@ def random_distilled_hash(
         scale_HK = torch.where(deviation_HK > 1e-6, deviation_HK, 1.0).reciprocal()
         codes.append((weight_HKD * scale_HK.unsqueeze(-1), -mean_HK * scale_HK))
     weight_HK = x_BND.new_ones(num_heads, num_codes) if weighted else None
-    found = DistilledHash(*codes[0], *codes[1], weight_HK, x_BND.new_full((num_heads,), START_FLOOR))
-    if not offsets:
-        return found
-    near_HOD = 0.01 * torch.randn(num_heads, offsets, x_BND.shape[-1], generator=generator).to(x_BND)
-    start = math.log2(x_BND.shape[1] * num_codes / 16)
-    return replace(found, near_HOD=near_HOD, near_bias_HO=x_BND.new_full((num_heads, offsets), start / NEAR_UNIT))
+    return DistilledHash(*codes[0], *codes[1], weight_HK, x_BND.new_full((num_heads,), START_FLOOR))

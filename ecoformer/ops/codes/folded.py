@@ -5,8 +5,7 @@ the output projection are linear, so they need not be applied to tokens: codes p
 (one per code) are projected to values and on to the output, and codes pick among the results. What is left per token is
 one projection, to the codes.
 
-Shapes: B batch, H heads, N tokens, C head channels, D model channels, K code length, L = H K codes of all heads, O
-offsets of neighbours with weights of their own.
+Shapes: B batch, H heads, N tokens, C head channels, D model channels, K code length, L = H K codes of all heads.
 """
 
 from __future__ import annotations
@@ -17,8 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ecoformer.ops.codes.forms import BITS, NEAR, CodeForm
-from ecoformer.ops.codes.neighbours import neighbour_sums
+from ecoformer.ops.codes.forms import BITS, CodeForm
 from ecoformer.ops.codes.ternary import TernaryAffine
 
 
@@ -38,22 +36,14 @@ class Affine:
 
 
 def token_codes(
-    x_BND: Tensor,
-    to_codes: Affine | TernaryAffine,
-    form: CodeForm = BITS,
-    slope: float | None = None,
-    neighbours: int = 0,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Codes (B, N, L) of queries and of keys, and weights (B, N, H O) of neighbours, None if there are none.
+    x_BND: Tensor, to_codes: Affine | TernaryAffine, form: CodeForm = BITS, slope: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """Codes (B, N, L) of queries and of keys. `to_codes` has the rows of the queries' codes first.
 
-    `to_codes` has the rows of the queries' codes first, and those of `neighbours`, H O, last. Differentiable by the
-    straight-through estimator; with a slope, soft codes.
+    Differentiable by the straight-through estimator; with a slope, soft codes.
     """
-    y_BNT, near_BNG = to_codes(x_BND), None
-    if neighbours:
-        y_BNT, near_BNG = y_BNT[..., :-neighbours], NEAR(y_BNT[..., -neighbours:])
-    code_q_BNL, code_k_BNL = form(y_BNT, slope).chunk(2, dim=-1)
-    return code_q_BNL, code_k_BNL, near_BNG
+    code_q_BNL, code_k_BNL = form(to_codes(x_BND), slope).chunk(2, dim=-1)
+    return code_q_BNL, code_k_BNL
 
 
 def distilled_attention(
@@ -66,7 +56,6 @@ def distilled_attention(
     slope: float | None = None,
     form: CodeForm = BITS,
     mask_BN: Tensor | None = None,
-    neighbours: int = 0,
 ) -> Tensor:
     """The output (B, N, D) of the layer, output projection included; see `naive.distilled_attention_reference`.
 
@@ -75,16 +64,14 @@ def distilled_attention(
 
     Args:
         x_BND: float32 or float64, like all the rest.
-        to_codes: D to 2 L, the codes of all heads' queries and then those of their keys, and to `neighbours` more.
+        to_codes: D to 2 L, the codes of all heads' queries and then those of their keys.
         value, proj: D to D.
         weight_HK, floor_H: above 0; weights None: all 1, and nothing is multiplied.
         slope: of soft codes, for a fit that anneals; None: codes as they are.
         form: what makes codes of projected tokens.
         mask_BN: True where a token takes part as a key, at least one a sample; None: all do.
-        neighbours: H O, or 0. Their weights differ from head to head and token to token, so that values and output
-            projection are applied to tokens then.
     """
-    code_q_BNL, code_k_BNL, near_BNG = token_codes(x_BND, to_codes, form, slope, neighbours)
+    code_q_BNL, code_k_BNL = token_codes(x_BND, to_codes, form, slope)
     count: Tensor | int = x_BND.shape[1]
     if mask_BN is None:
         mean_B1D = x_BND.mean(dim=1, keepdim=True)
@@ -94,34 +81,12 @@ def distilled_attention(
         mean_B1D = (x_BND * real_BN1).sum(dim=1, keepdim=True) / count
     rows_BLD, mass_BLH = bit_rows(x_BND, mean_B1D, code_k_BNL, value, proj, weight_HK, len(floor_H))
     uniform_B1D = proj(value(mean_B1D))
-    mass_BNH = torch.matmul(code_q_BNL, mass_BLH) + floor_H * count
-    if near_BNG is not None:
-        near_BHNC, near_mass_BNH = near_values(x_BND, mean_B1D, near_BNG, value, len(floor_H), mask_BN)
-        mass_BNH = mass_BNH + near_mass_BNH
-    share_BNH = mass_BNH.reciprocal()
+    share_BNH = (torch.matmul(code_q_BNL, mass_BLH) + floor_H * count).reciprocal()
     heads_BNHK = code_q_BNL.unflatten(-1, (len(floor_H), -1))
     share_BNH1 = share_BNH.unsqueeze(-1)
     inplace = not (torch.is_grad_enabled() and share_BNH.requires_grad)
     scaled_BNHK = heads_BNHK.mul_(share_BNH1) if inplace else heads_BNHK * share_BNH1
-    out_BND = torch.baddbmm(uniform_B1D, scaled_BNHK.flatten(2), rows_BLD)
-    if near_BNG is None:
-        return out_BND
-    return out_BND + F.linear((near_BHNC.transpose(1, 2) * share_BNH1).flatten(2), proj.weight)
-
-
-def near_values(
-    x_BND: Tensor, mean_B1D: Tensor, near_BNG: Tensor, value: Affine, num_heads: int, mask_BN: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """What neighbours add to the output before normalisation, (B, H, N, C), and to each head's denominator, (B, N, H).
-
-    Values are taken without that of the mean token, as sums of rows are.
-    """
-    v_BHNC = F.linear(x_BND - mean_B1D, value.weight).unflatten(-1, (num_heads, -1)).transpose(1, 2)
-    v_and_one = torch.cat([v_BHNC, torch.ones_like(v_BHNC[..., :1])], dim=-1)
-    if mask_BN is not None:
-        v_and_one = v_and_one * mask_BN[:, None, :, None]
-    sums = neighbour_sums(near_BNG.unflatten(-1, (num_heads, -1)).transpose(1, 2), v_and_one)
-    return sums[..., :-1], sums[..., -1].transpose(1, 2)
+    return torch.baddbmm(uniform_B1D, scaled_BNHK.flatten(2), rows_BLD)
 
 
 def bit_rows(

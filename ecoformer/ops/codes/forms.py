@@ -65,8 +65,5 @@ class Shifts:
         return y.round_().clamp_(self.low, self.high).exp2_()
 
 
-NEAR = Shifts(-8, 23)  # of neighbours' weights: one may outweigh all other keys together
-
-
 def _needs_gradient(y: Tensor) -> bool:
     return torch.is_grad_enabled() and y.requires_grad

@@ -6,25 +6,14 @@ Shapes: B batch, H heads, N tokens, C head channels, K code length.
 from torch import Tensor
 
 from ecoformer.ops.codes.folded import Affine
-from ecoformer.ops.codes.neighbours import add_neighbours
 
 
 def binary_attention_reference(
-    code_q_BHNK: Tensor,
-    code_k_BHNK: Tensor,
-    v_BHNC: Tensor,
-    weight_HK: Tensor,
-    floor_H: Tensor,
-    near_BHNO: Tensor | None = None,
+    code_q_BHNK: Tensor, code_k_BHNK: Tensor, v_BHNC: Tensor, weight_HK: Tensor, floor_H: Tensor
 ) -> Tensor:
-    """out_i = sum_j w_ij v_j / sum_j w_ij with w_ij = sum_b weight_b q_ib k_jb + floor, with the full N x N matrix.
-
-    Neighbours j = i + o weigh near_io more.
-    """
+    """out_i = sum_j w_ij v_j / sum_j w_ij with w_ij = sum_b weight_b q_ib k_jb + floor, with the full N x N matrix."""
     product_BHNNK = code_q_BHNK[:, :, :, None, :] * code_k_BHNK[:, :, None, :, :]
     weights_BHNN = (product_BHNNK * weight_HK[None, :, None, None, :]).sum(dim=-1) + floor_H[None, :, None, None]
-    if near_BHNO is not None:
-        weights_BHNN = add_neighbours(weights_BHNN, near_BHNO)
     return weights_BHNN @ v_BHNC / weights_BHNN.sum(dim=-1, keepdim=True)
 
 
@@ -37,17 +26,13 @@ def distilled_attention_reference(
     floor_H: Tensor,
     slope: float | None = None,
     exponents: tuple[int, int] | None = None,
-    neighbours: int = 0,
 ) -> Tensor:
     """Attention on the codes of all tokens, step by step: codes, values, N x N weights, output projection.
 
     Codes are bits, soft ones with a slope, or powers of two whose exponents lie in a range.
     """
     num_heads = len(floor_H)
-    y_BNT, near_BHNO = to_codes(x_BND), None
-    if neighbours:
-        y_BNT, near_BNG = y_BNT.split([y_BNT.shape[-1] - neighbours, neighbours], dim=-1)
-        near_BHNO = 2 ** near_BNG.round().clip(-8, 23).unflatten(-1, (num_heads, -1)).transpose(1, 2)
+    y_BNT = to_codes(x_BND)
     if exponents is not None:
         codes_BNT = 2 ** y_BNT.round().clip(*exponents)
     else:
@@ -55,5 +40,5 @@ def distilled_attention_reference(
     code_q_BHNK, code_k_BHNK = codes_BNT.unflatten(-1, (2, num_heads, -1)).permute(2, 0, 3, 1, 4)
     weight_HK = code_q_BHNK.new_ones(code_q_BHNK.shape[1::2]) if weight_HK is None else weight_HK
     v_BHNC = value(x_BND).unflatten(-1, (num_heads, -1)).transpose(1, 2)
-    out_BHNC = binary_attention_reference(code_q_BHNK, code_k_BHNK, v_BHNC, weight_HK, floor_H, near_BHNO)
+    out_BHNC = binary_attention_reference(code_q_BHNK, code_k_BHNK, v_BHNC, weight_HK, floor_H)
     return proj(out_BHNC.transpose(1, 2).flatten(2))
