@@ -167,6 +167,7 @@ def test_a_distilled_model_remembers_which_layers_were_replaced(run, tmp_path, c
         (["--model", "pvt_v2_b0"], "name the weights to start from: either --checkpoint FILE or --pretrained"),
         (["--pretrained"], "--model is needed with --pretrained"),
         (["--checkpoint", "none.pt"], "checkpoint none.pt does not exist"),
+        (["--checkpoint", "none.pt", "--device", "gpu"], "--device gpu does not exist: use auto, cpu, cuda or cuda:N"),
         (["--checkpoint", "RUN", "--model", "pvt_v2_b0"], "holds vit_tiny_patch16_224, not pvt_v2_b0"),
         (["--checkpoint", "RUN", "--num-bits", "0"], "attention.num_bits=0 must be a whole number of at least 1"),
         (["--checkpoint", "RUN", "--num-images", "0"], "--num-images 0 must be at least 1"),
