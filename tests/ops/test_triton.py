@@ -62,19 +62,19 @@ def a_wrong_kernel_is_refused():
 
     kind = torch.device("cpu"), torch.float32, 32, 16, 25, attend
     with torch.inference_mode():  # a model that only evaluates
-        assert mine.runs(*kind)
-    mine.runs.cache_clear()
+        assert mine.can_run(*kind)
+    mine.can_run.cache_clear()
     right = mine._Attend.apply
     mine._Attend.apply = lambda qk, v, anchors, *rest: right(qk, v, 2 * anchors, *rest)
     try:
-        mine.runs(*kind)
+        mine.can_run(*kind)
     except RuntimeError as error:
         assert "set ECOFORMER_TRITON=0" in str(error) and "output differs by" in str(error), error
     else:
         raise AssertionError("other anchors were not noticed")
     finally:
         mine._Attend.apply = right
-    mine.runs.cache_clear()
+    mine.can_run.cache_clear()
 
     def too_large(*args):
         raise mine.OutOfResources(300_000, 232_448, "shared memory")
@@ -83,7 +83,7 @@ def a_wrong_kernel_is_refused():
     try:
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
-            assert not mine.runs(*kind)
+            assert not mine.can_run(*kind)
         assert "goes through torch" in str(told[0].message)
     finally:
         mine._Attend.apply = right

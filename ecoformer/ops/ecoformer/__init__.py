@@ -59,9 +59,9 @@ def kernel_hash_attention(
     """
     state = anchors_HMC, A_HKM, mean_HM
     if mask_BN is None and _on_triton(qk_BHNC):
-        from ecoformer.ops.ecoformer.triton_form import attend, runs  # not on every platform
+        from ecoformer.ops.ecoformer.triton_form import attend, can_run  # not on every platform
 
-        if runs(qk_BHNC.device, qk_BHNC.dtype, qk_BHNC.shape[-1], *A_HKM.shape[1:], eager.attend):
+        if can_run(qk_BHNC.device, qk_BHNC.dtype, qk_BHNC.shape[-1], *A_HKM.shape[1:], eager.attend):
             return attend(qk_BHNC, v_BHNC, *state, numerator)
     return eager.attend(full_precision(qk_BHNC), full_precision(v_BHNC), *state, numerator, mask_BN)
 

@@ -37,11 +37,12 @@ def attend(
     Arguments as of `kernel_hash_attention`; qk and v may also be float16 or bfloat16, which the kernels read as they
     are. The hash functions are float32.
     """
-    return _Attend.apply(qk_BHNC, v_BHNC, anchors_HMC, A_HKM, mean_HM, numerator)
+    with torch.cuda.device_of(qk_BHNC):  # where Triton launches; autograd sees to it in the backward pass
+        return _Attend.apply(qk_BHNC, v_BHNC, anchors_HMC, A_HKM, mean_HM, numerator)
 
 
 @cache
-def runs(
+def can_run(
     device: torch.device, dtype: torch.dtype, channels: int, bits: int, anchors: int, torch_path: Attention
 ) -> bool:
     """Whether tokens of this kind are for the kernels on a device: False where a block's shared memory is too small.
@@ -79,11 +80,6 @@ def runs(
 class _Attend(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, qk: Tensor, v: Tensor, anchors: Tensor, A: Tensor, mean: Tensor, numerator: str) -> Tensor:
-        with torch.cuda.device_of(qk):  # on which Triton launches
-            return _Attend._forward(ctx, qk, v, anchors, A, mean, numerator)
-
-    @staticmethod
-    def _forward(ctx: Any, qk: Tensor, v: Tensor, anchors: Tensor, A: Tensor, mean: Tensor, numerator: str) -> Tensor:
         qk, v = (_channels_last(x.transpose(0, 1)) for x in (qk, v))
         anchors, A, mean = (x.contiguous() for x in (anchors, A, mean))
         sizes = _Sizes(qk, A)
@@ -109,11 +105,6 @@ class _Attend(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        with torch.cuda.device_of(grad_outputs[0]):
-            return _Attend._backward(ctx, *grad_outputs)
-
-    @staticmethod
-    def _backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         qk, v, anchors, A, mean, rate, code, *sums = ctx.saved_tensors
         grad = _channels_last(grad_outputs[0].transpose(0, 1))
         sizes = _Sizes(qk, A)

@@ -21,8 +21,8 @@ def _precision() -> str:
     float32, where a block may hold the parts; else one by one. TF32 alone would flip codes."""
     if not torch.cuda.is_available():
         return "tf32x3"
-    most = getattr(torch.cuda.get_device_properties(), "shared_memory_per_block_optin", 0)
-    return "tf32x3" if most >= LEAST_SHARED and torch.version.hip is None else "ieee"
+    held = triton.runtime.driver.active.utils.get_device_properties(torch.cuda.current_device())["max_shared_mem"]
+    return "tf32x3" if held >= LEAST_SHARED and torch.version.hip is None else "ieee"
 
 
 PRECISION = tl.constexpr(_precision())

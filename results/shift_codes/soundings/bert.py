@@ -8,37 +8,33 @@ at the layer's own inputs: 128 tokens of reviews that have as many. Prints a lin
 to R; gate=12, its exponent at the start.
 """
 
-import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 import transformers
-from sound import error, local, start
+from sound import sound
 from torch import Tensor
 
 from ecoformer import attention_layers, convert
 from ecoformer.fit.compare import layer_calls
-from ecoformer.fit.output_fit import fit_to_output
-from ecoformer.fit.target import SoftmaxTarget
 from ecoformer.model.bert import Ids
-from ecoformer.nn.heads import split_heads
 from ecoformer.nn.specs import make_spec
-from ecoformer.ops.codes.distilled import Standardiser
 
 TOKENS, HELD_OUT = 128, 64
 
 
-def offsets(reach: int) -> Tensor:
-    """(O, N, N), 1 where a key stands at an offset from -reach to reach; no neighbours beyond the ends."""
-    return torch.stack([torch.ones(TOKENS - abs(offset)).diag(offset) for offset in range(-reach, reach + 1)])
+def offsets(words: dict[str, str]) -> tuple[Tensor, float]:
+    """(O, N, N), 1 where a key stands at an offset from -local to local; the exponent of its weight at the start."""
+    reach = int(words["local"])
+    places = [torch.ones(TOKENS - abs(offset)).diag(offset) for offset in range(-reach, reach + 1)]
+    return torch.stack(places), float(words.get("gate", 0))
 
 
 def reviews(folder: str, table: str, number: int) -> Tensor:
     tokenizer, found = transformers.AutoTokenizer.from_pretrained(folder), []
     for line in Path(table).read_text(encoding="utf-8").splitlines():
-        ids = tokenizer(line.rstrip("\n").split("\t")[-1], truncation=True, max_length=TOKENS)["input_ids"]
+        ids = tokenizer(line.split("\t")[-1], truncation=True, max_length=TOKENS)["input_ids"]
         found += [ids] if len(ids) == TOKENS else []
         if len(found) == number:
             return torch.tensor(found)
@@ -56,32 +52,7 @@ def main() -> None:
     with torch.no_grad():
         calls = layer_calls(model, known, reviews(folder, table, count + HELD_OUT))
     for name, (x_BND, _) in calls.items():
-        layer = known[name]
-        with torch.no_grad():
-            softmax = SoftmaxTarget.of(layer, name, x_BND)
-            v_BHNC, target = softmax.v_BHNC, split_heads(softmax.output(), softmax.v_BHNC.shape[1])
-        standard = Standardiser.of(x_BND)
-        x_BND = standard(x_BND)
-        uniform = error(v_BHNC[count:].mean(2, keepdim=True), target[count:])
-        for form in forms:
-            words = dict(([*word.split("="), ""])[:2] for word in form.split("+"))
-            codes = start(x_BND[:count], standard, layer, int(features), words)
-            codes = replace(codes, values=None)
-            if "local" in words:
-                codes = local(codes, offsets(int(words["local"])), float(words.get("gate", 0)), x_BND.shape[-1])
-            fit = fit_to_output(
-                codes,
-                [x_BND[:count], v_BHNC[:count]],
-                target[:count],
-                torch.Generator().manual_seed(0),
-                lr=float(words.get("lr", 0.01)),
-                steps=int(words.get("steps", steps)),
-                batch_size=int(words.get("batch", 8)),
-            )
-            with torch.no_grad():
-                found = error(fit.hashing.attend(x_BND[count:], v_BHNC[count:]), target[count:])
-            row = {"layer": name, "features": int(features), "form": form, "texts": count, "squared_error": found}
-            print(json.dumps(row | {"of_uniform": (found / uniform) ** 0.5}), flush=True)
+        sound(name, known[name], x_BND, count, steps, features, forms, inputs="texts", batch=8, offset_ONN=offsets)
 
 
 if __name__ == "__main__":

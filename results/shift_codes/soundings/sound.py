@@ -18,6 +18,8 @@ import json
 import math
 import sys
 from dataclasses import dataclass, fields, replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -149,6 +151,10 @@ def offsets(num_tokens: int) -> Tensor:
     return found.flatten(0, 1)
 
 
+def around(offset_ONN: Tensor, words: dict[str, str]) -> tuple[Tensor, float]:
+    return offset_ONN, float(words["local"])
+
+
 def neighbours(num_tokens: int) -> Tensor:
     """1 where two tokens of a square map are at most one row and column apart, and for tokens before the map."""
     side = math.isqrt(num_tokens)
@@ -193,6 +199,40 @@ def error(found: Tensor, target: Tensor) -> float:
     return float(((found - target).square().sum((0, 2, 3)) / target.square().sum((0, 2, 3))).mean())
 
 
+def sound(
+    name: str, layer: nn.Module, x_BND: Tensor, count: int, steps: str, features: str, forms: list[str], **options: Any
+) -> None:
+    """Fit each form to a layer on the first `count` of its inputs, and print a line of its error on the others.
+
+    `options`: what the inputs are called (`inputs`), samples a step (`batch`), and `offset_ONN`, which gives the
+    neighbours' places from the form's words.
+    """
+    with torch.no_grad():
+        softmax = SoftmaxTarget.of(layer, name, x_BND)
+        v_BHNC, target = softmax.v_BHNC, split_heads(softmax.output(), softmax.v_BHNC.shape[1])
+    standard = Standardiser.of(x_BND)
+    x_BND = standard(x_BND)
+    uniform = error(v_BHNC[count:].mean(2, keepdim=True), target[count:])
+    for form in forms:
+        words = dict(([*word.split("="), ""])[:2] for word in form.split("+"))
+        codes = start(x_BND[:count], standard, layer, int(features), words)
+        if "local" in words:
+            codes = local(codes, *options["offset_ONN"](words), x_BND.shape[-1])
+        fit = fit_to_output(
+            codes,
+            [x_BND[:count], v_BHNC[:count]],
+            target[:count],
+            torch.Generator().manual_seed(0),
+            lr=float(words.get("lr", 0.01)),
+            steps=int(words.get("steps", steps)),
+            batch_size=int(words.get("batch", options["batch"])),
+        )
+        with torch.no_grad():
+            found = error(fit.hashing.attend(x_BND[count:], v_BHNC[count:]), target[count:])
+        row = {"layer": name, "features": int(features), "form": form, options["inputs"]: count, "squared_error": found}
+        print(json.dumps(row | {"of_uniform": (found / uniform) ** 0.5}), flush=True)
+
+
 def main() -> None:
     checkpoint, data, images, steps, features, *forms = sys.argv[1:]
     torch.set_num_threads(1)
@@ -206,30 +246,8 @@ def main() -> None:
             source.model(batch)
     for name, layer in layers.items():
         x_BND = torch.cat(inputs[name])
-        with torch.no_grad():
-            softmax = SoftmaxTarget.of(layer, name, x_BND)
-            v_BHNC, target = softmax.v_BHNC, split_heads(softmax.output(), softmax.v_BHNC.shape[1])
-        standard = Standardiser.of(x_BND)
-        x_BND = standard(x_BND)
-        uniform = error(v_BHNC[count:].mean(2, keepdim=True), target[count:])
-        for form in forms:
-            words = dict(([*word.split("="), ""])[:2] for word in form.split("+"))
-            codes = start(x_BND[:count], standard, layer, int(features), words)
-            if "local" in words:
-                codes = local(codes, offsets(x_BND.shape[1]), float(words["local"]), x_BND.shape[-1])
-            fit = fit_to_output(
-                codes,
-                [x_BND[:count], v_BHNC[:count]],
-                target[:count],
-                torch.Generator().manual_seed(0),
-                lr=float(words.get("lr", 0.01)),
-                steps=int(words.get("steps", steps)),
-                batch_size=int(words.get("batch", 16)),
-            )
-            with torch.no_grad():
-                found = error(fit.hashing.attend(x_BND[count:], v_BHNC[count:]), target[count:])
-            row = {"layer": name, "features": int(features), "form": form, "images": count, "squared_error": found}
-            print(json.dumps(row | {"of_uniform": (found / uniform) ** 0.5}), flush=True)
+        places = partial(around, offsets(x_BND.shape[1]))
+        sound(name, layer, x_BND, count, steps, features, forms, inputs="images", batch=16, offset_ONN=places)
 
 
 if __name__ == "__main__":
