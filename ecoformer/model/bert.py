@@ -9,7 +9,7 @@ from typing import Any
 from safetensors.torch import load_file, load_model
 from torch import Tensor, nn
 
-from ecoformer.errors import InputError
+from ecoformer.errors import InputError, one_line
 from ecoformer.model.convert import convert
 from ecoformer.model.low_rank import ranks_in, take_ranks
 from ecoformer.nn.bert import make_key_masks
@@ -51,18 +51,26 @@ def from_pretrained(folder: str | Path) -> Any:
     weights = Path(folder) / "model.safetensors"
     if not weights.is_file():
         raise InputError(f"{weights} does not exist: name the folder that save_pretrained wrote, in one shard")
-    config = transformers.AutoConfig.from_pretrained(folder)
-    model = getattr(transformers, (config.architectures or ["none"])[0])(config)
-    settings = dict(getattr(config, "ecoformer", {}))
-    for index, options in settings.items():
-        spec = make_spec(options["name"], {key: value for key, value in options.items() if key != "name"})
+    try:
+        ranks = ranks_in(load_file(weights))
+        config = transformers.AutoConfig.from_pretrained(folder)
+        model = getattr(transformers, (config.architectures or ["none"])[0])(config)
+        options = {index: dict(own) for index, own in getattr(config, "ecoformer", {}).items()}
+        specs = {index: make_spec(own.pop("name"), own) for index, own in options.items()}
+    except InputError:
+        raise
+    except Exception as error:  # transformers and safetensors have many, for a file of another kind and a damaged one
+        raise InputError(f"{folder} holds no model that can be read: {one_line(error)}; save it again") from error
+    for index, spec in specs.items():
         assert spec is not None, "stock layers are not written down"
         where = f".layer.{index}.attention"
         convert(model, spec, lambda module, name, where=where: where in f".{name}")  # type: ignore[misc]
-    take_ranks(model, ranks_in(load_file(weights)))
+    take_ranks(model, ranks)
     try:
-        load_model(model, weights)
+        missing, unexpected = load_model(model, weights, strict=False)
+        unexpected = [key for key in unexpected if not key.endswith("position_ids")]  # older versions saved them
+        if missing or unexpected:
+            raise RuntimeError(f"missing {sorted(missing)}, unexpected {unexpected}")
     except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{weights} does not fit its config.json: {reason}; save the model again") from error
+        raise InputError(f"{weights} does not fit its config.json: {one_line(error)}; save the model again") from error
     return model.to(config.dtype).eval() if config.dtype else model.eval()

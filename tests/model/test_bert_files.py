@@ -3,6 +3,7 @@
 import pytest
 import torch
 from bert_models import KINDS, converted, logits, padded_ids, tiny, transformers
+from safetensors.torch import load_file
 
 from ecoformer import InputError, attention_layers, convert
 from ecoformer.kinds import make_spec
@@ -89,4 +90,32 @@ def test_files_that_are_not_those_of_a_model_are_refused(tmp_path):
     convert(model, make_spec("uniform"))
     model.config.save_pretrained(tmp_path)
     with pytest.raises(InputError, match=r"does not fit its config.json: .*; save the model again"):
+        from_pretrained(tmp_path)
+
+
+def test_positions_that_older_versions_saved_are_passed_over(tmp_path):
+    model = tiny()
+    state = {**model.state_dict(), "bert.embeddings.position_ids": torch.arange(4)[None]}
+    model.save_pretrained(tmp_path, state_dict=state)
+    assert "bert.embeddings.position_ids" in load_file(tmp_path / "model.safetensors")
+    torch.testing.assert_close(logits(from_pretrained(tmp_path), padded_ids()), logits(model, padded_ids()))
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("config.json", "{bad"),
+        ("config.json", "[]"),
+        ("config.json", '{"model_type": "nonsense"}'),
+        ("config.json", '{"model_type": "bert", "architectures": ["Nothing"]}'),
+        ("config.json", '{"model_type": "bert"}'),
+        ("config.json", '{"model_type": "bert", "architectures": ["BertModel"], "ecoformer": {"0": {}}}'),
+        ("config.json", '{"model_type": "bert", "architectures": ["BertModel"], "ecoformer": [1]}'),
+        ("model.safetensors", "123"),
+    ],
+)
+def test_a_folder_of_something_else_is_told_in_one_line(tmp_path, file, text):
+    tiny().save_pretrained(tmp_path)
+    (tmp_path / file).write_text(text)
+    with pytest.raises(InputError, match=r"holds no model that can be read: .*; save it again"):
         from_pretrained(tmp_path)
