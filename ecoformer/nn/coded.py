@@ -44,16 +44,25 @@ class CodedLinear(nn.Linear, ABC):
     def coded(self) -> Any:
         """What runs without gradients, for `ops`."""
 
+    def _trained(self) -> Tensor | None:
+        """The weight; None where it was forgotten. Raises InputError where something else computes it."""
+        if "weight" not in self._parameters:
+            raise InputError(
+                f"{self}: pruning or a parametrization stands in the place of its weight, which has codes: make it "
+                "permanent (prune.remove, remove_parametrizations)"
+            )
+        return self._parameters["weight"]
+
     @torch.no_grad()
     def settle(self) -> None:
         """Take over what the weight has become."""
-        weight = self._parameters["weight"]
+        weight = self._trained()
         for name, code in self.nearest(weight).items() if weight is not None else ():
             self.get_buffer(name).copy_(code)
 
     def _require_finite(self) -> None:
         """Raise InputError for NaN and infinity, of which a byte would make some number."""
-        weight = self._parameters["weight"]
+        weight = self._trained()
         if weight is not None and not weight.is_meta and (bad := int((~weight.isfinite()).sum())):
             raise InputError(f"{bad} of {weight.numel()} weights of {self} are NaN or infinite: repair the model")
 
@@ -76,7 +85,7 @@ class CodedLinear(nn.Linear, ABC):
 
     def affine(self) -> Any:
         """What `forward` computes, for `ops`."""
-        weight = self._parameters["weight"]
+        weight = self._trained()
         if weight is not None and (self.training or (weight.requires_grad and torch.is_grad_enabled())):
             return Affine(self.straight_through(weight), self.bias)
         return self.coded()

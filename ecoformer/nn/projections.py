@@ -126,7 +126,7 @@ def require_plain(module: nn.Module, where: str) -> None:
     known = {"torch", "timm", "ecoformer", type(module).__module__.partition(".")[0]}
     for name, part in module.named_modules():
         cls = type(part)
-        if "forward" in vars(part) or part._forward_hooks or part._forward_pre_hooks:
+        if does_more(part):
             raise refusal(where, f"a hook or a forward of {name or 'its own'}", "take it away, and add it afterwards")
         # What an adapter adds, or a quantised weight holds, is not in `weight`.
         is_adapter = next(part.children(), None) is not None and cls.__module__.partition(".")[0] not in known
@@ -135,6 +135,11 @@ def require_plain(module: nn.Module, where: str) -> None:
             raise refusal(where, f"{name}, of which an export keeps the codes alone,", "start from its checkpoint")
         if is_adapter or (hasattr(part, "in_features") and not is_linear):
             raise refusal(where, f"{name} ({full_name(cls)})", "merge or undo it, to have a torch.nn.Linear")
+
+
+def does_more(module: nn.Module) -> bool:
+    """Whether a module has hooks, or a forward that its class does not have."""
+    return bool("forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks)
 
 
 def too_little(module: nn.Module, where: str) -> InputError:

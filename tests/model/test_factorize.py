@@ -283,3 +283,12 @@ def test_layers_whose_owner_reads_the_weight_are_left_alone():
     assert {layer.name for layer in report.layers} >= {"blocks.0.attn.proj", "blocks.0.mlp.fc1"}
     # A module that takes no images has no such pass: everything counts as called.
     assert factorize(nn.Sequential(nn.Linear(40, 24)), LowRankSpec(rank=4)).layers[0].name == "0"
+
+
+def test_a_layer_with_a_hook_or_a_forward_of_its_own_is_left_alone():
+    model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 16))
+    model[0].register_forward_hook(lambda module, args, out: 2 * out)
+    model[1].forward = lambda x: x
+    report = factorize(model, LowRankSpec(rank=2))
+    assert [layer.name for layer in report.layers] == ["2"]
+    assert set(report.skipped.values()) == {"has hooks or a forward of its own, which its factors would not have"}

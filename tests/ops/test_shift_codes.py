@@ -4,7 +4,9 @@ import copy
 
 import pytest
 import torch
+from torch.nn.utils import prune
 
+from ecoformer.errors import InputError
 from ecoformer.nn.ternary import TernaryLinear
 from ecoformer.ops.codes.folded import Affine, distilled_attention
 from ecoformer.ops.codes.forms import Shifts
@@ -119,3 +121,17 @@ def test_a_ternary_linear_runs_what_it_trained():
     layer.harden()
     torch.testing.assert_close(layer.eval()(x), trained)
     assert sorted(layer.state_dict()) == ["bias", "scale", "signs"]
+
+
+def test_what_stands_in_the_place_of_a_coded_weight_is_told_and_may_be_made_permanent():
+    for change in (
+        lambda layer: prune.l1_unstructured(layer, "weight", 5),
+        lambda layer: torch.nn.utils.parametrizations.weight_norm(layer),
+    ):
+        layer, x = TernaryLinear(6, 4), torch.randn(5, 6)
+        change(layer)
+        for use in (layer.eval, lambda layer=layer, x=x: layer(x)):
+            with pytest.raises(InputError, match=r"make it permanent \(prune\.remove, remove_parametrizations\)"):
+                use()
+    layer = prune.remove(prune.l1_unstructured(TernaryLinear(6, 4), "weight", 5), "weight")
+    assert torch.equal(layer.eval().signs, TernaryLinear.nearest(layer.weight)["signs"])

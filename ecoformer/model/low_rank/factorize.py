@@ -13,6 +13,7 @@ from ecoformer.model.low_rank.compression_report import CompressionReport, Layer
 from ecoformer.model.low_rank.layers import LowRank, LowRankConv2d, LowRankLinear
 from ecoformer.model.low_rank.spec import LowRankSpec, saves
 from ecoformer.nn.bert import of_transformers, refused_elsewhere
+from ecoformer.nn.projections import does_more
 
 
 def factorize(
@@ -164,6 +165,8 @@ def _relative_error(weight_OI: Tensor, layer: LowRank) -> float:
 def _unsupported(module: nn.Linear | nn.Conv2d) -> str:
     if type(module) not in (nn.Linear, nn.Conv2d):
         return f"a {type(module).__name__} may use its weight in its own way"
+    if does_more(module):
+        return "has hooks or a forward of its own, which its factors would not have"
     if isinstance(module, nn.Linear):
         return ""
     if module.groups > 1:
