@@ -166,7 +166,7 @@ def linear_rows(source: nn.Linear, start: int, stop: int) -> nn.Linear:
     rows = linear_of(source.weight[start:stop], None if source.bias is None else source.bias[start:stop])
     turns = turns_of(source)
     of_rows = turns[start * len(turns) // source.out_features : stop * len(turns) // source.out_features]
-    return _turned(_trained_as(rows, source), of_rows)
+    return _turned(trained_as(rows, source), of_rows)
 
 
 def linear_from(*sources: nn.Linear) -> nn.Linear:
@@ -175,14 +175,14 @@ def linear_from(*sources: nn.Linear) -> nn.Linear:
     weight = torch.cat([s.weight.detach() for s in sources])
     biases = [s.bias.detach() for s in sources if s.bias is not None]
     assert len(biases) in (0, len(sources)), "biases in some sources only"
-    return _turned(_trained_as(linear_of(weight, torch.cat(biases) if biases else None), *sources), turns_of(*sources))
+    return _turned(trained_as(linear_of(weight, torch.cat(biases) if biases else None), *sources), turns_of(*sources))
 
 
 def _turned(linear: nn.Linear, turns: list[nn.Module]) -> nn.Linear:
     return TurnedLinear(linear, turns) if any(isinstance(turn, Turn) for turn in turns) else linear
 
 
-def _trained_as(linear: nn.Linear, *sources: nn.Linear) -> nn.Linear:
+def trained_as(linear: nn.Linear, *sources: nn.Linear | nn.Conv2d) -> nn.Linear:
     """The Linear with its weight, and apart from it its bias, trainable where one of the sources' is."""
     with torch.enable_grad():  # a low-rank layer's weight is a product
         for name, parameter in linear.named_parameters():
@@ -216,10 +216,10 @@ def read_separate(
 
 
 def linear_of(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
-    """A Linear with copies of a weight and a bias."""
+    """A Linear with copies of a weight and a bias, each trainable as it is."""
     out_features, in_features = weight.shape
     linear = nn.Linear(in_features, out_features, bias=bias is not None, device="meta")
-    linear.weight = nn.Parameter(weight.detach().clone())
+    linear.weight = nn.Parameter(weight.detach().clone(), weight.requires_grad)
     if bias is not None:
-        linear.bias = nn.Parameter(bias.detach().clone())
+        linear.bias = nn.Parameter(bias.detach().clone(), bias.requires_grad)
     return linear

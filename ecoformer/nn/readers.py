@@ -24,6 +24,7 @@ from ecoformer.nn.projections import (
     refusal,
     register_reader,
     require_equal_widths,
+    trained_as,
 )
 from ecoformer.nn.seats import (
     OfChannelsFirst,
@@ -62,7 +63,7 @@ def _read_nest(module: nest.Attention, where: str) -> Projections:
     """NesT joins its heads channel by channel, not head by head, so the columns of its projection change places."""
     source, proj = read_fused_qkv(module, module.qkv.in_features, where), module.proj
     columns = proj.weight.unflatten(1, (-1, module.num_heads)).transpose(1, 2).flatten(1)
-    by_heads = linear_of(columns, proj.bias).requires_grad_(proj.weight.requires_grad)
+    by_heads = trained_as(linear_of(columns, proj.bias), proj)
     return softmax_of(replace(source, proj=by_heads), OfSets)
 
 
@@ -70,7 +71,7 @@ def _read_nest(module: nest.Attention, where: str) -> Projections:
 def _read_visformer(module: visformer.Attention, where: str) -> Projections:
     dim, inner = module.dim, module.head_dim * module.num_heads
     require_equal_widths(where, dim, inner, module.proj.out_channels)
-    stacked, proj = linear_of(module.qkv.weight.flatten(1), None), linear_of(module.proj.weight.flatten(1), None)
+    stacked, proj = (trained_as(linear_of(x.weight.flatten(1), None), x) for x in (module.qkv, module.proj))
     rows = _rows(stacked, where, num_heads=module.num_heads, proj_drop=module.proj_drop.p, parts=FUSED_QKV, proj=proj)
     return softmax_of(rows, OfChannelsFirst)
 
@@ -105,13 +106,12 @@ def _rotary_linears(module: Any, dim: int, where: str) -> Projections:
     linears: dict[str, Any] = {"query": source.query, "key": source.own_keys("to turn"), "value": source.value}
     biases: dict[str, Tensor | None] = {role: linear.bias for role, linear in linears.items()}
     if getattr(module, "q_bias", None) is not None:  # EVA's, which has none for keys
-        biases = {"query": module.q_bias, "key": torch.zeros_like(module.q_bias), "value": module.v_bias}
-    elif biases["key"] is None and biases["query"] is not None:
-        biases["key"] = torch.zeros_like(biases["query"])
+        biases = {"query": module.q_bias, "key": None, "value": module.v_bias}
+    if biases["key"] is None and (query := biases["query"]) is not None:
+        biases["key"] = torch.zeros_like(query, requires_grad=query.requires_grad)
     for role, bias in biases.items():
         if bias is not linears[role].bias:
-            trains = linears[role].weight.requires_grad
-            linears[role] = linear_of(linears[role].weight, bias).requires_grad_(trains)
+            linears[role] = linear_of(linears[role].weight, bias)
     return replace(source, **linears)
 
 
@@ -125,7 +125,7 @@ def _read_torch(module: nn.MultiheadAttention, where: str) -> Projections:
         )
     if module.bias_k is not None or module.add_zero_attn:
         raise refusal(where, "bias_k, bias_v or add_zero_attn", "choose a model without them")
-    stacked = linear_of(module.in_proj_weight, module.in_proj_bias).requires_grad_(module.in_proj_weight.requires_grad)
+    stacked = linear_of(module.in_proj_weight, module.in_proj_bias)
     parts = {"query": "in_proj", "key": "in_proj", "value": "in_proj", "proj": "out_proj"}
     rows = _rows(stacked, where, num_heads=module.num_heads, proj_drop=0.0, parts=parts, proj=module.out_proj)
     return softmax_of(rows, OfTorch)

@@ -167,6 +167,7 @@ def row(label: str, stage1_seed: int, seed: int, top1: float) -> dict[str, Any]:
         "init": "converted",
         "stage1_seed": stage1_seed,
         "seed": seed,
+        "epochs_stage1": 3,
         "epochs_stage2": 1,
         "steps_stage2": 7,
         "top1": top1,
@@ -188,6 +189,13 @@ def test_over_stage1_seeds_each_trained_model_counts_once_and_is_compared_with_i
     assert (hashed["top1"], hashed["vs_msa"]) == (64.0, -2.0)
     assert round(hashed["top1_sd"], 4) == 5.6569 and round(hashed["vs_msa_sd"], 4) == 1.4142, "-1 and -3"
     assert hashed["vs_stock"] is None and hashed["vs_uniform"] is None
+
+
+def test_a_control_trained_longer_is_no_control() -> None:
+    scratch = {"init": "scratch", "epochs_stage2": 0, "steps_stage2": 0}
+    longer, short = row("msa", 0, 0, 80.0) | scratch, row("ecoformer", 0, 0, 60.0) | scratch | {"epochs_stage1": 1}
+    assert over_seeds([longer, short])[1]["vs_msa"] is None
+    assert over_seeds([longer, short | {"epochs_stage1": 3}])[1]["vs_msa"] == -20.0
 
 
 def test_the_report_keeps_trained_models_apart(study: StudyConfig, trainer: list[str], tmp_path: Path) -> None:

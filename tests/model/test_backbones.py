@@ -131,6 +131,17 @@ def test_msa_carries_everything_over(backbone):
     assert not again.replaced
 
 
+@pytest.mark.parametrize("spec", [MSASpec(), ECOFORMER], ids=str)
+@pytest.mark.parametrize("part", ["weight", "bias"])
+def test_what_trains_is_what_trained(backbone, part, spec):
+    model = copy.deepcopy(backbone[1])
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(part in name)
+    with torch.no_grad():
+        convert(model, spec, every_layer)
+    assert [name for name, parameter in model.named_parameters() if parameter.requires_grad != (part in name)] == []
+
+
 def test_fits_learn_from_the_stock_layers_and_the_ledger_counts_them(backbone):
     _, model, images, stages, _ = backbone
     taught = copy.deepcopy(model)

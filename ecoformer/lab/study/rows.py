@@ -136,6 +136,6 @@ def baseline(row: Mapping[str, Any], rows: Sequence[Row], attention: str) -> Row
         other
         for other in rows
         if (other["backbone"], other["attention"]) == (row["backbone"], attention)
-        and all(other[key] == row[key] for key in ("init", "epochs_stage2", "steps_stage2"))
+        and all(other[key] == row[key] for key in ("init", "epochs_stage1", "epochs_stage2", "steps_stage2"))
     ]
     return min(same, key=lambda other: (other.get("source") != row.get("source"), len(other["name"])), default=None)
