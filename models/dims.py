@@ -1,4 +1,4 @@
-"""The dimensions of a PVTv2 or Twins, read from the shapes of its weights, as arguments of timm.create_model."""
+"""Dimensions of a PVTv2, Twins or plain ViT, read from the shapes of its weights, as arguments of timm.create_model."""
 
 import math
 import re
@@ -73,7 +73,7 @@ def arguments(
     """
     found, own = dims_of(tensors), dims_of(default.state_dict())
     if not found or not own:
-        return {}, []
+        return _plain_arguments(tensors, default, num_heads)
     if num_heads is not None and len(num_heads) != len(found["embed_dims"]):
         raise InputError(
             f"{num_heads} are heads of {len(num_heads)} stages, the weights have {len(found['embed_dims'])}"
@@ -102,6 +102,34 @@ def arguments(
     if ratios != [old or 1 for old in own["sr_ratios"]] and len(ratios) == len(wanted):
         options["sr_ratios"] = ratios
     return options, notes
+
+
+def _plain_arguments(
+    tensors: Mapping[str, Tensor], default: nn.Module, num_heads: list[int] | None
+) -> tuple[dict[str, Any], list[str]]:
+    """`arguments` of a plain ViT, whose shapes never show its heads."""
+    found, own = _plain_dims(tensors), _plain_dims(default.state_dict())
+    layers = attention_layers(default)
+    if not found or not own or not layers:
+        return {}, []
+    if num_heads is not None and len(num_heads) != 1:
+        raise InputError(f"{num_heads} are heads of {len(num_heads)} stages, a plain ViT has one: give one number")
+    options = {key: value for key, value in found.items() if value != own[key]}
+    (named,) = {layer.module.num_heads for layer in layers}
+    if num_heads is None:
+        differs = "embed_dim" in options
+        note = f"the weights do not show the number of heads: {named} taken from the named model (--heads sets another)"
+        return options, [note] if differs else []
+    return options | ({} if num_heads[0] == named else {"num_heads": num_heads[0]}), []
+
+
+def _plain_dims(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """embed_dim, depth and mlp_ratio of a plain ViT; empty for other weights."""
+    norm, hidden = (tensors.get(f"blocks.0.{name}.weight") for name in ("norm1", "mlp.fc1"))
+    if norm is None or hidden is None:
+        return {}
+    depth = sum(1 for key in tensors if re.fullmatch(r"blocks\.\d+\.norm1\.weight", key))
+    return {"embed_dim": len(norm), "depth": depth, "mlp_ratio": _whole(len(hidden) / len(norm))}
 
 
 def _whole(ratio: float) -> float | int:

@@ -136,6 +136,12 @@ def read_foreign(path: Path, use_ema: bool = True) -> ForeignWeights:
     return ForeignWeights(path, layout, attention, out, report, file.meta, file.notes)
 
 
+def same_family(weights: ForeignWeights, model_state: Mapping[str, Tensor]) -> bool:
+    """Whether weights are laid out as those of a model are: both PVTv2, both Twins, or both without stages."""
+    known = any(key.startswith("patch_embed") for key in model_state)
+    return known and _layout(model_state, weights.path).split()[-1] == weights.layout.split()[-1]
+
+
 def _layout(tensors: Mapping[str, Tensor], path: Path) -> str:
     if "patch_embed1.proj.weight" in tensors:
         return "official PVTv2"

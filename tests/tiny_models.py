@@ -48,12 +48,12 @@ def sharp_vit():
     return model.eval()
 
 
-def digits_run(path, attention="msa"):
+def digits_run(path, attention="msa", seed=0):
     """The checkpoint of a run on digits that was never trained."""
     config = Config()
     config.model.name, config.model.kwargs = "vit_tiny_patch16_224", dict(DIGITS_VIT)
     config.data.name, config.data.img_size = "digits", 16
-    config.attention = {"name": attention}
+    config.attention, config.seed = {"name": attention}, seed
     content = {"settings": asdict(config), "class_names": [str(digit) for digit in range(10)]}
     state = {"kind": "weights", "config": content, "epoch": 3, "step": 9, "metrics": None}
     save_checkpoint(path, {**state, "model": dict(sharp_vit().state_dict())})

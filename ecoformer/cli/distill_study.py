@@ -57,7 +57,6 @@ def run(args: argparse.Namespace) -> int:
 
     from ecoformer.energy import load_profile
     from ecoformer.engine.distributed import device_of
-    from ecoformer.files import read_json, write_text
     from ecoformer.lab.closeness.distill import measure_distilled, spec_of
     from ecoformer.lab.closeness.distill_report import plot_errors
     from ecoformer.lab.closeness.source import load_source
@@ -66,9 +65,10 @@ def run(args: argparse.Namespace) -> int:
     device_of(args.device, "--device ")  # also where no row is missing
     profile = load_profile(args.profile)
     table = args.out / "table.json"
-    rows: list[dict[str, Any]] = read_json(table, "rows of a study") if table.exists() else []
+    rows = read_rows(table)
     if any(set(KEYS) - row.keys() for row in rows):
         raise InputError(f"{table} has rows of an earlier version: give another folder as --out")
+    require_apart(args.checkpoints, rows, table)
     done = {key_of(row) for row in rows}
     attentions = [*args.attention, *(f"distilled_hash:num_bits={bits}" for bits in args.num_bits)] or ["distilled"]
     specs = [
@@ -107,8 +107,7 @@ def run(args: argparse.Namespace) -> int:
                 layers=setting["layers"],
             )
             row = table_row(setting, figures)
-            rows.append(row)
-            write_text(table, json.dumps(rows, indent=1) + "\n")  # after every row: a study may be cut short
+            rows = add(row, table)  # after every row: a study may be cut short
             if (setting["seed"], setting["num_images"]) == (args.seeds[0], args.num_images[0]):
                 plot_errors(figures, args.out / f"{stem_of(name, spec)}.png")
             if args.keep is not None:
@@ -118,6 +117,44 @@ def run(args: argparse.Namespace) -> int:
         report(rows, args.out, args.beside)
     print(f"{counted(len(rows), 'row')} in {table}")
     return 0
+
+
+def read_rows(table: Path) -> list[dict[str, Any]]:
+    from ecoformer.files import read_json
+
+    return read_json(table, "rows of a study") if table.exists() else []
+
+
+def add(row: dict[str, Any], table: Path) -> list[dict[str, Any]]:
+    """Write a row below those of the table, to which another command may have added its own; return them all."""
+    from ecoformer.files import write_text, writing
+    from ecoformer.run.lock import alone
+
+    with writing(table):
+        table.parent.mkdir(parents=True, exist_ok=True)
+    with alone(table.parent):
+        rows = read_rows(table)
+        if key_of(row) not in map(key_of, rows):
+            rows.append(row)
+            write_text(table, json.dumps(rows, indent=1) + "\n")
+    return rows
+
+
+def require_apart(checkpoints: list[Path], rows: list[dict[str, Any]], table: Path) -> None:
+    """Raise InputError where two models would go by one name, that of their folder."""
+    from ecoformer.run.saved import read_run
+
+    held = {row["checkpoint"]: (row["model"], row["training_seed"], row["epochs"]) for row in rows}
+    for checkpoint in checkpoints:
+        name = checkpoint.parent.name
+        if name in held or [other.parent.name for other in checkpoints].count(name) > 1:
+            run = read_run(checkpoint)
+            mine = (run.config.model.name, run.config.seed, run.content["epoch"])
+            if held.setdefault(name, mine) != mine:
+                raise InputError(
+                    f"{checkpoint} is not what {name} is in {table}: rows go by the name of a checkpoint's folder, so "
+                    "give another folder as --out, or rename this one"
+                )
 
 
 def report(rows: list[dict[str, Any]], out: Path, beside: Path | None) -> None:

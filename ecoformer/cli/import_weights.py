@@ -38,7 +38,7 @@ def main(p: Parser) -> None:
         "--heads",
         type=positives("whole numbers of at least 1, such as 1,2,5,8"),
         metavar="N,N,N,N",
-        help="per stage, if the weights do not show them",
+        help="per stage (a plain ViT: one number), if the weights do not show them",
     )
     p.add_argument("--classes", type=Path, metavar="TXT", help="class names, one a line; 1000 classes: ImageNet's")
     p.add_argument("--plain", action="store_true", help="as init.use_ema=false: of averaged and plain weights, these")
@@ -75,6 +75,7 @@ def settings(args: argparse.Namespace, weights: ForeignWeights) -> tuple[Any, li
 
     from ecoformer.config.schema import Config, DataConfig, ModelConfig
     from ecoformer.models.dims import arguments, num_classes_of
+    from ecoformer.models.official import same_family
 
     stem, _, suffix = args.model.rpartition("_")
     backbone, kind = (stem, suffix) if suffix in KINDS else (args.model, None)
@@ -89,6 +90,11 @@ def settings(args: argparse.Namespace, weights: ForeignWeights) -> tuple[Any, li
     num_heads = args.heads or weights.meta.get("num_heads")
     with torch.device("meta"):
         stock = timm.create_model(backbone)  # its shapes alone are of interest
+    if not same_family(weights, stock.state_dict()):
+        raise InputError(
+            f"{args.file} holds weights in the layout of {weights.layout}, --model {args.model} has another: name the "
+            "model that they are of"
+        )
     kwargs, notes = arguments(weights.tensors, stock, num_heads)
     name = "imagenet" if num_classes_of(weights.tensors, backbone) == IMAGENET_CLASSES else "folder"
     data = DataConfig(name=name, img_size=weights.img_size, crop_pct=0.875, in_memory=False)

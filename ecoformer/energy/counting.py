@@ -50,7 +50,7 @@ def count(
     model's tensors, mode and hooks are as before when it returns.
 
     Args:
-        model: any module; a compiled model is counted as the module that was compiled.
+        model: any module; a compiled or data-parallel model is counted as the module in it.
         input: an image size S, (H, W), (C, H, W) or (B, C, H, W), or the tokens of a model of sequences; or an
             example: a tensor, a tuple of positional arguments that holds tensors, or a mapping of keyword arguments.
             Only shapes and dtypes of examples matter on meta tensors.
@@ -66,6 +66,8 @@ def count(
     if convention not in CONVENTIONS:
         raise InputError(f"convention={convention!r} does not exist: choose one of {', '.join(CONVENTIONS)}")
     model = getattr(model, "_orig_mod", model)
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        model = model.module
     require(model, nn.Module, "torch.nn.Module: give an instance of one")
     if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
         raise InputError(
@@ -167,6 +169,8 @@ def _substitutes(
             raise InputError(f"{name} is lazy, its size is that of a first input: call the model on an example once")
         if x.layout is not torch.strided:
             raise InputError(f"{name} is {str(x.layout).removeprefix('torch.')}, whose work has no rule: make it dense")
+        if type(x.data).__name__ == "DTensor":  # by name: its module takes a second to load
+            raise InputError(f"{name} is shared among processes: count the model before it is sharded")
         if x.is_meta and device.type != "meta":
             raise InputError(f"{name} is on meta, without values for device={str(device)!r}: build the model elsewhere")
         target = dtype if recast and x.is_floating_point() else x.dtype

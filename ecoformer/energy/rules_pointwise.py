@@ -16,7 +16,7 @@ free(
     unsafe_split unsafe_split_with_sizes unbind unsqueeze squeeze alias detach as_strided unfold diagonal narrow
     lift_fresh view_as_real view_as_complex empty empty_like empty_strided new_empty new_empty_strided resize
     is_same_size size stride sym_size sym_stride sym_numel sym_storage_offset _local_scalar_dense _assert_async
-    _assert_tensor_metadata
+    _assert_tensor_metadata profiler::_record_function_enter_new profiler::_record_function_exit
     """),
     memory=False,
 )

@@ -5,7 +5,7 @@ Shapes: B batch, H heads, N tokens, C head channels, D model channels, P prefix 
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -100,6 +100,16 @@ class BinaryQKAttention(ReplacementAttention):
         # One dimension: timm's optimizers decay nothing of one dimension, and the published code does not decay it.
         self.position_bias = nn.Parameter(self.proj.weight.new_zeros(self.num_heads * pairs))
         self.new_parts = ("position_bias",)
+
+    def attention_output(self, x_BND: Tensor, feat_size: Any = None, mask_BN: Tensor | None = None) -> Tensor:
+        """Raises InputError for a map, as hierarchical models tell theirs, that is not the one that b was made for."""
+        if self.spec.form == "grid" and feat_size is not None and tuple(feat_size) != self.grid:
+            (height, width), (mine, _) = feat_size, self.grid
+            raise InputError(
+                f"binary_qk of form=grid was made for a map of {mine} x {mine} tokens and got {height} x {width}: keep "
+                "the image size it was converted for, or set attention.form=line"
+            )
+        return super().attention_output(x_BND, feat_size, mask_BN)
 
     def attend(self, q_BHNC: Tensor, k_BHNC: Tensor, v_BHNC: Tensor, mask_BN: Tensor | None = None) -> Tensor:
         return self._weights(q_BHNC, k_BHNC, mask_BN).to(v_BHNC.dtype) @ v_BHNC

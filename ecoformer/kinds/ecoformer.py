@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from ecoformer.errors import InputError
+from ecoformer.errors import InputError, counted
 from ecoformer.fit.contract import FittableAttention, HashFitReport
 from ecoformer.kinds.kernel_hash import KernelHash
 from ecoformer.nn.bare import only_weights_matter
@@ -40,22 +40,23 @@ class KernelHashSpec(AttentionSpec):
 
     def limits(self, num_tokens: int) -> dict[str, tuple[int, str]]:
         """The options that so many tokens limit: how far, and in words."""
-        return {"num_anchors": (num_tokens, f"{num_tokens} tokens")}
+        return {"num_anchors": (num_tokens, counted(num_tokens, "token"))}
 
     def fit_to_tokens(self, num_tokens: int, where: str) -> AttentionSpec:
         limits = self.limits(num_tokens).items()
         above = {key: limit for key, limit in limits if getattr(self, key) > limit[0]}
-        if self.clamp and all(most >= 1 for most, _ in above.values()):
-            lowered: dict[str, Any] = {key: most for key, (most, _) in above.items()}
-            return replace(self, **lowered)
         if not above:
             return self
         faults = " and ".join(f"{key}={getattr(self, key)} > {words}" for key, (_, words) in above.items())
-        remedies = " and ".join(f"attention.{key} to at most {most}" for key, (most, _) in above.items())
-        raise InputError(
-            f"{where} has {num_tokens} tokens: {faults}; raise data.img_size, lower {remedies}, "
-            "or set attention.clamp=true"
-        )
+        lowered: dict[str, Any] = {key: most for key, (most, _) in above.items()}
+        if min(lowered.values()) < 1:
+            remedy = "raise data.img_size, or leave this layer out"
+        elif self.clamp:
+            return replace(self, **lowered)
+        else:
+            remedies = " and ".join(f"attention.{key} to at most {most}" for key, most in lowered.items())
+            remedy = f"raise data.img_size, lower {remedies}, or set attention.clamp=true"
+        raise InputError(f"{where} has {counted(num_tokens, 'token')}: {faults}; {remedy}")
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class EcoFormerSpec(KernelHashSpec):
             raise InputError(f"attention.fit_momentum={self.fit_momentum!r} must lie in [0, 1)")
 
     def limits(self, num_tokens: int) -> dict[str, tuple[int, str]]:
-        return super().limits(num_tokens) | {"top_k": (num_tokens // 2, f"half of {num_tokens} tokens")}
+        return super().limits(num_tokens) | {"top_k": (num_tokens // 2, f"half of {counted(num_tokens, 'token')}")}
 
 
 @attention_kind(EcoFormerSpec)

@@ -131,6 +131,7 @@ def convert(
         carried = source.carried(module.carries)
         change = LayerChange(layer.name, layer.stage, old, new, fitting, num_tokens, *carried, module.new_parts)
         report.replaced.append(change)
+    report.notes += _apart_from_now_on([layer for layer, _ in planned if layer.module in swaps])
     if left := no_reader(model):
         report.notes.append(f"other attention stays as it is: {left.removesuffix('; ')}")
     # Nothing is refused from here on. A seat takes parts out of the layer whose place it takes.
@@ -160,6 +161,18 @@ def _plan(
         planned = [(layer, spec if filter_fn(layer.module, layer.name) else rest) for layer in layers]
         return [(layer, wanted) for layer, wanted in planned if wanted is not None]
     return [(layer, MSASpec() if layer.stage == layer.num_stages > 1 else spec) for layer in layers]
+
+
+def _apart_from_now_on(layers: list[LayerInfo]) -> list[str]:
+    """A note on every layer that shared a weight with one before it: its own projections have rows of their own."""
+    owners: dict[nn.Parameter, str] = {}
+    notes = []
+    for layer in layers:
+        shared = {owners.setdefault(x, layer.name) for x in layer.module.parameters()} - {layer.name}
+        notes += (
+            [f"{layer.name} shared weights with {', '.join(sorted(shared))}: each has its own now"] if shared else []
+        )
+    return notes
 
 
 def _lowered(wanted: AttentionSpec, fitting: AttentionSpec) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from ecoformer.errors import InputError
 from ecoformer.nn.layout import full_name
@@ -126,6 +127,8 @@ def require_plain(module: nn.Module, where: str) -> None:
     known = {"torch", "timm", "ecoformer", type(module).__module__.partition(".")[0]}
     for name, part in module.named_modules():
         cls = type(part)
+        if is_parametrized(part):
+            raise refusal(where, f"a parametrization of {name}", "make it permanent (remove_parametrizations)")
         if does_more(part):
             raise refusal(where, f"a hook or a forward of {name or 'its own'}", "take it away, and add it afterwards")
         # What an adapter adds, or a quantised weight holds, is not in `weight`.

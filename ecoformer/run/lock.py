@@ -85,7 +85,7 @@ def refuse_if_owned(folder: Path, *, same_launch: bool, lock: str = LOCK) -> str
 def owned(folder: Path, *, same_launch: bool, lock: str = LOCK) -> Iterator[str | None]:
     """Own the folder, which exists, while this lasts. Gives and raises what `refuse_if_owned` does."""
     path, own = folder / lock, Owner.here()
-    with writing(path), _alone(folder):
+    with writing(path), alone(folder):
         note = refuse_if_owned(folder, same_launch=same_launch, lock=lock)
         remove(path)
         try:
@@ -102,8 +102,8 @@ def owned(folder: Path, *, same_launch: bool, lock: str = LOCK) -> Iterator[str 
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One process of this host at a time, so that two do not both take over from one that is gone."""
+def alone(folder: Path) -> Iterator[None]:
+    """One process of this host at a time: for what two must not both read and then write."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with suppress(OSError):  # some network file systems have no locks

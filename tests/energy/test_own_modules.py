@@ -9,6 +9,8 @@ import pytest
 import timm
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from ecoformer import InputError
 from ecoformer.energy import UncountedOperationError, count, rule, rules
@@ -166,6 +168,20 @@ class Sparse(nn.Linear):
         self.weight = nn.Parameter(torch.eye(4).to_sparse())
 
 
+class Named(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.profiler.record_function("my part"):
+            return super().forward(x)
+
+
+def test_names_for_a_profiler_and_data_parallel_wrappers_cost_nothing() -> None:
+    plain, x = nn.Sequential(nn.Linear(4, 4)), torch.ones(2, 4)
+    expected = count(plain, x)
+    for model in (Named(*plain), nn.DataParallel(plain)):
+        ledger = count(model, x)
+        assert (ledger.adds, ledger.muls, ledger.uncounted) == (expected.adds, expected.muls, [])
+
+
 @pytest.mark.parametrize(
     ("model", "settings", "message"),
     [
@@ -188,3 +204,16 @@ def test_what_cannot_run_is_one_line(model: nn.Module, settings: dict[str, Any],
     with pytest.raises(InputError, match=message) as caught:
         count(model, **{"input": torch.ones(2, 4), **settings})
     assert "\n" not in str(caught.value)
+
+
+def test_a_sharded_model_is_refused() -> None:
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        model = fully_shard(nn.Linear(4, 4), mesh=init_device_mesh("cpu", (1,)))
+        for device in ("meta", "cpu"):
+            with pytest.raises(
+                InputError, match="weight is shared among processes: count the model before it is sharded"
+            ):
+                count(model, torch.ones(2, 4), device=device)
+    finally:
+        torch.distributed.destroy_process_group()

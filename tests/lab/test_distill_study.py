@@ -39,7 +39,7 @@ def test_the_study_goes_on_where_it_was(run, tmp_path, capsys):
     assert (tmp_path / "study" / "study.png").stat().st_size > 5000
     (line,) = (tmp_path / "study" / "table.md").read_text().splitlines()[2:]
     mean, spread = statistics.fmean(row["top1_after"] for row in rows), statistics.stdev(r["top1_after"] for r in rows)
-    assert "| 4 bits | 8 | 0 | 2 |" in line and f"| {mean:.2f} ± {spread:.2f} |" in line
+    assert "| 4 bits, fit_steps=2 | 8 | 0 | 2 |" in line and f"| {mean:.2f} ± {spread:.2f} |" in line
     assert {
         *["codes", "features", "levels", "projection", "training_seed", "fit_seed", "kl", "agreement"]
     } <= first.keys()
@@ -55,7 +55,7 @@ def test_the_study_takes_features_beside_codes(run, tmp_path):
     assert (row["codes"], row["features"], row["relaxation"]) == ("hedgehog", None, None) and other["codes"] == "shift"
     assert row["energy_pj"] > other["energy_pj"] > 0
     line, _ = (out / "table.md").read_text().splitlines()[2:]
-    assert "| hedgehog | 8 | 0 | 1 |" in line
+    assert "| hedgehog, fit_steps=2 | 8 | 0 | 1 |" in line
     (saved,) = tmp_path.glob("*hedgehog_seed0.pt")
     assert model_of_run(read_run(saved)).eval()(torch.randn(2, 3, 16, 16)).isfinite().all()
     for kind, options, message in (
@@ -114,12 +114,50 @@ def test_the_study_tells_relaxations_and_layers_apart(run, tmp_path, capsys):
         ("sigmoid", ["blocks.1.*"]),
     ]
     assert rows[2]["blocks"] == ["blocks.1.attn"]
+    lines = (out / "table.md").read_text().splitlines()[2:]
+    assert [line.split(" | ")[1] for line in lines] == [
+        "4 bits, fit_steps=2",
+        "4 bits, fit_steps=2, relaxation=straight_through",
+        "4 bits, fit_steps=2, in blocks.1",
+    ], "other options are no seeds"
 
     older = json.dumps([{key: value for key, value in rows[1].items() if key != "spec"}])
     (out / "table.json").write_text(older)
     assert study.main([*arguments, "--out", str(out)]) == 2
     assert "has rows of an earlier version: give another folder" in capsys.readouterr().err
     assert (out / "table.json").read_text() == older
+
+
+def test_rows_that_another_command_added_meanwhile_stay(run, tmp_path, monkeypatch):
+    study, out = script("distill_study"), tmp_path / "study"
+    arguments = ["--checkpoints", str(run), "--num-images", "8", "--steps", "2", "--held-out", "4", "--max-val", "20"]
+    arguments += ["--out", str(out)]
+    distill = importlib.import_module("ecoformer.lab.closeness.distill")
+    measure = distill.measure_distilled
+
+    def beside(*args, seed, **others):
+        if seed == 0:
+            monkeypatch.setattr(distill, "measure_distilled", measure)
+            assert study.main([*arguments, "--seeds", "0", "1"]) == 0
+        return measure(*args, seed=seed, **others)
+
+    monkeypatch.setattr(distill, "measure_distilled", beside)
+    assert study.main(arguments) == 0
+    rows = json.loads((out / "table.json").read_text())
+    assert [row["seed"] for row in rows] == [0, 1], "each once"
+
+
+def test_two_models_in_folders_of_one_name_are_refused(run, tmp_path, capsys):
+    other = digits_run(tmp_path / "elsewhere" / run.parent.name / "best.pt", seed=1)
+    study, out = script("distill_study"), tmp_path / "study"
+    arguments = ["--num-images", "8", "--steps", "2", "--held-out", "4", "--max-val", "20", "--out", str(out)]
+    assert study.main(["--checkpoints", str(run), str(other), *arguments]) == 2 and not out.exists()
+    assert study.main(["--checkpoints", str(run), *arguments]) == 0
+    before = (out / "table.json").read_text()
+    capsys.readouterr()
+    assert study.main(["--checkpoints", str(other), *arguments]) == 2
+    assert f"{other} is not what {run.parent.name} is in {out / 'table.json'}: rows go by" in capsys.readouterr().err
+    assert (out / "table.json").read_text() == before
 
 
 def test_the_study_writes_no_kept_model_over(run, tmp_path, capsys):

@@ -140,6 +140,19 @@ def test_only_what_was_trained_is_trained_afterwards(kind):
     assert not any(parameter.requires_grad for parameter in frozen.parameters())
 
 
+def test_layers_that_share_a_projection_are_told_that_they_no_longer_do():
+    model = tiny_vit()
+    model.blocks[1].attn.qkv = model.blocks[0].attn.qkv
+    report = convert(model, SMALL)
+    assert report.notes == ["blocks.1.attn shared weights with blocks.0.attn: each has its own now"]
+
+
+def test_a_layer_of_one_token_is_told_what_helps():
+    model = timm.create_model("vit_tiny_patch16_224", img_size=4, patch_size=4, class_token=False, global_pool="avg")
+    with pytest.raises(InputError, match=r"has 1 token: .*; raise data\.img_size, or leave this layer out$"):
+        convert(model, EcoFormerSpec(clamp=True), img_size=4)
+
+
 def test_a_layer_that_blocks_share_is_replaced_in_all_of_them():
     model = tiny_pvt()
     blocks = model.stages[1].blocks

@@ -40,7 +40,10 @@ def test_projections_that_are_more_than_their_weights_are_refused(part):
         InputError, match=rf"\(stages.0.blocks.0.attn\): {part} \(.*Adapter\) cannot .*: merge or undo it"
     ):
         convert(model, SMALL)
-    layer.set_submodule(part, torch.nn.utils.parametrizations.weight_norm(linear))  # whose weight says all
+    layer.set_submodule(part, torch.nn.utils.parametrizations.weight_norm(linear))
+    with pytest.raises(InputError, match=rf"a parametrization of {part} cannot .*: make it permanent"):
+        convert(model, SMALL)
+    torch.nn.utils.parametrize.remove_parametrizations(linear, "weight")
     convert(model, SMALL)
 
 
@@ -68,9 +71,18 @@ def patched(layer):
     layer.proj.forward = lambda x: x
 
 
+def parametrized(layer):
+    torch.nn.utils.parametrizations.weight_norm(layer.q)
+
+
 @pytest.mark.parametrize(
     ("change", "what"),
-    [(around, r"q \(.*AroundLinear\)"), (hooked, "a hook or a forward of its own"), (patched, "a .* forward of proj")],
+    [
+        (parametrized, "a parametrization of q"),
+        (around, r"q \(.*AroundLinear\)"),
+        (hooked, "a hook or a forward of its own"),
+        (patched, "a .* forward of proj"),
+    ],
 )
 def test_what_a_layers_class_and_weights_do_not_say_is_refused(change, what):
     model = tiny_pvt()

@@ -10,7 +10,7 @@ import torch
 from tiny_models import FAMILIES
 
 from ecoformer import EcoFormerSpec, convert, fit_hashes
-from ecoformer.kinds import DistilledHashSpec, EcoFormerAttention
+from ecoformer.kinds import DistilledHashSpec, EcoFormerAttention, make_spec
 
 SPEC = EcoFormerSpec(num_bits=8, num_anchors=5, top_k=2, fit_steps=2)
 DISTILLED = DistilledHashSpec(num_bits=8, fit_steps=2)
@@ -54,6 +54,23 @@ def test_compiles_in_one_graph_with_the_same_gradients(layer):
         torch.testing.assert_close(mine, eager)
     with torch.no_grad():
         torch.testing.assert_close(compiled(x), attention(x))
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("ecoformer", {"num_anchors": 5, "top_k": 4}),
+        ("ecoformer", {"num_anchors": 5, "top_k": 4, "numerator": "kernel"}),
+        ("binary_qk", {}),
+        ("distilled", {"codes": "bits"}),
+    ],
+)
+def test_an_exported_graph_trains_with_the_same_gradients(kind, options):
+    model, _ = converted("vit_tiny_patch16_224", 32, make_spec(kind, options), img_size=32, patch_size=8, depth=1)
+    attention, x = model.blocks[0].attn, torch.randn(2, 17, 192)
+    exported = torch.export.export(attention, (x,), strict=False).module()
+    for mine, eager in zip(gradients(exported, exported, x), gradients(attention, attention, x), strict=True):
+        torch.testing.assert_close(mine, eager)
 
 
 @pytest.mark.slow

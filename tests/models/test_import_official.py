@@ -136,6 +136,26 @@ def test_missing_and_unknown_keys_exit_with_1_and_write_nothing(importer, golden
     assert not out.exists()
 
 
+def test_a_plain_vits_dimensions_follow_from_its_weights_and_heads_from_the_option(importer, refused, tmp_path, capsys):
+    path, out = tmp_path / "vit.pth", tmp_path / "vit.pt"
+    kwargs = {"embed_dim": 24, "depth": 2, "mlp_ratio": 2, "num_classes": 5}
+    torch.save(timm.create_model("vit_tiny_patch16_224", num_heads=4, **kwargs).state_dict(), path)
+    assert importer.main([str(path), "--model=vit_tiny_patch16_224", "--heads=4", f"--out={out}"]) == 0
+    told = read_run(out).config.model.kwargs
+    assert told == {"embed_dim": 24, "depth": 2, "mlp_ratio": 2, "num_heads": 4}
+    assert importer.main([str(path), "--model=vit_tiny_patch16_224"]) == 0
+    assert "the weights do not show the number of heads: 3 taken from the named" in capsys.readouterr().out
+    assert refused(path, "--model=vit_tiny_patch16_224", "--heads=1,2").endswith("a plain ViT has one: give one number")
+
+
+def test_weights_of_another_family_are_told_before_anything_else(refused, golden):
+    path, *_ = golden("twins_tiny_msa")
+    for name in ("pvt_v2_b0_msa", "vit_tiny_patch16_224_msa", "resnet18_msa"):
+        assert refused(path, f"--model={name}") == (
+            f"{path} holds weights in the layout of Twins, --model {name} has another: name the model that they are of"
+        )
+
+
 def test_refusals(refused, golden, tmp_path):
     path, state, *_ = golden("pvt_tiny_msa")
     assert refused(path, "--model=pvt_v2_b0_ecoformer") == (

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import timm
 import torch
 from kind_cases import TOKENS, build
 from test_attention_kinds import position_bias
@@ -147,3 +148,15 @@ def test_refusals():
     for form, tokens in (("grid", 9), ("grid", 36), ("line", 26)):
         with pytest.raises(InputError, match=f"made for 25 tokens and got {tokens}: keep the image size"):
             layer_of(form)[0](torch.randn(1, tokens, 12, dtype=torch.float64))
+
+
+def test_a_map_of_as_many_tokens_and_another_shape_is_refused():
+    """A hierarchical model tells its layers their map; a count of tokens may be that of a square."""
+    model = timm.create_model("pvt_v2_b0", num_classes=4).eval()
+    convert(model, make_spec("binary_qk", {"form": "grid"}), img_size=64)
+    with torch.no_grad():
+        assert model(torch.randn(1, 3, 64, 64)).shape == (1, 4)
+        with pytest.raises(
+            InputError, match=r"a map of 16 x 16 tokens and got 32 x 8: .*, or set attention\.form=line"
+        ):
+            model(torch.randn(1, 3, 128, 32))

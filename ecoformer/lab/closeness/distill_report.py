@@ -3,6 +3,7 @@
 import itertools
 import statistics
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ from ecoformer.files.table import Column, Table
 from ecoformer.lab.closeness import quality_report
 from ecoformer.lab.study.tables import with_spread
 from ecoformer.nn.inputs import takes_sequences
+from ecoformer.nn.specs import SPECS, make_spec
 from ecoformer.report.figures import legend, name_points, panels, save_figure, style
 
 Figures = dict[str, Any]
+SHOWN = ("codes", "num_features", "num_bits", "levels", "projection", "values", "joint_steps")  # options, in a table
 
 
 def code_text(figures: Figures) -> str:
@@ -78,12 +81,10 @@ def ratios(row: Figures) -> list[float]:
 
 def study_table(rows: list[Figures]) -> Table:
     """One line a way to convert a model, over the seeds of the fit: means, and the sample deviation of top-1."""
-    code = "codes", "features", "levels", "projection", "values"
-    fit = "num_images", "fit_steps", "joint_steps", "layers"
-    told = ("checkpoint", "source", *code, *fit)
+    told = "checkpoint", "source", "attention", "num_images", "layers"
     groups: dict[str, list[Figures]] = {}
     for row in rows:
-        groups.setdefault(str([row.get(key, "real") for key in told]), []).append(row)
+        groups.setdefault(str([*(row[key] for key in told), *_options(row).items()]), []).append(row)
 
     def mean(of: Callable[[Figures], float]) -> Callable[[list[Figures]], float]:
         return lambda group: statistics.fmean(map(of, group))
@@ -95,7 +96,7 @@ def study_table(rows: list[Figures]) -> Table:
     measured = [group for group in groups.values() if all(row["top1_after"] is not None for row in group)]
     columns = [
         Column("model", lambda group: f"{group[0]['checkpoint']} ({group[0]['source']})", left=True),
-        Column("codes", lambda group: code_text(group[0]) + _which(group[0]), left=True),
+        Column("codes", lambda group: code_text(group[0]) + _unusual(group[0]) + _which(group[0]), left=True),
         Column("images", lambda group: group[0]["num_images"]),
         Column("joint steps", lambda group: group[0]["joint_steps"]),
         Column("seeds", len),
@@ -173,6 +174,20 @@ def plot_front(rows: list[Figures], beside: list[Figures], out: Path) -> None:
     axis.set(xlabel="energy of a sample, µJ (whole model, paper convention)", ylabel="top-1, %")
     axis.set_title(f"{first['model']} on {first['dataset']}: converted, not trained")
     save_figure(figure, out)
+
+
+def _options(row: Figures) -> dict[str, Any]:
+    """All options of the spec that made a row: those that came later have their defaults."""
+    spec = make_spec(row["attention"], row["spec"])
+    assert spec is not None, "stock attention is not distilled"
+    return asdict(spec)
+
+
+def _unusual(row: Figures) -> str:
+    """The options that have not their default and no place of their own in a table."""
+    usual = asdict(SPECS[row["attention"]]())
+    options = {key: value for key, value in _options(row).items() if key not in SHOWN and value != usual[key]}
+    return "".join(f", {key}={value}" for key, value in options.items())
 
 
 def _which(row: Figures) -> str:

@@ -59,7 +59,8 @@ def write_tables(study: StudyConfig, jobs: Sequence[Job], out: Path) -> tuple[li
     if steps.exists():
         rows = with_steps(rows, read_json(steps))
     first = min(row["stage1_seed"] for row in rows)
-    of_one_model = [row for row in rows if row["stage1_seed"] == first]
+    # From scratch a run is of no other model: all of its seeds stand together.
+    of_one_model = [row for row in rows if row["stage1_seed"] == first or row["init"] == "scratch"]
     merged = over_seeds(with_speed(of_one_model, read_json(speed) if speed.exists() else {}))
     write_json(out / "table.json", rows)
     printed = [write_table(study_table(merged), out / "table", study.title, NOTES)]

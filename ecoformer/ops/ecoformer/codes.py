@@ -65,7 +65,17 @@ class _StraightThroughSign(torch.autograd.Function):
 
 def straight_through_sign(y: Tensor) -> Tensor:
     """Codes in {-1, +1} of y's dtype, differentiable by the straight-through estimator."""
-    return _StraightThroughSign.apply(y) if torch.is_grad_enabled() and y.requires_grad else sign(y)
+    if not (torch.is_grad_enabled() and y.requires_grad):
+        return sign(y)
+    if in_a_graph():
+        held = y.clamp(-1, 1)
+        return sign(y).detach() + (held - held.detach())
+    return _StraightThroughSign.apply(y)
+
+
+def in_a_graph() -> bool:
+    """Whether a graph of plain operations is being recorded (torch.jit.trace, torch.export), which is to train too."""
+    return torch.jit.is_tracing() or torch.compiler.is_exporting()
 
 
 def hash_codes(

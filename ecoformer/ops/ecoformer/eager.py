@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ecoformer.ops.ecoformer.codes import sign
+from ecoformer.ops.ecoformer.codes import hash_codes, in_a_graph, normalize, sign
 from ecoformer.ops.ecoformer.linear_form import hash_attention
 
 State = tuple[Tensor, Tensor, Tensor]  # anchors_HMC, A_HKM, mean_HM
@@ -37,11 +37,13 @@ def attend(
 ) -> Tensor:
     """`kernel_hash_attention` of tokens in float32 or float64, on any device."""
     state = anchors_HMC, A_HKM, mean_HM
-    # Traced and exported graphs hold plain operations only.
-    traced = torch.jit.is_tracing() or torch.compiler.is_exporting()
-    if torch.is_grad_enabled() and (qk_BHNC.requires_grad or v_BHNC.requires_grad) and not traced:
-        return _Recomputed.apply(qk_BHNC, v_BHNC, *state, mask_BN, numerator)
-    return _forward(qk_BHNC, v_BHNC, state, mask_BN, numerator)
+    if not (torch.is_grad_enabled() and (qk_BHNC.requires_grad or v_BHNC.requires_grad)):
+        return _forward(qk_BHNC, v_BHNC, state, mask_BN, numerator)
+    if in_a_graph():
+        code_BHNK = hash_codes(normalize(qk_BHNC), *state, mask_BN)
+        real_B1N1 = None if mask_BN is None else mask_BN[:, None, :, None].to(v_BHNC.dtype)
+        return hash_attention(code_BHNK, code_BHNK, v_BHNC, numerator, real_B1N1)
+    return _Recomputed.apply(qk_BHNC, v_BHNC, *state, mask_BN, numerator)
 
 
 class _Recomputed(torch.autograd.Function):
