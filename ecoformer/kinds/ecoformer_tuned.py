@@ -21,7 +21,7 @@ from ecoformer.kinds.token_hash import TokenHashFunctions
 from ecoformer.nn.base import ReplacementAttention, attention_kind
 from ecoformer.nn.fitted_state import FittedState
 from ecoformer.nn.heads import join_heads, real_tokens, split_heads
-from ecoformer.nn.projections import Projections, linear_of, refusal
+from ecoformer.nn.projections import Projections, linear_of, refusal, trained_as
 from ecoformer.nn.specs import MOST_CODES, AttentionSpec, number, one_of
 from ecoformer.nn.turned import TurnedLinear
 from ecoformer.ops.codes.attention import binary_attention, binary_weights
@@ -252,4 +252,5 @@ class EcoFormerTunedAttention(FittedState, ReplacementAttention, FittableAttenti
     def projections(self, where: str) -> Projections:
         if self.spec.qk == "separate":
             return super().projections(where)
-        return replace(super().projections(where), key=linear_of(self.key_weight, self.key_bias))
+        shared = super().projections(where)
+        return replace(shared, key=trained_as(linear_of(self.key_weight, self.key_bias), shared.query))

@@ -232,3 +232,9 @@ def test_published_size_costs_less_core_energy_than_ecoformer():
 def test_settings_out_of_range_are_refused(option, message):
     with pytest.raises(InputError, match=message):
         make_spec("ecoformer_tuned", option)
+
+
+def test_keys_that_were_kept_for_a_shared_projection_train_again_in_another_kind():
+    model = vit(VARIANTS[2])
+    convert(model, MSASpec())
+    assert all(parameter.requires_grad for parameter in model.parameters())
