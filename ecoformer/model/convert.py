@@ -7,7 +7,7 @@ from torch import nn
 
 from ecoformer.errors import InputError, require
 from ecoformer.kinds import BUILDERS
-from ecoformer.model.layers import FilterFn, LayerInfo, attention_layers, token_counts
+from ecoformer.model.layers import FilterFn, LayerInfo, attention_layers, replace_modules, token_counts
 from ecoformer.nn.bert import unreadable
 from ecoformer.nn.inputs import Input, Size
 from ecoformer.nn.layout import is_oblong
@@ -135,10 +135,7 @@ def convert(
     if left := no_reader(model):
         report.notes.append(f"other attention stays as it is: {left.removesuffix('; ')}")
     # Nothing is refused from here on. A seat takes parts out of the layer whose place it takes.
-    made = {old: module if seat is None else seat(module) for old, (module, seat) in swaps.items()}
-    for name, module in list(model.named_modules(remove_duplicate=False)):  # blocks that share a layer: all its names
-        if module in made:
-            model.set_submodule(name, made[module])
+    replace_modules(model, {old: module if seat is None else seat(module) for old, (module, seat) in swaps.items()})
     return report
 
 

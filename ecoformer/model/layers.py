@@ -1,6 +1,6 @@
 """Where a model's attention layers are: their names, stages, and how many tokens enter each."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -69,6 +69,13 @@ def token_counts(model: nn.Module, input: Input) -> dict[str, int]:
     with _counting(attention_layers(model), counts), with_key_masks(model):
         require_input(model, input)
     return counts
+
+
+def replace_modules(model: nn.Module, made: Mapping[nn.Module, nn.Module]) -> None:
+    """Put each new module in its old one's place, under all names where blocks share it."""
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if module in made:
+            model.set_submodule(name, made[module])
 
 
 def called_modules(model: nn.Module, input: Input | None = None) -> set[str] | None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ecoformer.errors import InputError
-from ecoformer.model.layers import FilterFn, called_modules
+from ecoformer.model.layers import FilterFn, called_modules, replace_modules
 from ecoformer.model.low_rank.compression_report import CompressionReport, LayerCompression
 from ecoformer.model.low_rank.layers import LowRank, LowRankConv2d, LowRankLinear
 from ecoformer.model.low_rank.spec import LowRankSpec, saves
@@ -77,11 +77,7 @@ def expand(model: nn.Module) -> list[str]:
     The model computes the same as before and no longer knows its ranks.
     """
     layers = low_rank_layers(model)
-    names = _names(model)
-    for layer in layers.values():
-        dense = layer.dense().train(layer.training)
-        for alias in names[id(layer)]:
-            model.set_submodule(alias, dense)
+    replace_modules(model, {layer: layer.dense() for layer in layers.values()})
     return list(layers)
 
 
@@ -111,12 +107,10 @@ def take_ranks(model: nn.Module, ranks: Mapping[str, int]) -> None:
 
 def _seat(model: nn.Module, built: Mapping[str, LowRank]) -> None:
     """Put each layer where its dense one stands, under all names of it."""
-    names, stock_loads = _names(model), any(of_transformers(module) for module in model.modules())
-    for name, layer in built.items():
-        if stock_loads:
+    if any(of_transformers(module) for module in model.modules()):
+        for layer in built.values():
             refused_elsewhere(layer)
-        for alias in names[id(model.get_submodule(name))]:
-            model.set_submodule(alias, layer)
+    replace_modules(model, {model.get_submodule(name): layer for name, layer in built.items()})
 
 
 def _compress(module: nn.Linear | nn.Conv2d, name: str, spec: LowRankSpec) -> tuple[LowRank, LayerCompression] | str:
@@ -151,8 +145,8 @@ def _compress(module: nn.Linear | nn.Conv2d, name: str, spec: LowRankSpec) -> tu
 
 def _build(module: nn.Linear | nn.Conv2d, up_OR: Tensor, down_RI: Tensor) -> LowRank:
     if isinstance(module, nn.Linear):
-        return LowRankLinear.from_factors(module, up_OR, down_RI)
-    return LowRankConv2d.from_factors(module, up_OR, down_RI)
+        return LowRankLinear(module, up_OR, down_RI)
+    return LowRankConv2d(module, up_OR, down_RI)
 
 
 def _relative_error(weight_OI: Tensor, layer: LowRank) -> float:
@@ -175,14 +169,6 @@ def _unsupported(module: nn.Linear | nn.Conv2d) -> str:
     if not pointwise and (module.kernel_size != module.stride or set(module.dilation) != {1}):
         return f"a convolution with kernel {module.kernel_size} and stride {module.stride}, whose patches overlap"
     return ""
-
-
-def _names(model: nn.Module) -> dict[int, list[str]]:
-    """All names of every module; a module may be used under several."""
-    names: dict[int, list[str]] = defaultdict(list)
-    for name, module in model.named_modules(remove_duplicate=False):
-        names[id(module)].append(name)
-    return names
 
 
 def _weight_users(model: nn.Module) -> dict[int, list[str]]:
