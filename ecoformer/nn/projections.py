@@ -195,18 +195,15 @@ def trained_as(linear: nn.Linear, *sources: nn.Linear | nn.Conv2d) -> nn.Linear:
 
 def read_fused_qkv(module: Any, dim: int, where: str) -> Projections:
     """Projections of a layer whose `qkv` Linear stacks query, key and value rows, each `dim` of them."""
-    query, key, value = (linear_rows(module.qkv, start, start + dim) for start in (0, dim, 2 * dim))
-    return Projections(
-        where=where,
-        dim=dim,
-        num_heads=module.num_heads,
-        query=query,
-        key=key,
-        value=value,
-        proj=module.proj,
-        proj_drop=getattr(getattr(module, "proj_drop", None), "p", 0.0),
-        parts=FUSED_QKV,
-    )
+    proj_drop = getattr(getattr(module, "proj_drop", None), "p", 0.0)
+    others = {"num_heads": module.num_heads, "proj": module.proj, "proj_drop": proj_drop, "parts": FUSED_QKV}
+    return read_stacked(module.qkv, dim, where, **others)
+
+
+def read_stacked(stacked: nn.Linear, dim: int, where: str, **others: Any) -> Projections:
+    """Projections of a layer whose query, key and value rows stand in one Linear; `others` of its parts as they are."""
+    query, key, value = (linear_rows(stacked, start, start + dim) for start in (0, dim, 2 * dim))
+    return Projections(where=where, dim=dim, query=query, key=key, value=value, **others)
 
 
 def read_separate(

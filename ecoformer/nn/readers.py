@@ -17,10 +17,10 @@ from ecoformer.nn.projections import (
     Projections,
     StockCall,
     linear_of,
-    linear_rows,
     read_fused_qkv,
     read_projections,
     read_separate,
+    read_stacked,
     refusal,
     register_reader,
     require_equal_widths,
@@ -72,15 +72,8 @@ def _read_visformer(module: visformer.Attention, where: str) -> Projections:
     dim, inner = module.dim, module.head_dim * module.num_heads
     require_equal_widths(where, dim, inner, module.proj.out_channels)
     stacked, proj = (trained_as(linear_of(x.weight.flatten(1), None), x) for x in (module.qkv, module.proj))
-    rows = _rows(stacked, where, num_heads=module.num_heads, proj_drop=module.proj_drop.p, parts=FUSED_QKV, proj=proj)
-    return softmax_of(rows, OfChannelsFirst)
-
-
-def _rows(stacked: nn.Linear, where: str, **others: Any) -> Projections:
-    """Projections of a layer whose query, key and value rows stand in one weight; `others` of its parts as they are."""
-    dim = stacked.in_features
-    query, key, value = (linear_rows(stacked, start, start + dim) for start in (0, dim, 2 * dim))
-    return Projections(where=where, dim=dim, query=query, key=key, value=value, **others)
+    others = {"num_heads": module.num_heads, "proj": proj, "proj_drop": module.proj_drop.p, "parts": FUSED_QKV}
+    return softmax_of(read_stacked(stacked, dim, where, **others), OfChannelsFirst)
 
 
 @register_reader(AttentionRope)
@@ -127,8 +120,8 @@ def _read_torch(module: nn.MultiheadAttention, where: str) -> Projections:
         raise refusal(where, "bias_k, bias_v or add_zero_attn", "choose a model without them")
     stacked = linear_of(module.in_proj_weight, module.in_proj_bias)
     parts = {"query": "in_proj", "key": "in_proj", "value": "in_proj", "proj": "out_proj"}
-    rows = _rows(stacked, where, num_heads=module.num_heads, proj_drop=0.0, parts=parts, proj=module.out_proj)
-    return softmax_of(rows, OfTorch)
+    others = {"num_heads": module.num_heads, "proj": module.out_proj, "proj_drop": 0.0, "parts": parts}
+    return softmax_of(read_stacked(stacked, module.embed_dim, where, **others), OfTorch)
 
 
 class SegformerTeacher(nn.Module):
