@@ -25,7 +25,7 @@ from minilm_tables import keep
 from tuning import converted, tune
 
 from ecoformer import attention_layers, convert
-from ecoformer.cli.arguments import script
+from ecoformer.cli.arguments import not_negative, script
 from ecoformer.energy import count
 from ecoformer.energy.profile_files import load_profile
 from ecoformer.fit.compare import compare, layer_calls, output_closeness
@@ -241,7 +241,7 @@ def main(p):
     p.add_argument("--fit", type=int, default=512, help="texts that codes are fitted to")
     help_ = "of training after a conversion or compression: a row for each"
     p.add_argument("--tune-steps", type=int, nargs="+", default=[0], help=help_)
-    p.add_argument("--tune-lr", type=float, default=2e-4)
+    p.add_argument("--tune-lr", type=not_negative, default=2e-4)
     p.add_argument("--settings", nargs="+", help="attention settings or ranks; default: all of the tables")
 
 

@@ -27,7 +27,7 @@ from torchvision.ops import FeaturePyramidNetwork
 from tuning import converted, tune
 
 from ecoformer import InputError
-from ecoformer.cli.arguments import positive, script
+from ecoformer.cli.arguments import not_negative, positive, script
 from ecoformer.energy import count
 from ecoformer.files import read_json, write_json, write_text
 from ecoformer.files.table import Column, Table, render, saves, share
@@ -220,7 +220,7 @@ def main(p):
     )
     p.add_argument("--init", type=Path, metavar="RUN", help="best.pt of a stock pvt_v2_b0: its backbone's weights")
     p.add_argument("--settings", nargs="+", default=SETTINGS, help=f"default: {' '.join(SETTINGS)}")
-    p.add_argument("--lr", type=float, default=1e-3, help="of the sources, five times that of the rows (1e-3)")
+    p.add_argument("--lr", type=not_negative, default=1e-3, help="of the sources, five times that of the rows (1e-3)")
     p.add_argument("--device", default="cpu", choices=("cpu", "cuda") if torch.cuda.is_available() else ("cpu",))
     for name, (kind, default, meaning) in NUMBERS.items():
         p.add_argument(f"--{name}", type=kind, default=default, help=f"{meaning} ({default})")

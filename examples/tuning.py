@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import torch
 
-from ecoformer import convert, fit_hashes
+from ecoformer import InputError, convert, fit_hashes
 from ecoformer.fit.hashes import has_hashes
 from ecoformer.nn.specs import make_spec, split_setting
 
@@ -25,7 +25,8 @@ def converted(model, setting, size, samples=None, seed=0, most_steps=None):
 def tune(model, loss_of, steps, lr, seed):
     """AdamW over all weights, the rate rising over a tenth of the steps and falling to zero.
 
-    `loss_of` makes the loss of a step from its number and a generator of the seed.
+    `loss_of` makes the loss of a step from its number and a generator of the seed. Raises InputError where a step is
+    no number any more.
     """
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
@@ -34,5 +35,6 @@ def tune(model, loss_of, steps, lr, seed):
         optimizer.param_groups[0]["lr"] = lr * min((step + 1) / (0.1 * steps), (steps - step) / (0.9 * steps))
         optimizer.zero_grad()
         loss_of(step, generator).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        if not torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).isfinite():
+            raise InputError(f"the gradient is no number at step {step + 1} of {steps}, rate {lr:g}: lower the rate")
         optimizer.step()

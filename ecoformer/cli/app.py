@@ -21,7 +21,7 @@ from ecoformer.cli.help import page
 from ecoformer.config.faults import describe
 from ecoformer.config.keys import one_of
 from ecoformer.config.loading import CONFIGS, known_keys, load_config, require_present, unknown_key
-from ecoformer.config.overrides import as_typed
+from ecoformer.config.overrides import as_typed, require_ends
 from ecoformer.config.schema import SCHEMAS, register_schemas
 from ecoformer.errors import InputError, Interrupted, mistake
 
@@ -184,6 +184,8 @@ def _flags_first(argv: list[str], config_name: str) -> list[str]:
         no_text = re.fullmatch(r"([\w/]+)=(null|true|false|[\d.]+)", override)  # for a group, Hydra fails on it
         if no_text and (options := sorted(path.stem for path in (CONFIGS / no_text[1]).glob("*.yaml"))):
             raise InputError(one_of(no_text[1], no_text[2], options))
+    if parsed.multirun:
+        require_ends(parsed.overrides, intervals=False)
     return rest + as_typed(parsed.overrides, SCHEMAS[config_name], sweeps=parsed.multirun)
 
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import QuotedString
+from hydra.core.override_parser.types import IntervalSweep, QuotedString, RangeSweep
 from hydra.errors import HydraException
 
 from ecoformer.config.keys import keys_of
@@ -39,6 +39,21 @@ def as_typed(arguments: Iterable[str], schema: type, sweeps: bool = False) -> li
         return argument
 
     return [kept(argument) for argument in arguments]
+
+
+def require_ends(arguments: Iterable[str], intervals: bool) -> None:
+    """Raise InputError for a range() without an end, and for interval() where a sweep needs values that it can list."""
+    for argument in arguments:
+        try:
+            sweep = OverridesParser.create().parse_override(argument).value()
+        except HydraException:  # Hydra says it
+            continue
+        if isinstance(sweep, RangeSweep) and sweep.step == 0:
+            raise InputError(f"{argument}: steps of 0 reach no end: give another step")
+        if isinstance(sweep, IntervalSweep) and not intervals:
+            raise InputError(
+                f"{argument}: a sweep goes through values: list them, or draw some with `ecoformer search`"
+            )
 
 
 def quoted(text: str) -> str:

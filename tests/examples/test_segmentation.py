@@ -194,6 +194,12 @@ def test_bad_folders_are_one_line(example, folder, tmp_path, capsys, spoil, mess
     assert error.startswith("error: ") and error.count("\n") == 1 and message in error
 
 
+def test_weights_that_are_no_numbers_are_no_result(example, tmp_path, capsys):
+    arguments = ["run", f"--out={tmp_path}", "--scenes=4", "--steps=3", "--tune-steps=0", "--batch=2", "--lr=1e30"]
+    assert example.main([*arguments, "--size", "32", "32", "--settings", "stock/stock"]) == 2
+    assert "the gradient is no number at step" in capsys.readouterr().err and not (tmp_path / "table.json").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -203,8 +209,9 @@ def test_bad_folders_are_one_line(example, folder, tmp_path, capsys, spoil, mess
         (["--size", "31", "64"], "--size 31 64 is too small: give at least 32 32"),
         (["--init", "nowhere.pt"], "nowhere.pt"),
         (["--batch", "0"], "must be a whole number of at least 1"),
+        (["--lr", "nan"], "'nan' must be a number of at least 0"),
     ],
-    ids=["source", "kind", "tokens", "size", "init", "batch"],
+    ids=["source", "kind", "tokens", "size", "init", "batch", "rate"],
 )
 def test_bad_settings_are_one_line_before_any_training(example, tmp_path, capsys, arguments, message):
     assert example.main(["run", f"--out={tmp_path}", "--scenes=2", *arguments]) == 2

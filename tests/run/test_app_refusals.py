@@ -248,6 +248,17 @@ def test_a_part_of_an_epoch_counts(tmp_path: Path) -> None:
     require_same_run(tmp_path, begun, 1, {}, {})
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [("range(0,1,0)", "steps of 0 reach no end"), ("interval(0,1)", "a sweep goes through values: list them, or draw")],
+)
+def test_a_sweep_without_an_end_is_one_line(command: Callable[..., int], capsys, values: str, message: str) -> None:
+    assert command("train", "-m", "experiment=digits_msa", f"optim.weight_decay={values}", "output_dir=sweep") == 2
+    error = capsys.readouterr().err
+    assert f"optim.weight_decay={values}: {message}" in error and error.count("\n") == 1
+    assert list(Path.cwd().iterdir()) == []
+
+
 def test_a_refused_sweep_leaves_nothing(command: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
     line = ["experiment=digits_msa", "train.epochs=-1,-2", "output_dir=sweep"]
     assert command("train", "-m", *line) == 2

@@ -18,7 +18,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException
 
 from ecoformer.config.loading import CONFIGS
-from ecoformer.config.overrides import as_typed
+from ecoformer.config.overrides import as_typed, require_ends
 from ecoformer.config.schema import Config
 from ecoformer.errors import InputError, first_line, one_line
 from ecoformer.files import finite
@@ -62,6 +62,7 @@ def parse_space(overrides: Sequence[str]) -> Space:
     choices: dict[str, list[str]] = {}
     intervals: dict[str, tuple[float, float, bool]] = {}
     fixed: list[str] = []
+    require_ends(overrides, intervals=True)
     loader = ConfigLoaderImpl(create_config_search_path(str(CONFIGS)))  # glob() asks it for the options of a group
     try:
         parsed = OverridesParser.create(loader).parse_overrides(as_typed(overrides, Config, sweeps=True))
