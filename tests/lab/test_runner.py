@@ -154,6 +154,9 @@ def test_rows_from_scratch_stand_beside_converted_ones(study: StudyConfig, train
     ]
     assert [rows[0][key] for key in ("task", "accuracy", "step_ms", "peak_mib")] == ["net", 50.0, 8.5, 30.0]
     assert rows[-1]["attention"] == "ecoformer" and rows[-1]["step_ms"] is None
+    lines = (tmp_path / "out" / "table.md").read_text().splitlines()
+    (line,) = [line for line in lines if "| msa, from scratch |" in line]
+    assert "| 2 | 50.50 ± 0.71 |" in line, "all seeds of a row that comes of no other model"
     merged = {row["label"]: row for row in over_seeds(rows)}
     assert merged["msa, from scratch"]["vs_msa"] == 0.0 and merged["ecoformer, kernel"]["vs_msa"] == 0.0
 
