@@ -14,7 +14,7 @@ import pytest
 from ecoformer.errors import InputError, Interrupted
 from ecoformer.lab.study.plan import RowConfig, StudyConfig, jobs
 from ecoformer.lab.study.reports import report
-from ecoformer.lab.study.rows import collect, over_seeds, over_stage1_seeds
+from ecoformer.lab.study.rows import collect, of_one_model, over_seeds, over_stage1_seeds
 from ecoformer.lab.study.runner import run_jobs
 from ecoformer.run.lock import Owner
 from ecoformer.run.lock import started as started_at
@@ -154,9 +154,6 @@ def test_rows_from_scratch_stand_beside_converted_ones(study: StudyConfig, train
     ]
     assert [rows[0][key] for key in ("task", "accuracy", "step_ms", "peak_mib")] == ["net", 50.0, 8.5, 30.0]
     assert rows[-1]["attention"] == "ecoformer" and rows[-1]["step_ms"] is None
-    lines = (tmp_path / "out" / "table.md").read_text().splitlines()
-    (line,) = [line for line in lines if "| msa, from scratch |" in line]
-    assert "| 2 | 50.50 ± 0.71 |" in line, "all seeds of a row that comes of no other model"
     merged = {row["label"]: row for row in over_seeds(rows)}
     assert merged["msa, from scratch"]["vs_msa"] == 0.0 and merged["ecoformer, kernel"]["vs_msa"] == 0.0
 
@@ -192,6 +189,14 @@ def test_over_stage1_seeds_each_trained_model_counts_once_and_is_compared_with_i
     assert (hashed["top1"], hashed["vs_msa"]) == (64.0, -2.0)
     assert round(hashed["top1_sd"], 4) == 5.6569 and round(hashed["vs_msa_sd"], 4) == 1.4142, "-1 and -3"
     assert hashed["vs_stock"] is None and hashed["vs_uniform"] is None
+
+
+def test_rows_of_other_seeds_stand_in_the_table_only_from_scratch() -> None:
+    rows = [row("msa", 0, 0, 60.0), row("msa", 1, 1, 62.0), row("uniform", 1, 1, 50.0)]
+    assert of_one_model(rows) == rows[:1]
+    for each in rows:
+        each["init"] = "scratch"
+    assert of_one_model(rows) == [rows[0], rows[2]]
 
 
 def test_a_control_trained_longer_is_no_control() -> None:

@@ -17,7 +17,7 @@ from ecoformer.lab.energy.energy_tables import BASELINES, published_table, summa
 from ecoformer.lab.energy.published import PUBLISHED, TITLE, compare_published, faults
 from ecoformer.lab.study.plan import Job, StudyConfig
 from ecoformer.lab.study.plots import plot_front, plot_hash_quality
-from ecoformer.lab.study.rows import Row, collect, over_seeds, over_stage1_seeds
+from ecoformer.lab.study.rows import Row, collect, of_one_model, over_seeds, over_stage1_seeds
 from ecoformer.lab.study.speed import with_speed, with_steps
 from ecoformer.lab.study.tables import NOTES, STAGE1_SEED_NOTES, stage1_seed_table, study_table, sweep_table, swept_keys
 from ecoformer.report.runs import RunRecord, find_runs, read_records, read_summary
@@ -58,10 +58,7 @@ def write_tables(study: StudyConfig, jobs: Sequence[Job], out: Path) -> tuple[li
     speed, steps = out / "speed.json", out / "steps.json"
     if steps.exists():
         rows = with_steps(rows, read_json(steps))
-    first = min(row["stage1_seed"] for row in rows)
-    # From scratch a run is of no other model: all of its seeds stand together.
-    of_one_model = [row for row in rows if row["stage1_seed"] == first or row["init"] == "scratch"]
-    merged = over_seeds(with_speed(of_one_model, read_json(speed) if speed.exists() else {}))
+    merged = over_seeds(with_speed(of_one_model(rows), read_json(speed) if speed.exists() else {}))
     write_json(out / "table.json", rows)
     printed = [write_table(study_table(merged), out / "table", study.title, NOTES)]
     if of_seeds := over_stage1_seeds(rows):

@@ -97,6 +97,14 @@ def over_seeds(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
     return merged
 
 
+def of_one_model(rows: Sequence[Row]) -> list[Row]:
+    """The rows of the smallest stage-1 seed, and those from scratch that were run with other seeds alone."""
+    first = min(row["stage1_seed"] for row in rows)
+    found = {(row["backbone"], row["label"]) for row in rows if row["stage1_seed"] == first}
+    others = [row for row in rows if row["init"] == "scratch" and (row["backbone"], row["label"]) not in found]
+    return [row for row in rows if row["stage1_seed"] == first] + others
+
+
 def over_stage1_seeds(rows: Sequence[Mapping[str, Any]]) -> list[Row]:
     """Rows with runs from several stage-1 seeds (`stage1_seeds`): means over those, sample deviations as top1_sd etc.
 
