@@ -10,7 +10,7 @@ import torch
 from tiny_models import digits_run
 
 from ecoformer import InputError
-from ecoformer.lab.closeness import distill_report
+from ecoformer.lab.closeness import distill_report, distill_study
 from ecoformer.lab.closeness.distill import spec_of
 from ecoformer.run.start import model_of_run, read_run
 
@@ -132,16 +132,15 @@ def test_rows_that_another_command_added_meanwhile_stay(run, tmp_path, monkeypat
     study, out = script("distill_study"), tmp_path / "study"
     arguments = ["--checkpoints", str(run), "--num-images", "8", "--steps", "2", "--held-out", "4", "--max-val", "20"]
     arguments += ["--out", str(out)]
-    distill = importlib.import_module("ecoformer.lab.closeness.distill")
-    measure = distill.measure_distilled
+    measure = distill_study.measure_distilled
 
     def beside(*args, seed, **others):
         if seed == 0:
-            monkeypatch.setattr(distill, "measure_distilled", measure)
+            monkeypatch.setattr(distill_study, "measure_distilled", measure)
             assert study.main([*arguments, "--seeds", "0", "1"]) == 0
         return measure(*args, seed=seed, **others)
 
-    monkeypatch.setattr(distill, "measure_distilled", beside)
+    monkeypatch.setattr(distill_study, "measure_distilled", beside)
     assert study.main(arguments) == 0
     rows = json.loads((out / "table.json").read_text())
     assert [row["seed"] for row in rows] == [0, 1], "each once"
