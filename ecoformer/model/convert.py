@@ -166,9 +166,8 @@ def _apart_from_now_on(layers: list[LayerInfo]) -> list[str]:
     notes = []
     for layer in layers:
         shared = {owners.setdefault(x, layer.name) for x in layer.module.parameters()} - {layer.name}
-        notes += (
-            [f"{layer.name} shared weights with {', '.join(sorted(shared))}: each has its own now"] if shared else []
-        )
+        if shared:
+            notes.append(f"{layer.name} shared weights with {', '.join(sorted(shared))}: each has its own now")
     return notes
 
 
