@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ecoformer.data.inks import CELL, INKS
 from ecoformer.energy import summarize
 from ecoformer.engine.evaluation import evaluate
-from ecoformer.files.table import Column, Table, energy_unit, markdown
+from ecoformer.files.table import Column, Table, energy_unit, markdown, saves
 from ecoformer.kinds import SPECS
 from ecoformer.lab.closeness.controls import ControlSpec
 from ecoformer.lab.closeness.distill import distill
@@ -26,7 +26,6 @@ from ecoformer.lab.closeness.maps import layer_weights
 from ecoformer.lab.closeness.source import Source
 from ecoformer.lab.energy.energy_tables import BASELINES, summary_table
 from ecoformer.report.figures import draw_growth, name_curves, name_points, save_figure, style
-from ecoformer.report.tables import comparison_table
 
 Row = dict[str, Any]
 FIT_IMAGES = 512  # of the training split, that conversions are fitted on
@@ -60,16 +59,23 @@ def convert_all(
 
 
 def accuracy_table(rows: Sequence[Row]) -> Table:
-    attention, *figures = _narrow(comparison_table(rows)).columns
-    how = [Column("weights", "how", left=True), Column("in s", "seconds", "{:.0f}")]
-    return Table([attention, *how, *figures], rows)
+    """The rows side by side, with energy saved against the MSA that all were converted from."""
+    scale, unit = energy_unit([row["energy_pj"] for row in rows])
+    columns = [
+        Column("attention", "attention", left=True),
+        Column("weights", "how", left=True),
+        Column("in s", "seconds", "{:.0f}"),
+        Column("top-1 %", "top1", "{:.2f}"),
+        Column(f"energy {unit}", "energy_pj", "{:.4g}", scale),
+        saves("saves vs msa", rows, "msa", "energy_pj"),
+        Column(f"attention only {unit}", "attention_energy_pj", "{:.4g}", scale),
+        saves("saves vs msa", rows, "msa", "attention_energy_pj"),
+    ]
+    return Table(columns, rows)
 
 
 def size_table(sizes: Sequence[Row]) -> Table:
-    return _narrow(summary_table(sizes))
-
-
-def _narrow(table: Table) -> Table:
+    table = summary_table(sizes)
     return Table([column for column in table.columns if not column.wide], table.rows)
 
 

@@ -1,16 +1,14 @@
-"""Tables of a report: runs side by side, with energy saved against stock and MSA; what a compression did to a model."""
+"""Tables of a report: what a run measured, in words; what a compression did to a model."""
 
 from collections import Counter
-from collections.abc import Sequence
 from typing import Any
 
 from ecoformer.energy.summary import in_attention
-from ecoformer.files.table import Column, Table, energy_text, energy_unit, largest_unit, markdown, saves, share
+from ecoformer.files.table import Column, Table, energy_text, markdown, share
 from ecoformer.model.low_rank import CompressionReport
 
 Rows = list[tuple[str, str]]
 
-OPERATIONS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 LAYERS = (
     Column("layer", lambda layer: layer.name, left=True),
     Column("weight", lambda layer: f"{layer.rows} x {layer.columns}"),
@@ -26,30 +24,6 @@ WHOLE = (
 )
 SKIPPED = (Column("left as they are", 0, left=True), Column("why", 1, left=True))
 FIGURES = {"muls": "multiplications", "adds": "additions", "energy_pj": "energy, pJ"}
-
-
-def comparison_table(rows: Sequence[dict[str, Any]]) -> Table:
-    """Rows with the keys of summary.json; savings only against baselines among the rows.
-
-    A saving is 1 - energy / baseline energy, of the same model at the same image size and under the same convention;
-    a negative one costs more.
-    """
-    energy, pj = energy_unit([row["energy_pj"] for row in rows])
-    operations, name = largest_unit([row["muls"] for row in rows], OPERATIONS)
-    baselines = [kind for kind in ("stock", "msa") if any(row["attention"] == kind for row in rows)]
-    columns = [
-        Column("attention", "attention", left=True),
-        Column("top-1 %", "top1", "{:.2f}"),
-        Column("params M", "params", "{:.2f}", 1e6, wide=True),
-        Column(f"#Mul {name}", "muls", "{:.4g}", operations, wide=True),
-        Column(f"#Add {name}", "adds", "{:.4g}", operations, wide=True),
-        Column(f"energy {pj}", "energy_pj", "{:.4g}", energy),
-        *(saves(f"saves vs {kind}", rows, kind, "energy_pj") for kind in baselines),
-        Column(f"attention only {pj}", "attention_energy_pj", "{:.4g}", energy),
-        *(saves(f"saves vs {kind}", rows, kind, "attention_energy_pj") for kind in baselines),
-        Column("images/s", "images_per_second", "{:.0f}", wide=True),
-    ]
-    return Table(columns, rows)
 
 
 def figure_rows(figures: dict[str, Any]) -> Rows:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from ecoformer.cli import demo
+from ecoformer.files.table import markdown
 from ecoformer.lab import demo as measured
 
 KEYS = [
@@ -53,6 +54,32 @@ def test_demo_leaves_tables_a_picture_and_reports(
     assert len(front.texts) == len(rows) + 1  # and guessing
     assert "vs stock" in (tmp_path / "report.html").read_text()
     assert "init.checkpoint=" in capfd.readouterr().out
+
+
+def row(attention: str, how: str, energy: float, attention_energy: float) -> dict[str, Any]:
+    figures = {"energy_pj": energy, "attention_energy_pj": attention_energy, "top1": 98.7654, "seconds": 12.3}
+    return {"attention": attention, "how": how, **figures}
+
+
+def test_savings_are_against_msa() -> None:
+    rows = [
+        row("msa", "trained", 8e6, 5e6),
+        row("ecoformer", "converted", 3e6, 0.5e6),
+        row("none", "converted", 9e6, 10e6),
+    ]
+    table = measured.accuracy_table(rows)
+    assert table.headings == [
+        *("attention", "weights", "in s", "top-1 %", "energy µJ", "saves vs msa"),
+        *("attention only µJ", "saves vs msa"),
+    ]
+    assert table.cells == [
+        ["msa", "trained", "12", "98.77", "8", "-", "5", "-"],
+        ["ecoformer", "converted", "12", "98.77", "3", "62.5 %", "0.5", "90.0 %"],
+        ["none", "converted", "12", "98.77", "9", "-12.5 %", "10", "-100.0 %"],
+    ]
+    lines = markdown(table).splitlines()
+    assert len(lines) == 2 + len(rows)
+    assert len({line.count("|") for line in lines}) == 1
 
 
 def test_a_refused_setting_ends_the_demo_with_its_code(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
