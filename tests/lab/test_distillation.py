@@ -76,15 +76,6 @@ def test_controls_have_no_attention_and_fit_their_values(mode, images):
     assert len(block_errors(source, model, images, seed=0)) == 2
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [({"mode": "both"}, "control 'both' does not exist"), ({"fit_values": "auto"}, "a control fits its values")],
-)
-def test_controls_refuse_what_they_are_not(options, message):
-    with pytest.raises(InputError, match=message):
-        ControlSpec(**options)
-
-
 @pytest.mark.parametrize("values", ["real", "shift"])
 def test_sums_of_rows_count_at_the_measured_share_of_ones(images, values):
     spec = DistilledSpec(codes="bits", num_features=SMALL.num_bits, values=values, fit_steps=5)

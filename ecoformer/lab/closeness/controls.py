@@ -52,13 +52,6 @@ class ControlSpec(TaughtSpec):
     fit_values: Literal["auto", "true", "false"] = "true"
     mode: Literal["uniform", "none"] = "uniform"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.mode not in ("uniform", "none"):
-            raise InputError(f"control {self.mode!r} does not exist: choose uniform or none")
-        if self.fit_values != "true":
-            raise InputError(f"a control fits its values: fit_values={self.fit_values!r} must be true")
-
     @classmethod
     def like(cls, spec: TaughtSpec, mode: Literal["uniform", "none"]) -> ControlSpec:
         """A control that is fitted as `spec` is."""
