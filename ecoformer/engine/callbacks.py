@@ -12,7 +12,7 @@ from ecoformer.config.schema import EnergyConfig, FeatureRedrawConfig
 from ecoformer.engine.loggers import Stateful
 from ecoformer.engine.run_state import RunState
 from ecoformer.nn.inputs import input_size
-from ecoformer.nn.random_features import redraw_features, redrawn_layers
+from ecoformer.nn.random_features import redraw_features
 
 
 class TrainingData(Protocol):
@@ -150,8 +150,8 @@ class FeatureRedraw(Callback):
 
     def on_epoch_start(self, trainer: Training, epoch: int) -> None:
         resumed_inside = trainer.step % trainer.steps_per_epoch != 0  # drawn before; the checkpoint holds them
-        if not redraw_due(self.config, epoch) or resumed_inside or not redrawn_layers(trainer.model):
+        if not redraw_due(self.config, epoch) or resumed_inside:
             return
-        count = redraw_features(trainer.model, redraw_seed(trainer.seed, epoch))
-        trainer.sync_buffers()
-        trainer.log("feature_redraw", layers=count)
+        if count := redraw_features(trainer.model, redraw_seed(trainer.seed, epoch)):
+            trainer.sync_buffers()
+            trainer.log("feature_redraw", layers=count)
