@@ -1,6 +1,9 @@
 """What ends a run with a word instead of a traceback: the user's input is wrong, or the user asked it to stop."""
 
 import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from numbers import Integral
 from typing import Any, TypeGuard
 
@@ -28,6 +31,16 @@ class Interrupted(BaseException):
         super().__init__(message or f"stopped by {signal.Signals(signum).name}")
         self.signum = signum
         self.exit_code = 128 + signum
+
+
+@contextmanager
+def handling(signals: Iterable[int], handler: Callable[[int, Any], None] | signal.Handlers) -> Iterator[None]:
+    """While it lasts, `handler` gets these signals; only in the main thread, elsewhere Python sets no handlers."""
+    with ExitStack() as handlers:
+        if threading.current_thread() is threading.main_thread():
+            for signum in signals:
+                handlers.callback(signal.signal, signum, signal.signal(signum, handler))
+        yield
 
 
 def require(value: object, kind: Any, what: str, where: str = "") -> None:

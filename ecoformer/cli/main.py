@@ -5,10 +5,11 @@ import importlib
 import os
 import signal
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
+
+from ecoformer.errors import handling
 
 STOPPED = "stopped by SIGINT"
 # Command: the module in this package that holds its `main`, and what it does.
@@ -89,15 +90,9 @@ def _interruptible_imports() -> Iterator[None]:
             frame = frame.f_back
         raise KeyboardInterrupt
 
-    is_ours = threading.current_thread() is threading.main_thread()
-    if not is_ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+    is_ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    with handling([signal.SIGINT] if is_ours else [], stop):
         yield
-        return
-    signal.signal(signal.SIGINT, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _run(argv: Sequence[str] | None) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 import time
 from contextlib import ExitStack
 from types import FrameType
@@ -12,7 +11,7 @@ from types import FrameType
 import torch
 
 from ecoformer.engine import distributed
-from ecoformer.errors import Interrupted
+from ecoformer.errors import Interrupted, handling
 
 HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 SAME_REQUEST_S = 1.0
@@ -34,10 +33,7 @@ class StopSignals(ExitStack):
 
     def __enter__(self) -> StopSignals:
         self.received = None
-        # Python runs signal handlers in the main thread alone; elsewhere they cannot even be set.
-        if threading.current_thread() is threading.main_thread():
-            for signum in HANDLED:
-                self.callback(signal.signal, signum, signal.signal(signum, self._handle))
+        self.enter_context(handling(HANDLED, self._handle))
         return self
 
     def obey(self, device: torch.device) -> None:

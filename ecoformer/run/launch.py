@@ -10,12 +10,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
@@ -26,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from ecoformer.config.loading import CONFIGS, load_config
 from ecoformer.config.overrides import quoted
 from ecoformer.config.schema import Config, LaunchConfig
-from ecoformer.errors import InputError, Interrupted
+from ecoformer.errors import InputError, Interrupted, handling
 from ecoformer.files.run_names import SUMMARY
 from ecoformer.report.runs import read_summary
 from ecoformer.run import process
@@ -142,22 +140,12 @@ def supervise(command: list[str], environment: dict[str, str]) -> tuple[int, int
         received = signum
         child.send_signal(signal.SIGINT if signum == signal.SIGINT else signal.SIGTERM)
 
-    handled = threading.current_thread() is threading.main_thread()
-    previous: dict[int, Any] = {}
-    if handled:
-        # Some schedulers signal every process of a job; torchrun would die of these two. Ignoring is inherited.
-        previous = {signum: signal.signal(signum, signal.SIG_IGN) for signum in CHECKPOINT_SIGNALS}
-    # In a session of its own: Ctrl-C in a terminal reaches torchrun once, through us.
-    child = subprocess.Popen(command, env=environment, start_new_session=True)
-    if handled:
-        for signum in STOP_SIGNALS:
-            previous.setdefault(signum, signal.getsignal(signum))
-            signal.signal(signum, stop)
-    try:
-        return child.wait(), received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+    # Some schedulers signal every process of a job; torchrun would die of these two. Ignoring is inherited.
+    with handling(CHECKPOINT_SIGNALS, signal.SIG_IGN):
+        # In a session of its own: Ctrl-C in a terminal reaches torchrun once, through us.
+        child = subprocess.Popen(command, env=environment, start_new_session=True)
+        with handling(STOP_SIGNALS, stop):
+            return child.wait(), received
 
 
 def _in_job() -> bool:

@@ -5,14 +5,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from types import FrameType
 
-from ecoformer.errors import InputError, Interrupted
+from ecoformer.errors import InputError, Interrupted, handling
 from ecoformer.files import read_json, write_json
 from ecoformer.lab.study.plan import Job
 from ecoformer.report.runs import JOB, LOG, NO_SETTING, last_line, read_summary
@@ -44,7 +42,7 @@ def run_jobs(jobs: Sequence[Job], trainer: Sequence[str], launch: str, show: Sho
     children = _Children()
     waiting = list(enumerate(jobs, start=1))
     running: dict[Future[bool], str] = {}
-    with ThreadPoolExecutor(parallel) as pool, children.heeding_sigterm():
+    with ThreadPoolExecutor(parallel) as pool, handling([signal.SIGTERM], children.stop):
         while waiting or running:
             busy = set(running.values())
             for number, job in list(waiting):
@@ -112,17 +110,6 @@ class _Children(set[subprocess.Popen[str]]):
         for child in list(self):
             child.terminate()
         raise Interrupted(signum)
-
-    @contextmanager
-    def heeding_sigterm(self) -> Iterator[None]:
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        previous = signal.signal(signal.SIGTERM, self.stop)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGTERM, previous)
 
 
 def _succeeds(job: Job, head: str, command: list[str], launch: str, show: Show, children: _Children) -> bool:
