@@ -27,7 +27,7 @@ class ProgressDisplay:
         self.console = console or Console(quiet=not enabled)
         self.total_steps, self.epochs, self.samples = total_steps, epochs, samples
         self.last_line = time.perf_counter()
-        self.clock = RemainingTime()
+        self.started, self.steps_done = 0.0, 0  # of this process
         self.bar: Progress | None = None
         self.task: Any = None
         self.title, self.steps_in_epoch, self.step_in_epoch = "", 0, 0
@@ -36,7 +36,8 @@ class ProgressDisplay:
     def epoch(self, epoch: int, steps: int, done: int = 0) -> Iterator[None]:
         """Show one epoch's steps while the context lasts; `done` of them were taken before a resume."""
         self.title, self.steps_in_epoch, self.step_in_epoch = f"epoch {epoch + 1}/{self.epochs}", steps, done
-        self.clock.epoch_starts(time.perf_counter())
+        if not self.steps_done:  # what comes before the first epoch, as the first hash fit, happens once
+            self.started = time.perf_counter()
         if not (self.enabled and self.console.is_terminal):
             yield
             return
@@ -57,8 +58,8 @@ class ProgressDisplay:
         if not self.enabled:
             return
         self.step_in_epoch += 1
-        self.clock.step_done(time.perf_counter())
-        left = self.clock.seconds(self.total_steps - step, (self.total_steps - step) // self.steps_in_epoch)
+        self.steps_done += 1
+        left = (time.perf_counter() - self.started) / self.steps_done * (self.total_steps - step)
         speed = f"{images_per_second:.0f} {self.samples}/s"
         figures = f"loss {loss:.3f}  top-1 {top1:.1f} %  {speed}  {_duration(left)} left"
         if self.bar is not None:
@@ -105,35 +106,6 @@ def paced(say: Callable[[str], None], title: str) -> Callable[[int, int], None]:
             say(f"{title}  step {done}/{steps}  {_duration((now - started) / done * (steps - done))} left")
 
     return on_step
-
-
-class RemainingTime:
-    """Estimates what is left from this process's own steps and from the pauses between its epochs.
-
-    What comes before the first epoch (loading, the first hash fit) happens once and does not count.
-    """
-
-    def __init__(self) -> None:
-        self.last: float | None = None  # when the latest step was done
-        self.step_seconds = self.pause_seconds = 0.0
-        self.steps = self.pauses = 0
-
-    def epoch_starts(self, now: float) -> None:
-        if self.last is not None:
-            self.pause_seconds += now - self.last
-            self.pauses += 1
-        self.last = now
-
-    def step_done(self, now: float) -> None:
-        assert self.last is not None, "epoch_starts() comes first"
-        self.step_seconds += now - self.last
-        self.steps += 1
-        self.last = now
-
-    def seconds(self, steps_left: int, pauses_left: int) -> float:
-        """Seconds for that many more steps and pauses, at the means so far."""
-        pause = self.pause_seconds / self.pauses if self.pauses else 0.0
-        return self.step_seconds / self.steps * steps_left + pause * pauses_left
 
 
 def _duration(seconds: float) -> str:

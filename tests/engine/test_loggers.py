@@ -15,9 +15,10 @@ from fakes import make_trainer
 from rich.console import Console
 
 from ecoformer.config.schema import EnergyConfig
+from ecoformer.engine import progress
 from ecoformer.engine.callbacks import EnergyLog
 from ecoformer.engine.loggers import CSV_COLUMNS, CsvLogger, JsonlLogger, Logger
-from ecoformer.engine.progress import ProgressDisplay, RemainingTime
+from ecoformer.engine.progress import ProgressDisplay
 from ecoformer.engine.tensorboard_logger import TensorBoardLogger
 from ecoformer.errors import InputError
 
@@ -197,12 +198,19 @@ def test_progress_on_a_terminal_is_a_bar() -> None:
     assert "━" in text and "2/20" in text and "loss 1.250  top-1 50.0 %  1234 images/s" in text
 
 
-def test_remaining_time_counts_steps_and_pauses_apart() -> None:
-    clock = RemainingTime()
-    clock.epoch_starts(100.0)  # a long hash fit came before
-    for now in (102.0, 104.0, 106.0):
-        clock.step_done(now)
-    assert clock.seconds(steps_left=9, pauses_left=3) == 18.0
-    clock.epoch_starts(116.0)
-    clock.step_done(118.0)
-    assert clock.seconds(steps_left=8, pauses_left=2) == 16.0 + 20.0
+def test_the_time_left_counts_steps_and_the_pauses_between_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
+    import io
+
+    now = 100.0  # a long hash fit came before
+    monkeypatch.setattr(progress, "time", SimpleNamespace(perf_counter=lambda: now))
+    monkeypatch.setattr(progress, "PLAIN_INTERVAL_S", 0.0)
+    display = ProgressDisplay(True, total_steps=12, epochs=4, console=Console(file=io.StringIO(), width=120))
+    for epoch in range(2):
+        with display.epoch(epoch, 3):
+            for step in range(1, 4):
+                now += 2.0
+                display.step(3 * epoch + step, loss=1.25, top1=50.0, images_per_second=1234.0)
+        now += 10.0
+    left = [line.split()[-2] for line in display.console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
+    # Of 2 s a step; then, with the pause, of 18 / 4, 20 / 5 and 22 / 6 s.
+    assert left == ["0:22", "0:20", "0:18", "0:36", "0:28", "0:22"]
