@@ -67,7 +67,6 @@ def compare(
     mask_BN: Tensor | None = None,
     random: Attending | None = None,
     map_images: int = 0,
-    num_keys: int = NUM_KEYS,
     map_entries: int | None = None,
 ) -> Closeness:
     """Measure `layer`, and `random` as its floor, against `target` on what both are called with.
@@ -79,20 +78,19 @@ def compare(
             input.
         target: of these inputs, its outputs in the shape of the layer's.
         map_images: how many images recall and correlation, which need N x N weights, are measured on.
-        num_keys: strongest keys; at most N / 2 of them are looked for.
         map_entries: maps of more entries, over all heads, are not formed; None: no limit.
     """
     x_BND = inputs[0]
     target_out, uniform_out = (without_padding(out, mask_BN) for out in (target.output, target.uniform))
     counts = [x_BND.shape[1]] * len(x_BND) if mask_BN is None else mask_BN.sum(dim=1).tolist()
-    chances = [strongest_keys(count, num_keys) / count for count in counts[:map_images]]
+    chances = [strongest_keys(count) / count for count in counts[:map_images]]
 
     def maps(of: Attending | None) -> tuple[float | None, float | None]:
         if not map_images or not isinstance(of, ReplacementAttention) or not of.shows_weights:
             return None, None
         if map_entries is not None and of.num_heads * x_BND.shape[1] ** 2 > map_entries:
             return None, None
-        return _compare_maps(of, target, x_BND[:map_images], mask_BN, num_keys)
+        return _compare_maps(of, target, x_BND[:map_images], mask_BN)
 
     def output(of: Attending) -> Tensor:
         return without_padding(_output(of, inputs, mask_BN), mask_BN)
@@ -111,9 +109,9 @@ def compare(
     )
 
 
-def strongest_keys(num_tokens: int, num_keys: int = NUM_KEYS) -> int:
-    """How many of a token's keys count as its strongest: `num_keys`, but no more than half of all."""
-    return max(1, min(num_keys, num_tokens // 2))
+def strongest_keys(num_tokens: int) -> int:
+    """How many of a token's keys count as its strongest: NUM_KEYS, but no more than half of all."""
+    return max(1, min(NUM_KEYS, num_tokens // 2))
 
 
 def _output(layer: Attending, inputs: tuple[Any, ...], mask_BN: Tensor | None) -> Tensor:
@@ -125,7 +123,7 @@ def _output(layer: Attending, inputs: tuple[Any, ...], mask_BN: Tensor | None) -
 
 
 def _compare_maps(
-    layer: ReplacementAttention, target: AttentionTarget, x_BND: Tensor, mask_BN: Tensor | None, num_keys: int
+    layer: ReplacementAttention, target: AttentionTarget, x_BND: Tensor, mask_BN: Tensor | None
 ) -> tuple[float | None, float | None]:
     """Recall and correlation, one image and head at a time, of its real tokens; None where the target has no map."""
     if target.weights(0, 0) is None:
@@ -134,7 +132,7 @@ def _compare_maps(
     for image in range(len(x_BND)):
         own = slice(image, image + 1)
         x_1ND = real_tokens(x_BND[own], None if mask_BN is None else mask_BN[own])
-        keys = strongest_keys(x_1ND.shape[1], num_keys)
+        keys = strongest_keys(x_1ND.shape[1])
         weights_1HNN = layer.attention_weights(x_1ND)
         for head in range(layer.num_heads):
             expected_11NN = target.weights(image, head)

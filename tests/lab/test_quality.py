@@ -16,6 +16,7 @@ from ecoformer import EcoFormerSpec, InputError, convert, fit_hashes
 from ecoformer.cli import hash_quality
 from ecoformer.energy import load_profile
 from ecoformer.files.table import markdown
+from ecoformer.fit.compare import NUM_KEYS
 from ecoformer.kinds import DistilledHashSpec, EcoFormerTunedSpec, MSASpec, MultiHeadSelfAttention
 from ecoformer.kinds.uniform import UniformAttention
 from ecoformer.lab.closeness import measure_setting, parse_setting, quality, uniform_copy
@@ -64,7 +65,7 @@ def first_input(model, images):
 def test_first_block_by_hand(images):
     msa = msa_model()
     model = converted(msa, TUNED, images)
-    row = quality(msa, model, images, num_keys=3)[0]
+    row = quality(msa, model, images)[0]
     layer, x = msa.blocks[0].attn, first_input(msa, images)
     q, k, v = (split_heads(linear, 3) for linear in F.linear(x, layer.qkv.weight, layer.qkv.bias).chunk(3, dim=-1))
     softmax = (q @ k.transpose(-2, -1) / math.sqrt(8)).softmax(-1)
@@ -76,11 +77,11 @@ def test_first_block_by_hand(images):
         return float((out - target).norm() / target.norm())
 
     ours = split_heads(model.blocks[0].attn.attention_output(x), 3)
-    assert (row["block"], row["num_tokens"], row["num_keys"]) == ("blocks.0.attn", 17, 3)
+    assert (row["block"], row["num_tokens"], row["num_keys"]) == ("blocks.0.attn", 17, NUM_KEYS)
     assert row["error"] == pytest.approx(error(ours), rel=1e-4)
     assert row["error_uniform"] == pytest.approx(error(uniform), rel=1e-4)
     assert row["error_shared_qk"] == pytest.approx(error(shared), rel=1e-4)
-    assert row["recall_chance"] == pytest.approx(3 / 17)
+    assert row["recall_chance"] == pytest.approx(NUM_KEYS / 17)
     assert row["recall_chance"] < row["recall"] <= 1 and 0 < row["correlation"] <= 1
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ecoformer.errors import InputError
-from ecoformer.fit.compare import NUM_KEYS, compare, eval_mode, layer_calls, strongest_keys
+from ecoformer.fit.compare import compare, eval_mode, layer_calls, strongest_keys
 from ecoformer.fit.target import SoftmaxTarget
 from ecoformer.fit.taught import TaughtAttention
 from ecoformer.kinds import BUILDERS
@@ -23,9 +23,7 @@ Row = dict[str, Any]
 
 
 @torch.no_grad()
-def quality(
-    msa: nn.Module, replaced: nn.Module, images: Tensor, *, map_images: int = 4, num_keys: int = NUM_KEYS
-) -> list[Row]:
+def quality(msa: nn.Module, replaced: nn.Module, images: Tensor, *, map_images: int = 4) -> list[Row]:
     """Every attention layer of `replaced` against that of `msa` of the same name, at the features of `msa`, in order.
 
     Args:
@@ -33,7 +31,6 @@ def quality(
         replaced: the same model converted, its hash functions fitted. Both modes are restored.
         images: (B, 3, S, S), normalised, best not the ones the hash functions were fitted on.
         map_images: how many of them the recall and the correlation, which need N x N weights, are measured on.
-        num_keys: strongest keys per token; lowered to N / 2 in blocks of fewer tokens.
     Returns:
         One row for each layer that is not softmax attention in `replaced`, JSON-ready. Errors are relative L2 of the
         attention output before the output projection, over all images: `error` of the layer, `error_uniform` of
@@ -63,14 +60,14 @@ def quality(
             mask_BN = others.get("mask_BN")
             softmax = SoftmaxTarget.of(original.module, original.where, x_BND, mask_BN)
             target = softmax.known()
-            found = compare(module, target, x_BND, mask_BN=mask_BN, map_images=map_images, num_keys=num_keys)
+            found = compare(module, target, x_BND, mask_BN=mask_BN, map_images=map_images)
             shared = replace(softmax, k_BHNC=softmax.q_BHNC)
             same = compare(lambda x, shared=shared: shared.output(), target, x_BND, mask_BN=mask_BN)
             rows.append(
                 {
                     **_row(name, x_BND, found.attention_error, found.uniform_error),
                     "error_shared_qk": same.attention_error,
-                    "num_keys": strongest_keys(x_BND.shape[1], num_keys),
+                    "num_keys": strongest_keys(x_BND.shape[1]),
                     "recall": found.recall,
                     "recall_chance": found.chance_recall,
                     "correlation": found.correlation,
