@@ -63,8 +63,13 @@ def not_negative(text: str) -> float:
     return value
 
 
-def positives(words: str, many: int | None = None) -> Callable[[str], list[int]]:
-    """A type: comma-separated numbers of at least 1, `many` of them if given; others are refused as no WORDS.
+def positives(text: str) -> list[int]:
+    """A comma-separated list of whole numbers of at least 1, each once. Raises ArgumentTypeError for anything else."""
+    return [positive(part) for part in names(text)]
+
+
+def in_order(words: str, many: int | None = None) -> Callable[[str], list[int]]:
+    """A type: comma-separated numbers of at least 1 as they stand, `many` of them; others are refused as no WORDS.
 
     It raises ArgumentTypeError as `positive` does.
     """
@@ -98,13 +103,6 @@ def out_folder(text: str) -> Path:
 def stage_or_pattern(text: str) -> int | str:
     """An item of `attention.layers`: a stage's number, or a pattern of module names."""
     return int(text) if text.isdecimal() else text
-
-
-def require_positive(args: argparse.Namespace, *keys: str) -> None:
-    """Raise InputError for the first of these arguments that is given and below 1."""
-    for key in keys:
-        if (value := getattr(args, key)) is not None and value < 1:
-            raise InputError(f"--{key.replace('_', '-')} {value} must be at least 1")
 
 
 def script(run: str | Run, about: str | None, resumable: bool = False) -> Callable[[AddArguments], Callable[..., int]]:

@@ -13,11 +13,7 @@ up to three such processes. A variant that cannot run keeps its row, which says 
 
 import argparse
 
-from ecoformer.cli.arguments import Parser, names, not_negative, out_file, positive, script, seed, settings
-
-
-def positives(text: str) -> list[int]:
-    return [positive(part) for part in names(text)]
+from ecoformer.cli.arguments import Parser, not_negative, out_file, positive, positives, script, seed, settings
 
 
 @script("ecoformer.lab.speed.benchmark", __doc__)

@@ -10,14 +10,14 @@ was running. Objectives are means over the bits (lower is better). `--implementa
 turn, each --repeats times in a process of its own, and adds medians and ratios.
 """
 
-from ecoformer.cli.arguments import Parser, positive, positives, script, seed
+from ecoformer.cli.arguments import Parser, in_order, positive, script, seed
 
 SHAPE = "four whole numbers of at least 1, as batch,heads,tokens,head_channels"
 
 
 @script("ecoformer.lab.speed.benchmark_hash", __doc__)
 def main(p: Parser) -> None:
-    p.add_argument("--shape", type=positives(SHAPE, 4), default=(32, 1, 3136, 32), help="B,H,N,C (32,1,3136,32)")
+    p.add_argument("--shape", type=in_order(SHAPE, 4), default=(32, 1, 3136, 32), help="B,H,N,C (32,1,3136,32)")
     p.add_argument("--num-bits", type=positive, default=16, help="code length per head (16)")
     p.add_argument("--num-anchors", type=positive, default=25, help="kernel anchors per head (25)")
     p.add_argument("--top-k", type=positive, default=10, help="similar and dissimilar tokens each (10)")

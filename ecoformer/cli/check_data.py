@@ -15,7 +15,7 @@ import argparse
 from dataclasses import asdict
 from typing import Any
 
-from ecoformer.cli.arguments import Parser, require_positive, script
+from ecoformer.cli.arguments import Parser, positive, script
 from ecoformer.errors import InputError, counted
 from ecoformer.files import json_text
 from ecoformer.run.process import available_cores
@@ -37,9 +37,9 @@ def main(p: Parser) -> None:
     p.add_argument("--seq-len", type=int, metavar="N", help="as data.seq_len: say how many samples it cuts")
     for key in SHAPE:
         p.add_argument(f"--{key.replace('_', '-')}", type=int, metavar="N", help=f"as data.{key}, of generated listops")
-    p.add_argument("--num-classes", type=int, metavar="N", help="as data.num_classes")
+    p.add_argument("--num-classes", type=positive, metavar="N", help="as data.num_classes")
     p.add_argument("--class-names", metavar="FILE", help="as data.class_names")
-    p.add_argument("--workers", type=int, default=min(8, available_cores()), help="processes that decode images")
+    p.add_argument("--workers", type=positive, default=min(8, available_cores()), help="processes that decode images")
     p.add_argument("--format", choices=("table", "json"), default="table")
 
 
@@ -50,7 +50,6 @@ def run(args: argparse.Namespace) -> int:
     from ecoformer.config.schema import DataConfig
     from ecoformer.data.audit import audit
 
-    require_positive(args, "workers", "num_classes")
     if args.root is None and (args.layout != "listops" or args.seq_len is None):
         raise InputError(
             "ROOT is missing: give the folder of the data, or --layout listops --seq-len N for generated ones"

@@ -12,7 +12,7 @@ controls without any attention whose values are fitted alike: where these lose n
 import argparse
 from pathlib import Path
 
-from ecoformer.cli.arguments import Parser, out_file, require_positive, script, seed, stage_or_pattern
+from ecoformer.cli.arguments import Parser, out_file, positive, script, seed, stage_or_pattern
 from ecoformer.errors import InputError
 
 
@@ -23,8 +23,8 @@ def main(p: Parser) -> None:
     p.add_argument("--pretrained", action="store_true", help="timm's weights")
     p.add_argument("--data", metavar="ROOT", help="data.root; a folder with train/ and val/ by default")
     p.add_argument("--data-name", help="data.name, if it is not an image folder")
-    p.add_argument("--img-size", type=int, help="pixels; default: those of the checkpoint")
-    p.add_argument("--num-images", type=int, default=64, help="training images of the fit")
+    p.add_argument("--img-size", type=positive, help="pixels; default: those of the checkpoint")
+    p.add_argument("--num-images", type=positive, default=64, help="training images of the fit")
     p.add_argument(
         "--attention",
         metavar="KIND:key=value,...",
@@ -38,7 +38,7 @@ def main(p: Parser) -> None:
     p.add_argument("--no-accuracy", action="store_true", help="leave out top-1")
     p.add_argument("--seed", type=seed, default=0, help="of the choice of images and of the fit")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    p.add_argument("--threads", type=int, help="CPU threads")
+    p.add_argument("--threads", type=positive, help="CPU threads")
     p.add_argument("--format", choices=("table", "json"), default="table")
     p.add_argument("--out", type=out_file, metavar="FILE", required=True, help="the distilled model, e.g. distilled.pt")
 
@@ -52,20 +52,16 @@ def add_fit_options(p: argparse.ArgumentParser) -> None:
         help="what stands for the step of bits in a fit; see attention.relaxation",
     )
     p.add_argument("--fit-values", choices=("auto", "true", "false"), help="see attention.fit_values")
-    p.add_argument("--held-out", type=int, default=64, help="validation images that errors are measured on")
-    p.add_argument("--max-val", type=int, help="top-1 on so many validation images only")
+    p.add_argument("--held-out", type=positive, default=64, help="validation images that errors are measured on")
+    p.add_argument("--max-val", type=positive, help="top-1 on so many validation images only")
     p.add_argument("--profile", default="45nm_fp32", help="energy prices")
 
 
-def check(args: argparse.Namespace) -> None:
-    require_positive(args, "num_images", "held_out", "max_val", "img_size", "threads")
+def run(args: argparse.Namespace) -> int:
     if args.attention is not None and args.num_bits is not None:
         raise InputError(
             f"--num-bits {args.num_bits} is a kind of its own: leave out it or --attention {args.attention}"
         )
-
-
-def run(args: argparse.Namespace) -> int:
     # Imported late: --help should not wait for torch.
     import torch
 
@@ -77,7 +73,6 @@ def run(args: argparse.Namespace) -> int:
     from ecoformer.lab.closeness.maps import plot_maps
     from ecoformer.lab.closeness.source import load_source
 
-    check(args)
     spec = spec_of(
         args.attention or ("distilled" if args.num_bits is None else f"distilled_hash:num_bits={args.num_bits}"),
         relaxation=args.relaxation,

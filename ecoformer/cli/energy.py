@@ -1,21 +1,10 @@
 """Count, price and compare models. Lists are comma-separated; all combinations are rows. See docs/energy.md."""
 
-import argparse
 from pathlib import Path
 
-from ecoformer.cli.arguments import Parser, names, out_file, out_folder, script, settings
+from ecoformer.cli.arguments import Parser, names, out_file, out_folder, positives, script, settings
 from ecoformer.config.schema import CONVENTIONS
 from ecoformer.files.table import FORMATS
-
-
-def numbers(text: str) -> list[int]:
-    try:
-        found = [int(part) for part in names(text)]
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of whole numbers") from error
-    if min(found) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} holds a number below 1")
-    return found
 
 
 @script("ecoformer.lab.energy.command", __doc__)
@@ -28,10 +17,10 @@ def main(p: Parser) -> None:
         "--attention", type=settings, help="KIND[:key=value,...] (stock,msa,ecoformer; beside a checkpoint stock,msa)"
     )
     p.add_argument(
-        "--img-size", "--seq-len", type=numbers, help="pixels, or tokens of sequences (what each model is made for)"
+        "--img-size", "--seq-len", type=positives, help="pixels, or tokens of sequences (what each model is made for)"
     )
-    p.add_argument("--num-bits", type=numbers, default=[16])
-    p.add_argument("--num-anchors", type=numbers, default=[25])
+    p.add_argument("--num-bits", type=positives, default=[16])
+    p.add_argument("--num-anchors", type=positives, default=[25])
     p.add_argument("--clamp", action="store_true", help="lower anchors to the token count instead of refusing")
     p.add_argument("--convention", choices=CONVENTIONS, default="paper")
     p.add_argument(

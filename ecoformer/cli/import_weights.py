@@ -17,7 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ecoformer.cli.arguments import Parser, out_file, positives, script
+from ecoformer.cli.arguments import Parser, in_order, out_file, script
 from ecoformer.errors import InputError
 from ecoformer.files import json_text
 
@@ -36,7 +36,7 @@ def main(p: Parser) -> None:
     p.add_argument("--out", type=out_file, metavar="FILE.pt", help="checkpoint to write; without it, only the report")
     p.add_argument(
         "--heads",
-        type=positives("whole numbers of at least 1, such as 1,2,5,8"),
+        type=in_order("whole numbers of at least 1, such as 1,2,5,8"),
         metavar="N,N,N,N",
         help="per stage (a plain ViT: one number), if the weights do not show them",
     )

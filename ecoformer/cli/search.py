@@ -12,13 +12,13 @@ pip install 'ecoformer[sweep]'. The report is that of scripts/sweep_report.py, a
 import argparse
 import importlib.util
 
-from ecoformer.cli.arguments import Parser, out_folder, require_positive, script, seed
+from ecoformer.cli.arguments import Parser, out_folder, positive, script, seed
 from ecoformer.errors import InputError
 
 
 @script(__name__, __doc__, resumable=True)
 def main(p: Parser) -> None:
-    p.add_argument("--trials", type=int, default=20, help="points of the whole search, failed ones included")
+    p.add_argument("--trials", type=positive, default=20, help="points of the whole search, failed ones included")
     p.add_argument("--out", type=out_folder, required=True, metavar="DIR", help="runs, journal, report")
     p.add_argument("--seed", type=seed, default=0, help="of the drawing of points")
     p.add_argument("--launch", default="python", metavar="COMMAND", help='e.g. "torchrun --nproc-per-node 8"')
@@ -27,7 +27,6 @@ def main(p: Parser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    require_positive(args, "trials")
     if importlib.util.find_spec("optuna") is None:
         raise InputError("the search needs Optuna: pip install 'ecoformer[sweep]'")
     # Imported late: --help should not wait for torch.

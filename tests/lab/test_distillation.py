@@ -161,7 +161,7 @@ def test_a_distilled_model_remembers_which_layers_were_replaced(run, tmp_path, c
         (["--checkpoint", "none.pt", "--device", "gpu"], "--device gpu does not exist: use auto, cpu, cuda or cuda:N"),
         (["--checkpoint", "RUN", "--model", "pvt_v2_b0"], "holds vit_tiny_patch16_224, not pvt_v2_b0"),
         (["--checkpoint", "RUN", "--num-bits", "0"], "attention.num_bits=0 must be a whole number of at least 1"),
-        (["--checkpoint", "RUN", "--num-images", "0"], "--num-images 0 must be at least 1"),
+        (["--checkpoint", "RUN", "--num-images", "0"], "--num-images: '0' must be a whole number of at least 1"),
         (["--checkpoint", "RUN", "--num-images", "9999"], "training images of digits: lower --num-images"),
         (["--checkpoint", "RUN", "--data-name", "moon"], "data.name=moon"),
         (["--checkpoint", "RUN", "--out", "FOLDER"], "is a folder: name a file"),

@@ -149,4 +149,4 @@ def test_without_optuna_it_names_the_remedy(
 
 def test_impossible_arguments(capsys: pytest.CaptureFixture[str]) -> None:
     assert script("search").main(["--out", "x", "--trials", "0", "seed=0,1"]) == 2
-    assert "--trials 0 must be at least 1" in capsys.readouterr().err
+    assert "--trials: '0' must be a whole number of at least 1" in capsys.readouterr().err
