@@ -143,30 +143,27 @@ def measure_joules(
     seconds: float = 5.0,
     idle_seconds: float = 3.0,
     synchronize: Callable[[], None] = lambda: None,
-    clock: Callable[[], float] = time.perf_counter,
-    sleep: Callable[[float], None] = time.sleep,
 ) -> Measurement:
     """Repeat `run` for at least `seconds` and charge what it took above idle power.
 
     Args:
         run: one batch; called once untimed to warm up.
         synchronize: waits until the device has finished.
-        clock, sleep: replaceable for tests.
     Returns:
         No figure, but a reason, if a counter fails or the work does not rise above idle power.
     """
     try:
         run()
         synchronize()
-        start, before = clock(), meter.joules()
-        sleep(idle_seconds)
-        idle_watts = (meter.joules() - before) / (clock() - start)
-        runs, start, before = 0, clock(), meter.joules()
-        while clock() - start < seconds:
+        start, before = time.perf_counter(), meter.joules()
+        time.sleep(idle_seconds)
+        idle_watts = (meter.joules() - before) / (time.perf_counter() - start)
+        runs, start, before = 0, time.perf_counter(), meter.joules()
+        while time.perf_counter() - start < seconds:
             run()
             runs += 1
         synchronize()
-        joules, elapsed = meter.joules() - before, clock() - start
+        joules, elapsed = meter.joules() - before, time.perf_counter() - start
     except MeterUnavailable as error:
         return Measurement(None, reason=str(error))
     images = runs * images_per_run
