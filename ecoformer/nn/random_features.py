@@ -12,18 +12,13 @@ class RedrawnAttention(nn.Module):
         raise TypeError(f"{type(self).__name__} does not say how its features are drawn")
 
 
-def redrawn_layers(model: nn.Module) -> dict[str, RedrawnAttention]:
-    """The model's layers with random features, by name."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, RedrawnAttention)}
-
-
 def redraw_features(model: nn.Module, seed: int) -> int:
-    """Draw the random features of every layer anew, in the order of `named_modules`; returns how many layers there are.
+    """Draw the random features of every layer anew, in the order of `modules`; returns how many layers there are.
 
     The draw depends on the seed alone, so every process may do it for itself.
     """
-    layers = redrawn_layers(model)
+    layers = [module for module in model.modules() if isinstance(module, RedrawnAttention)]
     generator = torch.Generator().manual_seed(seed)
-    for layer in layers.values():
+    for layer in layers:
         layer.redraw(generator)
     return len(layers)

@@ -7,7 +7,7 @@ Source: Choromanski et al., "Rethinking Attention with Performers", ICLR 2021: L
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ecoformer.ops.linear.attention import linear_attention
 
@@ -20,10 +20,8 @@ def orthogonal_projection(num_features: int, channels: int, generator: torch.Gen
     """
     blocks = []
     for start in range(0, num_features, channels):
-        gaussian_CC = torch.randn(channels, channels, generator=generator, device="cpu", dtype=torch.float32)
-        q_CC, r_CC = torch.linalg.qr(gaussian_CC)
-        # QR leaves the signs open; with those of R's diagonal the matrix is uniform over all orthogonal ones.
-        blocks.append((q_CC * r_CC.diagonal().sign()).T[: num_features - start])
+        empty_CC = torch.empty(channels, channels, device="cpu", dtype=torch.float32)
+        blocks.append(nn.init.orthogonal_(empty_CC, generator=generator).T[: num_features - start])
     lengths_F1 = torch.randn(num_features, channels, generator=generator, device="cpu").norm(dim=1, keepdim=True)
     return torch.cat(blocks) * lengths_F1
 
