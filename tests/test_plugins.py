@@ -17,15 +17,9 @@ from ecoformer.nn.plugins import load_installed
 from ecoformer.run import process
 from ecoformer.run.build import made
 
-PLUGIN = """
-import json
+KIND = """
 from dataclasses import dataclass
 
-import numpy as np
-
-from ecoformer.data.sources import ArraySource, Splits, data_source
-from ecoformer.engine.callbacks import Callback
-from ecoformer.engine.loggers import Logger
 from ecoformer.kinds import AttentionSpec, ReplacementAttention, attention_kind
 
 
@@ -43,6 +37,15 @@ class FirstTokenAttention(ReplacementAttention):
 
     def paper_core_ops(self, num_tokens):
         return 0, 0
+"""
+OTHERS = """
+import json
+
+import numpy as np
+
+from ecoformer.data.sources import ArraySource, Splits, data_source
+from ecoformer.engine.callbacks import Callback
+from ecoformer.engine.loggers import Logger
 
 
 @data_source("stripes")
@@ -91,7 +94,8 @@ EXTRA = ["callbacks.extra=[{_target_:others.Shout,word:hello}]", "logger.extra=[
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("package")
-    (folder / "others.py").write_text(PLUGIN)
+    (folder / "others.py").write_text(KIND + OTHERS)
+    (folder / "kind.py").write_text(KIND)
     (folder / "leaves.py").write_text("raise SystemExit(3)")
     (folder / "conf" / "attention").mkdir(parents=True)
     (folder / "conf" / "attention" / "first_token.yaml").write_text("name: first_token\nlayers: null\n")
@@ -173,7 +177,7 @@ def test_an_installed_package_need_not_be_named(package: Path, fresh: Callable[.
     info = package / "others-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: others\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[ecoformer.plugins]\nothers = others\n")
+    (info / "entry_points.txt").write_text("[ecoformer.plugins]\nothers = kind\n")
     code = "from ecoformer.kinds import make_spec; print(make_spec('first_token'))"
     env = process.environment(PYTHONPATH=f"{process.SOURCE}:{package}")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=100)
