@@ -30,6 +30,8 @@ def example(monkeypatch):
     module = importlib.import_module("segmentation")
     monkeypatch.setattr(module, "SIZES", (64,))
     monkeypatch.setattr(module, "create", partial(module.create, depths=(1, 1, 1, 1)))
+    once = partial(module.interleaved_seconds, rounds=1, min_seconds=0)
+    monkeypatch.setattr(module, "interleaved_seconds", once)
     return module
 
 
@@ -114,7 +116,8 @@ def test_mosaics_show_photographs_of_the_class_that_they_say(data, photographs):
 
 def test_a_run_on_photographs(example, photographs, tmp_path, capsys):
     run = ["run", f"--data={photographs}", f"--out={tmp_path / 'out'}", *QUICK, "--settings", "stock/stock"]
-    assert example.main([*run, "--scenes=4", "--size", "64", "64"]) == 0
+    run += ["--scenes=4", "--size", "64", "64"]
+    assert example.main(run) == 0
     content = json.loads((tmp_path / "out" / "table.json").read_text())
     assert content["run"]["data"] == "mosaics" and list(content["rows"][0]["ious"]) == ["a", "b"]
     (photographs / "val" / "b" / "1.png").write_bytes(b"no")
