@@ -3,8 +3,8 @@
 It computes what `normalize`, `hash_codes` and `hash_attention` compute in turn, with fewer passes over the tokens:
 tokens of norm 1 need no squares in their distances, sigma follows from two means, and 1 / |x| and 1 / sigma scale the
 products with the anchors, not the tokens. Heads come first, so that all samples meet a head's anchors in one product
-and splitting the heads copies nothing. On CPU the samples go through in groups that stay in the caches. The backward
-pass keeps the inputs alone and computes the rest again.
+and splitting the heads copies nothing. The backward pass keeps the inputs alone and computes the rest
+again.
 
 Shapes: B batch, H heads, N tokens, C head channels, K code bits, M anchors.
 """
@@ -12,7 +12,7 @@ Shapes: B batch, H heads, N tokens, C head channels, K code bits, M anchors.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,7 +23,6 @@ from ecoformer.ops.ecoformer.codes import hash_codes, in_a_graph, normalize, sig
 from ecoformer.ops.ecoformer.linear_form import hash_attention
 
 State = tuple[Tensor, Tensor, Tensor]  # anchors_HMC, A_HKM, mean_HM
-CACHE_BYTES = 2**20  # of queries and keys in a group, per thread; what is computed from them is about three times that
 
 
 def attend(
@@ -66,14 +65,8 @@ class _Recomputed(torch.autograd.Function):
 def _forward(qk_BHNC: Tensor, v_BHNC: Tensor, state: State, mask_BN: Tensor | None, numerator: str) -> Tensor:
     qk_HBNC, v_HBNC = qk_BHNC.transpose(0, 1), v_BHNC.transpose(0, 1)
     kernel = _kernel(qk_HBNC, state, mask_BN)
-    groups = _groups(qk_BHNC)
-    if len(groups) == 1:
-        return _group_forward(qk_HBNC, v_HBNC, kernel, numerator).transpose(0, 1)
-    out_BHNC = torch.empty_like(v_BHNC)  # in v's layout, in which joining the heads copies nothing
-    for group in groups:
-        out_HBNC = _group_forward(qk_HBNC[:, group], v_HBNC[:, group], kernel.of(group), numerator)
-        out_BHNC[group] = out_HBNC.transpose(0, 1)
-    return out_BHNC
+    code_HBNK = sign(_pre_code(_features(qk_HBNC, kernel), kernel))
+    return hash_attention(code_HBNK, code_HBNK, v_HBNC, numerator, kernel.real_1BN1).transpose(0, 1)
 
 
 def _backward(
@@ -81,26 +74,13 @@ def _backward(
 ) -> tuple[Tensor, Tensor]:
     grad_out_HBNC, qk_HBNC, v_HBNC = (x.transpose(0, 1) for x in (grad_out_BHNC, qk_BHNC, v_BHNC))
     kernel = _kernel(qk_HBNC, state, mask_BN)
-    groups = _groups(qk_BHNC)
-    if len(groups) == 1:
-        grad_qk_HBNC, grad_v_HBNC = _group_backward(grad_out_HBNC, qk_HBNC, v_HBNC, kernel, numerator)
-        return grad_qk_HBNC.transpose(0, 1), grad_v_HBNC.transpose(0, 1)
-    grad_qk_BHNC, grad_v_BHNC = torch.empty_like(qk_BHNC), torch.empty_like(v_BHNC)
-    for group in groups:
-        grad_qk_HBNC, grad_v_HBNC = _group_backward(
-            grad_out_HBNC[:, group], qk_HBNC[:, group], v_HBNC[:, group], kernel.of(group), numerator
-        )
-        grad_qk_BHNC[group], grad_v_BHNC[group] = grad_qk_HBNC.transpose(0, 1), grad_v_HBNC.transpose(0, 1)
-    return grad_qk_BHNC, grad_v_BHNC
-
-
-def _groups(x_BHNC: Tensor) -> list[slice]:
-    """Samples to work on at a time: as many as keep the intermediate results in the CPU's caches."""
-    if x_BHNC.device.type != "cpu" or torch.jit.is_tracing() or torch.compiler.is_compiling():
-        return [slice(None)]
-    sample_bytes = x_BHNC[:1].numel() * x_BHNC.element_size()
-    size = max(1, CACHE_BYTES * torch.get_num_threads() // max(sample_bytes, 1))
-    return [slice(start, start + size) for start in range(0, x_BHNC.shape[0], size)] or [slice(None)]
+    feature_HBNM = _features(qk_HBNC, kernel)
+    pre_code_HBNK = _pre_code(feature_HBNM, kernel)
+    grad_code_HBNK, grad_v_HBNC = _attention_backward(grad_out_HBNC, sign(pre_code_HBNK), v_HBNC, kernel, numerator)
+    # What passes straight through the sign is the gradient of hardtanh: 0 unless -1 < pre-code < 1.
+    grad_pre_code_HBNK = torch.ops.aten.hardtanh_backward(grad_code_HBNK, pre_code_HBNK, -1.0, 1.0)
+    grad_logit_HBNM = _per_head(grad_pre_code_HBNK, kernel.A_HKM).mul_(feature_HBNM)
+    return _kernel_backward(grad_logit_HBNM, qk_HBNC, kernel).transpose(0, 1), grad_v_HBNC.transpose(0, 1)
 
 
 @dataclass(frozen=True)
@@ -122,19 +102,6 @@ class _Kernel:
     threshold_H11K: Tensor
     real_1BN1: Tensor | None
     count: Tensor | int  # (1, B, 1, 1)
-
-    def of(self, group: slice) -> _Kernel:
-        """The kernel of some samples."""
-        return replace(
-            self,
-            inverse_norm_HBN1=self.inverse_norm_HBN1[:, group],
-            scale_HBN1=self.scale_HBN1[:, group],
-            square_HBN1=self.square_HBN1[:, group],
-            anchor_square_HB1M=self.anchor_square_HB1M[:, group],
-            sigma_moves_HB11=self.sigma_moves_HB11[:, group],
-            real_1BN1=None if self.real_1BN1 is None else self.real_1BN1[:, group],
-            count=self.count if isinstance(self.count, int) else self.count[:, group],
-        )
 
 
 def _kernel(qk_HBNC: Tensor, state: State, mask_BN: Tensor | None) -> _Kernel:
@@ -185,23 +152,6 @@ def _features(qk_HBNC: Tensor, kernel: _Kernel) -> Tensor:
 def _pre_code(feature_HBNM: Tensor, kernel: _Kernel) -> Tensor:
     """(k - mean) A^T as (H, B, N, K), whose signs are the codes."""
     return _per_head(feature_HBNM, kernel.A_HKM.transpose(-2, -1)).sub_(kernel.threshold_H11K)
-
-
-def _group_forward(qk_HBNC: Tensor, v_HBNC: Tensor, kernel: _Kernel, numerator: str) -> Tensor:
-    code_HBNK = sign(_pre_code(_features(qk_HBNC, kernel), kernel))
-    return hash_attention(code_HBNK, code_HBNK, v_HBNC, numerator, kernel.real_1BN1)
-
-
-def _group_backward(
-    grad_out_HBNC: Tensor, qk_HBNC: Tensor, v_HBNC: Tensor, kernel: _Kernel, numerator: str
-) -> tuple[Tensor, Tensor]:
-    feature_HBNM = _features(qk_HBNC, kernel)
-    pre_code_HBNK = _pre_code(feature_HBNM, kernel)
-    grad_code_HBNK, grad_v_HBNC = _attention_backward(grad_out_HBNC, sign(pre_code_HBNK), v_HBNC, kernel, numerator)
-    # What passes straight through the sign is the gradient of hardtanh: 0 unless -1 < pre-code < 1.
-    grad_pre_code_HBNK = torch.ops.aten.hardtanh_backward(grad_code_HBNK, pre_code_HBNK, -1.0, 1.0)
-    grad_logit_HBNM = _per_head(grad_pre_code_HBNK, kernel.A_HKM).mul_(feature_HBNM)
-    return _kernel_backward(grad_logit_HBNM, qk_HBNC, kernel), grad_v_HBNC
 
 
 def _attention_backward(
