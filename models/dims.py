@@ -53,7 +53,7 @@ def dims_of(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     return {
         "embed_dims": widths,
         "depths": [len(blocks[stage]) for stage in order],
-        "mlp_ratios": [_whole(size / width) for size, width in zip(hidden, widths, strict=True)],
+        "mlp_ratios": [_ratio(size, width) for size, width in zip(hidden, widths, strict=True)],
         "num_heads": [None if code is None else len(code) for code in codes],
         "sr_ratios": [None if reducer is None else reducer.shape[-1] for reducer in reducers],
     }
@@ -116,11 +116,14 @@ def _plain_arguments(
         raise InputError(f"{num_heads} are heads of {len(num_heads)} stages, a plain ViT has one: give one number")
     options = {key: value for key, value in found.items() if value != own[key]}
     (named,) = {layer.module.num_heads for layer in layers}
+    heads, width = named if num_heads is None else num_heads[0], found["embed_dim"]
+    if width % heads:
+        raise InputError(f"{width} channels do not divide into {heads} heads: give another number as --heads")
     if num_heads is None:
         differs = "embed_dim" in options
         note = f"the weights do not show the number of heads: {named} taken from the named model (--heads sets another)"
         return options, [note] if differs else []
-    return options | ({} if num_heads[0] == named else {"num_heads": num_heads[0]}), []
+    return options | ({} if heads == named else {"num_heads": heads}), []
 
 
 def _plain_dims(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -129,8 +132,12 @@ def _plain_dims(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     if norm is None or hidden is None:
         return {}
     depth = sum(1 for key in tensors if re.fullmatch(r"blocks\.\d+\.norm1\.weight", key))
-    return {"embed_dim": len(norm), "depth": depth, "mlp_ratio": _whole(len(hidden) / len(norm))}
+    return {"embed_dim": len(norm), "depth": depth, "mlp_ratio": _ratio(len(hidden), len(norm))}
 
 
-def _whole(ratio: float) -> float | int:
-    return int(ratio) if ratio == int(ratio) else ratio
+def _ratio(hidden: int, width: int) -> float | int:
+    """What times a width, rounded down as timm does, is the hidden width."""
+    ratio = hidden / width
+    if ratio == int(ratio):
+        return int(ratio)
+    return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)

@@ -108,7 +108,12 @@ def read_foreign(path: Path, use_ema: bool = True) -> ForeignWeights:
     """
     file = read_weights(path, use_ema)
     tensors = file.tensors
-    layout = _layout(tensors, path)
+    layout = _layout(tensors)
+    if layout is None:
+        raise InputError(
+            f"{path} holds none of the known layouts (its first key is {next(iter(tensors))}): give weights of PVTv2, "
+            "Twins, ViT or EcoFormer"
+        )
     report = KeyReport()
     out: dict[str, Tensor] = {}
     # EcoFormer's models have plain attention in the last stage, which timm's PVTv2 spells q and kv.
@@ -138,21 +143,18 @@ def read_foreign(path: Path, use_ema: bool = True) -> ForeignWeights:
 
 def same_family(weights: ForeignWeights, model_state: Mapping[str, Tensor]) -> bool:
     """Whether weights are laid out as those of a model are: both PVTv2, both Twins, or both without stages."""
-    known = any(key.startswith("patch_embed") for key in model_state)
-    return known and _layout(model_state, weights.path).split()[-1] == weights.layout.split()[-1]
+    layout = _layout(model_state)
+    return layout is not None and layout.split()[-1] == weights.layout.split()[-1]
 
 
-def _layout(tensors: Mapping[str, Tensor], path: Path) -> str:
+def _layout(tensors: Mapping[str, Tensor]) -> str | None:
     if "patch_embed1.proj.weight" in tensors:
         return "official PVTv2"
     if "patch_embeds.0.proj.weight" in tensors:
         return "Twins"  # timm kept the official names
     if "patch_embed.proj.weight" in tensors:
         return "timm's PVTv2" if any(key.startswith("stages.") for key in tensors) else "timm's ViT"
-    raise InputError(
-        f"{path} holds none of the known layouts (its first key is {next(iter(tensors))}): give weights of PVTv2, "
-        "Twins, ViT or EcoFormer"
-    )
+    return None
 
 
 def _last_stage(tensors: Mapping[str, Tensor]) -> int:

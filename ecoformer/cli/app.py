@@ -185,7 +185,8 @@ def _flags_first(argv: list[str], config_name: str) -> list[str]:
         if no_text and (options := sorted(path.stem for path in (CONFIGS / no_text[1]).glob("*.yaml"))):
             raise InputError(one_of(no_text[1], no_text[2], options))
     if parsed.multirun:
-        require_ends(parsed.overrides, intervals=False)
+        own = not any(argument.startswith("hydra/sweeper=") for argument in parsed.overrides)
+        require_ends(parsed.overrides, intervals=not own)
     return rest + as_typed(parsed.overrides, SCHEMAS[config_name], sweeps=parsed.multirun)
 
 

@@ -12,7 +12,7 @@ the end.
 
 from pathlib import Path
 
-from ecoformer.cli.arguments import Parser, out_folder, script, seed
+from ecoformer.cli.arguments import Parser, out_folder, positive, script, seed
 from ecoformer.cli.distill import add_fit_options
 
 
@@ -25,11 +25,11 @@ def main(p: Parser) -> None:
     p.add_argument("--seeds", nargs="+", type=seed, default=[0], help="of the fit")
     p.add_argument("--steps", nargs="+", type=int, default=[None], help="of the fit of each layer")
     p.add_argument("--joint-steps", nargs="+", type=int, default=[None], help="then, of a fit of all layers together")
-    p.add_argument("--num-images", nargs="+", type=int, default=[512], help="training images of the fit")
+    p.add_argument("--num-images", nargs="+", type=positive, default=[512], help="training images of the fit")
     add_fit_options(p)
     p.add_argument("--controls", action="store_true", help="measure the controls too, for the first seed of each model")
     p.add_argument("--beside", type=Path, metavar="FILE", help="table.json of a training study, for front.png")
     p.add_argument("--keep", type=out_folder, metavar="FOLDER", help="write the distilled models there")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    p.add_argument("--threads", type=int, default=1, help="CPU threads")
+    p.add_argument("--threads", type=positive, default=1, help="CPU threads")
     p.add_argument("--out", type=out_folder, required=True, metavar="FOLDER")

@@ -3,6 +3,7 @@
 Hydra would read 2024_11_27 and 1e3 as numbers, and refuses `=`, brackets and letters outside ASCII without quotes.
 """
 
+import math
 import re
 from collections.abc import Iterable, Iterator
 
@@ -42,14 +43,16 @@ def as_typed(arguments: Iterable[str], schema: type, sweeps: bool = False) -> li
 
 
 def require_ends(arguments: Iterable[str], intervals: bool) -> None:
-    """Raise InputError for a range() without an end, and for interval() where a sweep needs values that it can list."""
+    """Raise InputError for a range() without values or end, and for interval() where values must be listed."""
     for argument in arguments:
         try:
             sweep = OverridesParser.create().parse_override(argument).value()
         except HydraException:  # Hydra says it
             continue
-        if isinstance(sweep, RangeSweep) and sweep.step == 0:
-            raise InputError(f"{argument}: steps of 0 reach no end: give another step")
+        if isinstance(sweep, RangeSweep):
+            start, stop, step = float(sweep.start or 0), float(sweep.stop or 0), float(sweep.step)
+            if not 0 < (stop - start) * step < math.inf:
+                raise InputError(f"{argument}: steps of {step:g} lead from {start:g} to no {stop:g}: give another step")
         if isinstance(sweep, IntervalSweep) and not intervals:
             raise InputError(
                 f"{argument}: a sweep goes through values: list them, or draw some with `ecoformer search`"

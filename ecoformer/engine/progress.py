@@ -27,7 +27,7 @@ class ProgressDisplay:
         self.console = console or Console(quiet=not enabled)
         self.total_steps, self.epochs, self.samples = total_steps, epochs, samples
         self.last_line = time.perf_counter()
-        self.started, self.steps_done = 0.0, 0  # of this process
+        self.started, self.steps_done = time.perf_counter(), 0  # of this process
         self.bar: Progress | None = None
         self.task: Any = None
         self.title, self.steps_in_epoch, self.step_in_epoch = "", 0, 0

@@ -21,9 +21,11 @@ def only_weights_matter(x: Tensor, *linears: nn.Module) -> bool:
 
 
 def _is_bare(linear: nn.Module, dtype: torch.dtype) -> bool:
-    own = "forward" in vars(linear)
-    if own or type(linear) is not nn.Linear or type(linear.weight) not in PLAIN or linear.weight.dtype != dtype:
-        return False
-    return not (
-        linear._forward_hooks or linear._forward_pre_hooks or linear._backward_hooks or linear._backward_pre_hooks
-    )
+    plain = type(linear) is nn.Linear and type(linear.weight) in PLAIN and linear.weight.dtype == dtype
+    return plain and not does_more(linear)
+
+
+def does_more(module: nn.Module) -> bool:
+    """Whether a module has hooks, or a forward that its class does not have."""
+    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+    return "forward" in vars(module) or any(hooks)

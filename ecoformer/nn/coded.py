@@ -48,8 +48,8 @@ class CodedLinear(nn.Linear, ABC):
         """The weight; None where it was forgotten. Raises InputError where something else computes it."""
         if "weight" not in self._parameters:
             raise InputError(
-                f"{self}: pruning or a parametrization stands in the place of its weight, which has codes: make it "
-                "permanent (prune.remove, remove_parametrizations)"
+                f"{self}: something else holds its weight, which has codes: make pruning or a parametrization "
+                "permanent (prune.remove, remove_parametrizations), and wrap with DistributedDataParallel alone"
             )
         return self._parameters["weight"]
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from ecoformer.errors import InputError
+from ecoformer.nn.bare import does_more
 from ecoformer.nn.layout import full_name
 from ecoformer.nn.turned import Turn, TurnedLinear, turns_of
 
@@ -138,11 +139,6 @@ def require_plain(module: nn.Module, where: str) -> None:
             raise refusal(where, f"{name}, of which an export keeps the codes alone,", "start from its checkpoint")
         if is_adapter or (hasattr(part, "in_features") and not is_linear):
             raise refusal(where, f"{name} ({full_name(cls)})", "merge or undo it, to have a torch.nn.Linear")
-
-
-def does_more(module: nn.Module) -> bool:
-    """Whether a module has hooks, or a forward that its class does not have."""
-    return bool("forward" in vars(module) or module._forward_hooks or module._forward_pre_hooks)
 
 
 def too_little(module: nn.Module, where: str) -> InputError:

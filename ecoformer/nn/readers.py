@@ -102,9 +102,10 @@ def _rotary_linears(module: Any, dim: int, where: str) -> Projections:
         biases = {"query": module.q_bias, "key": None, "value": module.v_bias}
     if biases["key"] is None and (query := biases["query"]) is not None:
         biases["key"] = torch.zeros_like(query, requires_grad=query.requires_grad)
-    for role, bias in biases.items():
-        if bias is not linears[role].bias:
-            linears[role] = linear_of(linears[role].weight, bias)
+    with torch.enable_grad():  # a low-rank layer's weight is a product
+        for role, bias in biases.items():
+            if bias is not linears[role].bias:
+                linears[role] = linear_of(linears[role].weight, bias)
     return replace(source, **linears)
 
 

@@ -37,7 +37,8 @@ def test_a_group_is_searched_by_the_names_that_match() -> None:
         (["a=interval(1,0)"], r"a: interval\(1,0\) must rise"),
         (["a=tag(log,interval(0,1))"], "from above 0"),
         (["a b c"], "a b c"),
-        (["a=range(2,10,0)"], r"a=range\(2,10,0\): steps of 0 reach no end"),
+        (["a=range(2,10,0)"], r"a=range\(2,10,0\): steps of 0 lead from 2 to no 10"),
+        (["a=range(0,10,-1)"], "steps of -1 lead from 0 to no 10"),
     ],
 )
 def test_what_is_no_space_is_refused_in_one_line(overrides: list[str], message: str) -> None:

@@ -12,6 +12,7 @@ import torch
 
 from ecoformer import EcoFormerSpec, convert, fit_hashes
 from ecoformer.kinds import hash_layers
+from ecoformer.models.dims import _ratio
 from ecoformer.run.start import model_of_run, read_run
 
 BACKBONES = {"pvt": "pvt_v2_b0", "twins": "twins_svt_small"}
@@ -145,12 +146,20 @@ def test_a_plain_vits_dimensions_follow_from_its_weights_and_heads_from_the_opti
     assert told == {"embed_dim": 24, "depth": 2, "mlp_ratio": 2, "num_heads": 4}
     assert importer.main([str(path), "--model=vit_tiny_patch16_224"]) == 0
     assert "the weights do not show the number of heads: 3 taken from the named" in capsys.readouterr().out
+    assert refused(path, "--model=vit_tiny_patch16_224", "--heads=5").startswith(
+        "24 channels do not divide into 5 heads"
+    )
     assert refused(path, "--model=vit_tiny_patch16_224", "--heads=1,2").endswith("a plain ViT has one: give one number")
+
+
+@pytest.mark.parametrize(("hidden", "width"), [(246, 240), (123, 240), (480, 240), (100, 48)])
+def test_a_ratio_gives_its_hidden_width_back(hidden, width):
+    assert int(width * _ratio(hidden, width)) == hidden
 
 
 def test_weights_of_another_family_are_told_before_anything_else(refused, golden):
     path, *_ = golden("twins_tiny_msa")
-    for name in ("pvt_v2_b0_msa", "vit_tiny_patch16_224_msa", "resnet18_msa"):
+    for name in ("pvt_v2_b0_msa", "vit_tiny_patch16_224_msa", "resnet18_msa", "xcit_nano_12_p8_224_msa"):
         assert refused(path, f"--model={name}") == (
             f"{path} holds weights in the layout of Twins, --model {name} has another: name the model that they are of"
         )

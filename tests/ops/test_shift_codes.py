@@ -131,7 +131,7 @@ def test_what_stands_in_the_place_of_a_coded_weight_is_told_and_may_be_made_perm
         layer, x = TernaryLinear(6, 4), torch.randn(5, 6)
         change(layer)
         for use in (layer.eval, lambda layer=layer, x=x: layer(x)):
-            with pytest.raises(InputError, match=r"make it permanent \(prune\.remove, remove_parametrizations\)"):
+            with pytest.raises(InputError, match=r"permanent \(prune\.remove, remove_parametrizations\)"):
                 use()
     layer = prune.remove(prune.l1_unstructured(TernaryLinear(6, 4), "weight", 5), "weight")
     assert torch.equal(layer.eval().signs, TernaryLinear.nearest(layer.weight)["signs"])

@@ -250,7 +250,11 @@ def test_a_part_of_an_epoch_counts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("values", "message"),
-    [("range(0,1,0)", "steps of 0 reach no end"), ("interval(0,1)", "a sweep goes through values: list them, or draw")],
+    [
+        ("range(0,1,0)", "steps of 0 lead from 0 to no 1"),
+        ("range(0,inf)", "steps of 1 lead from 0 to no inf"),
+        ("interval(0,1)", "a sweep goes through values: list them, or draw"),
+    ],
 )
 def test_a_sweep_without_an_end_is_one_line(command: Callable[..., int], capsys, values: str, message: str) -> None:
     assert command("train", "-m", "experiment=digits_msa", f"optim.weight_decay={values}", "output_dir=sweep") == 2

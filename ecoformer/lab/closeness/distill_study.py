@@ -12,13 +12,13 @@ import torch
 from ecoformer.energy import load_profile
 from ecoformer.engine.distributed import device_of
 from ecoformer.errors import InputError, counted
-from ecoformer.files import read_json, write_text, writing
+from ecoformer.files import json_text, read_json, write_text, writing
 from ecoformer.files.table import render
 from ecoformer.lab.closeness.distill import measure_distilled, spec_of
 from ecoformer.lab.closeness.distill_report import plot_errors, plot_front, plot_study, study_table
 from ecoformer.lab.closeness.source import load_source
 from ecoformer.run.lock import alone
-from ecoformer.run.saved import read_run
+from ecoformer.run.saved import SavedRun, read_run
 
 # What tells a row from all others.
 KEYS = ("checkpoint", "seed", "num_images", "layers", "attention", "spec")
@@ -67,6 +67,8 @@ def run(args: argparse.Namespace) -> int:
         )
         alike = {"checkpoint": name, "epochs": source.epoch, "num_val": source.data.num_val}
         for setting in missing:
+            if key_of(setting) in map(key_of, rows):  # made by another command meanwhile
+                continue
             spec = spec_of(setting["attention"], **setting["spec"])
             model, figures = measure_distilled(
                 source,
@@ -80,6 +82,8 @@ def run(args: argparse.Namespace) -> int:
             )
             row = table_row(setting, figures)
             rows = add(row, table)  # after every row: a study may be cut short
+            if rows[-1] is not row:
+                continue
             if (setting["seed"], setting["num_images"]) == (args.seeds[0], args.num_images[0]):
                 plot_errors(figures, args.out / f"{stem_of(name, spec)}.png")
             if args.keep is not None:
@@ -109,17 +113,25 @@ def add(row: dict[str, Any], table: Path) -> list[dict[str, Any]]:
 
 def require_apart(checkpoints: list[Path], rows: list[dict[str, Any]], table: Path) -> None:
     """Raise InputError where two models would go by one name, that of their folder."""
-    held = {row["checkpoint"]: (row["model"], row["training_seed"], row["epochs"]) for row in rows}
+    held = {row["checkpoint"]: dict(row) for row in rows}
     for checkpoint in checkpoints:
         name = checkpoint.parent.name
         if name in held or [other.parent.name for other in checkpoints].count(name) > 1:
-            run = read_run(checkpoint)
-            mine = (run.config.model.name, run.config.seed, run.content["epoch"])
-            if held.setdefault(name, mine) != mine:
+            mine, theirs = model_keys(read_run(checkpoint)), held.setdefault(name, {})
+            if any(theirs.setdefault(key, value) != value for key, value in mine.items()):
                 raise InputError(
                     f"{checkpoint} is not what {name} is in {table}: rows go by the name of a checkpoint's folder, so "
                     "give another folder as --out, or rename this one"
                 )
+
+
+def model_keys(run: SavedRun) -> dict[str, Any]:
+    """What a row says of the model that it is about, by the row's keys."""
+    config = run.config
+    told = {"model": config.model.name, "model_kwargs": config.model.kwargs, "training_seed": config.seed}
+    told |= {"dataset": config.data.name, "source": config.attention["name"], "epochs": run.content["epoch"]}
+    kept: dict[str, Any] = json.loads(json_text(told))
+    return kept
 
 
 def report(rows: list[dict[str, Any]], out: Path, beside: Path | None) -> None:

@@ -7,8 +7,6 @@ import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -98,17 +96,28 @@ def _timed(run: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
+def _child(point: Point, pipe: Any) -> None:
+    try:
+        pipe.send(measure_point(point))
+    except InputError as error:
+        pipe.send(str(error))
+
+
 def measure_apart(point: Point) -> dict[str, float] | str:
     """`measure_point` in a process of its own; the message where it was refused."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["__main__", __name__])
-    with ProcessPoolExecutor(max_workers=1, mp_context=context) as pool:
-        try:
-            return pool.submit(measure_point, point).result()
-        except InputError as error:
-            return str(error)
-        except BrokenProcessPool as error:
-            raise RuntimeError(f"the process that measured {point.key} was ended") from error
+    ours, theirs = context.Pipe(duplex=False)
+    child = context.Process(target=_child, args=(point, theirs), daemon=True)
+    child.start()
+    theirs.close()
+    try:
+        return ours.recv()
+    except EOFError as error:
+        child.join()
+        raise RuntimeError(f"measuring {point.key} ended with exit code {child.exitcode}") from error
+    finally:
+        child.join()
 
 
 class Measurements:

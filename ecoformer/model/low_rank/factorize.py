@@ -12,8 +12,8 @@ from ecoformer.model.layers import FilterFn, called_modules, replace_modules
 from ecoformer.model.low_rank.compression_report import CompressionReport, LayerCompression
 from ecoformer.model.low_rank.layers import LowRank, LowRankConv2d, LowRankLinear
 from ecoformer.model.low_rank.spec import LowRankSpec, saves
+from ecoformer.nn.bare import does_more
 from ecoformer.nn.bert import of_transformers, refused_elsewhere
-from ecoformer.nn.projections import does_more
 
 
 def factorize(

@@ -74,7 +74,10 @@ def straight_through_sign(y: Tensor) -> Tensor:
 
 
 def in_a_graph() -> bool:
-    """Whether a graph of plain operations is being recorded (torch.jit.trace, torch.export), which is to train too."""
+    """Whether a graph of plain operations is being recorded (torch.jit.trace, torch.export), which is to train too.
+
+    `ExportedProgram.run_decompositions` drops `detach`, and with it what passes straight through a sign.
+    """
     return torch.jit.is_tracing() or torch.compiler.is_exporting()
 
 

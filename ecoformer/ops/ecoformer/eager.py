@@ -3,8 +3,7 @@
 It computes what `normalize`, `hash_codes` and `hash_attention` compute in turn, with fewer passes over the tokens:
 tokens of norm 1 need no squares in their distances, sigma follows from two means, and 1 / |x| and 1 / sigma scale the
 products with the anchors, not the tokens. Heads come first, so that all samples meet a head's anchors in one product
-and splitting the heads copies nothing. The backward pass keeps the inputs alone and computes the rest
-again.
+and splitting the heads copies nothing. The backward pass keeps the inputs alone and computes the rest again.
 
 Shapes: B batch, H heads, N tokens, C head channels, K code bits, M anchors.
 """
