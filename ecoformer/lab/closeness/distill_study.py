@@ -41,7 +41,6 @@ def run(args: argparse.Namespace) -> int:
     if any(set(KEYS) - row.keys() for row in rows):
         raise InputError(f"{table} has rows of an earlier version: give another folder as --out")
     require_apart(args.checkpoints, rows, table)
-    done = {key_of(row) for row in rows}
     attentions = [*args.attention, *(f"distilled_hash:num_bits={bits}" for bits in args.num_bits)] or ["distilled"]
     specs = [
         spec_of(text, relaxation=args.relaxation, fit_steps=steps, fit_values=args.fit_values, joint_steps=joint)
@@ -53,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
             {"checkpoint": name, "seed": seed, "num_images": images, "layers": args.layers, **spec_keys(spec)}
             for images, spec, seed in itertools.product(args.num_images, specs, args.seeds)
         ]
+        done = {key_of(row) for row in rows}
         missing = [setting for setting in settings if key_of(setting) not in done]
         if not missing:
             continue
@@ -130,8 +130,7 @@ def model_keys(run: SavedRun) -> dict[str, Any]:
     config = run.config
     told = {"model": config.model.name, "model_kwargs": config.model.kwargs, "training_seed": config.seed}
     told |= {"dataset": config.data.name, "source": config.attention["name"], "epochs": run.content["epoch"]}
-    kept: dict[str, Any] = json.loads(json_text(told))
-    return kept
+    return dict(json.loads(json_text(told)))  # as a table gives it back
 
 
 def report(rows: list[dict[str, Any]], out: Path, beside: Path | None) -> None:

@@ -6,12 +6,13 @@ factors, computed when asked for, so a compressed attention converts into anothe
 Shapes: O outputs, I inputs (of a convolution: channels x kernel height x kernel width), R rank.
 """
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 from torch import Tensor, nn
 
 
-class LowRank(nn.Module):
+class LowRank(nn.Module, ABC):
     """What both have in common: x to up(down(x)), the bias on the second factor."""
 
     down: Any
@@ -37,9 +38,9 @@ class LowRank(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.up(self.down(x))
 
+    @abstractmethod
     def empty_dense(self) -> nn.Linear | nn.Conv2d:
-        """The layer with one weight, which has none yet."""
-        raise NotImplementedError
+        """The layer with one weight, whose values it does not have yet."""
 
     def dense(self) -> nn.Linear | nn.Conv2d:
         """A layer that computes the same with one weight."""
