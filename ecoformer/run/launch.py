@@ -133,19 +133,23 @@ def supervise(command: list[str], environment: dict[str, str]) -> tuple[int, int
 
     The command gets SIGINT as SIGINT and everything else as SIGTERM, which torchrun hands to its processes.
     """
+    child: subprocess.Popen[bytes] | None = None
     received: int | None = None
 
     def stop(signum: int, frame: FrameType | None) -> None:
         nonlocal received
         received = signum
-        child.send_signal(signal.SIGINT if signum == signal.SIGINT else signal.SIGTERM)
+        if child is not None:
+            child.send_signal(signal.SIGINT if signum == signal.SIGINT else signal.SIGTERM)
 
-    # Some schedulers signal every process of a job; torchrun would die of these two. Ignoring is inherited.
-    with handling(CHECKPOINT_SIGNALS, signal.SIG_IGN):
-        # In a session of its own: Ctrl-C in a terminal reaches torchrun once, through us.
-        child = subprocess.Popen(command, env=environment, start_new_session=True)
-        with handling(STOP_SIGNALS, stop):
-            return child.wait(), received
+    with handling(STOP_SIGNALS, stop):
+        # Some schedulers signal every process of a job; torchrun would die of these two. Ignoring is inherited.
+        with handling(CHECKPOINT_SIGNALS, signal.SIG_IGN):
+            # In a session of its own: Ctrl-C in a terminal reaches torchrun once, through us.
+            child = subprocess.Popen(command, env=environment, start_new_session=True)
+        if received is not None:  # while it was started
+            stop(received, None)
+        return child.wait(), received
 
 
 def _in_job() -> bool:

@@ -153,6 +153,18 @@ def test_signals_are_passed_on_and_waited_for(signum: signal.Signals, passed_on:
     assert signal.getsignal(signal.SIGUSR2) == signal.SIG_DFL
 
 
+def test_a_signal_while_torchrun_is_started_reaches_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = subprocess.Popen
+
+    def started(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
+        child = start(*arguments, **options)
+        signal.raise_signal(signal.SIGTERM)
+        return child
+
+    monkeypatch.setattr("ecoformer.run.launch.subprocess.Popen", started)
+    assert supervise(["sleep", "30"], dict(os.environ)) == (-signal.SIGTERM, signal.SIGTERM)
+
+
 def submitted(*overrides: str) -> list[str]:
     register_schemas()
     return through_launcher(list(overrides), "train")
