@@ -1,4 +1,4 @@
-"""One owner of a run directory: a file in it says which process writes there, while it does."""
+"""One owner of a folder of results: a file in it says which process writes there, while it does."""
 
 from __future__ import annotations
 
@@ -70,14 +70,12 @@ def refuse_if_owned(folder: Path, *, same_launch: bool, lock: str = LOCK) -> str
     if owner.host == socket.gethostname():
         if owner.is_gone():
             return f"took {folder} over from process {owner.process}, which ended without a word"
-        raise InputError(
-            f"output_dir={folder} is in use by process {owner.process}: wait for its end, or choose another output_dir"
-        )
+        raise InputError(f"{folder} is in use by process {owner.process}: wait for its end, or choose another folder")
     if same_launch:
         return f"took {folder} over from process {owner.process} on {owner.host}, an earlier start of this launch"
     raise InputError(
-        f"output_dir={folder} is in use by process {owner.process} on host {owner.host}: wait for its end, choose "
-        f"another output_dir, or, if that process is gone, remove {path}"
+        f"{folder} is in use by process {owner.process} on host {owner.host}: wait for its end, choose another "
+        f"folder, or, if that process is gone, remove {path}"
     )
 
 
@@ -92,7 +90,7 @@ def owned(folder: Path, *, same_launch: bool, lock: str = LOCK) -> Iterator[str 
             with open(path, "x") as file:  # another host may be as fast: one of the two fails here
                 file.write(json_text(asdict(own)))
         except FileExistsError as error:
-            raise InputError(f"output_dir={folder} was just taken by another process: choose another one") from error
+            raise InputError(f"{folder} was just taken by another process: choose another one") from error
     try:
         yield note
     finally:

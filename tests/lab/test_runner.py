@@ -62,7 +62,7 @@ def test_a_run_of_another_study_is_left_alone(study: StudyConfig, trainer: list[
         failed = run_jobs(planned, trainer, "python", shown.append)
         other.kill()
     assert [job.id for job in failed] == ["net/msa/seed1", "net/uniform/seed0"]
-    assert any(f"not run: output_dir={folder} is in use by process {other.pid}" in line for line in shown)
+    assert any(f"not run: {folder} is in use by process {other.pid}" in line for line in shown)
     assert [path.name for path in folder.iterdir()] == ["study.lock"]
 
 

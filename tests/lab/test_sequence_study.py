@@ -2,6 +2,8 @@
 
 import importlib
 import json
+import os
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from ecoformer.lab.sequence.encoder import SHAPES, Kind, Shape, all_kinds, token
 from ecoformer.lab.sequence.measurement import Measurements, Point, measure_apart, medians
 from ecoformer.lab.sequence.study import Study, ledger_row
 from ecoformer.lab.sequence.verdict import verdicts
+from ecoformer.run.lock import LOCK, Owner, started
 
 NARROW = Shape("custom", 32, 2, 64, 3)
 SMALL = ["--shape", "custom", "--width", "32", "--heads", "2", "--depth", "3", "--threads", "1"]
@@ -191,3 +194,10 @@ def test_refusals(refused, tmp_path):
     assert "needs measurements of 32 channels" in refused(*advise, "--budget", "time_s=1")
     (tmp_path / "measured.json").write_text("[]")
     assert "holds no measurements" in refused("--kinds", "msa", "--tokens", "64", "--rounds", 0, "--out", tmp_path)
+
+
+def test_two_studies_in_one_folder(refused, tmp_path):
+    other = replace(Owner.here(), process=os.getppid(), started=started(os.getppid()))
+    (tmp_path / LOCK).write_text(json.dumps(asdict(other)))
+    line = ("--kinds", "msa", "--tokens", "64", "--rounds", 1, "--out", tmp_path)
+    assert f"{tmp_path} is in use by process {other.process}: wait for its end" in refused(*SMALL, *line)

@@ -200,7 +200,7 @@ def test_the_same_command_twice_at_once(fresh: Callable[..., Fresh], tmp_path: P
     codes = [run.wait() for run in both]
     assert sorted(codes) == [0, 2], [run.stderr for run in both]
     refusal = both[codes.index(2)].stderr
-    assert refusal.startswith("error: output_dir=") and refusal.count("\n") == 1
+    assert refusal.startswith("error: ") and str(folder) in refusal and refusal.count("\n") == 1
     records = [json.loads(record) for record in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [record["epoch"] for record in records if record["event"] == "epoch"] == [0, 1, 2]
     assert (folder / "summary.json").exists() and not list(folder.glob("earlier-*")) and not (folder / LOCK).exists()

@@ -17,6 +17,7 @@ from ecoformer.lab.sequence.measurement import Measurements, Point, measure_apar
 from ecoformer.lab.sequence.sequence_report import advice_text, as_json, as_text, plot_metric
 from ecoformer.lab.sequence.study import Study, ledger_row, merge
 from ecoformer.report.figures import save_figure
+from ecoformer.run.lock import owned
 from ecoformer.run.process import processor
 
 MEASURED = "measured.json"
@@ -43,7 +44,9 @@ def run(args: argparse.Namespace) -> int:
             for kind in kinds
             if (kind.label, count) in works
         ]
-        measure_missing(points, args)
+        args.out.mkdir(parents=True, exist_ok=True)
+        with owned(args.out, same_launch=False):  # two that measure would falsify each other's times
+            measure_missing(points, args)
     study = Study(rows, shape)
     content = held(args.out, shape)
     if content is not None:
