@@ -76,7 +76,12 @@ def fit_jointly(
     parameters = [parameter for layer in layers.values() for parameter in layer.jointly_fitted()]
     kept = [parameter.detach().clone() for parameter in parameters]
     before = [_closeness(model, original, x, size) for x in sets]
-    with _only_these_train(model, parameters), _loss(model, original, layers, images) as loss, torch.enable_grad():
+    with (
+        _only_these_train(model, parameters),
+        _in_float32(model, original),
+        _loss(model, original, layers, images.float() if images.is_floating_point() else images) as loss,
+        torch.enable_grad(),
+    ):
         adam_on_batches(
             parameters,
             loss,
@@ -154,6 +159,20 @@ def _only_these_train(model: nn.Module, parameters: list[nn.Parameter]) -> Itera
         for parameter, (needs, gradient) in asked.items():
             parameter.requires_grad_(needs)
             parameter.grad = gradient
+
+
+@contextmanager
+def _in_float32(*models: nn.Module) -> Iterator[None]:
+    """While it lasts, no parameter or buffer is narrower: squares of gradients and small steps would be lost."""
+    held = [tensor for model in models for tensor in (*model.parameters(), *model.buffers())]
+    narrow = {tensor: tensor.dtype for tensor in held if tensor.dtype in (torch.float16, torch.bfloat16)}
+    for tensor in narrow:
+        tensor.data = tensor.data.float()
+    try:
+        yield
+    finally:
+        for tensor, dtype in narrow.items():
+            tensor.data = tensor.data.to(dtype)
 
 
 def _block_around(model: nn.Module, name: str) -> str:

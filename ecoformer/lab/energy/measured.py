@@ -13,7 +13,7 @@ from ecoformer.lab.energy.cases import Case
 from ecoformer.nn.inputs import size_of
 
 JOULES = ("joules", "joules_per_image")
-SETTINGS = ("attention", "img_size", "num_bits", "num_anchors", "clamp")
+SETTINGS = ("attention", "img_size", "num_bits", "num_anchors", "clamp", "checkpoint")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -56,6 +56,8 @@ def _sample(where: str, row: dict[str, Any]) -> Measured:
     if not isinstance(row.get("model"), str):
         raise InputError(f"{where}: neither counts nor a model: give one of them")
     given = {key: row[key] for key in SETTINGS if row.get(key) is not None}
+    if row.get("checkpoint", "") is None:
+        raise InputError(f"{where}: its architecture is of a checkpoint that it does not name: give its counts")
     case = Case(row["model"], **{"img_size": size_of(row["model"]), **given})
     try:
         return str(row.get("label", case.name)), case.count("audited"), _joules(row)
