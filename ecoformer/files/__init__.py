@@ -166,20 +166,17 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def refuse_overwriting(sources: Iterable[Any], out: Path | str | None, named: str) -> None:
-    """Raise InputError where writing `out`, unless None, would destroy one of `sources` or a file of a run in them."""
+    """Raise InputError where writing `out`, unless None, would destroy one of `sources` or a file of a run."""
     out = Path(out or "").expanduser().resolve()
     if not out.is_file():
         return
-    for source in (Path(each).resolve() for each in sources if isinstance(each, str | Path) and os.path.exists(each)):
-        folder = source if source.is_dir() else source.parent
-        runs = [run for run in (folder, folder.parent) if any((run / name).exists() for name in (LAST, PREVIOUS, BEST))]
-        of_run = any(
-            (out.parent == run and out.name in RUN_FILES) or (out.parent == run / TOP and out.match("epoch-*.pt"))
-            for run in runs
-        )
-        if (same := os.path.samefile(source, out)) or of_run:
-            what = "which is read" if same else "a file of the run that is read"
-            raise InputError(f"{named} would write over {out}, {what}: name another file")
+    there = [each for each in sources if isinstance(each, str | Path) and os.path.exists(each)]
+    read, kept = any(os.path.samefile(each, out) for each in there), out.parent.name == TOP and out.match("epoch-*.pt")
+    run = out.parent.parent if kept else out.parent
+    of_run = (kept or out.name in RUN_FILES) and any((run / name).is_file() for name in (LAST, PREVIOUS, BEST))
+    if read or of_run:
+        what = "which is read" if read else f"a file of the run in {run}"
+        raise InputError(f"{named} would write over {out}, {what}: name another file")
 
 
 def require_writable(out: Path | str | None, named: str, *, folder: bool = False) -> None:

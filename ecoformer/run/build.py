@@ -25,7 +25,6 @@ from ecoformer.config.schema import (
 from ecoformer.data import DataModule, build_data
 from ecoformer.data.identity import KnownClasses, difference_note, on_classes
 from ecoformer.data.imagenet import as_synsets
-from ecoformer.data.listops import require_apart
 from ecoformer.data.module import where_of
 from ecoformer.engine import distributed
 from ecoformer.engine.callbacks import Callback, EnergyLog, FeatureRedraw
@@ -43,6 +42,7 @@ from ecoformer.nn.base import given
 from ecoformer.nn.inputs import input_size
 from ecoformer.run.directory import RunDir
 from ecoformer.run.parts import checkpoint_gradients, data_config_note, freeze, logit_teacher, made, sequences_of
+from ecoformer.run.saved import data_of
 from ecoformer.run.start import BuiltModel, SavedRun, build_model, checkpoint_in, is_own, model_of_run, read_run
 from ecoformer.run.timm_weights import timm_on_classes
 
@@ -187,8 +187,7 @@ def build_evaluation(config: EvalConfig, device: torch.device) -> Evaluation:
         train = replace(train, eval_batch_size=config.batch_size)
     amp = config.amp or saved.train.amp
     known = KnownClasses(run.class_names, f"checkpoint {run.path}")
-    data_config = replace(saved.data, **given(**asdict(config.data)))
-    require_apart(data_config, saved.data)
+    data_config = data_of(run, given(**asdict(config.data)))
     options: dict[str, Any] = {"known": known}
     if of_imagenet := data_config.name in IMAGENET_TESTS:  # which know their classes, and have no training split
         data_config.dev_samples, options = 0, {}
@@ -198,6 +197,8 @@ def build_evaluation(config: EvalConfig, device: torch.device) -> Evaluation:
             f"checkpoint {run.path} knows {run.sequences.get('vocab_size', 'no')} ids, the data have "
             f"{data.vocab_size}: give data with ids that it was trained on"
         )
+    if data_config.name != saved.data.name and not run.sequences:
+        data.notes.append(f"normalised and cropped as data={saved.data.name}, which the checkpoint was trained on")
     model = on_data = model_of_run(run)
     require_input(model, input_size(model, data.img_size))
     if of_imagenet:

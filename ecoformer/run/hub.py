@@ -8,8 +8,6 @@ import timm
 import torch
 from torch import nn
 
-from ecoformer.config.schema import BUNDLED
-from ecoformer.data.sources import CIFAR
 from ecoformer.errors import InputError, counted, first_line
 from ecoformer.files import atomic_write, write_json, write_text
 from ecoformer.model.chosen import layer_filter
@@ -17,7 +15,7 @@ from ecoformer.model.layers import attention_layers
 from ecoformer.model.low_rank import low_rank_layers
 from ecoformer.models.converted import ARCHITECTURE
 from ecoformer.nn.inputs import RGB, example_input, input_size
-from ecoformer.run.saved import statistics_of
+from ecoformer.run.saved import crop_of, statistics_of
 from ecoformer.run.start import SavedRun, model_of_run
 from ecoformer.run.summary import run_energy
 
@@ -89,7 +87,7 @@ def _pretrained_cfg(run: SavedRun) -> dict[str, Any]:
         "input_size": [len(mean), data.img_size, data.img_size],
         "fixed_input_size": bool(stock is not None and stock.fixed_input_size),
         "interpolation": data.interpolation,
-        "crop_pct": data.crop_pct or (1.0 if data.name in (*BUNDLED, *CIFAR) else 0.875),
+        "crop_pct": crop_of(run),
         "mean": list(mean),
         "std": list(std),
         **cfg,

@@ -1,13 +1,15 @@
 """What a checkpoint says about the run that wrote it."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+from ecoformer.config.data import DataConfig
 from ecoformer.config.loading import load_config
 from ecoformer.config.schema import ARCHIVES, BUNDLED, SEQUENCES, Config
+from ecoformer.data.listops import require_apart
 from ecoformer.data.loader import per_channel
 from ecoformer.data.sources import CIFAR, SOURCES
 from ecoformer.errors import InputError
@@ -68,6 +70,28 @@ def statistics_of(run: SavedRun) -> tuple[tuple[float, ...], tuple[float, ...]]:
         mean, std = splits.mean, splits.std
     channels = run.config.model.in_chans
     return per_channel(data.mean or mean, channels), per_channel(data.std or std, channels)
+
+
+def crop_of(run: SavedRun) -> float:
+    """The share of an image's shorter side that the run evaluated."""
+    data = run.config.data
+    return data.crop_pct or (1.0 if data.name in (*BUNDLED, *CIFAR) else 0.875)
+
+
+def data_of(run: SavedRun, asked: dict[str, Any]) -> DataConfig:
+    """The run's data settings, or those `asked` for; images of another source are normalised and cropped as the run's.
+
+    Raises InputError as `statistics_of` and `require_apart`.
+    """
+    trained = run.config.data
+    data = replace(trained, **asked)
+    require_apart(data, trained)
+    if data.name != trained.name and not run.sequences:
+        if data.mean is None or data.std is None:
+            mean, std = map(list, statistics_of(run))
+            data.mean, data.std = data.mean or mean, data.std or std
+        data.crop_pct = data.crop_pct or crop_of(run)
+    return data
 
 
 def save_weights(path: Path, run: SavedRun) -> None:

@@ -147,7 +147,7 @@ BAD = {
     '[{"joules": 1}]': "sample 1: neither counts nor a model: give one of them",
     '[{"joules": 1, "counts": {"fmas": 3}}]': "sample 1: counts must be whole numbers of mul, add, fma",
     '[{"joules": 1, "model": "nosuch"}]': "sample 1: --model=nosuch does not exist",
-    '[{"joules": 1, "model": "resnet18", "checkpoint": null}]': "sample 1: its architecture is of a checkpoint that it does",
+    '[{"joules": 1, "model": "resnet18", "checkpoint": null}]': "its architecture is of a checkpoint that it does not",
     '[{"joules": 1, "model": "x", "checkpoint": "no.pt"}]': "sample 1: checkpoint no.pt does not exist",
     '[{"model": "resnet18"}]': "no sample has joules",
 }

@@ -152,7 +152,7 @@ def test_figures_do_not_write_over_weights(line: str, refused: Refused, tmp_path
     (tmp_path / "top").mkdir()
     for name in ("last.pt", "metrics.jsonl", "top/epoch-3.pt"):  # the same run's other files
         (tmp_path / name).write_bytes(b"of days")
-        assert "a file of the run that is read" in refused(*line.format(read=out, out=tmp_path / name).split())
+        assert f"a file of the run in {tmp_path}: name" in refused(*line.format(read=out, out=tmp_path / name).split())
 
 
 def test_resume_of_a_run_that_lost_its_last_checkpoint(refused: Refused, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from ecoformer import InputError, attention_layers, fit_hashes
 from ecoformer.config.loading import load_config
 from ecoformer.config.schema import Config
+from ecoformer.data.sources import SOURCES
 from ecoformer.run.saved import save_weights
 from ecoformer.run.start import build_model, model_of_run, read_run
 
@@ -123,6 +124,25 @@ def test_eval_follows_its_own_settings(digits_runs: Runs, command: Callable[...,
     assert command("eval", *line, "data.img_size=64", f"out={tmp_path / 'eval.json'}") == 0
     found = json.loads((tmp_path / "eval.json").read_text())
     assert (found["energy_convention"], found["num_images"], found["img_size"]) == ("audited", 8, 64)
+
+
+def test_images_of_another_source_are_prepared_as_those_of_the_run(
+    digits_runs: Runs, command: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = digits_runs("msa") / "best.pt"
+    splits = SOURCES["digits"](read_run(checkpoint).config.data)
+    for index, label in enumerate(splits.val.targets.tolist()):
+        folder = tmp_path / "archive" / splits.class_names[label]
+        folder.mkdir(parents=True, exist_ok=True)
+        splits.val.open(index).save(folder / f"{index}.png")
+    found = {}
+    for name, line in {"digits": [], "folder": ["data.name=folder", f"data.root={tmp_path / 'archive'}"]}.items():
+        options = ["data.max_val_samples=2000", "device=cpu", f"out={tmp_path / name}.json"]
+        assert command("eval", f"checkpoint={checkpoint}", *options, *line) == 0
+        found[name] = json.loads((tmp_path / f"{name}.json").read_text())
+    assert found["folder"]["num_images"] == found["digits"]["num_images"] > 99
+    assert found["folder"]["loss"] == pytest.approx(found["digits"]["loss"], rel=1e-5)
+    assert "normalised and cropped as data=digits" in capsys.readouterr().out
 
 
 def test_the_averaged_weights_are_the_ones_evaluated_and_handed_on(train: Train, tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from ecoformer.config.schema import Config
 from ecoformer.data import DataModule, build_data
-from ecoformer.data.listops import require_apart
 from ecoformer.engine.distributed import device_of
 from ecoformer.engine.evaluation import evaluate
 from ecoformer.errors import InputError
@@ -23,7 +22,7 @@ from ecoformer.nn.inputs import size_of
 from ecoformer.nn.specs import AttentionSpec
 from ecoformer.run.directory import keep_out_of_splits
 from ecoformer.run.parts import sequences_of
-from ecoformer.run.saved import SavedRun, is_own, read_run, save_weights
+from ecoformer.run.saved import SavedRun, data_of, is_own, read_run, save_weights
 from ecoformer.run.start import build_model, model_of_run
 
 
@@ -157,9 +156,7 @@ def load_source(
         config.init.pretrained = pretrained
         config.init.checkpoint = None if checkpoint is None else str(checkpoint)
     asked = given(name=data_name, root=root, img_size=img_size, max_val_samples=max_val)
-    trained, config.data = config.data, replace(config.data, **asked)
-    if run is not None:
-        require_apart(config.data, trained)
+    config.data = replace(config.data, **asked) if run is None else data_of(run, asked)
     if out is not None:
         keep_out_of_splits(out, config.data.root, f"--out {out}")
     train = replace(config.train, progress=False)
