@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -20,11 +21,8 @@ SAME = ("model", "attention", "compress")  # settings that say what the weights 
 def run(args: argparse.Namespace) -> int:
     """Read, average, write, say what was done."""
     runs = [read_run(path) for path in args.checkpoints]
-    paths = [run.path.resolve() for run in runs]
-    if len(set(paths)) < 2:
+    if len({run.path.resolve() for run in runs}) < 2:
         raise InputError("one checkpoint has no average: give at least two")
-    if twice := next((path for path in paths if paths.count(path) > 1), None):
-        raise InputError(f"{twice} is given twice, and would count so: give each once")
     weights = average(runs)
     content = {key: runs[-1].content[key] for key in ("config", "epoch", "step")}
     save_checkpoint(args.out, {"kind": "weights", **content, "metrics": None, "model": weights})
@@ -38,7 +36,8 @@ def average(runs: Sequence[SavedRun]) -> dict[str, Tensor]:
     What else a model holds, hash functions above all, is no quantity that could be averaged: it must be the same in
     all, and is taken from the last; codes of weights are those of the averaged weights.
 
-    Raises InputError: the checkpoints are of different models or classes, or hold different hash functions.
+    Raises InputError: the checkpoints are of different models or classes, or hold different hash functions or the same
+    weights.
     """
     last = runs[-1]
     for other in runs:
@@ -57,6 +56,10 @@ def average(runs: Sequence[SavedRun]) -> dict[str, Tensor]:
     states = [evaluated_weights(each.content) for each in runs]
     for each, state in zip(runs, states, strict=True):
         load_weights(model, state, each.path)  # refuses other shapes
+    for first, second in combinations(range(len(runs)), 2):  # best.pt and last.pt may be of one epoch
+        if all(torch.equal(value, states[second][name]) for name, value in states[first].items()):
+            where = f"{runs[first].path} and {runs[second].path}"
+            raise InputError(f"{where} hold the same weights, which would count twice: give one of them")
     found: dict[str, Any] = {}
     for name, value in states[-1].items():
         values = [state[name] for state in states]

@@ -176,6 +176,14 @@ def test_advice(script, capsys):
     assert any("Accuracy is not advised" in caveat for caveat in found["caveats"])
     assert script.main([*arguments, "--budget", "params=1000"]) == 0
     assert "no kind" in capsys.readouterr().out
+    line = ["--advise", "--at-tokens", "64", "--kinds", "msa,uniform,random_hash", "--format", "json"]
+    params = []
+    for shape in ("bert_base", "vit_b_block"):
+        assert script.main([*line, "--shape", shape]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["best"] == "msa"
+        params.append(found["rows"][0]["params"])
+    assert params[0] == 12 * params[1]
 
 
 def test_refusals(refused, tmp_path):
@@ -187,10 +195,14 @@ def test_refusals(refused, tmp_path):
     assert "doubling 64 never gives 100" in refused("--tokens", "64,...,100", "--out", tmp_path)
     assert "width=30 does not divide into heads=4" in refused(*custom, "--width", 30, "--heads", 4)
     assert "--shape custom needs --width" in refused(*custom)
-    assert "--width belongs to --shape custom" in refused("--width", 64, "--rounds", 0)
+    assert "--width belongs to a custom shape" in refused("--width", 64, "--shape", "bert_base", "--rounds", 0)
     assert "--advise needs --at-tokens" in refused("--advise")
     assert "'joules' is no limit" in refused(*advise, "--budget", "joules=1")
     assert "'x' is no number" in refused(*advise, "--budget", "params=x")
+    assert "params is given twice" in refused(*advise, "--budget", "params=3e7,params=1")
+    assert "--rounds is not looked at with --advise" in refused(*advise, "--rounds", 3)
+    assert "--at-tokens is not looked at without --advise" in refused(*custom, "--width", 32, "--at-tokens", 5)
+    assert "--depth belongs to a custom shape" in refused("--advise", "--at-tokens", 64, "--depth", 1)
     assert "needs measurements of 32 channels" in refused(*advise, "--budget", "time_s=1")
     (tmp_path / "measured.json").write_text("[]")
     assert "holds no measurements" in refused("--kinds", "msa", "--tokens", "64", "--rounds", 0, "--out", tmp_path)
@@ -201,3 +213,37 @@ def test_two_studies_in_one_folder(refused, tmp_path):
     (tmp_path / LOCK).write_text(json.dumps(asdict(other)))
     line = ("--kinds", "msa", "--tokens", "64", "--rounds", 1, "--out", tmp_path)
     assert f"{tmp_path} is in use by process {other.process}: wait for its end" in refused(*SMALL, *line)
+
+
+FIGURES = {"forward_s": 1.0, "forward_mib": 2.0, "train_s": 3.0, "train_mib": 4.0}
+SETTINGS = {"width": 32, "heads": 2, "mlp": 128, "layers": 1}
+DAMAGED = {
+    "no rounds": {"points": {"msa 16": []}},
+    "a figure less": {"points": {"msa 16": [{"forward_s": 1.0}]}},
+    "null": {"points": {"msa 16": [{**FIGURES, "forward_s": None}]}},
+    "negative": {"points": {"msa 16": [{**FIGURES, "forward_s": -1.0}]}},
+    "tokens": {"points": {"msa x": [FIGURES]}},
+    "kind": {"points": {"nosuch 16": [FIGURES]}},
+    "no points": {"points": []},
+    "no settings": {"settings": None},
+    "no layers": {"settings": {**SETTINGS, "layers": 0}},
+    "refused": {"refused": []},
+}
+
+
+@pytest.mark.parametrize("change", DAMAGED.values(), ids=DAMAGED)
+def test_damaged_measurements_are_one_line(refused, tmp_path, change):
+    content = {"settings": SETTINGS, "points": {"msa 16": [FIGURES]}, "refused": {}}
+    (tmp_path / "measured.json").write_text(json.dumps(content | change))
+    line = ("--kinds", "msa,uniform", "--tokens", "16,32", "--rounds", 0, "--out", tmp_path)
+    assert "measured.json holds no measurements" in refused("--width", 32, "--heads", 2, *line)
+
+
+def test_what_could_not_be_measured_is_said(script, capsys, tmp_path):
+    content = {"settings": SETTINGS, "points": {"msa 32": [FIGURES]}, "refused": {"msa 16": "needs more memory"}}
+    (tmp_path / "measured.json").write_text(json.dumps(content))
+    line = ["--width", "32", "--heads", "2", "--kinds", "msa", "--tokens", "16,32", "--rounds", "0"]
+    assert script.main([*line, "--out", str(tmp_path)]) == 0
+    assert "could not be measured" in (text := capsys.readouterr().out) and "needs more memory" in text
+    rows = json.loads((tmp_path / "study.json").read_text())["rows"]
+    assert [row["unmeasured"] for row in rows] == ["needs more memory", None]

@@ -6,7 +6,7 @@ from typing import Any
 from ecoformer.errors import InputError
 from ecoformer.lab.sequence.crossover import interpolate
 from ecoformer.lab.sequence.encoder import Kind, Shape
-from ecoformer.lab.sequence.study import NO_ATTENTION, ledger_row
+from ecoformer.lab.sequence.study import CONTROLS, ledger_row
 
 BUDGETS = {
     "energy_mj": "audited_energy_mj",
@@ -29,6 +29,8 @@ def parse_budget(text: str) -> dict[str, float]:
         key, _, value = part.strip().partition("=")
         if key not in BUDGETS:
             raise InputError(f"--budget {text}: {key!r} is no limit; choose from {', '.join(BUDGETS)}")
+        if key in limits:
+            raise InputError(f"--budget {text}: {key} is given twice: give it once")
         try:
             limits[key] = float(value)
         except ValueError as error:
@@ -70,8 +72,8 @@ def advise(
     for row in usable:
         over = [key for key, limit in budget.items() if row[BUDGETS[key]] is None or row[BUDGETS[key]] > limit]
         row["over_budget"] = over
-    usable.sort(key=lambda row: (row["kind"] in NO_ATTENTION, row[metric]))
-    best = next((r["kind"] for r in usable if not r["over_budget"] and r["kind"] not in NO_ATTENTION), None)
+    usable.sort(key=lambda row: (row["kind"] in CONTROLS, row[metric]))
+    best = next((r["kind"] for r in usable if not r["over_budget"] and r["kind"] not in CONTROLS), None)
     caveats = [f"Ranked by {'measured time of a forward pass' if timed else 'audited energy'}.", *CAVEATS]
     if not timed:
         caveats.append("No measurement covers all kinds here: memory traffic and kernel speed can turn the order.")

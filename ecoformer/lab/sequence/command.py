@@ -21,17 +21,27 @@ from ecoformer.run.lock import owned
 from ecoformer.run.process import processor
 
 MEASURED = "measured.json"
+# What only one of the two looks at, and what it is by default.
+OF_STUDY = {"tokens": "64,128,...,8192", "rounds": 3, "layers": 1, "threads": None, "max_seconds": None}
+OF_ADVICE: dict[str, Any] = {"at_tokens": None, "budget": ""}
 
 
 def run(args: argparse.Namespace) -> int:
-    args.threads = torch.get_num_threads() if args.threads is None else args.threads
     args.kinds = args.kinds or all_kinds()
-    for key, least in (("layers", 1), ("threads", 1), ("rounds", 0)):
-        if getattr(args, key) < least:
-            raise InputError(f"--{key} {getattr(args, key)} must be at least {least}")
+    own, others, what = (OF_ADVICE, OF_STUDY, "with") if args.advise else (OF_STUDY, OF_ADVICE, "without")
+    for key in others:
+        if getattr(args, key) is not None:
+            raise InputError(f"--{key.replace('_', '-')} is not looked at {what} --advise: leave it out")
+    for key, default in own.items():
+        if getattr(args, key) is None:
+            setattr(args, key, default)
     if args.advise:
         print(advice(args))
         return 0
+    args.threads = torch.get_num_threads() if args.threads is None else args.threads
+    for key, least in (("layers", 1), ("threads", 1), ("rounds", 0)):
+        if getattr(args, key) < least:
+            raise InputError(f"--{key} {getattr(args, key)} must be at least {least}")
     kinds, shape, tokens = [Kind.parse(label) for label in args.kinds], shape_of(args), token_list(args.tokens)
     if args.rounds and args.out is None:
         raise InputError("measurements are kept in --out: add --out DIR, or --rounds 0 for the ledger alone")
@@ -50,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     study = Study(rows, shape)
     content = held(args.out, shape)
     if content is not None:
-        study = Study(merge(rows, medians(content, shape)), shape, content["settings"])
+        study = Study(merge(rows, medians(content, shape), content["refused"]), shape, content["settings"])
     if args.out is not None:
         write(study, args.out)
     text = json_text(as_json(study), indent=2) if args.format == "json" else as_text(study, args.format == "md")
@@ -60,15 +70,22 @@ def run(args: argparse.Namespace) -> int:
 
 def shape_of(args: argparse.Namespace) -> Shape:
     """The named shape, or one of --width. Raises InputError for sizes that contradict each other."""
-    if args.shape != "custom" and not args.advise:
-        given = [f"--{key}" for key in ("width", "heads", "mlp") if getattr(args, key) is not None]
+    name = args.shape or ("bert_base" if args.width is None else "custom")
+    if name != "custom":
+        given = [f"--{key}" for key in ("width", "heads", "mlp", "depth") if getattr(args, key) is not None]
         if given:
-            raise InputError(f"{given[0]} belongs to --shape custom or --advise, --shape {args.shape} is fixed")
-        return SHAPES[args.shape]
+            raise InputError(f"{given[0]} belongs to a custom shape, {name} is fixed: give --width with it, no --shape")
+        return SHAPES[name]
     if args.width is None:
         raise InputError("--shape custom needs --width")
     heads = max(1, args.width // 64) if args.heads is None else args.heads
-    return Shape("custom", args.width, heads, 4 * args.width if args.mlp is None else args.mlp, args.depth)
+    return Shape(
+        "custom",
+        args.width,
+        heads,
+        4 * args.width if args.mlp is None else args.mlp,
+        12 if args.depth is None else args.depth,
+    )
 
 
 def measure_missing(points: list[Point], args: argparse.Namespace) -> None:
@@ -122,8 +139,6 @@ def advice(args: argparse.Namespace) -> str:
     """The ranking of --advise as text or JSON."""
     if args.at_tokens is None or args.at_tokens < 1:
         raise InputError("--advise needs --at-tokens N, at least 1")
-    if args.width is None:
-        args.width, args.heads = SHAPES["bert_base"].width, args.heads or SHAPES["bert_base"].heads
     shape = shape_of(args)
     content = held(args.out, shape, refuse=False)
     measured = {} if content is None else medians(content, shape)

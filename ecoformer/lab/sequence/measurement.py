@@ -3,6 +3,7 @@
 Processes are forked from a server that has imported torch and run nothing.
 """
 
+import math
 import multiprocessing
 import statistics
 import time
@@ -164,8 +165,19 @@ def read_measurements(path: Path) -> dict[str, Any]:
     """The content of such a file. Raises InputError if it is none."""
     hint = "measurements of a sequence study: move it away, or choose another --out"
     content = read_json(path, hint)
-    if not (isinstance(content, dict) and {"settings", "points", "refused"} <= content.keys()):
+    try:
+        layers, refused = content["settings"]["layers"], content["refused"]
+        sound = type(layers) is int and layers > 0 and isinstance(refused, dict)
+        for key, rounds in content["points"].items():
+            label, _, tokens = key.rpartition(" ")
+            Kind.parse(label)
+            figures = [found[name] for found in rounds for name in FIGURES]
+            sound &= int(tokens) > 0 and len(rounds) > 0 and all(0 <= figure < math.inf for figure in figures)
+    except (KeyError, TypeError, ValueError, AttributeError, InputError):
+        sound = False
+    if not sound:
         raise InputError(f"{path} holds no {hint}")
+    assert isinstance(content, dict)
     return content
 
 

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from ecoformer.files.table import Column, Table, markdown, render
 from ecoformer.lab.sequence.crossover import crossovers, describe, interpolate
-from ecoformer.lab.sequence.study import BASELINE, METRICS, NO_ATTENTION, Study
+from ecoformer.lab.sequence.study import BASELINE, CONTROLS, METRICS, Study
 from ecoformer.lab.sequence.verdict import verdicts
 from ecoformer.report.figures import draw_growth, name_curves, panels
 
@@ -47,8 +47,9 @@ def as_text(study: Study, in_markdown: bool = False) -> str:
         Column("operations without a rule", lambda row: ", ".join(row["uncounted"]) or "none", left=True),
     ]
     parts.append(_titled(f"parameters at {max(study.tokens)} tokens", columns, list(sizes.values()), in_markdown))
-    if refused := [(row["kind"], row["tokens"], row["refused"]) for row in study.rows if row["refused"]]:
-        parts.append(_titled("does not work", _texts("kind", "tokens", "reason"), refused, in_markdown))
+    for key, title in (("refused", "does not work"), ("unmeasured", "could not be measured")):
+        if left := [(row["kind"], row["tokens"], row[key]) for row in study.rows if row.get(key)]:
+            parts.append(_titled(title, _texts("kind", "tokens", "reason"), left, in_markdown))
     found = [(v.claim, v.outcome, v.figures, v.reason) for v in verdicts(study)]
     if in_markdown:
         parts.append(_titled("verdicts", _texts("claim", "outcome", "figures", "why"), found, in_markdown))
@@ -84,7 +85,7 @@ def plot_metric(study: Study, metric: str, title: str) -> Figure:
     base = curves.get(BASELINE, {})
     for line in list(axis.lines):
         kind = str(line.get_label())
-        line.set(lw=2 if kind == BASELINE else 1.2, ls=":" if kind in NO_ATTENTION else "-")
+        line.set(lw=2 if kind == BASELINE else 1.2, ls=":" if kind in CONTROLS else "-")
         for tokens in crossovers(curves[kind], base) if kind != BASELINE else ():
             cost = interpolate(base, tokens)
             assert cost is not None, f"{tokens} tokens lie outside {list(base)}"

@@ -14,7 +14,7 @@ from ecoformer.lab.sequence.measurement import FIGURES
 
 BASELINE = "msa"
 BYTES = 4  # of a float32
-NO_ATTENTION = ("uniform", "none")  # to speak of: what every other kind has to be worth more than
+CONTROLS = ("uniform", "none", "random_hash", "msa_shared_qk")  # what every other kind has to be worth more than
 METRICS = {
     "paper_energy_mj": "energy, paper convention, mJ",
     "audited_energy_mj": "energy, audited convention, mJ",
@@ -27,7 +27,10 @@ METRICS = {
 
 @dataclass
 class Study:
-    """Rows of the ledger with, where measured, FIGURES added; `settings` of the measurement, None without one."""
+    """Rows of the ledger with, where measured, FIGURES added; `settings` of the measurement, None without one.
+
+    A row says in `unmeasured` why a measurement failed.
+    """
 
     rows: list[dict[str, Any]]
     shape: Shape
@@ -42,8 +45,8 @@ class Study:
         return sorted({row["tokens"] for row in self.rows})
 
     def series(self, kind: str, metric: str) -> dict[int, float]:
-        """The metric by number of tokens; points that were refused or not measured are left out."""
-        rows = [row for row in self.rows if row["kind"] == kind and row.get(metric) is not None]
+        """The metric by number of tokens; points that were refused, not measured or too small to tell are left out."""
+        rows = [row for row in self.rows if row["kind"] == kind and row.get(metric)]
         return {row["tokens"]: row[metric] for row in rows}
 
     def metrics(self) -> list[str]:
@@ -62,10 +65,13 @@ class Study:
         return found
 
 
-def merge(rows: Sequence[dict[str, Any]], measured: dict[tuple[str, int], dict[str, float]]) -> list[dict[str, Any]]:
-    """Ledger rows with the measured FIGURES and `rounds` added, None where there are none."""
+def merge(
+    rows: Sequence[dict[str, Any]], measured: dict[tuple[str, int], dict[str, float]], refused: dict[str, str]
+) -> list[dict[str, Any]]:
+    """Ledger rows with the measured FIGURES, `rounds` and `unmeasured` added, None where there are none."""
     empty = dict.fromkeys((*FIGURES, "rounds"))
-    return [{**row, **empty, **measured.get((row["kind"], row["tokens"]), {})} for row in rows]
+    found = [{**row, **empty, **measured.get((row["kind"], row["tokens"]), {})} for row in rows]
+    return [row | {"unmeasured": refused.get(f"{row['kind']} {row['tokens']}")} for row in found]
 
 
 def ledger_row(kind: Kind, shape: Shape, tokens: int) -> dict[str, Any]:
