@@ -51,7 +51,8 @@ for _names, _kinds in {
     # 1 / (1 + exp(-x)), and times x, or times the other half of the channels
     "sigmoid": {"exp": 1, "add": 1, "div": 1},
     "silu glu": {"exp": 1, "add": 1, "div": 1, "mul": 1},
-    "log_sigmoid_forward": {"exp": 2, "add": 1},
+    # min(0, x) - log(1 + exp(-|x|))
+    "log_sigmoid_forward": {"compare": 1, "exp": 2, "add": 2},
     # x * clamp(x + 3, 0, 6) / 6, and without x
     "hardswish": {"add": 1, "compare": 2, "mul": 1, "div": 1},
     "hardsigmoid": {"add": 1, "compare": 2, "div": 1},

@@ -186,8 +186,20 @@ MAX_POOLS = ("max_pool2d_with_indices", "max_pool3d_with_indices", "max_pool2d",
 
 @rule(*MAX_POOLS, "avg_pool1d", "avg_pool2d", "avg_pool3d")
 def _pool(call: Call) -> Counts:
-    kernel = call.arg("kernel_size")
-    return _pooled(call, call.elements * (prod(kernel) if len(kernel) > 1 else kernel[0] ** _rank(call)))
+    rank, out = _rank(call), call.outputs[0]
+    settings = [
+        call.arg(key, [1]) or call.arg("kernel_size") for key in ("kernel_size", "stride", "padding", "dilation")
+    ]
+    along = zip(*(list(value) * (rank // len(value)) for value in settings), strict=True)
+    sides = zip(call.arg("self").shape[-rank:], out.shape[-rank:], along, strict=True)
+    windows = prod(_windows(size, outputs, *setting) for size, outputs, setting in sides)
+    return _pooled(call, out.numel() // prod(out.shape[-rank:]) * windows)
+
+
+def _windows(size: int, outputs: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
+    """Summed window lengths of pooling, padding included; with ceil_mode the last may reach beyond it, to nothing."""
+    end = size + 2 * padding
+    return sum(min(kernel, -(-(end - i * stride) // dilation)) for i in range(outputs))
 
 
 def _adaptive_windows(size: int, outputs: int) -> int:

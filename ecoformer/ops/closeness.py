@@ -29,7 +29,7 @@ def strongest_key_recall(weights_BHNN: Tensor, target_BHNN: Tensor, num_keys: in
     # Not topk of the target's own ties: which of two equally strong keys counts does not matter on average.
     wanted_BHNk = target_BHNN.topk(num_keys, dim=-1).indices
     threshold_BHN1 = weights_BHNN.topk(num_keys, dim=-1).values[..., -1:]
-    rounding_BHN1 = 1e-6 * weights_BHNN.abs().amax(dim=-1, keepdim=True)
+    rounding_BHN1 = 1e-6 * threshold_BHN1.abs()
     above = weights_BHNN > threshold_BHN1 + rounding_BHN1
     tied = (weights_BHNN - threshold_BHN1).abs() <= rounding_BHN1
     places_BHN1 = num_keys - above.sum(dim=-1, keepdim=True)

@@ -120,6 +120,14 @@ def test_adaptive_pooling_sums_its_windows() -> None:
     assert found == {"add": 2 * (7 * 7 - 9), "div": 2 * 9}
 
 
+def test_pooling_beyond_the_edge_takes_what_is_there() -> None:
+    """4 x 4 windows over 6 x 6: 4 and 2 numbers along each side, of which ceil_mode keeps both."""
+    x = torch.zeros(1, 2, 6, 6)
+    assert arithmetic(nn.AvgPool2d(4, 4, ceil_mode=True), x) == {"add": 2 * (6 * 6 - 4), "div": 2 * 4}
+    assert arithmetic(nn.MaxPool2d(3, 2, padding=1), x) == {"compare": 2 * 9 * 8}
+    assert arithmetic(nn.MaxPool2d(2, 1, dilation=3, ceil_mode=True), x) == {"compare": 2 * 9 * 3}
+
+
 def test_views_cost_nothing_and_copies_cost_bytes() -> None:
     x = torch.zeros(4, 6)
     assert count(Apply(lambda x: x.t().unsqueeze(0)[:, 1:]), x).counts == {}

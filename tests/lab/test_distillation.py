@@ -15,8 +15,10 @@ from tiny_models import digits_run, sharp_vit
 from ecoformer import InputError, convert, fit_hashes
 from ecoformer.config.schema import Config
 from ecoformer.energy import at_measured_shares, count
+from ecoformer.files.table import render
 from ecoformer.kinds import DistilledHashSpec, DistilledSpec, MSASpec
 from ecoformer.lab.closeness import ControlSpec, block_errors, distill
+from ecoformer.lab.closeness.distill_report import block_table
 from ecoformer.lab.closeness.source import Source
 from ecoformer.nn.heads import join_heads, split_heads
 from ecoformer.ops.closeness import relative_error
@@ -204,3 +206,10 @@ def test_a_hashed_run_is_no_source(run, tmp_path, capsys):
     assert "top-1" not in capsys.readouterr().out
     assert script("distill").main(["--checkpoint", str(out), *quick, "--out", str(tmp_path / "again.pt")]) == 2
     assert "has distilled attention: give one with stock or MSA attention" in capsys.readouterr().err
+
+
+def test_blocks_where_uniform_attention_is_exact_are_told():
+    exact = {"num_tokens": 4, "error_random": 0.1, "energy_pj": 1.0, "energy_pj_before": 1.0, "seconds": 0.0}
+    blocks = [{**exact, "block": str(error), "error": error, "error_uniform": 0.0} for error in (0.0, 0.5)]
+    text = render(block_table({"blocks": blocks}), "table")
+    assert "inf" in text and "0%" in text

@@ -40,3 +40,8 @@ def test_correlation_by_hand():
     assert row_correlation(rows([0.3, 0.3, 0.3]), target) == 0
     both = rows([1.0, 2.0, 3.0], [3.0, 2.0, 1.0])
     assert row_correlation(both, rows([1.0, 2.0, 3.0], [1.0, 2.0, 3.0])) == pytest.approx(0)
+
+
+def test_sharp_attention_recalls_itself():
+    weights = torch.randn(1, 2, 65, 65).mul(8).softmax(dim=-1)
+    assert strongest_key_recall(weights, weights, 8) == pytest.approx(1.0)

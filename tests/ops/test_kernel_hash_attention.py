@@ -116,3 +116,34 @@ def test_only_one_input_may_need_a_gradient():
 def test_an_empty_batch_gives_an_empty_output():
     qk, v, state = random_case((2, 2, 9, 4, 3, 5))
     assert kernel_hash_attention(qk[:0], v[:0], *state, "kernel").shape == (0, 2, 9, 4)
+
+
+def test_an_empty_sequence_gives_an_empty_output():
+    qk, v, state = random_case((2, 2, 9, 4, 3, 5))
+    assert kernel_hash_attention(qk[:, :, :0], v[:, :, :0], *state, "kernel").shape == (2, 2, 0, 4)
+
+
+def test_tokens_whose_square_is_no_float32():
+    qk, v, state = random_case((2, 2, 9, 4, 3, 5))
+    qk = qk.clone()
+    qk[0, 1, 3] *= 1e-21
+    found, wide = (
+        output_and_gradients(
+            kernel_hash_attention, *(x.to(dtype) for x in (qk, v)), [s.to(dtype) for s in state], "kernel"
+        )
+        for dtype in (torch.float32, torch.float64)
+    )
+    for mine, expected in zip(found, wide, strict=True):
+        torch.testing.assert_close(mine.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_backward_pass_within_autocast_computes_as_outside():
+    qk, v, state = random_case((2, 2, 33, 8, 5, 16), torch.float32)
+    found = []
+    for inside in (False, True):
+        leaves = [x.clone().requires_grad_() for x in (qk, v)]
+        loss = kernel_hash_attention(*leaves, *state, "kernel").square().sum()
+        with torch.autocast("cpu", torch.bfloat16, enabled=inside):
+            loss.backward()
+        found.append([leaf.grad for leaf in leaves])
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))

@@ -161,3 +161,12 @@ def test_only_what_needs_a_gradient_gets_one(needed):
 def test_an_empty_batch_gives_an_empty_output():
     x, *tensors = random_case((2, 2, 9, 4, 3, 5))
     assert layer(x[:0], *tensors, numerator="kernel").shape == (0, 9, 8)
+
+
+def test_tokens_whose_square_is_no_float32():
+    case = random_case((2, 2, 9, 4, 3, 5), bias=False)
+    case[0][0, 3] *= 1e-19
+    narrow = [None if t is None else t.float() for t in case]
+    found, wide = (output_and_gradients(layer, c, "kernel") for c in (narrow, case))
+    for mine, expected in zip(found, wide, strict=True):
+        torch.testing.assert_close(mine.double(), expected, rtol=1e-4, atol=1e-4)

@@ -36,7 +36,7 @@ def block_table(figures: Figures) -> Table:
         Column("error", "error", "{:.3f}"),
         Column("uniform", "error_uniform", "{:.3f}"),
         Column("random", "error_random", "{:.3f}"),
-        Column("of uniform", lambda row: row["error"] / row["error_uniform"], "{:.0%}"),
+        Column("of uniform", lambda row: quality_report.of_uniform(row["error"], row["error_uniform"]), "{:.0%}"),
         Column("layer µJ", "energy_pj", "{:.2f}", 1e6),
         Column("before µJ", "energy_pj_before", "{:.2f}", 1e6),
         Column("s", "seconds", "{:.1f}"),
@@ -76,7 +76,10 @@ def plot_errors(figures: Figures, out: Path) -> None:
 
 def ratios(row: Figures) -> list[float]:
     """Error of each block of a study's row against uniform attention's."""
-    return [error / other for error, other in zip(row["error_per_block"], row["uniform_per_block"], strict=True)]
+    return [
+        quality_report.of_uniform(*errors)
+        for errors in zip(row["error_per_block"], row["uniform_per_block"], strict=True)
+    ]
 
 
 def study_table(rows: list[Figures]) -> Table:

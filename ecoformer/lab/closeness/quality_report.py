@@ -1,5 +1,6 @@
 """The sweep as a table and as pictures."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,14 @@ GOAL = 0.75  # of uniform attention's error
 FLOORS = {"error_uniform": "uniform attention", "error_shared_qk": "softmax, queries for keys"}
 
 
+def of_uniform(error: float, uniform: float) -> float:
+    """An error against uniform attention's: below 1 it knows something of the attention. 0 / 0 is 0: all is exact."""
+    return error / uniform if uniform else (math.inf if error else 0.0)
+
+
 def ratios(row: Row) -> list[float]:
-    """Error of each block against uniform attention's; below 1 a replacement knows something of the attention."""
-    return [block["error"] / block["error_uniform"] for block in row["blocks"]]
+    """`of_uniform` of each block."""
+    return [of_uniform(block["error"], block["error_uniform"]) for block in row["blocks"]]
 
 
 def worst(row: Row) -> float:

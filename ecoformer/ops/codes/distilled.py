@@ -137,7 +137,7 @@ class DistilledHash(Attends):
         return code_q_BHNK, code_k_BHNK
 
     def signed_codes(self, x_BND: Tensor, *values: Tensor | None) -> Tensor:
-        """Of queries, then keys along B, (2B, H, N, K): +1 where a bit is 1, or a power of two at least 1; else -1."""
+        """Of queries, then keys along B, (2B, H, N, K): +1 where what a code is made of is at least 0, else -1."""
         return torch.cat([2 * code_BHNK - 1 for code_BHNK in replace(self, form=BITS).codes(x_BND)])
 
     def attend(
