@@ -53,7 +53,7 @@ def dims_of(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     return {
         "embed_dims": widths,
         "depths": [len(blocks[stage]) for stage in order],
-        "mlp_ratios": [_ratio(size, width) for size, width in zip(hidden, widths, strict=True)],
+        "mlp_ratios": [mlp_ratio(size, width) for size, width in zip(hidden, widths, strict=True)],
         "num_heads": [None if code is None else len(code) for code in codes],
         "sr_ratios": [None if reducer is None else reducer.shape[-1] for reducer in reducers],
     }
@@ -132,10 +132,10 @@ def _plain_dims(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     if norm is None or hidden is None:
         return {}
     depth = sum(1 for key in tensors if re.fullmatch(r"blocks\.\d+\.norm1\.weight", key))
-    return {"embed_dim": len(norm), "depth": depth, "mlp_ratio": _ratio(len(hidden), len(norm))}
+    return {"embed_dim": len(norm), "depth": depth, "mlp_ratio": mlp_ratio(len(hidden), len(norm))}
 
 
-def _ratio(hidden: int, width: int) -> float | int:
+def mlp_ratio(hidden: int, width: int) -> float | int:
     """What times a width, rounded down as timm does, is the hidden width."""
     ratio = hidden / width
     if ratio == int(ratio):

@@ -86,9 +86,11 @@ class Ledger:
     def diff(self, other: Ledger, by: str = "layer", profile: Prices = "45nm_fp32") -> str:
         """What each part does more (+) or less (-) in `other`, as text; parts that are the same are left out.
 
-        Raises InputError as `table` does, and for another that is no ledger.
+        Raises InputError as `table` does, and for another that is no ledger, or one of another convention.
         """
         require(other, Ledger, "ledger: give what ecoformer.energy.count returns", "other=")
+        if other.convention != self.convention:
+            raise InputError(f"other= is counted by convention={other.convention}, not {self.convention}: count it so")
         prices = load_profile(profile)
         return render(differences(self, other, prices, by), "table", f"{prices.name}; + is more in the other")
 
@@ -123,7 +125,7 @@ class Ledger:
         return self._of(entry for entry in self.entries if keep(entry))
 
     def attention(self, projections: bool = False) -> Ledger:
-        """The attention cores alone; with `projections`, all that runs inside attention layers."""
+        """The attention cores alone, none without attention; with `projections`, all inside attention layers."""
         return self.select(lambda entry: entry.core or (projections and bool(entry.attention)))
 
     def by_module(self, depth: int | None = None) -> dict[str, Ledger]:

@@ -209,6 +209,7 @@ def test_the_difference_of_two_ledgers_adds_up(pair: tuple[Ledger, Ledger]) -> N
     ("wrong", "message"),
     [
         (lambda ledger: ledger.diff(3), r"other=3 is no ledger: give what ecoformer\.energy\.count returns$"),
+        (lambda ledger: ledger.diff(replace(ledger, convention="paper")), "by convention=paper, not audited: count it"),
         (lambda ledger: ledger.diff(ledger, by=["layer"]), r"by=\['layer'\] does not exist: .* op, kind$"),
         (lambda ledger: ledger.to_markdown({}), r"by=\{\} does not exist"),
         (

@@ -68,6 +68,11 @@ def test_refused_points_say_why():
     assert "no fewer parameters" in ledger_row(Kind.parse("low_rank"), NARROW, 16)["refused"]
 
 
+def test_an_mlp_is_as_wide_as_asked_for():
+    block = Kind.parse("msa").build(Shape("custom", 100, 4, 232, 1), 16, 1)[0]
+    assert block.mlp.fc1.out_features == 232
+
+
 def test_shapes_are_those_of_bert_base_and_vit_b():
     bert = ledger_row(Kind.parse("msa"), SHAPES["bert_base"], 64)
     assert bert["params"] == 85_054_464  # the layers of BERT-base's encoder

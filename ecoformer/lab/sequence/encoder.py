@@ -17,6 +17,7 @@ from ecoformer.fit.hashes import fit_hashes
 from ecoformer.kinds import SPECS, make_spec
 from ecoformer.model.convert import convert
 from ecoformer.model.low_rank import LowRankSpec, factorize
+from ecoformer.models.dims import mlp_ratio
 
 GREENFORMERS_RANK = 100  # the rank of the BERT example in Greenformers' own documentation; its abstract names none
 NUMBERED = {"low_rank": "rank", "linformer": "proj_dim"}
@@ -72,7 +73,7 @@ class Kind:
         They are in evaluation mode; weights are random, hash functions unfitted.
         Raises InputError if the kind cannot work with the tokens or the width.
         """
-        options: dict[str, Any] = {"mlp_ratio": shape.mlp / shape.width, "qkv_bias": True}
+        options: dict[str, Any] = {"mlp_ratio": mlp_ratio(shape.mlp, shape.width), "qkv_bias": True}
         with torch.device(device):
             model = nn.Sequential(*(Block(shape.width, shape.heads, **options) for _ in range(layers))).eval()
         if self.name == "low_rank":
