@@ -39,7 +39,7 @@ def fit_hash_reference(
     features_BHNM = features_BHNM[usable_B]
     mean_HM = features_BHNM.mean(dim=(0, 2)) if usable_B.any() else torch.zeros_like(A_HKM[:, 0])
     features_BHNM = features_BHNM - mean_HM[None, :, None, :]
-    S_BHNN = num_bits * similarity_targets(x_BHNC[usable_B], x_BHNC[usable_B], top_k)
+    S_BHNN = num_bits * similarity_targets(x_BHNC[usable_B], top_k)
 
     fitted_HKM, candidate_HKM = A_HKM.clone(), A_HKM.clone()
     before, after, candidates, traces = [], [], [], []

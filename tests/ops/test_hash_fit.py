@@ -91,7 +91,7 @@ def test_gradient_equals_autograd(shape: tuple[int, int, int, int], num_earlier:
     features_BHNM = features_BHNM - features_BHNM.mean(dim=(0, 2))[None, :, None]
     usable_BN = torch.ones(shape[0], shape[2], dtype=torch.bool)
     objective = HashObjective(x_BHNC, features_BHNM, usable_BN, num_bits=num_bits, top_k=4)
-    S_BHNN = num_bits * similarity_targets(x_BHNC, x_BHNC, 4)
+    S_BHNN = num_bits * similarity_targets(x_BHNC, 4)
     for bit in range(num_earlier):
         code_PN = objective.codes(A_HKM[:, bit])
         objective.append(code_PN)
@@ -118,9 +118,8 @@ def test_top_k_outside_half_the_tokens_is_refused(implementation: str, top_k: in
 def test_chunks_of_rows_and_of_samples_change_nothing(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
     x_BHNC, _, _ = make_inputs((3, 2, 25, 8))
     x_PNC = x_BHNC.transpose(0, 1).flatten(0, 1)
-    keys_PNC = x_PNC.flip(2)
-    whole = symmetric_targets(x_PNC, keys_PNC, 4, 1.5).to_dense()
+    whole = symmetric_targets(x_PNC, 4, 1.5).to_dense()
     monkeypatch.setattr(targets_module, "SIMILARITIES_PER_CHUNK", chunk)
-    assert torch.equal(symmetric_targets(x_PNC, keys_PNC, 4, 1.5).to_dense(), whole)
-    S0_PNN = similarity_targets(x_BHNC, x_BHNC.flip(3), 4).transpose(0, 1).flatten(0, 1)
+    assert torch.equal(symmetric_targets(x_PNC, 4, 1.5).to_dense(), whole)
+    S0_PNN = similarity_targets(x_BHNC, 4).transpose(0, 1).flatten(0, 1)
     assert torch.equal(whole, torch.block_diag(*(1.5 * (S0_PNN + S0_PNN.transpose(1, 2)))))

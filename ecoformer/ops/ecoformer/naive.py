@@ -44,12 +44,12 @@ def hash_attention_reference(code_q_BHNK: Tensor, code_k_BHNK: Tensor, v_BHNC: T
     return (similarity_BHNN @ v_BHNC + offset * v_BHNC) / denominator_BHN1
 
 
-def similarity_targets(query_BHNC: Tensor, key_BHNC: Tensor, top_k: int) -> Tensor:
-    """S0 (B, H, N, N): in row i, +1 for the top_k keys with the largest dot product with query i, -1 for the smallest.
+def similarity_targets(x_BHNC: Tensor, top_k: int) -> Tensor:
+    """S0 (B, H, N, N): in row i, +1 for the top_k tokens of largest dot product with token i, -1 for the smallest.
 
     A row of a zero token, or among identical tokens, tells no token from another; it is zero.
     """
-    similarity_BHNN = query_BHNC @ key_BHNC.transpose(-2, -1)
+    similarity_BHNN = x_BHNC @ x_BHNC.transpose(-2, -1)
     top = similarity_BHNN.topk(top_k, dim=-1)
     bottom = similarity_BHNN.topk(top_k, dim=-1, largest=False)
     target_BHNN = torch.zeros_like(similarity_BHNN).scatter_(-1, top.indices, 1.0)

@@ -75,7 +75,7 @@ class HashObjective:
         self.features_PMN = features_BHNM.permute(1, 0, 3, 2).contiguous().flatten(0, 1)
         x_PNC = x_BHNC.transpose(0, 1).flatten(0, 1)
         usable_PN = usable_BN.repeat(self.num_heads, 1)
-        self.targets = symmetric_targets(x_PNC, x_PNC, top_k, 0.5 * num_bits, usable_PN if masked else None)
+        self.targets = symmetric_targets(x_PNC, top_k, 0.5 * num_bits, usable_PN if masked else None)
         self.usable_PN = usable_PN.to(features_BHNM.dtype)
         self.codes_PKN = features_BHNM.new_zeros(self.pairs, num_bits, self.num_tokens)
         self.num_fitted = 0

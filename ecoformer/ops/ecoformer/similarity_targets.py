@@ -20,22 +20,20 @@ def distinguishes(top: Tensor, bottom: Tensor) -> Tensor:
     return top.amin(dim=-1) > bottom.amax(dim=-1) + 16 * torch.finfo(top.dtype).eps * size
 
 
-def nearest_and_farthest(
-    query_PNC: Tensor, key_PNC: Tensor, top_k: int, mask_PN: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """The keys with the top_k largest and the top_k smallest dot products with every query, found in chunks.
+def nearest_and_farthest(x_PNC: Tensor, top_k: int, mask_PN: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The tokens with the top_k largest and the top_k smallest dot products with every token, found in chunks.
 
     Returns the token indices (P, N, 2 * top_k), the most similar in the first half, and (P, N) True where they
     mean something (see `distinguishes`). Tokens of which `mask_PN` is False are nobody's keys, and have none.
     """
-    pairs, num_tokens, _ = query_PNC.shape
-    key_PCN = key_PNC.transpose(1, 2)
-    index_PNk = torch.empty(pairs, num_tokens, 2 * top_k, dtype=torch.int64, device=query_PNC.device)
-    informative_PN = torch.empty(pairs, num_tokens, dtype=torch.bool, device=query_PNC.device)
+    pairs, num_tokens, _ = x_PNC.shape
+    key_PCN = x_PNC.transpose(1, 2)
+    index_PNk = torch.empty(pairs, num_tokens, 2 * top_k, dtype=torch.int64, device=x_PNC.device)
+    informative_PN = torch.empty(pairs, num_tokens, dtype=torch.bool, device=x_PNC.device)
     rows = max(1, min(num_tokens, SIMILARITIES_PER_CHUNK // (num_tokens * pairs)))
     for start in range(0, num_tokens, rows):
         chunk = slice(start, start + rows)
-        similarity = torch.bmm(query_PNC[:, chunk], key_PCN)
+        similarity = torch.bmm(x_PNC[:, chunk], key_PCN)
         low = high = similarity
         if mask_PN is not None:
             out_P1N = ~mask_PN.unsqueeze(1)
@@ -48,23 +46,21 @@ def nearest_and_farthest(
     return index_PNk, informative_PN if mask_PN is None else informative_PN & mask_PN
 
 
-def symmetric_targets(
-    query_PNC: Tensor, key_PNC: Tensor, top_k: int, scale: float, mask_PN: Tensor | None = None
-) -> Tensor:
+def symmetric_targets(x_PNC: Tensor, top_k: int, scale: float, mask_PN: Tensor | None = None) -> Tensor:
     """scale * (S0 + S0^T) over all P * N tokens as one block-diagonal CSR matrix with 32-bit indices.
 
-    S0 holds +1 for the nearest and -1 for the farthest keys of a query, in its row. Pairs are worked off in groups, so
+    S0 holds +1 for the nearest and -1 for the farthest keys of a token, in its row. Pairs are worked off in groups, so
     that sorting the entries stays in cache and takes little memory.
     """
-    pairs, num_tokens, _ = query_PNC.shape
-    device, dtype = query_PNC.device, query_PNC.dtype
+    pairs, num_tokens, _ = x_PNC.shape
+    device, dtype = x_PNC.device, x_PNC.dtype
     group = max(1, SIMILARITIES_PER_CHUNK // num_tokens**2)
     counts, columns, values = [], [], []
     for start in range(0, pairs, group):
-        query_GNC, key_GNC = (x_PNC[start : start + group] for x_PNC in (query_PNC, key_PNC))
-        size = query_GNC.shape[0] * num_tokens
+        x_GNC = x_PNC[start : start + group]
+        size = x_GNC.shape[0] * num_tokens
         mask_GN = None if mask_PN is None else mask_PN[start : start + group]
-        index_GNk, informative_GN = nearest_and_farthest(query_GNC, key_GNC, top_k, mask_GN)
+        index_GNk, informative_GN = nearest_and_farthest(x_GNC, top_k, mask_GN)
         index_GNk += torch.arange(0, size, num_tokens, device=device)[:, None, None]
         row = torch.arange(size, device=device).repeat_interleave(2 * top_k)
         column = index_GNk.flatten()
