@@ -250,5 +250,6 @@ def test_what_could_not_be_measured_is_said(script, capsys, tmp_path):
     line = ["--width", "32", "--heads", "2", "--kinds", "msa", "--tokens", "16,32", "--rounds", "0"]
     assert script.main([*line, "--out", str(tmp_path)]) == 0
     assert "could not be measured" in (text := capsys.readouterr().out) and "needs more memory" in text
+    assert "measured with width 32, heads 2, mlp 128, layers 1" in text
     rows = json.loads((tmp_path / "study.json").read_text())["rows"]
     assert [row["unmeasured"] for row in rows] == ["needs more memory", None]

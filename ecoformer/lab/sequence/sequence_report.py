@@ -50,6 +50,8 @@ def as_text(study: Study, in_markdown: bool = False) -> str:
     for key, title in (("refused", "does not work"), ("unmeasured", "could not be measured")):
         if left := [(row["kind"], row["tokens"], row[key]) for row in study.rows if row.get(key)]:
             parts.append(_titled(title, _texts("kind", "tokens", "reason"), left, in_markdown))
+    if study.settings is not None:
+        parts.append("measured with " + ", ".join(f"{key} {value}" for key, value in study.settings.items()))
     found = [(v.claim, v.outcome, v.figures, v.reason) for v in verdicts(study)]
     if in_markdown:
         parts.append(_titled("verdicts", _texts("claim", "outcome", "figures", "why"), found, in_markdown))
