@@ -135,8 +135,8 @@ def to_csv(rows: Sequence[dict[str, Any]]) -> str:
 def markdown(table: Table, spaced: bool = True) -> str:
     """The table alone as Markdown; `spaced` is how the line below the headings is written."""
     rule = ["---" if column.left else "---:" for column in table.columns]
-    lines = [[cell.replace("|", "\\|") for cell in line] for line in table.cells]
-    head, *body = (f"| {' | '.join(line)} |" for line in (table.headings, *lines))
+    lines = [[cell.replace("|", "\\|") for cell in line] for line in (table.headings, *table.cells)]
+    head, *body = (f"| {' | '.join(line)} |" for line in lines)
     return "\n".join([head, f"| {' | '.join(rule)} |" if spaced else f"|{'|'.join(rule)}|", *body])
 
 
@@ -186,7 +186,7 @@ def _markdown(table: Table, title: str, notes: Sequence[str]) -> str:
 
 def _latex(table: Table, title: str, notes: Sequence[str]) -> str:
     align = "".join("l" if column.left else "r" for column in table.columns)
-    lines = [f"% {note}" for note in ([title] if title else []) + list(notes)]
+    lines = [f"% {line}" for note in [title, *notes] for line in note.splitlines()]
     lines += ["% needs \\usepackage{booktabs}", f"\\begin{{tabular}}{{{align}}}", "\\toprule"]
     head, *body = (
         " & ".join(cell.translate(LATEX) for cell in line) + r" \\" for line in (table.headings, *table.cells)

@@ -53,3 +53,9 @@ def test_a_terminal_table_cuts_no_figure():
     narrow = [Column(c.heading, c.of, wide=n > 1) for n, c in enumerate(columns)]
     *shown, left_out = render(Table(narrow, [123456.25]), "table").splitlines()
     assert max(map(len, shown)) <= 100 and left_out.startswith("no room for: a rather long heading")
+
+
+def test_signs_of_the_format_in_headings_and_titles_of_two_lines():
+    table = Table([Column("|x|", "model")], ROWS)
+    assert render(table, "md").splitlines()[0] == "| \\|x\\| |"
+    assert render(table, "latex", "one\ntwo", ["three"]).splitlines()[:3] == ["% one", "% two", "% three"]
