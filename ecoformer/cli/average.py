@@ -10,10 +10,10 @@ must be the same in all. The result is a checkpoint like best.pt, without figure
 
 from pathlib import Path
 
-from ecoformer.cli.arguments import Parser, out_file, script
+from ecoformer.cli.arguments import Parser, out_checkpoint, script
 
 
 @script("ecoformer.run.average", __doc__)
 def main(p: Parser) -> None:
     p.add_argument("checkpoints", type=Path, nargs="+", metavar="CHECKPOINT")
-    p.add_argument("--out", type=out_file, required=True, metavar="FILE.pt")
+    p.add_argument("--out", type=out_checkpoint, required=True, metavar="FILE.pt")

@@ -12,7 +12,7 @@ controls without any attention whose values are fitted alike: where these lose n
 import argparse
 from pathlib import Path
 
-from ecoformer.cli.arguments import Parser, out_file, positive, script, seed, stage_or_pattern
+from ecoformer.cli.arguments import Parser, out_checkpoint, positive, script, seed, stage_or_pattern
 from ecoformer.errors import InputError
 
 
@@ -40,7 +40,9 @@ def main(p: Parser) -> None:
     p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     p.add_argument("--threads", type=positive, help="CPU threads")
     p.add_argument("--format", choices=("table", "json"), default="table")
-    p.add_argument("--out", type=out_file, metavar="FILE", required=True, help="the distilled model, e.g. distilled.pt")
+    p.add_argument(
+        "--out", type=out_checkpoint, metavar="FILE", required=True, help="the distilled model, e.g. distilled.pt"
+    )
 
 
 def add_fit_options(p: argparse.ArgumentParser) -> None:

@@ -17,7 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ecoformer.cli.arguments import Parser, in_order, out_file, script
+from ecoformer.cli.arguments import Parser, in_order, out_checkpoint, script
 from ecoformer.errors import InputError
 from ecoformer.files import json_text
 
@@ -33,7 +33,9 @@ KINDS = ("msa", "ecoformer", "stock")
 def main(p: Parser) -> None:
     p.add_argument("file", type=Path, metavar="FILE")
     p.add_argument("--model", required=True, help="a timm name, with _msa or _ecoformer where the weights are such")
-    p.add_argument("--out", type=out_file, metavar="FILE.pt", help="checkpoint to write; without it, only the report")
+    p.add_argument(
+        "--out", type=out_checkpoint, metavar="FILE.pt", help="checkpoint to write; without it, only the report"
+    )
     p.add_argument(
         "--heads",
         type=in_order("whole numbers of at least 1, such as 1,2,5,8"),

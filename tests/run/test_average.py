@@ -131,6 +131,7 @@ def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "hash functions and what else was fitted cannot be averaged" in refused(
         capsys, one, tmp_path / "fit.pt", out
     )
+    assert "a checkpoint is a .pt file" in refused(capsys, one, out.replace(".pt", ".safetensors"))
     assert "give at least two" in refused(capsys, one, out)
     assert "give at least two" in refused(capsys, one, one, out)
     copy = tmp_path / "copy.pt"
