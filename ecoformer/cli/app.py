@@ -154,7 +154,7 @@ def _in_own_folder(cfg: DictConfig) -> DictConfig:
 def _sweep_dir(started: str, *, _root_: DictConfig) -> str:
     given = OmegaConf.select(_root_, "output_dir")
     name = OmegaConf.select(_root_, "name") or "eval"
-    return given or f"outputs/sweeps/{name}/{started}"
+    return os.path.expanduser(given or f"outputs/sweeps/{name}/{started}")
 
 
 def _flags_first(argv: list[str], config_name: str) -> list[str]:

@@ -97,7 +97,8 @@ def run_torchrun(cfg: DictConfig, name: str = "train", full_errors: bool = False
     environment.setdefault("OMP_NUM_THREADS", str(max(1, process.available_cores() // nproc)))
     code, signum = supervise(command, environment)
     if code == 0:
-        return read_summary(Path(folder))["top1"] if folder is not None and (Path(folder) / SUMMARY).exists() else None
+        done = None if folder is None else Path(folder).expanduser()
+        return read_summary(done)["top1"] if done is not None and (done / SUMMARY).exists() else None
     if signum is None:
         job = f"job {HydraConfig.get().job.num}: " if _in_job() else ""
         raise InputError(f"{job}torchrun ended with code {code}: its processes say why{_log()}")
@@ -216,7 +217,7 @@ def through_launcher(argv: list[str], config_name: str) -> list[str]:
             f"hydra/launcher={launcher} needs output_dir=DIR, on a file system that all nodes share: a job that is "
             "queued again must find its run"
         )
-    extra = [f"hydra.sweep.dir={quoted(str(given[-1]))}"]
+    extra = [f"hydra.sweep.dir={quoted(os.path.expanduser(str(given[-1])))}"]
     if not sweeps:
         sweep = next((override.input_line for override in parsed if override.is_sweep_override()), None)
         if sweep is not None:

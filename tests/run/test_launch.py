@@ -101,6 +101,18 @@ def test_each_job_of_a_sweep_is_its_own_torchrun(
     assert "torchrun ended with code 1: its processes say why, above" in capsys.readouterr().err
 
 
+def test_home_is_found_by_sweeps_launchers_and_torchrun(
+    command: Callable[..., int], torchrun: Seen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert command("train", "-m", *LINE, "seed=3", "launch.nproc_per_node=2", "output_dir=~/x") == 0
+    assert torchrun["commands"][0][-1] == f"output_dir='{tmp_path / 'x' / '0'}'" and not Path("~").exists()
+    assert f"hydra.sweep.dir='{tmp_path / 'x'}'" in submitted("hydra/launcher=local", *LINE, "output_dir='~/x'")
+    figures = {"top1": 12.5, "energy_pj": 1.0, "attention_energy_pj": 0.5, "images_per_second": 3.0}
+    (tmp_path / "x" / "summary.json").write_text(json.dumps(figures))
+    assert launch.run_torchrun(in_slurm_job(monkeypatch, "output_dir='~/x'")) == 12.5
+
+
 def test_the_jobs_of_a_sweep_are_one_group_of_wandb(
     command: Callable[..., int], torchrun: Seen, tmp_path: Path
 ) -> None:
