@@ -12,6 +12,13 @@ from ecoformer.config.overrides import quoted
 from ecoformer.config.schema import SCHEMAS
 from ecoformer.errors import mistake, one_line
 
+# Launchers and sweepers of Hydra's that are packages of their own, and what pip installs.
+PLUGINS = {
+    "hydra/launcher/joblib": "'ecoformer[sweep]'",
+    **{f"hydra/launcher/{name}": f"hydra-{name}-launcher" for name in ("ray", "rq")},
+    **{f"hydra/sweeper/{name}": f"hydra-{name}-sweeper" for name in ("ax", "nevergrad", "optuna")},
+}
+
 
 def describe(error: BaseException, config_name: str) -> str | None:
     """The one line about an error that the user can mend; None for a defect of ours."""
@@ -48,6 +55,8 @@ def _missing_option(error: MissingConfigException) -> str:
     if error.options is None or "/" not in missing:
         return one_line(error)
     group, _, option = missing.rpartition("/")
+    if missing in PLUGINS:
+        return f"{group}={option} needs its plugin: pip install {PLUGINS[missing]}"
     others = f"; any other of timm's: model=timm model.name={option}" if group == "model" else ""
     return one_of(group, option, error.options) + others
 

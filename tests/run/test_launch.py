@@ -19,6 +19,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
 
 from ecoformer.config.schema import register_schemas
 from ecoformer.errors import Interrupted
@@ -224,8 +225,17 @@ def test_launch_settings_that_nothing_would_heed(refused: Callable[..., str], mo
 
 
 def test_without_the_plugin(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    Plugins.instance()  # looks for them
     known = ConfigStore.instance().repo["hydra"]["launcher"]
     monkeypatch.delitem(known, "submitit_slurm.yaml")
+    monkeypatch.delitem(known, "joblib.yaml", raising=False)
+    for choice, package in (
+        ("launcher=joblib", "'ecoformer[sweep]'"),
+        ("sweeper=nevergrad", "hydra-nevergrad-sweeper"),
+    ):
+        message = refused("train", "-m", f"hydra/{choice}", *LINE, "seed=0,1")
+        assert message == f"hydra/{choice} needs its plugin: pip install {package}"
+    assert "hydra/launcher=jobli does not exist; " in refused("train", "-m", "hydra/launcher=jobli", *LINE)
     message = refused("train", "hydra/launcher=slurm", *LINE, "output_dir=x")
     assert message == "hydra/launcher=slurm and local need submitit: pip install 'ecoformer[slurm]'"
 
