@@ -9,7 +9,7 @@ from PIL import Image
 
 from ecoformer.config.schema import SEQUENCES, DataConfig
 from ecoformer.data.decode import CorruptImage, EvalTransform, is_constant, read_image
-from ecoformer.data.folders import VAL_NAMES
+from ecoformer.data.folders import IMAGE_SUFFIXES, VAL_NAMES, class_folders
 from ecoformer.data.hf_disk import is_saved
 from ecoformer.data.layouts import Audit, DataFault, look_at_folders, look_at_rows, look_at_sequences, look_at_shards
 from ecoformer.data.splits import LabelledSource
@@ -57,11 +57,15 @@ def audit(data: DataConfig, *, with_train: bool = True, workers: int = 1, progre
 def _layout(root: Path) -> str:
     if is_saved(root):
         return "hfds"
+    splits = [root / name for name in ("train", *VAL_NAMES) if (root / name).is_dir()]
+    classes = [split / name for split in splits for name in class_folders(split).values()]
+    if any(path.suffix.lower() in IMAGE_SUFFIXES for folder in classes for path in folder.rglob("*")):
+        return "folder"  # whatever archives lie beside them
     if next(root.glob("**/*.tar"), None) is not None:
         return "webdataset"
     if next(root.glob("**/*.parquet"), None) is not None or next(root.glob("**/*.arrow"), None) is not None:
         return "hfds"
-    if any((root / name).is_dir() for name in ("train", *VAL_NAMES)):
+    if splits:
         return "folder"
     raise InputError(
         f"{root} holds no data set: it has no train/, val/ or test/ folder, no shards (*.tar), no parquet files and "

@@ -83,6 +83,13 @@ def test_every_fault_of_a_folder(check, image_folder: Path, write_image, workers
     assert f"corrupt image: {cut} (" in text and text.endswith("10 faults\n") and "; empty: cat" in text
 
 
+def test_archives_beside_class_folders_are_no_shards(check, image_folder: Path):
+    for name in ("images.tar", "train/ant.tar", "rows.parquet"):
+        (image_folder / name).write_bytes(b"of the images")
+    code, found = check(image_folder)
+    assert (code, found["layout"], found["faults"]) == (0, "folder", [])
+
+
 def test_missing_splits(check, image_folder: Path):
     (image_folder / "train").rename(image_folder / "elsewhere")
     code, found = check(image_folder)
