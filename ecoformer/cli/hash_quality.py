@@ -4,7 +4,7 @@
 
 Each setting is "KIND" or "KIND:key=value,..."; "random-KIND" leaves its hash functions random. Errors are those of the
 attention output on held-out images, as a share of uniform attention's; see docs/hash_learning.md. With --out, writes
-quality.json, table.md, errors.png and energy.png there.
+quality.json, table.md, errors.png and energy.png there, in a folder that holds no other sweep.
 """
 
 from ecoformer.cli.arguments import Parser, out_folder, positive, script, seed

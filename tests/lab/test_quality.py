@@ -229,6 +229,25 @@ def test_the_command_writes_what_the_committed_results_hold(tmp_path, capsys):
     assert {path.name for path in (tmp_path / "out").glob("*.png")} == {"errors.png", "energy.png"}
 
 
+def test_a_sweep_is_refused_before_anything_is_fitted_or_written_over(tmp_path, capsys):
+    command = ["--checkpoint", str(digits_run(tmp_path / "best.pt")), "--fit-images", "8", "--images", "4"]
+
+    def refused(*arguments):
+        assert hash_quality.main([*command, *arguments]) == 2
+        printed = capsys.readouterr()
+        assert printed.out == "" and printed.err.startswith("error: ") and printed.err.count("\n") == 1
+        return printed.err
+
+    assert "blocks.0.attn has 17 tokens: num_anchors=25 > 17" in refused("--settings", "uniform", "ecoformer")
+    assert "measured by this attention; name one of binary_qk, distilled, " in refused("--settings", "uniform", "msa")
+    out = ["--out", str(tmp_path / "out")]
+    assert hash_quality.main([*command, *out, "--settings", "uniform", "none"]) == 0
+    capsys.readouterr()
+    before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert "quality.json of an earlier sweep: name another folder, or remove it" in refused(*out, "--settings=uniform")
+    assert before == {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+
+
 def test_a_run_without_softmax_attention_is_refused(tmp_path, capsys):
     assert hash_quality.main(["--checkpoint", str(digits_run(tmp_path / "best.pt", "stock"))]) == 2
     assert "has stock attention: give one of an attention=msa run" in capsys.readouterr().err

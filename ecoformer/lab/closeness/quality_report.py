@@ -11,6 +11,7 @@ from ecoformer.report.figures import legend, panels, save_figure
 
 Row = dict[str, Any]
 GOAL = 0.75  # of uniform attention's error
+QUALITY = "quality.json"
 FLOORS = {"error_uniform": "uniform attention", "error_shared_qk": "softmax, queries for keys"}
 
 
@@ -46,7 +47,7 @@ def as_text(found: dict[str, Any]) -> str:
 def write_report(found: dict[str, Any], out: Path) -> None:
     """What `sweep` found as quality.json, table.md and two pictures of the first seed."""
     rows = found["rows"]
-    write_json(out / "quality.json", found)
+    write_json(out / QUALITY, found)
     write_text(out / "table.md", markdown(quality_table(rows, baseline(rows))) + "\n")
     first = [row for row in rows if row["seed"] == rows[0]["seed"]]
     plot_errors(first, out / "errors.png", found["title"])

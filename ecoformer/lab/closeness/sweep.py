@@ -18,7 +18,7 @@ from ecoformer.energy import Profile, count, load_profile
 from ecoformer.errors import InputError
 from ecoformer.files import json_text
 from ecoformer.fit.hashes import fit_hashes
-from ecoformer.kinds import make_spec
+from ecoformer.kinds import SPECS, MSASpec, make_spec
 from ecoformer.lab.closeness import quality_report as report
 from ecoformer.lab.closeness.blocks import quality
 from ecoformer.lab.closeness.controls import RANDOM, random_hash, uniform_copy
@@ -98,15 +98,21 @@ def measure_setting(
 def run(args: argparse.Namespace) -> int:
     """Every setting with every seed, written to --out after each: a sweep may take an hour and be cut short.
 
-    Raises InputError: more images than there are, or a setting that does not fit the model.
+    Raises InputError: more images than there are, a setting that does not fit the model, or --out holds a sweep.
     """
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    for setting in args.settings:
-        parse_setting(setting)  # what is no setting is said before the data are read
+    for setting in args.settings:  # what is no setting is said before the data are read
+        if parse_setting(setting).name == MSASpec.name:
+            kinds = ", ".join(sorted(SPECS.keys() - {MSASpec.name}))
+            raise InputError(f"--settings {setting}: others are measured by this attention; name one of {kinds}")
+    if args.out is not None and (held := args.out / report.QUALITY).exists():
+        raise InputError(f"--out {args.out} holds {held.name} of an earlier sweep: name another folder, or remove it")
     profile = load_profile(args.profile)
     source = load_source(checkpoint=args.checkpoint, root=args.data, only_msa=True, out=args.out, device=args.device)
     config, data, msa = source.config, source.data, source.model
+    for setting in args.settings:  # nor is one fitted before another is refused
+        convert(copy.deepcopy(msa), parse_setting(setting), img_size=data.img_size)
     held_out = pick_images(data.val_loader, data.num_val, args.images, seed=0)
     found: dict[str, Any] = {
         "title": f"{config.model.name} on {config.data.name}, {config.data.img_size} px",
