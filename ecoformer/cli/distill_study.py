@@ -16,7 +16,7 @@ from ecoformer.cli.arguments import Parser, out_folder, positive, script, seed
 from ecoformer.cli.distill import add_fit_options
 
 
-@script("ecoformer.lab.closeness.distill_study", __doc__)
+@script("ecoformer.lab.closeness.distill_study", __doc__, resumable=True)
 def main(p: Parser) -> None:
     p.add_argument("--checkpoints", nargs="+", type=Path, required=True, metavar="FILE", help="stock or MSA runs")
     p.add_argument("--data", metavar="ROOT", help="data.root, if it is not where the runs had it")

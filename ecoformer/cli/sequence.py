@@ -11,7 +11,7 @@ those of --layers blocks at batch 1 in float32, scaled to the shape; see docs/se
 from ecoformer.cli.arguments import Parser, names, not_negative, out_folder, script
 
 
-@script("ecoformer.lab.sequence.command", __doc__)
+@script("ecoformer.lab.sequence.command", __doc__, resumable=True)
 def main(p: Parser) -> None:
     p.add_argument("--tokens", help="comma-separated; ... doubles (default: 64,128,...,8192)")
     p.add_argument("--kinds", type=names, help="default: all; attention kinds, low_rank[_RANK], linformer_TOKENS")

@@ -220,6 +220,16 @@ def test_two_studies_in_one_folder(refused, tmp_path):
     assert f"{tmp_path} is in use by process {other.process}: wait for its end" in refused(*SMALL, *line)
 
 
+def test_ctrl_c_says_that_the_same_command_goes_on(script, monkeypatch, capsys, tmp_path):
+    def interrupted(point):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ecoformer.lab.sequence.command.measure_apart", interrupted)
+    line = ["--kinds", "msa", "--tokens", "64", "--rounds", "1", "--out", str(tmp_path)]
+    assert script.main([*SMALL, *line]) == 130
+    assert capsys.readouterr().err.endswith("stopped: the same command goes on where it was\n")
+
+
 FIGURES = {"forward_s": 1.0, "forward_mib": 2.0, "train_s": 3.0, "train_mib": 4.0}
 SETTINGS = {"width": 32, "heads": 2, "mlp": 128, "layers": 1}
 DAMAGED = {

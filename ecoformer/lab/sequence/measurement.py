@@ -5,16 +5,19 @@ Processes are forked from a server that has imported torch and run nothing.
 
 import math
 import multiprocessing
+import signal
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ecoformer.errors import InputError
+from ecoformer.errors import InputError, handling
 from ecoformer.files import read_json, write_json
 from ecoformer.lab.sequence.encoder import Kind, Shape
 from ecoformer.lab.speed.peak_memory import PeakMemory, refuse_more_than_available, within_memory
@@ -98,16 +101,22 @@ def _timed(run: Callable[[], object]) -> float:
 
 
 def _child(point: Point, pipe: Any) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a terminal's Ctrl-C reaches it too: the parent speaks
+    found: dict[str, float] | str
     try:
-        pipe.send(measure_point(point))
+        found = measure_point(point)
     except InputError as error:
-        pipe.send(str(error))
+        found = str(error)
+    with suppress(BrokenPipeError):  # nobody waits any more
+        pipe.send(found)
 
 
 def measure_apart(point: Point) -> dict[str, float] | str:
     """`measure_point` in a process of its own; the message where it was refused."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["__main__", __name__])
+    with handling([signal.SIGINT], signal.SIG_IGN):  # also while the server imports
+        forkserver.ensure_running()
     ours, theirs = context.Pipe(duplex=False)
     child = context.Process(target=_child, args=(point, theirs), daemon=True)
     child.start()
@@ -118,6 +127,7 @@ def measure_apart(point: Point) -> dict[str, float] | str:
         child.join()
         raise RuntimeError(f"measuring {point.key} ended with exit code {child.exitcode}") from error
     finally:
+        child.kill()  # which has answered, or nobody waits for
         child.join()
 
 
