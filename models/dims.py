@@ -43,7 +43,7 @@ def dims_of(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
             stages.setdefault(stage, {}).setdefault(found[4], value)
             blocks.setdefault(stage, set()).add(int(found[3]))
     # A plain ViT's "blocks.0.norm1.weight" has no block number to match.
-    if not stages or any("norm1.weight" not in parts for parts in stages.values()):
+    if not stages or any({"norm1.weight", "mlp.fc1.weight"} - parts.keys() for parts in stages.values()):
         return {}
     order = sorted(stages)
     widths = [len(stages[stage]["norm1.weight"]) for stage in order]

@@ -33,6 +33,13 @@ _UNUSED = {
     "fast_attention.projection_matrix": "the published code never uses it",
     "relative_position_index": "timm computes it",
 }
+# What sizes are read from has so many dimensions, and none of them is 0.
+_DIMENSIONS = {
+    re.compile(r"(^|\.)norm1\.weight$|\.qkv\.bias$"): 1,
+    re.compile(r"^head\.weight$|\.mlp\.fc1\.weight$|\.qkv\.weight$"): 2,
+    re.compile(r"^pos_embed$|\.hash\.A$|\.ksh\.A$"): 3,
+    re.compile(r"^patch_embed.*\.proj\.weight$|\.attn\.sr\.weight$|\.ksh\.(mvec|anchor)$"): 4,
+}
 _PVT_LAST_QKV = re.compile(r"^(stages\.(\d+)\.blocks\.\d+\.attn)\.qkv\.(weight|bias)$")
 
 
@@ -114,6 +121,12 @@ def read_foreign(path: Path, use_ema: bool = True) -> ForeignWeights:
             f"{path} holds none of the known layouts (its first key is {next(iter(tensors))}): give weights of PVTv2, "
             "Twins, ViT or EcoFormer"
         )
+    for key, value in tensors.items():
+        needed = next((count for pattern, count in _DIMENSIONS.items() if pattern.search(key)), value.ndim)
+        if value.ndim != needed or 0 in value.shape:
+            raise InputError(
+                f"{path}: {key} has the shape {list(value.shape)}, where {needed} sizes above 0 are needed"
+            )
     report = KeyReport()
     out: dict[str, Tensor] = {}
     # EcoFormer's models have plain attention in the last stage, which timm's PVTv2 spells q and kv.
@@ -159,7 +172,7 @@ def _layout(tensors: Mapping[str, Tensor]) -> str | None:
 
 def _last_stage(tensors: Mapping[str, Tensor]) -> int:
     stages = filter(None, (re.match(r"(block|stages\.)(\d)\.", key) for key in tensors))
-    return max(int(stage[2]) - (stage[1] == "block") for stage in stages)  # blocks are counted from 1
+    return max((int(stage[2]) - (stage[1] == "block") for stage in stages), default=-1)  # blocks are counted from 1
 
 
 def _place(key: str, value: Tensor, layout: str, last_stage: int) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ import pickle
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ecoformer.errors import InputError
+from ecoformer.errors import InputError, is_whole, require
 from ecoformer.model.file_kinds import is_safetensors, is_torch_zip, other_than_weights, refused_class
 
 SUFFIXES = (".pth", ".pt", ".bin", ".tar", ".ckpt", ".safetensors", ".npz")
@@ -81,8 +81,8 @@ def read_weights(path: Path, use_ema: bool = True) -> WeightFile:
         raise InputError(f"{path} is no known kind of weight file: give one of {', '.join(SUFFIXES)}")
     if (other := other_than_weights(path)) is not None:
         raise InputError(f"{path} {other}")
-    found: Mapping[str, Any]
-    meta: dict[str, Any] = {}
+    found: Any
+    meta: Any = {}
     notes: list[str] = []
     try:
         if path.suffix == ".npz":
@@ -90,7 +90,7 @@ def read_weights(path: Path, use_ema: bool = True) -> WeightFile:
         elif is_safetensors(path) or (path.suffix == ".safetensors" and not is_torch_zip(path)):
             found = safetensors.torch.load_file(path)
         else:
-            found = _chosen(_torch_load(path), use_ema, notes)
+            found = _torch_load(path)
     except pickle.UnpicklingError as error:
         asked = f" ({refused_class(error)})" if refused_class(error) else ""
         raise InputError(
@@ -99,6 +99,8 @@ def read_weights(path: Path, use_ema: bool = True) -> WeightFile:
         ) from error
     except DAMAGED as error:
         raise InputError(f"{path} is truncated or damaged: download it again") from error
+    _check_meta(meta, path)
+    found = _chosen(found, path, use_ema, notes)
     tensors = {str(key): value for key, value in found.items() if isinstance(value, Tensor)}
     if not tensors:
         raise InputError(f"{path} holds no state dict: give a file whose tensors lie at the top or under 'model'")
@@ -110,22 +112,49 @@ def _torch_load(path: Path) -> Any:
         return torch.load(file, map_location="cpu", weights_only=True)
 
 
-def _chosen(content: Any, use_ema: bool, notes: list[str]) -> Mapping[str, Any]:
+def _chosen(content: Any, path: Path, use_ema: bool, notes: list[str]) -> Mapping[str, Any]:
     """The state dict in what a training script saved, which may hold a plain and an averaged one."""
     if not isinstance(content, Mapping):
         return {}
-    held = {key for key, value in content.items() if isinstance(value, Mapping)}
-    ema = next((key for key in EMA_KEYS if key in held), None)
-    plain = next((key for key in PLAIN_KEYS if key in held), None)
+    ema, plain = (_one_key(content, keys, path) for keys in (EMA_KEYS, PLAIN_KEYS))
     if ema is not None and (use_ema or plain is None):
         other = f"; init.use_ema=false takes {plain}" if plain is not None else ""
         notes.append(f"averaged weights ({ema}) were taken{other}")
-        return _chosen(content[ema], use_ema, notes)
+        return _chosen(content[ema], path, use_ema, notes)
     if plain is not None:
         if ema is not None:
             notes.append(f"plain weights ({plain}) were taken, averaged ones ({ema}) left aside")
-        return _chosen(content[plain], use_ema, notes)
+        return _chosen(content[plain], path, use_ema, notes)
     return content
+
+
+def _one_key(content: Mapping[str, Any], keys: Iterable[str], path: Path) -> str | None:
+    """The first of `keys` that holds a model, else any mapping. Raises InputError where others hold another model."""
+    held = [key for key in keys if isinstance(content.get(key), Mapping)]
+    models = [key for key in held if any(STEM.fullmatch(INSERTED.sub("", str(name))) for name in content[key])]
+    for other in models[1:]:
+        first, second = content[models[0]], content[other]
+        if first.keys() != second.keys() or not all(_equal(first[name], second[name]) for name in first):
+            raise InputError(
+                f"{path} holds different weights as {models[0]} and as {other}: save those that are meant in a file of "
+                "their own"
+            )
+    return next(iter(models or held), None)
+
+
+def _equal(one: Any, other: Any) -> bool:
+    tensors = isinstance(one, Tensor) and isinstance(other, Tensor)
+    return torch.equal(one, other) if tensors else one == other
+
+
+def _check_meta(meta: Any, path: Path) -> None:
+    """Raise InputError where what an .npz says of its model is of another kind than is read of it."""
+    require(meta, dict, "mapping: give names and values as its meta, or leave it out", f"{path}: meta ")
+    told = {"img_size": 1, "top_k": 1, "num_heads": [1]} | meta
+    numbers, heads = [told["img_size"], told["top_k"]], told["num_heads"]
+    if not isinstance(heads, list) or not heads or not all(is_whole(n) and n > 0 for n in (*numbers, *heads)):
+        given = ", ".join(f"{key}={meta[key]!r}"[:60] for key in ("img_size", "top_k", "num_heads") if key in meta)
+        raise InputError(f"{path}: meta has {given}: give whole numbers of at least 1, num_heads as a list")
 
 
 def _backbone(tensors: dict[str, Tensor], path: Path, use_ema: bool, notes: list[str]) -> dict[str, Tensor]:

@@ -98,7 +98,10 @@ def settings(args: argparse.Namespace, weights: ForeignWeights) -> tuple[Any, li
             "model that they are of"
         )
     kwargs, notes = arguments(weights.tensors, stock, num_heads)
-    name = "imagenet" if num_classes_of(weights.tensors, backbone) == IMAGENET_CLASSES else "folder"
+    num_classes = num_classes_of(weights.tensors, backbone)
+    if num_classes == 0:
+        notes.append("the weights have no classifier: nothing to evaluate, init.reset_head=true adds one in training")
+    name = "imagenet" if num_classes == IMAGENET_CLASSES else "folder"
     data = DataConfig(name=name, img_size=weights.img_size, crop_pct=0.875, in_memory=False)
     own = timm.get_pretrained_cfg(backbone)
     if own is not None and weights.layout.startswith("timm"):

@@ -21,7 +21,7 @@ from ecoformer.model.layers import attention_layers
 from ecoformer.model.low_rank import CompressionReport, expand, low_rank_layers, ranks_in, take_ranks
 from ecoformer.model.resize import fit_sizes, set_in_chans, set_patch_stride
 from ecoformer.models.dims import dims_of, num_classes_of, vit_img_size
-from ecoformer.models.official import ForeignWeights, read_foreign
+from ecoformer.models.official import ForeignWeights, read_foreign, same_family
 from ecoformer.nn.base import ReplacementAttention
 from ecoformer.nn.inputs import RGB, input_size
 from ecoformer.nn.layout import STOCK_STRIDE
@@ -120,7 +120,8 @@ def foreign_run(weights: ForeignWeights, config: Config, class_names: list[str] 
     )
     num_classes = num_classes_of(weights.tensors, config.model.name)
     model = _create(saved, num_classes, pretrained=False)
-    own = dims_of(model.state_dict())
+    # Of weights that miss what shows their dimensions the report says so.
+    own = {} if not dims and same_family(weights, model.state_dict()) else dims_of(model.state_dict())
     for key in ("embed_dims", "depths", "mlp_ratios"):
         if dims.get(key) != own.get(key):
             raise InputError(

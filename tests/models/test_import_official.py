@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -163,6 +164,31 @@ def test_weights_of_another_family_are_told_before_anything_else(refused, golden
         assert refused(path, f"--model={name}") == (
             f"{path} holds weights in the layout of Twins, --model {name} has another: name the model that they are of"
         )
+
+
+def test_what_files_say_wrongly_is_one_line(refused, importer, golden, capsys, tmp_path):
+    source, *_ = golden("pvt_tiny_msa")
+    arrays, path = dict(np.load(source)), tmp_path / "told.npz"
+    for meta, message in (
+        ("[1]", "meta [1] is no mapping"),
+        ('{"num_heads": "x"}', "meta has num_heads='x': give whole"),
+    ):
+        np.savez(path, **{**arrays, "meta": np.array(meta)})
+        assert message in refused(path, "--model=pvt_v2_b0_msa")
+    state, path = timm.create_model("pvt_v2_b0").state_dict(), tmp_path / "b0.pth"
+    for key, value in (("head.weight", torch.zeros(())), ("stages.0.blocks.0.norm1.weight", torch.zeros(0))):
+        torch.save({**state, key: value}, path)
+        assert f"{key} has the shape {list(value.shape)}, where " in refused(path, "--model=pvt_v2_b0")
+    torch.save({key: value for key, value in state.items() if ".mlp.fc1." not in key}, path)
+    assert importer.main([str(path), "--model=pvt_v2_b0"]) == 1
+    assert "missing  stages.0.blocks.0.mlp.fc1.weight" in capsys.readouterr().out
+
+
+def test_weights_without_a_classifier_say_so(importer, capsys, tmp_path):
+    path = tmp_path / "b0.pth"
+    torch.save(timm.create_model("pvt_v2_b0", num_classes=0).state_dict(), path)
+    assert importer.main([str(path), "--model=pvt_v2_b0"]) == 0
+    assert "no classifier: nothing to evaluate, init.reset_head=true adds one" in capsys.readouterr().out
 
 
 def test_refusals(refused, golden, tmp_path):

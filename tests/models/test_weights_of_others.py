@@ -116,6 +116,18 @@ def test_a_key_chooses_between_plain_and_averaged(
     assert same(alone.tensors, averaged) and alone.notes == [f"averaged weights ({ema_key}) were taken"]
 
 
+@pytest.mark.parametrize(("key", "other"), [("state_dict", "model"), ("model_ema", "ema")])
+def test_of_two_models_of_one_kind_none_is_taken(
+    key: str, other: str, plain: Tensors, averaged: Tensors, tmp_path: Path
+) -> None:
+    path = saved(tmp_path, {key: plain, other: averaged})
+    with pytest.raises(InputError, match=f"holds different weights as {key} and as {other}: save those that are"):
+        read_weights(path)
+    copies = {key: plain, other: {name: value.clone() for name, value in plain.items()}}
+    assert same(read_weights(saved(tmp_path, copies)).tensors, plain)
+    assert same(read_weights(saved(tmp_path, {"state_dict": {"lr": torch.ones(1)}, "net": plain})).tensors, plain)
+
+
 def test_averages_under_the_roof_of_one_state_dict(plain: Tensors, averaged: Tensors, tmp_path: Path) -> None:
     path = saved(tmp_path, {"state_dict": {**named("model.", plain), **named("ema_model.", averaged)}})
     assert same(read_weights(path).tensors, averaged) and same(read_weights(path, use_ema=False).tensors, plain)
