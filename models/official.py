@@ -122,8 +122,8 @@ def read_foreign(path: Path, use_ema: bool = True) -> ForeignWeights:
             "Twins, ViT or EcoFormer"
         )
     for key, value in tensors.items():
-        needed = next((count for pattern, count in _DIMENSIONS.items() if pattern.search(key)), value.ndim)
-        if value.ndim != needed or 0 in value.shape:
+        needed = next((count for pattern, count in _DIMENSIONS.items() if pattern.search(key)), None)
+        if needed is not None and (value.ndim != needed or 0 in value.shape):
             raise InputError(
                 f"{path}: {key} has the shape {list(value.shape)}, where {needed} sizes above 0 are needed"
             )
