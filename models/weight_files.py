@@ -133,8 +133,8 @@ def _one_key(content: Mapping[str, Any], keys: Iterable[str], path: Path) -> str
     held = [key for key in keys if isinstance(content.get(key), Mapping)]
     models = [key for key in held if any(STEM.fullmatch(INSERTED.sub("", str(name))) for name in content[key])]
     for other in models[1:]:
-        first, second = content[models[0]], content[other]
-        if first.keys() != second.keys() or not all(_equal(first[name], second[name]) for name in first):
+        first, second = _bare(content[models[0]]), _bare(content[other])
+        if first.keys() != second.keys() or not all(torch.equal(first[name], second[name]) for name in first):
             raise InputError(
                 f"{path} holds different weights as {models[0]} and as {other}: save those that are meant in a file of "
                 "their own"
@@ -142,9 +142,12 @@ def _one_key(content: Mapping[str, Any], keys: Iterable[str], path: Path) -> str
     return next(iter(models or held), None)
 
 
-def _equal(one: Any, other: Any) -> bool:
-    tensors = isinstance(one, Tensor) and isinstance(other, Tensor)
-    return torch.equal(one, other) if tensors else one == other
+def _bare(model: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Its dense tensors, as float32, by name without what wrappers put before it."""
+    named = {INSERTED.sub("", str(name)): value for name, value in model.items()}
+    prefix = next((found[1] or "" for name in named if (found := STEM.fullmatch(name))), "")
+    dense = {name: x for name, x in named.items() if isinstance(x, Tensor) and x.layout == torch.strided}
+    return {name.removeprefix(prefix): x.float() for name, x in dense.items()}
 
 
 def _check_meta(meta: Any, path: Path) -> None:

@@ -97,7 +97,7 @@ def out_file(text: str, folder: bool = False) -> Path:
 
 def out_checkpoint(text: str) -> Path:
     """A type: the path of a checkpoint to be written, as `out_file`; not one that says it is of another format."""
-    if Path(text).suffix in (".safetensors", ".onnx", ".pt2"):
+    if Path(text).suffix.lower() in (".safetensors", ".onnx", ".pt2"):
         raise argparse.ArgumentTypeError(f"{text}: a checkpoint is a .pt file; ecoformer hub and export write others")
     return out_file(text)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ecoformer.errors import InputError
-from ecoformer.files.run_names import BEST, LAST, PREVIOUS, RUN_FILES, TOP
+from ecoformer.files.run_names import RUN_FILES, TOP
 
 log = logging.getLogger(__name__)
 ATTEMPTS = 5  # to open a file that others rename
@@ -170,11 +170,13 @@ def refuse_overwriting(sources: Iterable[Any], out: Path | str | None, named: st
     out = Path(out or "").expanduser().resolve()
     if not out.is_file():
         return
-    there = [each for each in sources if isinstance(each, str | Path) and os.path.exists(each)]
-    read, kept = any(os.path.samefile(each, out) for each in there), out.parent.name == TOP and out.match("epoch-*.pt")
+    kept = out.parent.name == TOP and out.match("epoch-*.pt")
     run = out.parent.parent if kept else out.parent
-    of_run = (kept or out.name in RUN_FILES) and any((run / name).is_file() for name in (LAST, PREVIOUS, BEST))
-    if read or of_run:
+    named_so = kept or out.name in RUN_FILES
+    there = [each for each in sources if isinstance(each, str | Path) and os.path.exists(each)]
+    read = any(os.path.samefile(each, out) for each in there)
+    by_folder = named_so and any(os.path.samefile(each, run) for each in there)
+    if read or by_folder or (named_so and any((run / name).exists() and run / name != out for name in RUN_FILES)):
         what = "which is read" if read else f"a file of the run in {run}"
         raise InputError(f"{named} would write over {out}, {what}: name another file")
 

@@ -24,6 +24,7 @@ from ecoformer.nn.base import called_with
 from ecoformer.nn.heads import real_tokens
 from ecoformer.nn.seats import Seat
 
+NARROW = (torch.float16, torch.bfloat16)
 OnStep = Callable[[int, int], None]
 
 
@@ -79,7 +80,7 @@ def fit_jointly(
     with (
         _only_these_train(model, parameters),
         _in_float32(model, original),
-        _loss(model, original, layers, images.float() if images.is_floating_point() else images) as loss,
+        _loss(model, original, layers, images.float() if images.dtype in NARROW else images) as loss,
         torch.enable_grad(),
     ):
         adam_on_batches(
@@ -165,7 +166,7 @@ def _only_these_train(model: nn.Module, parameters: list[nn.Parameter]) -> Itera
 def _in_float32(*models: nn.Module) -> Iterator[None]:
     """While it lasts, no parameter or buffer is narrower: squares of gradients and small steps would be lost."""
     held = [tensor for model in models for tensor in (*model.parameters(), *model.buffers())]
-    narrow = {tensor: tensor.dtype for tensor in held if tensor.dtype in (torch.float16, torch.bfloat16)}
+    narrow = {tensor: tensor.dtype for tensor in held if tensor.dtype in NARROW}
     for tensor in narrow:
         tensor.data = tensor.data.float()
     try:

@@ -187,7 +187,7 @@ def build_evaluation(config: EvalConfig, device: torch.device) -> Evaluation:
         train = replace(train, eval_batch_size=config.batch_size)
     amp = config.amp or saved.train.amp
     known = KnownClasses(run.class_names, f"checkpoint {run.path}")
-    data_config = data_of(run, given(**asdict(config.data)))
+    data_config = data_of(run, asked := given(**asdict(config.data)))
     options: dict[str, Any] = {"known": known}
     if of_imagenet := data_config.name in IMAGENET_TESTS:  # which know their classes, and have no training split
         data_config.dev_samples, options = 0, {}
@@ -197,7 +197,7 @@ def build_evaluation(config: EvalConfig, device: torch.device) -> Evaluation:
             f"checkpoint {run.path} knows {run.sequences.get('vocab_size', 'no')} ids, the data have "
             f"{data.vocab_size}: give data with ids that it was trained on"
         )
-    if data_config.name != saved.data.name and not run.sequences:
+    if data_config.name != saved.data.name and not run.sequences and not {"mean", "std", "crop_pct"} <= asked.keys():
         data.notes.append(f"normalised and cropped as data={saved.data.name}, which the checkpoint was trained on")
     model = on_data = model_of_run(run)
     require_input(model, input_size(model, data.img_size))

@@ -136,11 +136,14 @@ def supervise(command: list[str], environment: dict[str, str]) -> tuple[int, int
     """
     child: subprocess.Popen[bytes] | None = None
     received: int | None = None
+    early: list[int] = []  # before there was a child
 
     def stop(signum: int, frame: FrameType | None) -> None:
         nonlocal received
         received = signum
-        if child is not None:
+        if child is None:
+            early.append(signum)
+        else:
             child.send_signal(signal.SIGINT if signum == signal.SIGINT else signal.SIGTERM)
 
     with handling(STOP_SIGNALS, stop):
@@ -148,8 +151,8 @@ def supervise(command: list[str], environment: dict[str, str]) -> tuple[int, int
         with handling(CHECKPOINT_SIGNALS, signal.SIG_IGN):
             # In a session of its own: Ctrl-C in a terminal reaches torchrun once, through us.
             child = subprocess.Popen(command, env=environment, start_new_session=True)
-        if received is not None:  # while it was started
-            stop(received, None)
+        for signum in early[-1:]:
+            stop(signum, None)
         return child.wait(), received
 
 

@@ -1,5 +1,6 @@
 """What a checkpoint says about the run that wrote it."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -56,11 +57,17 @@ def statistics_of(run: SavedRun) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
     Raises InputError where a source from a package of others chose them.
     """
+    mean, std = _statistics(run)
+    return per_channel(mean, run.config.model.in_chans), per_channel(std, run.config.model.in_chans)
+
+
+def _statistics(run: SavedRun) -> tuple[Sequence[float], Sequence[float]]:
+    """As `statistics_of`, of RGB."""
     data = run.config.data
     if data.name not in SHIPPED and (data.mean is None or data.std is None):
         raise InputError(
-            f"checkpoint {run.path} does not say how data.name={data.name} was normalised: give one that "
-            "was trained with data.mean and data.std"
+            f"checkpoint {run.path} does not say how data.name={data.name} was normalised: give data.mean and "
+            "data.std where it is evaluated, or a checkpoint that was trained with them"
         )
     mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
     if data.name in CIFAR:
@@ -68,8 +75,7 @@ def statistics_of(run: SavedRun) -> tuple[tuple[float, ...], tuple[float, ...]]:
     elif data.name in BUNDLED:
         splits = SOURCES[data.name](data)
         mean, std = splits.mean, splits.std
-    channels = run.config.model.in_chans
-    return per_channel(data.mean or mean, channels), per_channel(data.std or std, channels)
+    return data.mean or mean, data.std or std
 
 
 def crop_of(run: SavedRun) -> float:
@@ -88,8 +94,8 @@ def data_of(run: SavedRun, asked: dict[str, Any]) -> DataConfig:
     require_apart(data, trained)
     if data.name != trained.name and not run.sequences:
         if data.mean is None or data.std is None:
-            mean, std = map(list, statistics_of(run))
-            data.mean, data.std = data.mean or mean, data.std or std
+            mean, std = _statistics(run)
+            data.mean, data.std = data.mean or list(mean), data.std or list(std)
         data.crop_pct = data.crop_pct or crop_of(run)
     return data
 

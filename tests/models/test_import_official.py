@@ -13,7 +13,7 @@ import torch
 
 from ecoformer import EcoFormerSpec, convert, fit_hashes
 from ecoformer.kinds import hash_layers
-from ecoformer.models.dims import _ratio
+from ecoformer.models.dims import mlp_ratio
 from ecoformer.run.start import model_of_run, read_run
 
 BACKBONES = {"pvt": "pvt_v2_b0", "twins": "twins_svt_small"}
@@ -155,7 +155,7 @@ def test_a_plain_vits_dimensions_follow_from_its_weights_and_heads_from_the_opti
 
 @pytest.mark.parametrize(("hidden", "width"), [(246, 240), (123, 240), (480, 240), (100, 48)])
 def test_a_ratio_gives_its_hidden_width_back(hidden, width):
-    assert int(width * _ratio(hidden, width)) == hidden
+    assert int(width * mlp_ratio(hidden, width)) == hidden
 
 
 def test_weights_of_another_family_are_told_before_anything_else(refused, golden):

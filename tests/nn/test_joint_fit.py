@@ -61,8 +61,8 @@ def test_it_lowers_the_divergence_from_the_original_and_says_so():
     assert "30 steps, 12 images" in line and f"{joint.divergence_after:.4f}" in line and "not kept" not in line
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_narrow_model_is_fitted_as_a_wide_one_is_and_stays_narrow(dtype):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_model_of_another_precision_is_fitted_and_keeps_it(dtype):
     model, _, (joint,), _ = fitted(source=vit().to(dtype), x=images().to(dtype))
     assert joint.accepted and joint.divergence_after < 0.8 * joint.divergence_before
     assert {parameter.dtype for parameter in model.parameters()} == {dtype}

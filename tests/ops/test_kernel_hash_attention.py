@@ -123,7 +123,7 @@ def test_an_empty_sequence_gives_an_empty_output():
     assert kernel_hash_attention(qk[:, :, :0], v[:, :, :0], *state, "kernel").shape == (2, 2, 0, 4)
 
 
-def test_tokens_whose_square_is_no_float32():
+def test_tokens_whose_inverse_square_is_beyond_float32():
     qk, v, state = random_case((2, 2, 9, 4, 3, 5))
     qk = qk.clone()
     qk[0, 1, 3] *= 1e-21

@@ -163,7 +163,19 @@ def test_an_empty_batch_gives_an_empty_output():
     assert layer(x[:0], *tensors, numerator="kernel").shape == (0, 9, 8)
 
 
-def test_tokens_whose_square_is_no_float32():
+def test_a_backward_pass_within_autocast_computes_as_outside():
+    case = random_case((2, 2, 33, 8, 5, 16), torch.float32)
+    found = []
+    for inside in (False, True):
+        x = case[0].clone().requires_grad_()
+        loss = layer(x, *case[1:], numerator="kernel").square().sum()
+        with torch.autocast("cpu", torch.bfloat16, enabled=inside):
+            loss.backward()
+        found.append(x.grad)
+    assert torch.equal(*found)
+
+
+def test_tokens_whose_inverse_square_is_beyond_float32():
     case = random_case((2, 2, 9, 4, 3, 5), bias=False)
     case[0][0, 3] *= 1e-19
     narrow = [None if t is None else t.float() for t in case]

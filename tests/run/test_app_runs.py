@@ -126,10 +126,12 @@ def test_eval_follows_its_own_settings(digits_runs: Runs, command: Callable[...,
     assert (found["energy_convention"], found["num_images"], found["img_size"]) == ("audited", 8, 64)
 
 
+@pytest.mark.parametrize("in_chans", [1, 3])
 def test_images_of_another_source_are_prepared_as_those_of_the_run(
-    digits_runs: Runs, command: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    in_chans: int, train: Train, command: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    checkpoint = digits_runs("msa") / "best.pt"
+    train(tmp_path / "run", "experiment=digits_msa", *TINY_DIGITS, f"model.in_chans={in_chans}")
+    checkpoint = tmp_path / "run" / "best.pt"
     splits = SOURCES["digits"](read_run(checkpoint).config.data)
     for index, label in enumerate(splits.val.targets.tolist()):
         folder = tmp_path / "archive" / splits.class_names[label]

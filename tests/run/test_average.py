@@ -153,6 +153,7 @@ def test_no_command_writes_over_what_it_reads(tmp_path: Path, capsys: pytest.Cap
     capsys.readouterr()
     assert export([str(best.parent), "--format=torch_export", f"--out={best}"]) == 2
     assert f"would write over {best}, a file of the run" in capsys.readouterr().err and best.read_bytes() == before
+    (best.parent / "config.yaml").touch()
     assert export([str(two), "--format=torch_export", f"--out={best}"]) == 2  # nor over another run's
     assert f"would write over {best}, a file of the run" in capsys.readouterr().err and best.read_bytes() == before
     one = best.rename(one)

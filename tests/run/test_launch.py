@@ -175,7 +175,11 @@ def test_a_signal_while_torchrun_is_started_reaches_it(monkeypatch: pytest.Monke
         return child
 
     monkeypatch.setattr("ecoformer.run.launch.subprocess.Popen", started)
+    told = []
+    send = start.send_signal
+    monkeypatch.setattr(start, "send_signal", lambda child, signum: told.append(signum) or send(child, signum))
     assert supervise(["sleep", "30"], dict(os.environ)) == (-signal.SIGTERM, signal.SIGTERM)
+    assert told == [signal.SIGTERM]
 
 
 def submitted(*overrides: str) -> list[str]:

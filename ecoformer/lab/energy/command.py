@@ -104,8 +104,6 @@ def row(case: Case, args: argparse.Namespace, profile: Profile) -> dict[str, Any
         if measured.reason:
             print(f"{case.model} {case.attention}: measured joules unavailable: {measured.reason}", file=sys.stderr)
         found |= {"measured": str(measured), "joules_per_image": measured.joules_per_image}
-    if args.checkpoint:
-        found.setdefault("checkpoint", None)
     return found
 
 

@@ -46,8 +46,8 @@ def summary_table(rows: Sequence[dict[str, Any]]) -> Table:
         saves("attn vs msa", rows, "msa", "attention_energy_pj", ALIKE, wide=True),
         Column("uncounted", lambda row: ", ".join(row["uncounted"]) or "none", left=True, wide=not _lacking(rows)),
     ]
-    if "checkpoint" in rows[0]:
-        columns.insert(2, Column("checkpoint", lambda row: short_name(row["checkpoint"]), none="", left=True))
+    if any("checkpoint" in row for row in rows):
+        columns.insert(2, Column("checkpoint", lambda row: short_name(row.get("checkpoint")), none="", left=True))
     if "witness_torch" in rows[0]:
         columns += [_witness("fvcore"), _witness("torch")]
     return Table(columns + ([Column("measured", "measured")] if "measured" in rows[0] else []), rows)

@@ -16,8 +16,8 @@ BUDGETS = {
     "memory_mib": "forward_mib",
 }
 CAVEATS = (
-    "Accuracy is not advised: a cheaper attention may be worth no more than the controls uniform and none; train and "
-    "compare.",
+    f"Accuracy is not advised: a cheaper attention may be worth no more than the controls {', '.join(CONTROLS)}; train "
+    "and compare.",
     "Energy is modelled (audited convention, arithmetic alone, 45nm_fp32), not measured.",
 )
 

@@ -10,7 +10,7 @@ def crossovers(first: Mapping[int, float], second: Mapping[int, float]) -> list[
 
     The logarithm of their ratio is taken as linear in the logarithm of the tokens between neighbours.
     """
-    shared = sorted(first.keys() & second.keys())
+    shared = sorted(n for n in first.keys() & second.keys() if first[n] > 0 and second[n] > 0)
     ratios = [math.log(first[n] / second[n]) for n in shared]
     found = []
     for (low, a), (high, b) in pairwise(zip(shared, ratios, strict=True)):

@@ -45,8 +45,8 @@ class Study:
         return sorted({row["tokens"] for row in self.rows})
 
     def series(self, kind: str, metric: str) -> dict[int, float]:
-        """The metric by number of tokens; points that were refused, not measured or too small to tell are left out."""
-        rows = [row for row in self.rows if row["kind"] == kind and row.get(metric)]
+        """The metric by number of tokens; points that were refused or not measured are left out."""
+        rows = [row for row in self.rows if row["kind"] == kind and row.get(metric) is not None]
         return {row["tokens"]: row[metric] for row in rows}
 
     def metrics(self) -> list[str]:
@@ -71,7 +71,9 @@ def merge(
     """Ledger rows with the measured FIGURES, `rounds` and `unmeasured` added, None where there are none."""
     empty = dict.fromkeys((*FIGURES, "rounds"))
     found = [{**row, **empty, **measured.get((row["kind"], row["tokens"]), {})} for row in rows]
-    return [row | {"unmeasured": refused.get(f"{row['kind']} {row['tokens']}")} for row in found]
+    return [
+        row | {"unmeasured": None if row["rounds"] else refused.get(f"{row['kind']} {row['tokens']}")} for row in found
+    ]
 
 
 def ledger_row(kind: Kind, shape: Shape, tokens: int) -> dict[str, Any]:

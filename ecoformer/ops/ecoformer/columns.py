@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from ecoformer.ops.ecoformer.columns_backward import layer_backward
 from ecoformer.ops.ecoformer.columns_forward import ColumnLayer, Linear, State, layer_forward
+from ecoformer.ops.precision import without_autocast
 
 
 def kernel_hash_layer(
@@ -54,7 +55,8 @@ class _Recomputed(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         x_BND, *parts, mask_BN = ctx.saved_tensors
-        grads = layer_backward(grad_outputs[0], x_BND, _layer(parts, ctx.numerator), mask_BN)
+        with without_autocast(x_BND):  # a loop may call backward() within its own
+            grads = layer_backward(grad_outputs[0], x_BND, _layer(parts, ctx.numerator), mask_BN)
         wanted = (grad if part is not None else None for grad, part in zip(grads, (x_BND, *parts[:6]), strict=True))
         return *wanted, None, None, None, None, None
 

@@ -110,6 +110,6 @@ def _hash_backward(grad_logit_GMN: Tensor, hashed: ColumnHash, layer: ColumnLaye
     radial_G1N += grad_mean_G1N * hashed.product_GRN[:, -1:]
     grad_product_GRN = torch.cat([grad_logit_GMN, grad_mean_G1N], dim=1)
     grad_qk_GCN = torch.bmm(layer.anchors_GRC.transpose(1, 2), grad_product_GRN)
-    # The norm takes the radial part away. Its square is never formed: that of 1e-20 is no float32.
+    # The norm takes the radial part away. 1 / |x|^2 is never formed: of 1e-20 it is beyond float32.
     radial_G1N = radial_G1N * hashed.inverse_norm_G1N * hashed.inverse_norm_G1N
     return grad_qk_GCN.addcmul_(hashed.qk_GCN, radial_G1N, value=-1).mul_(scale_G1N)

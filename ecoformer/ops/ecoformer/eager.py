@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from ecoformer.ops.ecoformer.codes import hash_codes, in_a_graph, normalize, sign
 from ecoformer.ops.ecoformer.linear_form import hash_attention
+from ecoformer.ops.precision import without_autocast
 
 State = tuple[Tensor, Tensor, Tensor]  # anchors_HMC, A_HKM, mean_HM
 
@@ -58,7 +59,7 @@ class _Recomputed(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         qk, v, *state, mask = ctx.saved_tensors
-        with torch.autocast(qk.device.type, enabled=False):  # a loop may call backward() within its own
+        with without_autocast(qk):  # a loop may call backward() within its own
             grads = _backward(grad_outputs[0], qk, v, tuple(state), mask, ctx.numerator)
         return *grads, None, None, None, None, None
 
@@ -203,7 +204,7 @@ def _kernel_backward(grad_logit_HBNM: Tensor, qk_HBNC: Tensor, kernel: _Kernel) 
         radial_of_shared_HBN1 = radial_of_shared_HBN1 * kernel.real_1BN1
         shared_HB1C = shared_HB1C * kernel.real_1BN1
     radial_HBN1 += radial_of_shared_HBN1
-    # The norm takes the radial part away. Its square is never formed: that of 1e-20 is no float32.
+    # The norm takes the radial part away. 1 / |x|^2 is never formed: of 1e-20 it is beyond float32.
     radial_HBN1 = radial_HBN1 * kernel.inverse_norm_HBN1 * kernel.inverse_norm_HBN1
     grad_product_HBNC.add_(shared_HB1C).sub_(qk_HBNC * radial_HBN1)
     return grad_product_HBNC.mul_(rate_HBN1)
