@@ -217,13 +217,19 @@ class FileLoader(BatchLoader):
 
     def _raw_batches(self, epoch: int, first: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         self._batches[:] = [(*batch, epoch) for batch in self._positions(epoch, first)]
-        for images, targets, faults in self._decoded:
-            for name, message in faults:
-                self.corrupt.add(name, message)
-            if images is None and self.plan is not None:
-                raise InputError(f"a whole training batch cannot be decoded, the last image is {faults[-1][0]}")
-            if images is not None:
-                yield images, targets
+        try:
+            for images, targets, faults in self._decoded:
+                for name, message in faults:
+                    self.corrupt.add(name, message)
+                if images is None and self.plan is not None:
+                    raise InputError(f"a whole training batch cannot be decoded, the last image is {faults[-1][0]}")
+                if images is not None:
+                    yield images, targets
+        except InputError:
+            # The workers end now. Garbage collection of a traceback's cycle would wait for them in vain: it ends the
+            # threads that speak to them first.
+            self._decoded._iterator = None
+            raise
 
 
 def _outlive_signals(worker: int) -> None:

@@ -45,15 +45,22 @@ def test_up_to_the_limit_they_are_passed_over(open_data, image_folder: Path, cap
         data.calibration_images(12, seed=0)
 
 
+def _workers(loader) -> bool:
+    return getattr(loader, "_decoded", None) is not None and loader._decoded._iterator is not None
+
+
 @pytest.mark.parametrize(("in_memory", "num_workers"), [(True, 0), (False, 0), (False, 2)])
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_above_the_limit_the_run_ends(open_data, image_folder: Path, split, in_memory, num_workers):
     breaks(*(image_folder / split / "ant" / f"{index}.png" for index in range(3)))
+    data = None
     with pytest.raises(InputError) as caught:
         data = open_data(root=image_folder, max_corrupt=2, in_memory=in_memory, num_workers=num_workers)
         for loader in (data.train_loader, data.val_loader):
             list(loader)
     message = str(caught.value)
+    assert data is None or not _workers(data.val_loader if split == "val" else data.train_loader)
+    del caught  # whose traceback would hold the loaders until they are collected as garbage
     assert "cannot be decoded (" in message and "\n" not in message
     assert message.endswith("; 3 such images are more than data.max_corrupt=2")
 
