@@ -170,13 +170,15 @@ def refuse_overwriting(sources: Iterable[Any], out: Path | str | None, named: st
     out = Path(out or "").expanduser().resolve()
     if not out.is_file():
         return
-    kept = out.parent.name == TOP and out.match("epoch-*.pt")
-    run = out.parent.parent if kept else out.parent
-    named_so = kept or out.name in RUN_FILES
     there = [each for each in sources if isinstance(each, str | Path) and os.path.exists(each)]
     read = any(os.path.samefile(each, out) for each in there)
-    by_folder = named_so and any(os.path.samefile(each, run) for each in there)
-    if read or by_folder or (named_so and any((run / name).exists() and run / name != out for name in RUN_FILES)):
+    kept = out.parent.name == TOP and out.match("epoch-*.pt")
+    run = out.parent.parent if kept else out.parent
+    # A lone file of such a name is a run's where its folder is read, and stands for it.
+    is_run = any(os.path.samefile(each, run) for each in there) or any(
+        (run / name).exists() for name in RUN_FILES if run / name != out
+    )
+    if read or (is_run and (kept or out.name in RUN_FILES)):
         what = "which is read" if read else f"a file of the run in {run}"
         raise InputError(f"{named} would write over {out}, {what}: name another file")
 

@@ -16,6 +16,7 @@ from ecoformer.lab.sequence.encoder import SHAPES, Kind, Shape, all_kinds, token
 from ecoformer.lab.sequence.measurement import Measurements, Point, measure_apart, medians, read_measurements
 from ecoformer.lab.sequence.sequence_report import advice_text, as_json, as_text, plot_metric
 from ecoformer.lab.sequence.study import Study, ledger_row, merge
+from ecoformer.nn.base import given
 from ecoformer.report.figures import save_figure
 from ecoformer.run.lock import owned
 from ecoformer.run.process import processor
@@ -72,20 +73,16 @@ def shape_of(args: argparse.Namespace) -> Shape:
     """The named shape, or one of --width. Raises InputError for sizes that contradict each other."""
     name = args.shape or ("bert_base" if args.width is None else "custom")
     if name != "custom":
-        given = [f"--{key}" for key in ("width", "heads", "mlp", "depth") if getattr(args, key) is not None]
-        if given:
-            raise InputError(f"{given[0]} belongs to a custom shape, {name} is fixed: give --width with it, no --shape")
+        of_others = [f"--{key}" for key in ("width", "heads", "mlp", "depth") if getattr(args, key) is not None]
+        if of_others:
+            raise InputError(
+                f"{of_others[0]} belongs to a custom shape, {name} is fixed: give --width with it, no --shape"
+            )
         return SHAPES[name]
     if args.width is None:
         raise InputError("--shape custom needs --width")
-    heads = max(1, args.width // 64) if args.heads is None else args.heads
-    return Shape(
-        "custom",
-        args.width,
-        heads,
-        4 * args.width if args.mlp is None else args.mlp,
-        12 if args.depth is None else args.depth,
-    )
+    sizes = {"heads": max(1, args.width // 64), "mlp": 4 * args.width, "layers": 12}
+    return Shape("custom", args.width, **sizes | given(heads=args.heads, mlp=args.mlp, layers=args.depth))
 
 
 def measure_missing(points: list[Point], args: argparse.Namespace) -> None:
