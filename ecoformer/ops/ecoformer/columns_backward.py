@@ -80,7 +80,6 @@ def _attention_backward(
     layer: ColumnLayer,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the 0/1 codes and of v with its row of ones, from that of the output; overwrites it."""
-    offset = code_GLN.shape[1]
     # From the output to numerators and, in the last row, denominators.
     grad_GVN[:, :-1].div_(attended_GVN[:, -1:])
     torch.sum(grad_GVN[:, :-1] * attended_GVN[:, :-1], dim=1, keepdim=True, out=grad_GVN[:, -1:])
@@ -89,8 +88,8 @@ def _attention_backward(
     grad_context_GLV = torch.matmul(layer.signs_LL, grad_readout_GLV)
     grad_code_GLN = torch.bmm(readout_GLV, grad_GVN)
     grad_code_GLN.baddbmm_(grad_context_GLV, hashed.of_keys(v_GVN))
-    beta = offset if layer.own_token else 0
-    grad_v_GVN = grad_GVN.baddbmm_(grad_context_GLV.transpose(1, 2), hashed.of_keys(code_GLN), beta=beta)
+    into_context_GVL = grad_context_GLV.transpose(1, 2)
+    grad_v_GVN = grad_GVN.baddbmm_(into_context_GVL, hashed.of_keys(code_GLN), beta=int(layer.own_token))
     return grad_code_GLN, grad_v_GVN
 
 

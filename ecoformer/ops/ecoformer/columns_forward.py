@@ -46,7 +46,7 @@ class ColumnLayer:
     mean_squares_G11: Tensor
     A_GLM: Tensor
     threshold_GL1: Tensor
-    signs_LL: Tensor  # symmetric: from the context of 0/1 codes to the matrix that 0/1 codes are read out with
+    signs_LL: Tensor  # symmetric: from the context of 0/1 codes to what they are read out with, over K + 1
     pieces: int  # of every sample's tokens
 
     @classmethod
@@ -98,7 +98,8 @@ def _signs(num_bits: int, numerator: str, dtype: torch.dtype, device: torch.devi
         # With h = 2 c - 1 for codes c, h_i . sum_j h_j v_j = sum_j (4 c_i . c_j - 2 c_i . 1 - 2 c_j . 1 + K) v_j.
         signs_LL = F.pad(4 * torch.eye(num_bits, dtype=dtype, device=device), (0, 1, 0, 1), value=-2.0)
         signs_LL[-1, -1] = num_bits if numerator == "own_token" else 2 * num_bits + 1
-        return signs_LL
+        # Over K + 1 a token's own value comes in as it is, and a product that adds to once what is there is faster.
+        return signs_LL / (num_bits + 1)
 
 
 def groups(x_BND: Tensor, layer: ColumnLayer) -> Iterator[tuple[slice, ColumnLayer]]:
@@ -182,7 +183,7 @@ def hash_tokens(x_BDN: Tensor, layer: ColumnLayer, real_G1N: Tensor | None, room
         count = layer.over_pieces(real_G1N.sum(dim=-1, keepdim=True))
     qk_GCN = project(x_BDN, layer.qk_DD, layer.qk_bias_D1, layer.num_heads, room)
     square_G1N = qk_GCN.square().sum(dim=1, keepdim=True)
-    zero_G1N = None if bool(square_G1N.amin() > 0) else (square_G1N == 0).to(square_G1N.dtype)
+    zero_G1N = None if square_G1N.amin().item() > 0 else (square_G1N == 0).to(square_G1N.dtype)
     if zero_G1N is not None:
         square_G1N += zero_G1N
     inverse_norm_G1N = square_G1N.rsqrt_()
@@ -191,11 +192,11 @@ def hash_tokens(x_BDN: Tensor, layer: ColumnLayer, real_G1N: Tensor | None, room
     product_GRN = torch.bmm(layer.anchors_GRC, qk_GCN)
     # Sigma is the mean of |x|^2 + |a|^2 - 2 x . a over tokens and anchors: the product with the mean anchor will do.
     counted_G1N = inverse_norm_G1N if real_G1N is None else inverse_norm_G1N * real_G1N
-    moved_G11 = torch.bmm(product_GRN[:, -1:], counted_G1N.transpose(1, 2)).mul_(-2)
+    near_G11 = torch.bmm(product_GRN[:, -1:], counted_G1N.transpose(1, 2))
     if zero_G1N is not None:
-        moved_G11 -= (zero_G1N if real_G1N is None else zero_G1N * real_G1N).sum(dim=-1, keepdim=True)
-    sigma_G11 = layer.mean_squares_G11 + layer.over_pieces(moved_G11) / count
-    rate_G11 = math.log2(math.e) / sigma_G11.clamp_min(sigma_floor(sigma_G11))
+        near_G11 += 0.5 * (zero_G1N if real_G1N is None else zero_G1N * real_G1N).sum(dim=-1, keepdim=True)
+    sigma_G11 = torch.add(layer.mean_squares_G11, layer.over_pieces(near_G11) / count, alpha=-2)
+    rate_G11 = sigma_G11.clamp_min(sigma_floor(sigma_G11)).reciprocal_().mul_(math.log2(math.e))
     product_GMN = product_GRN[:, :-1]
     feature_GMN = torch.empty_like(product_GMN) if room is None else product_GMN
     torch.addcmul(-0.5 * rate_G11 * layer.squares_GM1, product_GMN, inverse_norm_G1N * rate_G11, out=feature_GMN)
@@ -220,14 +221,15 @@ def readout(v_GVN: Tensor, key_GLN: Tensor, hashed: ColumnHash, layer: ColumnLay
     """
     context_GLV = layer.over_pieces(torch.bmm(key_GLN, v_GVN.transpose(1, 2)))
     readout_GLV = torch.matmul(layer.signs_LL, context_GLV)
-    # (K + 1) v comes with v, and with it one K + 1. No comparison holds for NaN, so a code cannot carry it: this does.
-    missing = key_GLN.shape[1] * (hashed.count - 1) if layer.own_token else 0
-    readout_GLV[:, -1:, -1:] += 0 * hashed.rate_G11 + missing
+    # v brings its one along, the first of the count. No comparison holds for NaN, so a code cannot carry it: this does.
+    last_G11 = readout_GLV[:, -1:, -1:].add_(hashed.rate_G11, alpha=0)
+    if layer.own_token:
+        last_G11 += hashed.count - 1
     return readout_GLV
 
 
 def read(readout_GLV: Tensor, v_GVN: Tensor, code_GLN: Tensor, layer: ColumnLayer) -> Tensor:
     """The attention output in v's place; the denominator stays below it, as the last row."""
-    v_GVN.baddbmm_(readout_GLV.transpose(1, 2), code_GLN, beta=code_GLN.shape[1] if layer.own_token else 0)
+    v_GVN.baddbmm_(readout_GLV.transpose(1, 2), code_GLN, beta=int(layer.own_token))
     v_GVN[:, :-1].div_(v_GVN[:, -1:])
     return v_GVN
