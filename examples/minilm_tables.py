@@ -8,7 +8,7 @@ from ecoformer.files.table import Column, Table, render, share
 
 # What may differ between the rows of a file, and what tells them apart.
 FREE = ("part", "model", "texts", "work", "out", "settings", "seed", "tune_steps", "tune_lr")
-KEY = ("setting", "seed", "steps", "lr")
+KEY = ("setting", "seed", "steps", "lr", "exact")
 
 ERRORS = {"attention_error": "error", "of_uniform": "of uniform's", "random_error": "not fitted"}
 ERRORS["uniform_error"] = "uniform"
@@ -28,13 +28,16 @@ def tables(part, rows):
     setting += [Column(key, key) for key in KEY[1:3] if len({row.get(key) for row in rows}) > 1]
     if part == "time":
         return {part: Table([*setting, *(Column(key, key, "{:.1f}") for key in rows[0] if key != "setting")], rows)}
+    if part == "exact":
+        setting += [Column("layers as they were", "exact", left=True)]
+        setting += [Column("KL of the next alone", "alone_kl", "{:.3f}")]
     judged = [Column("KL", "kl", "{:.3f}"), share("same first", "agreement")]
     judged += [share("accuracy", "accuracy")] if "accuracy" in rows[0] else []
     costs = [Column("mJ paper", "paper_pj", "{:.2f}", 1e9), Column("mJ audited", "audited_pj", "{:.2f}", 1e9)]
     costs[1:1] = [Column("of it attention", "paper_attention_pj", "{:.2f}", 1e9)]
     costs += [Column("of it attention", "audited_attention_pj", "{:.2f}", 1e9)]
     costs += [Column("M params", "params", "{:.2f}", 1e6), Column("MB", "bytes", "{:.1f}", 1e6)]
-    if part == "low_rank":
+    if part in ("low_rank", "exact"):
         return {part: Table([*setting, *judged, *costs], rows)}
     layers = [{**row, **layer} for row in rows for layer in row.get("layers", [])]
     each = [Column(heading, key, "{:.3f}") for key, heading in (ERRORS | KEYS).items()]
