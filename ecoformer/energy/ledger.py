@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
 from ecoformer.energy import kinds
@@ -13,10 +13,10 @@ from ecoformer.energy.profile import Profile
 from ecoformer.energy.profile_files import Prices, load_profile
 from ecoformer.errors import InputError, require
 from ecoformer.files import json_text
-from ecoformer.files.table import Column, Table, energy_text, largest_unit, render, share
+from ecoformer.files.table import Column, Table, energy_text, energy_unit, largest_unit, render, share
 
 MJ = 1e9  # picojoules
-ENERGY_UNITS = ((MJ, "mJ"), (1e6, "µJ"), (1e3, "nJ"), (1.0, "pJ"))
+DIGITS = 10  # a table is in the largest unit of which the whole is at least a tenth, so that small modules have digits
 AMOUNT_UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
 
 
@@ -168,7 +168,7 @@ def breakdown(ledger: Ledger, profile: Profile, by: str) -> Table:
     Raises InputError for another way to group.
     """
     whole = ledger.energy_pj(profile)
-    joules, unit = _unit(ENERGY_UNITS, whole)
+    joules, unit = energy_unit([DIGITS * whole])
     if by == "kind":
         columns = [
             Column("kind", 0),
@@ -178,7 +178,7 @@ def breakdown(ledger: Ledger, profile: Profile, by: str) -> Table:
         ]
         energies = profile.kind_energies(ledger.entries)
         return Table(columns, [(kind, pj) for kind, pj in energies.items() if ledger.counts[kind]])
-    amount, prefix = _unit(AMOUNT_UNITS, max(ledger.muls, ledger.adds))
+    amount, prefix = largest_unit([DIGITS * ledger.muls, DIGITS * ledger.adds], AMOUNT_UNITS)
     columns = [
         Column(by, lambda row: row[0] or "(model)", left=True),
         Column(f"{prefix} mul".strip(), lambda row: row[1].muls, "{:.4f}", amount),
@@ -200,8 +200,9 @@ def differences(before: Ledger, after: Ledger, profile: Profile, by: str) -> Tab
         if (one.counts, one.energy_pj(profile)) != (two.counts, two.energy_pj(profile)):
             rows.append((name or "(model)", one, two))
     rows.append(("all", before, after))
-    joules, unit = _unit(ENERGY_UNITS, max(ledger.energy_pj(profile) for ledger in (before, after)))
-    amount, prefix = _unit(AMOUNT_UNITS, max(max(ledger.muls, ledger.adds) for ledger in (before, after)))
+    joules, unit = energy_unit([DIGITS * ledger.energy_pj(profile) for ledger in (before, after)])
+    amounts = [DIGITS * amount for ledger in (before, after) for amount in (ledger.muls, ledger.adds)]
+    amount, prefix = largest_unit(amounts, AMOUNT_UNITS)
     columns = [
         Column(by, 0, left=True),
         Column(f"{prefix} mul".strip(), lambda row: row[2].muls - row[1].muls, "{:+.4f}", amount),
@@ -211,11 +212,6 @@ def differences(before: Ledger, after: Ledger, profile: Profile, by: str) -> Tab
         Column(unit, lambda row: row[2].energy_pj(profile) - row[1].energy_pj(profile), "{:+.4f}", joules),
     ]
     return Table(columns, rows)
-
-
-def _unit(units: Sequence[tuple[float, str]], whole: float) -> tuple[float, str]:
-    """The unit of a table: the largest of which the whole is at least a tenth, so that small modules have digits."""
-    return largest_unit([10 * whole], units)
 
 
 def _grouped(ledger: Ledger, by: str) -> dict[str, Ledger]:
