@@ -41,6 +41,11 @@ def kernel_features(x_BHNC: Tensor, anchors_HMC: Tensor, mask_BN: Tensor | None 
     return torch.exp(distance_BHNM * (-0.5 / sigma_BH11.clamp_min(torch.finfo(x_BHNC.dtype).tiny)))
 
 
+def sigma_floor(sigma: Tensor) -> float:
+    """Over a sigma of this size the rounding errors of distances, some eps and also below zero, stay harmless."""
+    return 16 * torch.finfo(sigma.dtype).eps
+
+
 def sign(y: Tensor) -> Tensor:
     """-1 where y < 0, else +1: zero is no third code.
 

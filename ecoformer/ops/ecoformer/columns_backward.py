@@ -9,6 +9,7 @@ import math
 import torch
 from torch import Tensor
 
+from ecoformer.ops.ecoformer.codes import sigma_floor
 from ecoformer.ops.ecoformer.columns_forward import (
     ColumnHash,
     ColumnLayer,
@@ -20,7 +21,6 @@ from ecoformer.ops.ecoformer.columns_forward import (
     read,
     readout,
     real_tokens,
-    sigma_floor,
 )
 
 

@@ -23,6 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ecoformer.ops.ecoformer.codes import sigma_floor
+
 Linear = tuple[Tensor, Tensor | None]  # weight (out, in), bias (out)
 State = tuple[Tensor, Tensor, Tensor]  # anchors_HMC, A_HKM, mean_HM
 GROUP_BYTES = 2**24  # of intermediate results in a group of samples, per thread; smaller ones wake threads too often
@@ -207,11 +209,6 @@ def hash_tokens(x_BDN: Tensor, layer: ColumnLayer, real_G1N: Tensor | None, room
     return ColumnHash(
         qk_GCN, inverse_norm_G1N, product_GRN, sigma_G11, rate_G11, feature_GMN, pre_code_GLN, real_G1N, count
     )
-
-
-def sigma_floor(sigma: Tensor) -> float:
-    """Distances carry rounding errors of some eps, also below zero; over a sigma of this size they stay harmless."""
-    return 16 * torch.finfo(sigma.dtype).eps
 
 
 def readout(v_GVN: Tensor, key_GLN: Tensor, hashed: ColumnHash, layer: ColumnLayer) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ecoformer.ops.ecoformer.codes import hash_codes, in_a_graph, normalize, sign
+from ecoformer.ops.ecoformer.codes import hash_codes, in_a_graph, normalize, sigma_floor, sign
 from ecoformer.ops.ecoformer.linear_form import hash_attention
 from ecoformer.ops.precision import without_autocast
 
@@ -123,8 +123,7 @@ def _kernel(qk_HBNC: Tensor, state: State, mask_BN: Tensor | None) -> _Kernel:
     mean_anchor_H1C1 = anchors_HMC.mean(dim=-2)[:, None, :, None]
     mean_squares_HB11 = square_HBN1.sum(dim=-2, keepdim=True) / count + anchor_square_H11M.mean(dim=-1, keepdim=True)
     sigma_HB11 = mean_squares_HB11 - 2 * torch.matmul(mean_unit_HB1C, mean_anchor_H1C1)
-    # Distances carry rounding errors of some eps, also below zero; over a sigma of this size they stay harmless.
-    floor = 16 * torch.finfo(qk_HBNC.dtype).eps
+    floor = sigma_floor(sigma_HB11)
     rate_HB11 = math.log2(math.e) / sigma_HB11.clamp_min(floor)
     return _Kernel(
         inverse_norm_HBN1=inverse_norm_HBN1,
