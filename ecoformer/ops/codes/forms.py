@@ -54,9 +54,9 @@ class Shifts:
         """So many exponents around zero: 32 are -16 to 15."""
         return cls(-(levels // 2), levels - levels // 2 - 1)
 
-    def sum_bits(self, num_terms: int, term_bits: int = 8) -> int:
-        """Bits of an integer that holds any sum of so many shifted signed terms, with no bit of a term lost."""
-        return term_bits + (self.high - self.low) + (num_terms - 1).bit_length()
+    def sum_bits(self, num_terms: int) -> int:
+        """Bits of an integer that holds any sum of so many shifted signed bytes, with no bit of one lost."""
+        return 8 + (self.high - self.low) + (num_terms - 1).bit_length()
 
     def __call__(self, y: Tensor, slope: float | None = None) -> Tensor:
         if _needs_gradient(y):
