@@ -75,7 +75,7 @@ class Callback(Stateful):
         """Once, after a resumed state was loaded, before the first epoch."""
 
     def on_epoch_start(self, trainer: Training, epoch: int) -> None:
-        """Before the epoch's first step; every rank calls it."""
+        """Before the epoch's first step, not where a run goes on within the epoch; every rank calls it."""
 
     def on_step_start(self, trainer: Training, step: int) -> None:
         """Before an optimiser step; `step` counts those done before it in the whole run. Every rank calls it.
@@ -149,8 +149,7 @@ class FeatureRedraw(Callback):
         self.config = config
 
     def on_epoch_start(self, trainer: Training, epoch: int) -> None:
-        resumed_inside = trainer.step % trainer.steps_per_epoch != 0  # drawn before; the checkpoint holds them
-        if not redraw_due(self.config, epoch) or resumed_inside:
+        if not redraw_due(self.config, epoch):
             return
         if count := redraw_features(trainer.model, redraw_seed(trainer.seed, epoch)):
             trainer.sync_buffers()

@@ -71,8 +71,7 @@ class HashUpdate(Callback):
         self._told = False  # that nothing can be fitted
 
     def on_epoch_start(self, trainer: Training, epoch: int) -> None:
-        if trainer.step % trainer.steps_per_epoch == 0:  # not where a run goes on in the middle of an epoch
-            self._fit_if_due(trainer, trainer.step)
+        self._fit_if_due(trainer, trainer.step)
 
     def on_step_start(self, trainer: Training, step: int) -> None:
         if step % trainer.steps_per_epoch != 0:  # an epoch's first step is prepared outside its clock

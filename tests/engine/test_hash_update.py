@@ -84,7 +84,8 @@ def test_a_step_is_fitted_for_once_wherever_a_run_goes_on(tmp_path: Path, step: 
     seen: list[int] = []
     update.fit = lambda trainer, step, on_joint, say: seen.append(step) or []
     trainer.state.step = step
-    update.on_epoch_start(trainer, step // 6)  # also called where a run goes on in the middle of an epoch
+    if step % 6 == 0:  # not called where a run goes on in the middle of an epoch
+        update.on_epoch_start(trainer, step // 6)
     update.on_step_start(trainer, step)
     assert seen == [step] * fits
 
