@@ -89,7 +89,6 @@ class LraEncoder(nn.Module):
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        """As in timm."""
         return {"pos_embed", "token_embed.weight"}
 
     @torch.jit.ignore
@@ -99,12 +98,10 @@ class LraEncoder(nn.Module):
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """As in timm."""
         self.grad_checkpointing = enable
 
     @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
-        """As in timm."""
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:

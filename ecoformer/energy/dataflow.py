@@ -57,7 +57,6 @@ class DataFlow:
         self.nodes.append(Node("", INPUT, active=True))
 
     def record(self, call: Call, module: str) -> None:
-        """Append the node of a call."""
         index = len(self.nodes)
         sources = self._made_by(call.inputs)
         left, right = OPERANDS.get(call.name, ("", ""))

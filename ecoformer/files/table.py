@@ -48,7 +48,6 @@ class Column:
     wide: bool = False
 
     def text(self, row: Any) -> str:
-        """The cell of a row."""
         value = self.of(row) if callable(self.of) else row[self.of]
         return self.none if value is None else self.form.format(value if self.scale == 1 else value / self.scale)
 

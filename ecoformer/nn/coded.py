@@ -26,7 +26,6 @@ class CodedLinear(nn.Linear, ABC):
         self.register_codes()
 
     def register_codes(self) -> None:
-        """Hold the codes of the weight as buffers."""
         for name, code in self.nearest(self.weight.detach()).items():
             self.register_buffer(name, code)
 

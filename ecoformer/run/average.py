@@ -19,7 +19,6 @@ SAME = ("model", "attention", "compress")  # settings that say what the weights 
 
 
 def run(args: argparse.Namespace) -> int:
-    """Read, average, write, say what was done."""
     runs = [read_run(path) for path in args.checkpoints]
     if len({run.path.resolve() for run in runs}) < 2:
         raise InputError("one checkpoint has no average: give at least two")

@@ -137,7 +137,6 @@ def say(line: str) -> None:
 
 
 def _origin(source: Source, spec: TaughtSpec, most_tokens: int) -> dict[str, Any]:
-    """What was distilled, and to what."""
     config, form = source.config, getattr(spec, "form", None)
     return {
         "model": config.model.name,

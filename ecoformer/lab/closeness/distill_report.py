@@ -20,7 +20,6 @@ SHOWN = ("codes", "num_features", "num_bits", "levels", "projection", "values", 
 
 
 def code_text(figures: Figures) -> str:
-    """The code of a distillation in a few words."""
     if figures["codes"] == "bits":
         return counted(figures["num_bits"], "bit")
     if figures["codes"] != "shift":
@@ -45,7 +44,6 @@ def block_table(figures: Figures) -> Table:
 
 
 def summary_lines(figures: Figures) -> list[str]:
-    """Accuracy and energy, a line each."""
     lines = []
     one, many = ("a sample", "samples") if takes_sequences(figures["model"]) else ("an image", "images")
     if figures["top1_before"] is not None and figures["top1_after"] is not None:

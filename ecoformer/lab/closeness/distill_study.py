@@ -134,7 +134,6 @@ def model_keys(run: SavedRun) -> dict[str, Any]:
 
 
 def report(rows: list[dict[str, Any]], out: Path, beside: Path | None) -> None:
-    """Draw the rows anew, and print them."""
     plot_study(rows, out / "study.png")
     told = study_table([row for row in rows if "kl" in row])  # earlier versions did not measure it
     write_text(out / "table.md", render(told, "md") + "\n")

@@ -34,7 +34,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def time_fit(args: argparse.Namespace) -> dict[str, Any]:
-    """One fit in this process."""
     torch.set_num_threads(args.threads)
     num_heads, num_tokens = args.shape[1:3]
     generator = torch.Generator().manual_seed(args.seed)

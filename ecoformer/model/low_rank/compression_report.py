@@ -42,7 +42,6 @@ class CompressionReport:
 
     @property
     def summary(self) -> str:
-        """In one line."""
         errors = [layer.relative_error for layer in self.layers if layer.relative_error is not None]
         error = f", mean relative error {sum(errors) / len(errors):.3f}" if errors else ""
         return (
