@@ -62,10 +62,12 @@ def saving(
 ) -> float | None:
     """Share of `key` that `row` saves against another attention, of the rows whose `same` keys are equal to its own.
 
-    None without such a row or figure and for that row itself; negative where it costs more.
+    None without such a row or figure and for that row itself; negative where it costs more. A key that a row lacks is
+    equal to one that another lacks.
     """
     for other in rows if row[key] is not None else ():
-        if other["attention"] == against and all(other[k] == row[k] for k in same) and other is not row and other[key]:
+        alike = other["attention"] == against and all(other.get(k) == row.get(k) for k in same)
+        if alike and other is not row and other[key]:
             return 1 - row[key] / other[key]
     return None
 

@@ -87,9 +87,12 @@ class Subject:
         return self.checkpoint is not None and self.kind == own_attention(self.checkpoint)
 
     def settings(self) -> dict[str, Any]:
-        """What a row says; `checkpoint`, where there is one, is null for other attention than its own."""
+        """What a row says; where there is a checkpoint, it is null for other attention than its own, and `architecture`
+        names it for all of them."""
         given = {key: value for key, value in vars(self).items() if key not in ("clamp", "checkpoint")}
-        return given if self.checkpoint is None else {**given, "checkpoint": self.checkpoint if self.trained else None}
+        if self.checkpoint is not None:
+            given |= {"checkpoint": self.checkpoint if self.trained else None, "architecture": self.checkpoint}
+        return given
 
     def make(self, spec: AttentionSpec | None, device: str | None = None) -> nn.Module:
         """The model, converted to `spec` (None: stock) and without trained weights.

@@ -1,5 +1,6 @@
 """scripts/energy_table.py: its options, keys, exit codes and messages."""
 
+import csv
 import importlib
 import json
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 from row_keys import ROW_KEYS
-from tiny_models import hashed_run
+from tiny_models import DIGITS_VIT, digits_run, hashed_run
 
 from ecoformer.lab.energy import published
 
@@ -185,6 +186,25 @@ def test_a_checkpoint_beside_its_baselines(
     assert "best.pt" in capsys.readouterr().out
     assert script.main(["--checkpoint", "nothing.pt"]) == 2
     assert "checkpoint nothing.pt does not exist" in capsys.readouterr().err
+
+
+def test_savings_are_against_the_same_architecture(
+    script: ModuleType, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two runs of one model's name, the second of twice the depth: neither saves against the other's baselines."""
+    runs = [str(digits_run(tmp_path / "shallow.pt"))]
+    monkeypatch.setitem(DIGITS_VIT, "depth", 4)
+    runs.append(str(digits_run(tmp_path / "deep.pt")))
+    command = ["--checkpoint", ",".join(runs), "--attention", "stock,uniform"]
+    assert script.main([*command, "--format", "csv"]) == 0
+    rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    assert [row["architecture"] for row in rows] == [run for run in runs for _ in range(3)]
+    assert script.main([*command, "--format", "md"]) == 0
+    head, _, *lines = (line.strip("|").split("|") for line in capsys.readouterr().out.splitlines() if "|" in line)
+    place = [heading.strip() for heading in head].index("vs stock")
+    msa, stock, uniform, *of_the_second = [line[place].strip() for line in lines]
+    assert (msa, stock) == ("0.0 %", "-") and 0 < float(uniform.removesuffix("%")) < 50
+    assert of_the_second[:2] == [msa, stock] and 0 < float(of_the_second[2].removesuffix("%")) < 50
 
 
 def test_sizes_are_what_each_model_is_made_for(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:

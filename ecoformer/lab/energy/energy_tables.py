@@ -22,7 +22,7 @@ BASELINES = (
     "mJ are modelled, not measured (1 mJ = 10^9 pJ). Savings are in energy. In the paper's accounting PVTv2-B0 saves "
     "73 % against MSA (the published figure) and about 5 % against the stock model."
 )
-ALIKE = ("model", "img_size", "convention", "profile")  # rows that savings compare
+ALIKE = ("model", "architecture", "img_size", "convention", "profile")  # rows that savings compare
 
 
 def summary_table(rows: Sequence[dict[str, Any]]) -> Table:
