@@ -248,6 +248,14 @@ def test_a_sweep_is_refused_before_anything_is_fitted_or_written_over(tmp_path, 
     assert before == {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
 
 
+def test_pictures_of_more_settings_than_there_are_markers(tmp_path):
+    block = {"block": "blocks.0.attn", "error": 0.5, "error_uniform": 1.0, "error_shared_qk": 0.9}
+    energy = {"paper": {"core_pj": 1e6, "layer_pj": 2e6}}
+    rows = [{"setting": f"ecoformer:num_bits={bits}", "blocks": [block], "energy": energy} for bits in range(1, 61)]
+    for plot in (plot_energy, plot_errors):
+        plot(rows, tmp_path / "many.png", "sixty code lengths")
+
+
 def test_a_run_without_softmax_attention_is_refused(tmp_path, capsys):
     assert hash_quality.main(["--checkpoint", str(digits_run(tmp_path / "best.pt", "stock"))]) == 2
     assert "has stock attention: give one of an attention=msa run" in capsys.readouterr().err

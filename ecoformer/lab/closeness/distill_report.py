@@ -13,7 +13,7 @@ from ecoformer.lab.closeness import quality_report
 from ecoformer.lab.study.tables import with_spread
 from ecoformer.nn.inputs import takes_sequences
 from ecoformer.nn.specs import SPECS, make_spec
-from ecoformer.report.figures import legend, name_points, panels, save_figure, style
+from ecoformer.report.figures import MARKERS, legend, name_points, panels, save_figure, style
 
 Figures = dict[str, Any]
 SHOWN = ("codes", "num_features", "num_bits", "levels", "projection", "values", "joint_steps")  # options, in a table
@@ -128,7 +128,7 @@ def plot_study(rows: list[Figures], out: Path) -> None:
         if not mine:
             continue
         energy = [row["energy_pj"] / row["ecoformer_energy_pj"] for row in mine]
-        marker, color = "os^Dv<>p"[forms.index(form) % 8], f"C{sources.index(source)}"
+        marker, color = MARKERS[forms.index(form) % len(MARKERS)], f"C{sources.index(source)}"
         style: dict[str, Any] = {"marker": marker, "linestyle": "", "color": color, "label": f"{source}, {form}"}
         if all(row["top1_after"] is not None for row in mine):
             lost.plot(energy, [row["top1_before"] - row["top1_after"] for row in mine], **style)

@@ -7,7 +7,7 @@ from typing import Any
 
 from ecoformer.files import write_json, write_text
 from ecoformer.files.table import Column, Table, markdown, render
-from ecoformer.report.figures import legend, panels, save_figure
+from ecoformer.report.figures import MARKERS, legend, panels, save_figure
 
 Row = dict[str, Any]
 GOAL = 0.75  # of uniform attention's error
@@ -91,7 +91,7 @@ def plot_errors(rows: Sequence[Row], out: Path, title: str, floors: Mapping[str,
     axes.plot(places, [GOAL * block["error_uniform"] for block in blocks], color="grey", lw=0.8, label="goal: 75 %")
     for number, row in enumerate(rows):
         errors = [block["error"] for block in row["blocks"]]
-        axes.plot(places, errors, marker="os^Dv<>p"[number % 8], markersize=4, lw=1.2, label=row["setting"])
+        axes.plot(places, errors, marker=MARKERS[number % len(MARKERS)], markersize=4, lw=1.2, label=row["setting"])
     axes.set_xticks(list(places), [short_name(block["block"]) for block in blocks], fontsize=8)
     axes.set(ylabel="error of the attention output\n(relative L2, held-out images)", xlabel="block", title=title)
     axes.set_ylim(bottom=0)
@@ -106,7 +106,7 @@ def plot_energy(rows: Sequence[Row], out: Path, title: str) -> None:
         for number, row in enumerate(rows):
             found, energy = ratios(row), row["energy"]["paper"][key] / 1e6
             mean = sum(found) / len(found)
-            look: dict[str, Any] = {"marker": "os^Dv<>pP*X"[number // 10 + number % 10], "color": f"C{number % 10}"}
+            look: dict[str, Any] = {"marker": MARKERS[number % len(MARKERS)], "color": f"C{number % 10}"}
             bar = [[mean - min(found)], [max(found) - mean]]
             axis.errorbar(energy, mean, bar, linestyle="", elinewidth=1, label=row["setting"], **look)
         axis.axhline(1, color="black", linestyle="--", lw=0.8, label="uniform attention")
