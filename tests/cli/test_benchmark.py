@@ -87,6 +87,14 @@ def test_modes(script, capsys, mode, layer):
 TINY = ["--batch-size", "2", "--threads", "1", "--rounds", "2", "--min-seconds", "0.01", "--no-peak"]
 
 
+def test_the_longest_operations_are_those_of_the_device(monkeypatch):
+    """On a CPU beside a GPU, which did nothing."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    text = benchmark.profile(lambda: torch.ones(8, 8) @ torch.ones(8, 8), 3, torch.device("cpu"))
+    shares = [float(line.split()[0]) for line in text.splitlines()]
+    assert len(shares) == 3 and 0 < sum(shares) <= 100.5 and "aten::" in text
+
+
 def test_a_checkpoint_beside_its_baselines_at_its_own_size(script, capsys, tmp_path):
     run = hashed_run(tmp_path / "best.pt")
     assert script.main([*TINY, "--checkpoint", str(run), "--format", "json"]) == 0

@@ -123,7 +123,8 @@ def benchmark(args: argparse.Namespace, img_size: int) -> list[dict[str, Any]]:
         if args.joules:
             rows[-1]["joules_per_image"] = joules(case)
         if args.profile:
-            print(f"{case.attention}, {case.size}\n{profile(steps[case.attention], args.profile)}", file=sys.stderr)
+            longest = profile(steps[case.attention], args.profile, torch.device(args.device))
+            print(f"{case.attention}, {case.size}\n{longest}", file=sys.stderr)
     return rows
 
 
@@ -207,13 +208,13 @@ def joules(case: SpeedCase) -> float | None:
     return found.joules_per_image
 
 
-def profile(step: Any, count: int) -> str:
-    """The operations that take longest by themselves, and their share of one pass."""
+def profile(step: Pass, count: int, device: torch.device) -> str:
+    """The operations that take longest by themselves on a device, and their share of one pass."""
     step()
     with torch.profiler.profile() as profiler:
         step()
-    on_cuda = torch.cuda.is_available()
-    times = {e.key: e.self_device_time_total if on_cuda else e.self_cpu_time_total for e in profiler.key_averages()}
+    key = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
+    times = {event.key: getattr(event, key) for event in profiler.key_averages()}
     total = sum(times.values())
     largest = sorted(times.items(), key=lambda item: -item[1])[:count]
     return "\n".join(f"{100 * time / total:5.1f} %  {time / 1e3:9.2f} ms  {name}" for name, time in largest)
