@@ -135,5 +135,7 @@ class Position:
         if len(meters) == distributed.world_size():
             position.meter.load_state_dict(meters[distributed.rank()])
         elif distributed.is_main():
-            position.meter.load_state_dict({key: sum(meter[key] for meter in meters) for key in meters[0]})
+            whole = {key: sum(meter[key] for meter in meters) for key in meters[0]}
+            # The processes spent their seconds side by side.
+            position.meter.load_state_dict(whole | {"seconds": max(meter["seconds"] for meter in meters)})
         return position
