@@ -138,7 +138,7 @@ def mean_and_spread(key: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, fl
 def baseline(row: Mapping[str, Any], rows: Sequence[Row], attention: str) -> Row | None:
     """The row of `attention` on the same backbone with the same training.
 
-    Of several one that was made of the same `source`, of those that of the shortest name.
+    Of several one that was made of the same `source`, of those one of the same name, else that of the shortest.
     """
     same = [
         other
@@ -146,4 +146,8 @@ def baseline(row: Mapping[str, Any], rows: Sequence[Row], attention: str) -> Row
         if (other["backbone"], other["attention"]) == (row["backbone"], attention)
         and all(other[key] == row[key] for key in ("init", "epochs_stage1", "epochs_stage2", "steps_stage2"))
     ]
-    return min(same, key=lambda other: (other.get("source") != row.get("source"), len(other["name"])), default=None)
+
+    def distance(other: Row) -> tuple[bool, bool, int]:
+        return other.get("source") != row.get("source"), other["name"] != row["name"], len(other["name"])
+
+    return min(same, key=distance, default=None)
