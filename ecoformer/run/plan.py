@@ -67,7 +67,7 @@ def plan_figures(run: Run, probe: Probe | None = None) -> dict[str, Any]:
         "output_dir": str(run.folder.path),
     }
     if probe is not None:
-        figures |= _measured(run, probe, num_fits=len(fits))
+        figures |= _measured(run, probe, num_fits=sum(step >= trainer.step for step in fits))
     return figures
 
 

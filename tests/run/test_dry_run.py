@@ -15,8 +15,8 @@ from torch import nn
 from ecoformer.run.build import build_run
 from ecoformer.run.checks import check_config
 from ecoformer.run.directory import RunDir
-from ecoformer.run.plan import class_counts, duration, mib
-from ecoformer.run.probe import probe_run
+from ecoformer.run.plan import class_counts, duration, mib, plan_figures
+from ecoformer.run.probe import Probe, probe_run
 
 
 def test_plan_of_an_image_folder(
@@ -83,6 +83,19 @@ def test_the_probe_leaves_the_run_as_it_is(tmp_path: Path) -> None:
     assert all(torch.equal(before[key], value) for key, value in run.built.model.state_dict().items())
     assert run.trainer.step == 0 and not run.trainer.state.optimizer.state and not (tmp_path / "run").exists()
     assert sum(class_counts(run.data)["train"].values()) == 64
+
+
+def test_fits_that_a_run_has_behind_it_take_no_more_time(tmp_path: Path) -> None:
+    config = compose_config(
+        "experiment=digits_ecoformer", *TINY_DIGITS, "train.epochs=4", "callbacks.hash_update.every=1"
+    )
+    run = build_run(config, RunDir(tmp_path / "run", None, []), torch.device("cpu"))
+    run.trainer.state.epoch, run.trainer.state.step = 3, 3 * run.trainer.steps_per_epoch
+    probe = Probe(3, 2.0, 1.0, 1.0, 0.0, 1.0, *[0] * 7, None)
+    figures = plan_figures(run, probe)
+    assert figures["hash_fits"]["number"] == 4
+    assert figures["expected_seconds"]["training"] == run.trainer.steps_per_epoch
+    assert figures["expected_seconds"]["hash_fits"] == 2.0
 
 
 def test_activations_are_counted_once() -> None:
