@@ -10,10 +10,12 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from tiny_models import digits_run, sharp_vit
 
 from ecoformer import InputError, convert, fit_hashes
-from ecoformer.config.schema import Config
+from ecoformer.config.schema import AugmentConfig, Config, DataConfig, TrainConfig
+from ecoformer.data import build_data
 from ecoformer.energy import at_measured_shares, count
 from ecoformer.files.table import render
 from ecoformer.kinds import DistilledHashSpec, DistilledSpec, MSASpec
@@ -206,6 +208,20 @@ def test_a_hashed_run_is_no_source(run, tmp_path, capsys):
     assert "top-1" not in capsys.readouterr().out
     assert script("distill").main(["--checkpoint", str(out), *quick, "--out", str(tmp_path / "again.pt")]) == 2
     assert "has distilled attention: give one with stock or MSA attention" in capsys.readouterr().err
+
+
+def test_a_broken_image_leaves_no_other_one_counted_twice(tmp_path):
+    """A lone batch runs twice, for the clock."""
+    for place in ("train/a", "train/b", "val/a", "val/b"):
+        (tmp_path / place).mkdir(parents=True)
+        for name in "012":
+            Image.new("RGB", (16, 16), (40 * int(name), 0, 90)).save(tmp_path / place / f"{name}.png")
+    (tmp_path / "val" / "a" / "0.png").write_bytes(b"broken")
+    folder = DataConfig("folder", root=str(tmp_path), img_size=16, num_workers=0, in_memory=False, max_corrupt=1)
+    data = build_data(folder, AugmentConfig(), TrainConfig(batch_size=6, progress=False), seed=0, device="cpu")
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 16 * 16, 2))
+    _, found = Source(Config(), model, data, epoch=0).outcome(model)
+    assert found.shape == (5, 2)
 
 
 def test_blocks_where_uniform_attention_is_exact_are_told():
