@@ -83,6 +83,7 @@ def run(args: argparse.Namespace) -> int:
         joint_steps=args.joint_steps,
     )
     profile = load_profile(args.profile)
+    profile.require_counted("paper")  # before anything is fitted
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     keys = ("model", "checkpoint", "pretrained", "data_name", "img_size", "max_val", "device")

@@ -59,16 +59,20 @@ class Profile:
         named = (rule.precision for rule in self.rules if kind in rule.kinds and fnmatchcase(module, rule.modules))
         return self.precisions[next(named, self.default)]
 
-    def energy_pj(self, entries: Iterable[Entry], convention: str = "audited") -> float:
-        """Energy of some ledger entries. Bytes are scaled from the width counted to the width priced.
-
-        Raises InputError for a profile with memory prices under a convention that counts no bytes.
-        """
+    def require_counted(self, convention: str) -> None:
+        """Raise InputError for a profile with memory prices under a convention that counts no bytes."""
         if convention == "paper" and self.prices_memory:
             raise InputError(
                 f"profile {self.name} prices memory, which convention=paper does not count: "
                 "use convention=audited, or a profile without memory"
             )
+
+    def energy_pj(self, entries: Iterable[Entry], convention: str = "audited") -> float:
+        """Energy of some ledger entries. Bytes are scaled from the width counted to the width priced.
+
+        Raises InputError as `require_counted`.
+        """
+        self.require_counted(convention)
         return sum(self.kind_energies(entries).values())
 
     def kind_energies(self, entries: Iterable[Entry]) -> dict[str, float]:

@@ -37,7 +37,7 @@ def check_config(config: Config) -> list[str]:
     _check_schedule(config)
     attention_spec(config.attention)
     low_rank_spec(config.compress)
-    load_profile(config.energy.profile)
+    load_profile(config.energy.profile).require_counted(config.energy.convention)
     for kind in sorted(SPECS, key=len, reverse=True):  # one name may end in another
         if config.model.name.endswith(f"_{kind}"):
             stem = config.model.name.removesuffix(f"_{kind}")

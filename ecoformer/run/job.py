@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ecoformer.config.schema import Config, EvalConfig
 from ecoformer.data.imagenet import REAL, real_labels
+from ecoformer.energy import load_profile
 from ecoformer.engine import distributed
 from ecoformer.engine.evaluation import evaluate
 from ecoformer.engine.predictions import Predictions, RealLabels
@@ -55,6 +56,7 @@ def evaluate_checkpoint(config: EvalConfig) -> float:
     with session(config.device, threads=config.threads) as device:
         evaluation = build_evaluation(config, device)
         data, described = evaluation.data, evaluation.config
+        load_profile(described.energy.profile).require_counted(described.energy.convention)
         real = RealLabels(real_labels(data.val_source)) if described.data.name == REAL else None
         if described.data.max_corrupt and (config.details is not None or real is not None):
             what = f"data.name={REAL}" if config.details is None else f"details={config.details}"

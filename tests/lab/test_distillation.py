@@ -170,6 +170,7 @@ def test_a_distilled_model_remembers_which_layers_were_replaced(run, tmp_path, c
         (["--checkpoint", "RUN", "--data-name", "moon"], "data.name=moon"),
         (["--checkpoint", "RUN", "--out", "FOLDER"], "is a folder: name a file"),
         (["--checkpoint", "RUN", "--format", "yaml"], "invalid choice: 'yaml'"),
+        (["--checkpoint", "RUN", "--profile", "45nm_fp32_dram"], "prices memory, which convention=paper does not"),
         (["--checkpoint", "RUN", "--relaxation", "tanh"], "invalid choice: 'tanh'"),
         (["--checkpoint", "RUN", "--layers", "5"], "attention.layers: 5 matches no attention layer"),
     ],

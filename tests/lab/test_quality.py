@@ -240,6 +240,7 @@ def test_a_sweep_is_refused_before_anything_is_fitted_or_written_over(tmp_path, 
 
     assert "blocks.0.attn has 17 tokens: num_anchors=25 > 17" in refused("--settings", "uniform", "ecoformer")
     assert "measured by this attention; name one of binary_qk, distilled, " in refused("--settings", "uniform", "msa")
+    assert "prices memory, which convention=paper does not" in refused("--profile", "45nm_fp32_dram")
     out = ["--out", str(tmp_path / "out")]
     assert hash_quality.main([*command, *out, "--settings", "uniform", "none"]) == 0
     capsys.readouterr()

@@ -92,6 +92,10 @@ COMMAND_LINES = [
     ("experiment=digits_msa attention.layers=[1] attention.rest=stock", ["attention.rest=stock: ", "leave it out"]),
     ("experiment=digits_msa attention.layers=[1] attention.rest=mas", ["attention.rest=mas: ", "does not exist"]),
     ("experiment=digits_msa energy.profile=3nm", ["3nm"]),
+    (
+        "experiment=digits_msa energy.profile=45nm_fp32_dram callbacks.energy_log.enabled=false",
+        ["45nm_fp32_dram prices memory, which convention=paper does not count"],
+    ),
     ("experiment=digits_msa energy.convention=hopeful", ["energy.convention=hopeful does not exist"]),
     ("experiment=digits_msa resume=auto", ["resume=auto", "add output_dir=DIR"]),
     ("experiment=digits_msa resume=/no/such/last.pt", ["/no/such/last.pt does not exist"]),

@@ -36,6 +36,7 @@ def run(args: argparse.Namespace) -> int:
     torch.set_num_threads(args.threads)
     device_of(args.device, "--device ")  # also where no row is missing
     profile = load_profile(args.profile)
+    profile.require_counted("paper")  # before anything is fitted
     table = args.out / "table.json"
     rows = read_rows(table)
     if any(set(KEYS) - row.keys() for row in rows):

@@ -109,6 +109,7 @@ def run(args: argparse.Namespace) -> int:
     if args.out is not None and (held := args.out / report.QUALITY).exists():
         raise InputError(f"--out {args.out} holds {held.name} of an earlier sweep: name another folder, or remove it")
     profile = load_profile(args.profile)
+    profile.require_counted("paper")  # before anything is fitted
     source = load_source(checkpoint=args.checkpoint, root=args.data, only_msa=True, out=args.out, device=args.device)
     config, data, msa = source.config, source.data, source.model
     for setting in args.settings:  # nor is one fitted before another is refused
