@@ -207,6 +207,13 @@ def test_savings_are_against_the_same_architecture(
     assert of_the_second[:2] == [msa, stock] and 0 < float(of_the_second[2].removesuffix("%")) < 50
 
 
+def test_pictures_of_kinds_without_anchors(script: ModuleType, tmp_path: Path) -> None:
+    """There is no map of bits and anchors to draw."""
+    arguments = ["--model", "vit_tiny_patch16_224", "--attention", "distilled_hash", "--num-bits", "8,16"]
+    assert script.main([*arguments, "--plots", str(tmp_path)]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["layers.png"]
+
+
 def test_sizes_are_what_each_model_is_made_for(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     models = "vit_tiny_patch16_224,vit_tiny_patch16_384,lra_encoder"
     assert script.main(["--model", models, "--attention", "stock", "--format", "json"]) == 0

@@ -142,8 +142,8 @@ def draw(chosen: list[Case], rows: list[dict[str, Any]], args: argparse.Namespac
         swept = ("num_bits", args.num_bits[0]), ("num_anchors", args.num_anchors[0])
         line = [r for r in rows if all(r[key] in (None, value) for key, value in swept)]
         figures["resolution.png"] = plot_resolution([r for r in line if r["model"] == first["model"]])
-    if len(args.num_bits) * len(args.num_anchors) > 1:
-        coded = [r for r in rows if r["num_bits"] is not None and all(r[k] == v for k, v in first.items())]
+    coded = [r for r in rows if r["num_anchors"] is not None and all(r[k] == v for k, v in first.items())]
+    if coded and len(args.num_bits) * len(args.num_anchors) > 1:
         figures["bits_anchors.png"] = plot_bits_anchors([r for r in coded if r["attention"] == coded[0]["attention"]])
     for name, figure in figures.items():
         save_figure(figure, args.plots / name)
