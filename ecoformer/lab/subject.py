@@ -20,6 +20,7 @@ from ecoformer.nn.specs import AttentionSpec
 from ecoformer.run.start import SavedRun, build_model, model_of_run, read_run
 
 BASELINES = ("stock", "msa")  # beside a checkpoint, where nothing else is asked for
+CONTROLS = ("uniform", "none", "random_hash", "msa_shared_qk")  # what every other kind has to be worth more than
 
 
 @lru_cache(maxsize=2)

@@ -6,7 +6,8 @@ from typing import Any
 from ecoformer.errors import InputError
 from ecoformer.lab.sequence.crossover import interpolate
 from ecoformer.lab.sequence.encoder import Kind, Shape
-from ecoformer.lab.sequence.study import CONTROLS, ledger_row
+from ecoformer.lab.sequence.study import ledger_row
+from ecoformer.lab.subject import CONTROLS
 
 BUDGETS = {
     "energy_mj": "audited_energy_mj",

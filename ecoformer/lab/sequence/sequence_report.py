@@ -7,8 +7,9 @@ from matplotlib.figure import Figure
 
 from ecoformer.files.table import Column, Table, markdown, render
 from ecoformer.lab.sequence.crossover import crossovers, describe, interpolate
-from ecoformer.lab.sequence.study import BASELINE, CONTROLS, METRICS, Study
+from ecoformer.lab.sequence.study import BASELINE, METRICS, Study
 from ecoformer.lab.sequence.verdict import verdicts
+from ecoformer.lab.subject import CONTROLS
 from ecoformer.report.figures import draw_growth, name_curves, panels
 
 FIGURE = "{:.4g}"

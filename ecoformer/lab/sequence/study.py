@@ -14,7 +14,6 @@ from ecoformer.lab.sequence.measurement import FIGURES
 
 BASELINE = "msa"
 BYTES = 4  # of a float32
-CONTROLS = ("uniform", "none", "random_hash", "msa_shared_qk")  # what every other kind has to be worth more than
 METRICS = {
     "paper_energy_mj": "energy, paper convention, mJ",
     "audited_energy_mj": "energy, audited convention, mJ",

@@ -11,12 +11,12 @@ from ecoformer.files import write_json, write_text
 from ecoformer.files.run_names import BEST
 from ecoformer.files.table import Column, Table, render, saves
 from ecoformer.lab.study.plots import plot_front
+from ecoformer.lab.subject import CONTROLS
 from ecoformer.nn.base import given
 from ecoformer.nn.inputs import input_size
 from ecoformer.report.runs import find_runs
 from ecoformer.run.start import model_of_run, read_run
 
-CONTROLS = ("uniform", "none", "random_hash", "msa_shared_qk")
 FIRST = ("stock", "msa")  # what the others are set beside
 OF_A_RUN = ("model", "dataset", "img_size", "epochs", "seed", "top1", "last_top1", "best_epoch", "params")
 OF_A_LEDGER = ("energy_pj", "attention_energy_pj", "attention_muls", "attention_adds", "uncounted")
