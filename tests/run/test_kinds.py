@@ -104,6 +104,7 @@ def test_runs_that_cannot_be_compared_are_refused(run_of: Callable[[str], Path],
     for file in (both / "b").iterdir():
         file.unlink()
     summary = json.loads((both / "c" / "summary.json").read_text())
-    (both / "c" / "summary.json").write_text(json.dumps(summary | {"epochs": 9}))
-    with pytest.raises(InputError, match="c has epochs=9, a 1: compare like runs"):
-        kinds_report(both, tmp_path)
+    for key, value in (("epochs", 9), ("patch_stride", 3), ("compress", {"name": "low_rank", "rank": 4})):
+        (both / "c" / "summary.json").write_text(json.dumps(summary | {key: value}))
+        with pytest.raises(InputError, match=f"c has {key}=.*, a .*: compare like runs"):
+            kinds_report(both, tmp_path)

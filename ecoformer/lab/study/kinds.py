@@ -18,6 +18,7 @@ from ecoformer.report.runs import find_runs
 from ecoformer.run.start import model_of_run, read_run
 
 FIRST = ("stock", "msa")  # what the others are set beside
+ALIKE = ("model", "dataset", "img_size", "seq_len", "patch_stride", "compress", "epochs")
 OF_A_RUN = ("model", "dataset", "img_size", "epochs", "seed", "top1", "last_top1", "best_epoch", "params")
 OF_A_LEDGER = ("energy_pj", "attention_energy_pj", "attention_muls", "attention_adds", "uncounted")
 NOTE = (
@@ -47,9 +48,13 @@ def kinds_report(folder: Path, out: Path) -> str:
 def kind_rows(folder: Path) -> list[dict[str, Any]]:
     """One JSON-ready row a run: settings, top1, params, and under "paper" and "audited" energies and `uncounted`."""
     rows: dict[str, dict[str, Any]] = {}
-    for run in find_runs(folder):
-        if run.summary is None:
-            continue
+    finished = [(run, run.summary) for run in find_runs(folder) if run.summary is not None]
+    for run, summary in finished:
+        first, like = finished[0]
+        for key in ALIKE:
+            if summary.get(key) != like.get(key):
+                here, there = summary.get(key), like.get(key)
+                raise InputError(f"{run.path.name} has {key}={here}, {first.path.name} {there}: compare like runs")
         saved = read_run(run.path / BEST)
         kind = saved.config.attention["name"]
         if kind in rows:
@@ -59,21 +64,15 @@ def kind_rows(folder: Path) -> list[dict[str, Any]]:
         counted = {convention: summarize(model, size, convention) for convention in CONVENTIONS}
         rows[kind] = {
             "attention": kind,
-            "options": run.summary["attention_options"],
+            "options": summary["attention_options"],
             "control": kind in CONTROLS,
-            **{key: run.summary[key] for key in OF_A_RUN},
-            **given(seq_len=run.summary.get("seq_len")),  # not of images
+            **{key: summary[key] for key in OF_A_RUN},
+            **given(seq_len=summary.get("seq_len")),  # not of images
             **{name: {key: figures[key] for key in OF_A_LEDGER} for name, figures in counted.items()},
             "run": run.path.name,
         }
     if not rows:
         raise InputError(f"{folder} holds no finished run: train some with train.py attention=KIND output_dir=...")
-    first = next(iter(rows.values()))
-    for row in rows.values():
-        for key in ("model", "dataset", "img_size", "seq_len", "epochs"):
-            here, there = row.get(key), first.get(key)
-            if here != there:
-                raise InputError(f"{row['run']} has {key}={here}, {first['run']} {there}: compare like runs")
     return sorted(rows.values(), key=lambda row: (row["attention"] not in FIRST, row["control"], row["attention"]))
 
 
