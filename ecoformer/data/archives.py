@@ -53,7 +53,7 @@ def _read_shards(data: DataConfig, root: Path, *, training: bool) -> tuple[Label
 def read_names(path: Path, where: str) -> list[str]:
     """Class names, one a line. Raises InputError, which calls the file `where`, if it is no text."""
     try:
-        return [line.strip() for line in path.read_text().splitlines() if line.strip()]
+        return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{where} cannot be read: give a text file, one class name a line") from error
 

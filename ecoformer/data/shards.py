@@ -110,7 +110,7 @@ def _matching(root: Path, pattern: str) -> list[Path]:
 
 def _listed_splits(root: Path) -> dict[str, Any]:
     try:
-        splits = json.loads((root / INFO).read_text()).get("splits", {})
+        splits = json.loads((root / INFO).read_bytes()).get("splits", {})
         return dict(splits.items())
     except FileNotFoundError:
         return {}

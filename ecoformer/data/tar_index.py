@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 BLOCK = 512
+STEP = 2**20  # bytes behind the end that are looked at together
 _REGULAR = (b"0", b"\0", b"7")
+_LINKS = (b"1", b"2")  # hard, symbolic
 _GNU_LONG_NAME, _PAX, _PAX_GLOBAL = b"L", b"x", b"g"
 
 
@@ -34,8 +36,8 @@ class TarFile:
 def tar_files(path: Path) -> Iterator[tuple[TarFile, memoryview]]:
     """The regular files of an archive in order, each with a view of its bytes that is valid until the next one.
 
-    Raises DamagedTar: no tar archive, a compressed one, a header whose checksum is wrong, or an end that is missing
-    because the archive was cut short.
+    Raises DamagedTar: no tar archive, a compressed one, a header whose checksum is wrong, an end that is missing
+    because the archive was cut short, or what would be left out without a word: links, and what lies behind the end.
     """
     if not stat.S_ISREG(os.stat(path).st_mode):  # to open a pipe would wait for its other end
         raise DamagedTar("it is no file")
@@ -55,6 +57,8 @@ def _walk(data: mmap.mmap, view: memoryview) -> Iterator[tuple[TarFile, memoryvi
         if len(header) < BLOCK:
             raise DamagedTar(f"it was cut short: tar's end mark is missing at byte {total}")
         if not header.strip(b"\0"):
+            if any(data[at : at + STEP].strip(b"\0") for at in range(position, total, STEP)):
+                raise DamagedTar(f"more lies behind its end at byte {position}: pack joined archives as one")
             return
         size = _checked_size(header, position)
         kind, start = header[156:157], position + BLOCK
@@ -72,6 +76,9 @@ def _walk(data: mmap.mmap, view: memoryview) -> Iterator[tuple[TarFile, memoryvi
                 long_size = _count(records["size"]) if "size" in records else None
             except (ValueError, IndexError):
                 raise DamagedTar(f"its extended header at byte {start - BLOCK} is damaged") from None
+        elif kind in _LINKS:
+            name = long_name or _name(header)
+            raise DamagedTar(f"its {name} is a link: pack the file itself (tar --dereference --hard-dereference)")
         elif kind != _PAX_GLOBAL:
             if kind in _REGULAR:
                 part = view[start : start + size]

@@ -123,6 +123,23 @@ def test_a_damaged_extended_header_is_named(tmp_path: Path, records: bytes):
         list(tar_files(path))
 
 
+def test_what_would_be_left_out_without_a_word_is_named(open_data, shards: Path):
+    path = shards / "train-0.tar"
+    whole, more = path.read_bytes(), (shards / "train-1.tar").read_bytes()
+    for content in (whole + more, whole + bytes(2**21) + more):  # cat a.tar b.tar; a hole in a copy
+        path.write_bytes(content)
+        assert re.search(r"train-0.tar: damaged shard: more lies behind its end at byte", refusal(open_data, shards))
+    for kind in (tarfile.LNKTYPE, tarfile.SYMTYPE):
+        with tarfile.open(path, "w") as archive:
+            add(archive, "a.png", b"x")
+            add(archive, "a.cls", b"0")
+            for ending in ("png", "cls"):
+                link = tarfile.TarInfo(f"b.{ending}")
+                link.type, link.linkname = kind, f"a.{ending}"
+                archive.addfile(link)
+        assert "train-0.tar: damaged shard: its b.png is a link: pack the file itself" in refusal(open_data, shards)
+
+
 @pytest.mark.parametrize("label", [b"99999999999999999999", b"1" * 5000, b"[" * 100000, b"2147483648"])
 def test_a_number_that_is_no_class_is_named(open_data, shards: Path, label: bytes):
     with tarfile.open(shards / "val-1.tar", "w") as archive:

@@ -125,6 +125,8 @@ def test_splits_by_pattern_glob_and_info_file(open_data, shards: Path):
 def test_class_names_from_a_file(open_data, shards: Path):
     (shards / "classes.txt").write_text("ant\nbee\n")
     assert open_data(name="webdataset", root=shards).class_names == ["ant", "bee"]
+    (shards / "classes.txt").write_bytes("ämse\r\nbee\r\n".encode("utf-8-sig"))  # a Windows editor's
+    assert open_data(name="webdataset", root=shards).class_names == ["ämse", "bee"]
     (shards / "latin.txt").write_text("formica\napis\n")
     assert open_data(name="webdataset", root=shards, class_names="latin.txt").class_names == ["formica", "apis"]
 
