@@ -36,6 +36,7 @@ GROUP = "logger.wandb.group="
 LAUNCHERS = ("slurm", "local")
 MULTIRUN_FLAGS = ("-m", "--multirun")
 OTHER_MODES = ("--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i", "--version", "--shell-completion", "-sc")
+CONFIG_FLAGS = {"main": "--config-path", "command-line": "--config-dir"}  # by what Hydra calls the places they name
 CHECKPOINT_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2)  # a scheduler's: save, the job will be started again
 
 
@@ -88,7 +89,7 @@ def run_torchrun(cfg: DictConfig, name: str = "train", full_errors: bool = False
     if folder is None and not cfg.get("dry_run"):
         raise InputError("several processes need one output_dir to share: add output_dir=DIR")
     place, nproc = _place(), cfg.launch.nproc_per_node or HydraConfig.get().launcher.get("gpus_per_node") or 1
-    command = torchrun_command(place, nproc, cfg.launch.max_restarts, [*process.module(name), *_arguments(cfg)])
+    command = torchrun_command(place, nproc, cfg.launch.max_restarts, [*process.module(name), *_arguments(cfg, name)])
     environment = process.environment(HYDRA_FULL_ERROR="1" if full_errors else "0")
     # A store of their own for the processes of each restart: a kept one holds addresses of processes that are gone.
     environment.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
@@ -171,11 +172,13 @@ def _place() -> Place:
     return Place(f"{job.name()} {job.job_id}", job.node, job.num_nodes, hosts[0])
 
 
-def _arguments(cfg: DictConfig) -> list[str]:
-    """The job's overrides for its torchrun, with what the sweep around it decided."""
+def _arguments(cfg: DictConfig, name: str) -> list[str]:
+    """The job's configs and overrides for its torchrun, with what the sweep around it decided."""
     job, folder, group = HydraConfig.get(), cfg.get("output_dir"), OmegaConf.select(cfg, GROUP.rstrip("="))
-    sources = [source.path for source in job.runtime.config_sources if source.provider == "command-line"]
-    flags = [part for path in sources for part in ("--config-dir", path)]
+    flags = [] if job.job.config_name == name else ["--config-name", str(job.job.config_name)]
+    for source in job.runtime.config_sources:
+        if source.provider in CONFIG_FLAGS and source.path != str(CONFIGS):
+            flags += [CONFIG_FLAGS[source.provider], source.path]
     overrides = [
         text for text in job.overrides.task if not text.lstrip("+").startswith(("launch.", "output_dir=", GROUP))
     ]
@@ -225,8 +228,9 @@ def through_launcher(argv: list[str], config_name: str) -> list[str]:
         sweep = next((override.input_line for override in parsed if override.is_sweep_override()), None)
         if sweep is not None:
             raise InputError(f"{sweep} is a sweep: add -m")
-        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            check_config(load_config(Config, compose(config_name, overrides)))
+        if not any(argument.startswith(("-c", "--config-")) for argument in argv):  # the job composes the user's own
+            with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+                check_config(load_config(Config, compose(config_name, overrides)))
         argv, extra = ["--multirun", *argv], [*extra, "hydra.sweep.subdir=."]
     if launcher == "slurm" and shutil.which("srun") is None:
         raise InputError(

@@ -87,6 +87,10 @@ def test_train_starts_torchrun_itself(command: Callable[..., int], torchrun: See
     assert line[:3] == ["--nproc-per-node=2", "--max-restarts=3", "--standalone"]
     assert line[3:] == ["-m", "ecoformer", "train", *LINE, f"output_dir='{tmp_path / 'run'}'"]
     assert torchrun["environment"]["HYDRA_FULL_ERROR"] == "0" and "ECOFORMER_JOB" not in torchrun["environment"]
+    (tmp_path / "own.yaml").write_text("defaults: [train, _self_]\nseed: 7\n")
+    own = ["--config-name", "own", "--config-dir", str(tmp_path)]
+    assert command("train", *own, *LINE, "launch.nproc_per_node=2", "output_dir=other") == 0
+    assert torchrun["commands"][-1][3:] == ["-m", "ecoformer", "train", *own, *LINE, "output_dir='other'"]
 
 
 def test_each_job_of_a_sweep_is_its_own_torchrun(
@@ -196,6 +200,7 @@ def test_single_runs_and_sweeps_are_submitted(launcher: str, monkeypatch: pytest
     assert submitted("-m", *line, "seed=0,1") == ["-m", *line, "seed=0,1", "hydra.sweep.dir='runs/a b'"]
     assert submitted("--cfg", "job", *line) == ["--cfg", "job", *line]
     assert submitted(*LINE) == LINE
+    assert submitted("-cn", "own", "hydra/launcher=local", "output_dir=x")[:3] == ["--multirun", "-cn", "own"]
 
 
 @pytest.mark.parametrize(
