@@ -73,6 +73,29 @@ def test_equals_the_naive_forms(shape, numerator):
     assert_equals_the_naive_forms(random_case(shape), numerator)
 
 
+@pytest.mark.parametrize("form", ["layer", "core"])
+@pytest.mark.parametrize("numerator", NUMERATORS)
+def test_gradients_are_differentiated_again(numerator, form):
+    """Hessian-vector products and gradient penalties; `torch.autograd.grad` was silent about what it left out."""
+    case = random_case((2, 2, 9, 5, 4, 6))
+    case[7] = case[7] + 0.1  # at a distance of 0 the two round to either side of where distances are cut off
+    function = layer if form == "layer" else in_torch
+    found = []
+    for each in (function, reference):
+        leaves = [t.clone().requires_grad_(i in (0, 1, 3, 5)) for i, t in enumerate(case)]
+        wanted = [leaf for leaf in leaves if leaf.requires_grad]
+        first = torch.autograd.grad(each(*leaves, numerator=numerator).sin().sum(), wanted, create_graph=True)
+        found.append(torch.autograd.grad(sum(g.square().sum() for g in first), wanted))
+    for mine, naive in zip(*found, strict=True):
+        torch.testing.assert_close(mine, naive, rtol=1e-9, atol=1e-10)
+
+
+def in_torch(x, *tensors, numerator):
+    linears, state = [tensors[0:2], tensors[2:4], tensors[4:6]], tensors[6:]
+    qk, v = (split_heads(F.linear(x, *linear), state[0].shape[0]) for linear in linears[:2])
+    return F.linear(join_heads(kernel_hash_attention(qk, v, *state, numerator)), *linears[2])
+
+
 @pytest.mark.parametrize("numerator", NUMERATORS)
 @pytest.mark.parametrize("num_heads", [1, 3])
 def test_linear_layers_without_biases(num_heads, numerator):

@@ -43,12 +43,12 @@ def kernel_hash_attention(
     """Attention output (B, H, N, C) of shared queries and keys, normalised here, under EcoFormer's hash functions.
 
     Codes are the signs of (k(x, anchors) - mean) A^T with k = exp(-d2 / (2 sigma)), weights are h_i . h_j + K + 1;
-    see `EcoFormerSpec` for the two numerators. Differentiable once, with respect to qk and v: straight through the
-    sign where its argument lies within (-1, 1), and through sigma, as in the published code. A zero token has the
-    distance |a| to an anchor a, and gets no gradient.
+    see `EcoFormerSpec` for the two numerators. Differentiable with respect to qk and v: straight through the sign where
+    its argument lies within (-1, 1), and through sigma, as in the published code. A zero token has the distance |a| to
+    an anchor a, and gets no gradient.
 
     On CUDA the Triton kernels do it, except under a mask, and in compiled graphs, where the compiler fuses the torch
-    path.
+    path. They are differentiated once: under create_graph=True their backward pass raises an InputError.
 
     Args:
         qk_BHNC, v_BHNC: float32 or float64, or in half precision, which is taken to float32: half precision flips codes

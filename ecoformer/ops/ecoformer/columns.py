@@ -6,11 +6,12 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ecoformer.ops.ecoformer.columns_backward import layer_backward
 from ecoformer.ops.ecoformer.columns_forward import ColumnLayer, Linear, State, layer_forward
+from ecoformer.ops.ecoformer.eager import gradients_with_graph, recorded, with_graph
 from ecoformer.ops.precision import without_autocast
 
 
@@ -25,7 +26,7 @@ def kernel_hash_layer(
 ) -> Tensor:
     """proj(kernel_hash_attention(to_qk(x), to_v(x))) as (B, N, D), for plain tensors on CPU.
 
-    See `kernel_hash_attention` for the attention, its gradients and the two numerators. Differentiable once, with
+    See `kernel_hash_attention` for the attention, its gradients and the two numerators. Differentiable with
     respect to x and the three linear layers.
 
     Args:
@@ -52,9 +53,19 @@ class _Recomputed(torch.autograd.Function):
         return layer_forward(x_BND, _layer(parts, numerator), mask_BN)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         x_BND, *parts, mask_BN = ctx.saved_tensors
+        if with_graph():
+            state = parts[6], parts[7], parts[8]
+
+            def layer(x: Tensor, *linears: Tensor) -> Tensor:
+                rows = (F.linear(x, *linears[at : at + 2]).unflatten(-1, (len(state[0]), -1)) for at in (0, 2))
+                qk_BHNC, v_BHNC = (row.transpose(1, 2) for row in rows)
+                out_BHNC = recorded(qk_BHNC, v_BHNC, state, mask_BN, ctx.numerator)
+                return F.linear(out_BHNC.transpose(1, 2).flatten(2), *linears[4:])
+
+            again = gradients_with_graph(layer, (x_BND, *parts[:6]), grad_outputs[0])
+            return *again, None, None, None, None, None
         with without_autocast(x_BND):  # a loop may call backward() within its own
             grads = layer_backward(grad_outputs[0], x_BND, _layer(parts, ctx.numerator), mask_BN)
         wanted = (grad if part is not None else None for grad, part in zip(grads, (x_BND, *parts[:6]), strict=True))

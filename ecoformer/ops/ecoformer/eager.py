@@ -11,12 +11,12 @@ Shapes: B batch, H heads, N tokens, C head channels, K code bits, M anchors.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ecoformer.ops.ecoformer.codes import hash_codes, in_a_graph, normalize, sigma_floor, sign
 from ecoformer.ops.ecoformer.linear_form import hash_attention
@@ -39,10 +39,33 @@ def attend(
     if not (torch.is_grad_enabled() and (qk_BHNC.requires_grad or v_BHNC.requires_grad)):
         return _forward(qk_BHNC, v_BHNC, state, mask_BN, numerator)
     if in_a_graph():
-        code_BHNK = hash_codes(normalize(qk_BHNC), *state, mask_BN)
-        real_B1N1 = None if mask_BN is None else mask_BN[:, None, :, None].to(v_BHNC.dtype)
-        return hash_attention(code_BHNK, code_BHNK, v_BHNC, numerator, real_B1N1)
+        return recorded(qk_BHNC, v_BHNC, state, mask_BN, numerator)
     return _Recomputed.apply(qk_BHNC, v_BHNC, *state, mask_BN, numerator)
+
+
+def recorded(qk_BHNC: Tensor, v_BHNC: Tensor, state: State, mask_BN: Tensor | None, numerator: str) -> Tensor:
+    """`attend` in operations that autograd knows, so that it may be differentiated as often as they are."""
+    code_BHNK = hash_codes(normalize(qk_BHNC), *state, mask_BN)
+    real_B1N1 = None if mask_BN is None else mask_BN[:, None, :, None].to(v_BHNC.dtype)
+    return hash_attention(code_BHNK, code_BHNK, v_BHNC, numerator, real_B1N1)
+
+
+def with_graph() -> bool:
+    """Whether a backward pass runs under create_graph=True, so that its gradients may be differentiated again.
+
+    torch's `once_differentiable` says nothing where `torch.autograd.grad` is asked for them: they would be wrong.
+    """
+    return torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+def gradients_with_graph(
+    function: Callable[..., Tensor], inputs: Sequence[Tensor | None], grad_output: Tensor
+) -> list[Tensor | None]:
+    """The gradients of a `recorded` function, None for inputs that need none, for a backward pass `with_graph`."""
+    wanted = [x for x in inputs if x is not None and x.requires_grad]
+    with without_autocast(grad_output):
+        found = iter(torch.autograd.grad(function(*inputs), wanted, grad_output, create_graph=True))
+    return [next(found) if x is not None and x.requires_grad else None for x in inputs]
 
 
 class _Recomputed(torch.autograd.Function):
@@ -56,9 +79,13 @@ class _Recomputed(torch.autograd.Function):
         return _forward(qk, v, (anchors, A, mean), mask, numerator)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         qk, v, *state, mask = ctx.saved_tensors
+        if with_graph():
+            of_qk, of_v = gradients_with_graph(
+                lambda qk, v: recorded(qk, v, tuple(state), mask, ctx.numerator), (qk, v), grad_outputs[0]
+            )
+            return of_qk, of_v, None, None, None, None, None
         with without_autocast(qk):  # a loop may call backward() within its own
             grads = _backward(grad_outputs[0], qk, v, tuple(state), mask, ctx.numerator)
         return *grads, None, None, None, None, None

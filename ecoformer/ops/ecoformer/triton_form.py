@@ -15,11 +15,12 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from triton.runtime.errors import OutOfResources
 
+from ecoformer.errors import InputError
 from ecoformer.ops.ecoformer import triton_backward as backward_kernels
 from ecoformer.ops.ecoformer import triton_forward as kernels
+from ecoformer.ops.ecoformer.eager import with_graph
 
 BLOCK_TOKENS = 64
 LEAST_BLOCKS = 2  # of tokens a program, and as many as keep the programs of a head and sample to
@@ -103,8 +104,9 @@ class _Attend(torch.autograd.Function):
         return out.transpose(0, 1)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        if with_graph():
+            raise InputError("create_graph=True: the Triton kernels are differentiated once: set ECOFORMER_TRITON=0")
         qk, v, anchors, A, mean, rate, code, *sums = ctx.saved_tensors
         grad = _channels_last(grad_outputs[0].transpose(0, 1))
         sizes = _Sizes(qk, A)
