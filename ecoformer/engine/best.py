@@ -62,11 +62,14 @@ class Best:
                 remove(path)
 
     def forget_missing(self, epochs_follow: bool) -> list[str]:
-        """What has no whole file any more is not kept; without best.pt, and if epochs follow, the next writes one."""
-        path = self.run_dir / BEST
-        fault = _fault(path)
-        if epochs_follow and (fault or not path.exists()):
-            self.record = None
+        """What has no whole file any more is not kept; without best.pt, and if epochs follow, the next writes one.
+
+        Else best.pt says itself of which evaluation it is: one after the checkpoint that is resumed, where a kill came
+        between the two.
+        """
+        found, fault = _record_in(self.run_dir / BEST)
+        if found is not None or epochs_follow:
+            self.record = found
         files = self.top_files()
         self.top = [entry for entry, file in zip(self.top, files, strict=True) if (self.run_dir / file).exists()]
         remedy = "the next evaluation writes it anew" if epochs_follow else f"take {LAST}, or train.epochs=MORE"
@@ -78,11 +81,9 @@ class Best:
         return math.inf if math.isnan(rank) else rank
 
 
-def _fault(path: Path) -> str | None:
-    """What is wrong with a checkpoint that is there."""
+def _record_in(path: Path) -> tuple[dict[str, Any] | None, str | None]:
+    """The record that a checkpoint holds, if it is there, and what is wrong with it."""
     try:
-        if path.exists():
-            load_checkpoint(path)
+        return (load_checkpoint(path)["metrics"] if path.exists() else None), None
     except InputError as error:
-        return str(error).partition(":")[0]
-    return None
+        return None, str(error).partition(":")[0]

@@ -19,7 +19,7 @@ from ecoformer.engine.callbacks import Callback
 from ecoformer.engine.signals import StopSignals
 from ecoformer.engine.trainer import Trainer
 from ecoformer.errors import InputError, Interrupted
-from ecoformer.model.checkpoint import load_checkpoint
+from ecoformer.model.checkpoint import load_checkpoint, save_checkpoint
 
 EPOCHS = 4
 
@@ -207,3 +207,14 @@ def test_a_cut_best_is_noticed_and_written_anew(tmp_path: Path, capsys: pytest.C
     said = " ".join(capsys.readouterr().out.split())
     assert "best.pt is truncated or damaged: the next evaluation writes it anew" in said.replace("/ ", "/")
     assert load_checkpoint(best)["epoch"] == 2
+
+
+def test_best_that_is_younger_than_the_checkpoint_is_what_the_run_reports(tmp_path: Path) -> None:
+    """A kill came between the two, and the epoch, drawn anew on other processes, is no better when it is repeated."""
+    make_trainer(tmp_path, epochs=2).fit(stop_after=1)
+    best = load_checkpoint(tmp_path / "best.pt")
+    lucky = {**best["metrics"], "epoch": 1, "val_top1": 100.0}
+    save_checkpoint(tmp_path / "best.pt", {**best, "epoch": 2, "metrics": lucky})
+    figures = make_trainer(tmp_path, epochs=2).fit(resume=tmp_path / "last.pt")
+    kept = load_checkpoint(tmp_path / "best.pt")["metrics"]
+    assert (figures["top1"], figures["best_epoch"]) == (kept["val_top1"], kept["epoch"] + 1) == (100.0, 2)
