@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ecoformer.errors import InputError
 from ecoformer.fit.taught import TaughtAttention, TaughtSpec
 from ecoformer.fit.teacher import Teacher, affine, store_affine
+from ecoformer.nn.bare import require_weights_alone
 from ecoformer.nn.base import attention_kind
 from ecoformer.nn.coded import CodedLinear
 from ecoformer.nn.heads import join_heads, real_tokens, split_heads
@@ -163,8 +164,9 @@ class DistilledAttention(TaughtAttention):
         return self.log_weight.to(dtype).exp().unflatten(0, (self.num_heads, self.num_features)), floor_H
 
     def projected_output(self, x_BND: Tensor, feat_size: Any = None, mask_BN: Tensor | None = None) -> Tensor:
-        """In float32 under autocast. Raises InputError if the codes were never fitted."""
+        """In float32 under autocast. Raises InputError if the codes were never fitted; see `require_weights_alone`."""
         self.require_fitted()
+        require_weights_alone(self.codes, self.to_v, self.proj)
         x = full_precision(x_BND)
         with without_autocast(x_BND):
             value, proj = (affine(linear).like(x) for linear in (self.to_v, self.proj))
@@ -201,6 +203,7 @@ class DistilledAttention(TaughtAttention):
     def start(
         self, x_BND: Tensor, standard: Standardiser, generator: torch.Generator, teacher: Teacher
     ) -> DistilledHash:
+        require_weights_alone(self.codes, self.to_v, self.proj)
         query, key = (standard.unfold(projection.like(x_BND)) for projection in (teacher.query, teacher.key))
         sizes, weighted = (self.num_heads, self.num_features), self.spec.codes == "bits"
         value = standard.unfold(affine(self.to_v).like(x_BND))

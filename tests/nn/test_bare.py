@@ -75,6 +75,15 @@ def test_hooks_of_the_linear_layers_run(layer, whole_layers, name, register):
     assert whole_layers
 
 
+def test_hooks_of_all_modules_run(layer, whole_layers):
+    attention, x = layer
+    called = []
+    handle = torch.nn.modules.module.register_module_forward_hook(lambda module, *_: called.append(module))
+    attention(x)
+    handle.remove()
+    assert {attention.to_qk, attention.to_v, attention.proj} <= set(called) and not whole_layers
+
+
 def test_autocast_and_tracing_take_the_other_path(layer, whole_layers):
     attention, x = layer
     with torch.autocast("cpu", dtype=torch.bfloat16):

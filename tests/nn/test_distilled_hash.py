@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from distilled_models import POWERS, SHIFT, SHIFTED, SMALL, TERNARY, inputs_of, vit
+from torch.nn.utils import parametrize, prune
 
 from ecoformer import InputError, fit_hashes
 from ecoformer.energy import count, load_profile
@@ -30,6 +31,28 @@ def test_forward_is_the_quadratic_form_of_its_parts(images):
     torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-5)
     v = split_heads(layer.to_v(x), 3)
     torch.testing.assert_close(layer.attention_output(x), join_heads(layer.attention_weights(x) @ v))
+
+
+class Adapter(torch.nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def test_what_would_do_nothing_in_silence_is_refused(images):
+    """Adapters, and weights that hooks make, of Linears that are never called; parametrizations are taken."""
+    model = vit(SMALL)
+    fit_hashes(model, images, seed=0)
+    layer, before = model.blocks[0].attn, model(images)
+    for name in ("codes", "to_v", "proj"):
+        plain = layer.get_submodule(name)
+        adapted, pruned = Adapter(*plain.weight.shape[::-1]), copy.deepcopy(plain)
+        prune.identity(pruned, "weight")
+        for other in (adapted, torch.nn.Sequential(plain), pruned):
+            setattr(layer, name, other)
+            with pytest.raises(InputError, match=f"a {type(other).__name__} where weights alone are applied"):
+                model(images)
+        setattr(layer, name, parametrize.register_parametrization(plain, "weight", torch.nn.Identity()))
+        assert torch.equal(model(images), before)
 
 
 @pytest.mark.parametrize("spec", [SHIFT, TERNARY, SHIFTED, POWERS], ids=["real", "ternary", "values", "powers"])
