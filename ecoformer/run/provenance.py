@@ -145,7 +145,7 @@ def _repository(folder: Path, tracked: str | None = None) -> dict[str, Any] | No
 
     def git(*arguments: str) -> str:
         line = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
-        return subprocess.run(line, capture_output=True, text=True, check=True, timeout=20).stdout
+        return subprocess.run(line, capture_output=True, text=True, errors="replace", check=True, timeout=20).stdout
 
     try:
         if tracked is not None:

@@ -141,7 +141,8 @@ def _run(job: Job, command: list[str], launch: str, show: Show, children: _Child
             env=process.environment(),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
+            encoding="utf-8",
+            errors="replace",  # a library or a driver writes as it likes, and must not end a study
         ) as running,
     ):
         children.started(running)
