@@ -140,11 +140,13 @@ def test_missing_and_unknown_keys_exit_with_1_and_write_nothing(importer, golden
 
 def test_a_plain_vits_dimensions_follow_from_its_weights_and_heads_from_the_option(importer, refused, tmp_path, capsys):
     path, out = tmp_path / "vit.pth", tmp_path / "vit.pt"
-    kwargs = {"embed_dim": 24, "depth": 2, "mlp_ratio": 2, "num_classes": 5}
-    torch.save(timm.create_model("vit_tiny_patch16_224", num_heads=4, **kwargs).state_dict(), path)
+    kwargs = {"embed_dim": 24, "depth": 2, "mlp_ratio": 2, "patch_size": 8}
+    model = timm.create_model("vit_tiny_patch16_224", num_heads=4, img_size=32, num_classes=5, **kwargs)
+    torch.save(model.state_dict(), path)
     assert importer.main([str(path), "--model=vit_tiny_patch16_224", "--heads=4", f"--out={out}"]) == 0
-    told = read_run(out).config.model.kwargs
-    assert told == {"embed_dim": 24, "depth": 2, "mlp_ratio": 2, "num_heads": 4}
+    assert "resized" not in capsys.readouterr().out
+    told = read_run(out).config
+    assert told.model.kwargs == {**kwargs, "num_heads": 4} and told.data.img_size == 32
     assert importer.main([str(path), "--model=vit_tiny_patch16_224"]) == 0
     assert "the weights do not show the number of heads: 3 taken from the named" in capsys.readouterr().out
     assert refused(path, "--model=vit_tiny_patch16_224", "--heads=5").startswith(
