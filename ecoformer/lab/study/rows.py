@@ -138,7 +138,8 @@ def mean_and_spread(key: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, fl
 def baseline(row: Mapping[str, Any], rows: Sequence[Row], attention: str) -> Row | None:
     """The row of `attention` on the same backbone with the same training.
 
-    Of several one that was made of the same `source`, of those one of the same name, else that of the shortest.
+    Of several one that was made of the same `source`, of those the one with most of the row's name ("lr 6e-4" for
+    "kernel numerator lr 6e-4"), else that of the shortest.
     """
     same = [
         other
@@ -147,7 +148,8 @@ def baseline(row: Mapping[str, Any], rows: Sequence[Row], attention: str) -> Row
         and all(other[key] == row[key] for key in ("init", "epochs_stage1", "epochs_stage2", "steps_stage2"))
     ]
 
-    def distance(other: Row) -> tuple[bool, bool, int]:
-        return other.get("source") != row.get("source"), other["name"] != row["name"], len(other["name"])
+    def distance(other: Row) -> tuple[bool, int]:
+        name, shared = other["name"], row["name"].endswith(other["name"])
+        return other.get("source") != row.get("source"), -len(name) if shared else len(name)
 
     return min(same, key=distance, default=None)
