@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from ecoformer.errors import InputError, counted
 
 T = TypeVar("T")
+LONGEST_WAIT = timedelta(hours=3)  # for rank 0, which fits codes alone: NCCL's ten minutes end the other ranks
 
 
 def init_distributed(device: str = "auto") -> torch.device:
@@ -32,7 +34,7 @@ def init_distributed(device: str = "auto") -> torch.device:
         )
         store = dist.PrefixStore(f"attempt_{attempt}", store)
         backend = "nccl" if chosen.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=store, rank=number, world_size=size)
+        dist.init_process_group(backend, timeout=LONGEST_WAIT, store=store, rank=number, world_size=size)
     return chosen
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from fakes import FakeData, make_model, make_trainer
 from fresh import Fresh, two_ranks
+from torch.distributed.constants import default_pg_timeout
 
 from ecoformer.config.schema import OptimConfig, TrainConfig
 from ecoformer.engine import distributed, parallel
@@ -165,3 +166,12 @@ def test_no_gpu() -> None:
     with pytest.raises(InputError, match="device=cuda, but torch sees no GPU"):
         init_distributed("cuda")
     assert init_distributed("auto") == torch.device("cpu")
+
+
+def test_ranks_wait_for_the_one_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    joined: dict[str, Any] = {}
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(distributed.dist, "rendezvous", lambda url: iter([(torch.distributed.HashStore(), 0, 2)]))
+    monkeypatch.setattr(distributed.dist, "init_process_group", lambda backend, **options: joined.update(options))
+    init_distributed("cpu")
+    assert joined["timeout"] > 2 * default_pg_timeout  # longer than NCCL's
