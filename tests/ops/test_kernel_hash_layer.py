@@ -90,6 +90,28 @@ def test_gradients_are_differentiated_again(numerator, form):
         torch.testing.assert_close(mine, naive, rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.parametrize("form", ["layer", "core"])
+@pytest.mark.parametrize("shared", ["a layer twice", "tied weights", "hook"])
+def test_gradients_with_a_graph_are_those_without(shared, form):
+    """Where one input hangs on another, the graph behind the inputs is walked once."""
+    case, function = random_case((2, 2, 9, 5, 4, 6)), layer if form == "layer" else in_torch
+    found = []
+    for create_graph in (False, True):
+        leaves = [t.clone().requires_grad_(i in (0, 1, 3, 5)) for i, t in enumerate(case)]
+        wanted = [leaf for leaf in leaves if leaf.requires_grad]
+        if shared == "tied weights":
+            leaves[3] = leaves[1]
+            wanted = [leaves[i] for i in (0, 1, 5)]
+        if shared == "hook":
+            leaves[1].register_hook(lambda grad: 10 * grad)
+        out = function(*leaves, numerator="own_token")
+        if shared == "a layer twice":
+            out = function(out, *leaves[1:], numerator="own_token")
+        found.append(torch.autograd.grad(out.sin().sum(), wanted, create_graph=create_graph))
+    for with_graph, without in zip(*reversed(found), strict=True):
+        torch.testing.assert_close(with_graph, without, rtol=1e-9, atol=1e-10)
+
+
 def in_torch(x, *tensors, numerator):
     linears, state = [tensors[0:2], tensors[2:4], tensors[4:6]], tensors[6:]
     qk, v = (split_heads(F.linear(x, *linear), state[0].shape[0]) for linear in linears[:2])

@@ -62,10 +62,12 @@ def gradients_with_graph(
     function: Callable[..., Tensor], inputs: Sequence[Tensor | None], grad_output: Tensor
 ) -> list[Tensor | None]:
     """The gradients of a `recorded` function, None for inputs that need none, for a backward pass `with_graph`."""
-    wanted = [x for x in inputs if x is not None and x.requires_grad]
+    # Views: behind the inputs themselves lies the graph of the pass that asks, which one input may share with another.
+    own = [None if x is None else x.view_as(x) for x in inputs]
+    wanted = [x for x in own if x is not None and x.requires_grad]
     with without_autocast(grad_output):
-        found = iter(torch.autograd.grad(function(*inputs), wanted, grad_output, create_graph=True))
-    return [next(found) if x is not None and x.requires_grad else None for x in inputs]
+        found = iter(torch.autograd.grad(function(*own), wanted, grad_output, create_graph=True))
+    return [next(found) if x is not None and x.requires_grad else None for x in own]
 
 
 class _Recomputed(torch.autograd.Function):
