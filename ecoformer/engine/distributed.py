@@ -1,8 +1,9 @@
 """The process group that torchrun describes, and the few collective operations that the engine needs."""
 
+import itertools
 import os
+import time
 from collections.abc import Callable, Iterable
-from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -12,7 +13,9 @@ from torch import Tensor
 from ecoformer.errors import InputError, counted
 
 T = TypeVar("T")
-LONGEST_WAIT = timedelta(hours=3)  # for rank 0, which fits codes alone: NCCL's ten minutes end the other ranks
+POLL_S = 0.1
+_store: dist.Store | None = None  # of the process group
+_waits = itertools.count()
 
 
 def init_distributed(device: str = "auto") -> torch.device:
@@ -25,6 +28,7 @@ def init_distributed(device: str = "auto") -> torch.device:
     """
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     chosen = _device_of_rank(device, local_rank)
+    global _store
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         store, number, size = next(dist.rendezvous("env://"))
         # torchrun keeps one store over its restarts, with the addresses of processes that are gone. The count differs
@@ -32,9 +36,9 @@ def init_distributed(device: str = "auto") -> torch.device:
         attempt = (
             os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if os.environ.get("GROUP_WORLD_SIZE") == "1" else "0"
         )
-        store = dist.PrefixStore(f"attempt_{attempt}", store)
+        _store = store = dist.PrefixStore(f"attempt_{attempt}", store)
         backend = "nccl" if chosen.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=LONGEST_WAIT, store=store, rank=number, world_size=size)
+        dist.init_process_group(backend, store=store, rank=number, world_size=size)
     return chosen
 
 
@@ -116,6 +120,20 @@ def gather_objects(value: Any) -> list[Any]:
     return values
 
 
+def wait_for_main() -> None:
+    """Until rank 0 is here as well, however long that takes. Every rank calls it.
+
+    A collective operation would end the ranks that wait: after ten minutes with NCCL, thirty with gloo.
+    """
+    if world_size() == 1 or _store is None:
+        return
+    key = f"main_{next(_waits)}"
+    if is_main():
+        _store.set(key, "here")
+    while not _store.check([key]):
+        time.sleep(POLL_S)
+
+
 def decided_by_main(decide: Callable[[], T]) -> T:
     """What `decide` returns on rank 0, on every rank; an InputError that it raises there is raised on every rank.
 
@@ -127,6 +145,7 @@ def decided_by_main(decide: Callable[[], T]) -> T:
             outcome[0] = decide()
         except InputError as error:
             outcome[1] = error
+    wait_for_main()
     if world_size() > 1:
         dist.broadcast_object_list(outcome, src=0)
     value, refusal = outcome

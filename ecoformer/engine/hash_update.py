@@ -133,6 +133,7 @@ class HashUpdate(Callback):
                     on_joint=on_joint,
                     on_joint_step=on_joint_step,
                 )
+            distributed.wait_for_main()
         changed = [layer.named_parameters(name) for name, layer in layers if layer.fits_parameters]
         trainer.sync_buffers([name for parameters in changed for name, _ in parameters])
         return reports

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,6 @@ import pytest
 import torch
 from fakes import FakeData, make_model, make_trainer
 from fresh import Fresh, two_ranks
-from torch.distributed.constants import default_pg_timeout
 
 from ecoformer.config.schema import OptimConfig, TrainConfig
 from ecoformer.engine import distributed, parallel
@@ -168,10 +168,21 @@ def test_no_gpu() -> None:
     assert init_distributed("auto") == torch.device("cpu")
 
 
-def test_ranks_wait_for_the_one_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
-    joined: dict[str, Any] = {}
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(distributed.dist, "rendezvous", lambda url: iter([(torch.distributed.HashStore(), 0, 2)]))
-    monkeypatch.setattr(distributed.dist, "init_process_group", lambda backend, **options: joined.update(options))
-    init_distributed("cpu")
-    assert joined["timeout"] > 2 * default_pg_timeout  # longer than NCCL's
+def test_ranks_wait_for_the_main_one_however_long_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, looks = torch.distributed.HashStore(), []
+
+    def look(seconds: float) -> None:
+        looks.append(seconds)
+        if len(looks) == 3:
+            store.set("main_0", "here")
+
+    monkeypatch.setattr(distributed, "_store", store)
+    monkeypatch.setattr(distributed, "_waits", itertools.count())
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "rank", lambda: 1)
+    monkeypatch.setattr(distributed.time, "sleep", look)
+    distributed.wait_for_main()
+    assert len(looks) == 3
+    monkeypatch.setattr(distributed, "rank", lambda: 0)
+    distributed.wait_for_main()
+    assert store.get("main_1") == b"here" and len(looks) == 3
