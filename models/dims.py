@@ -127,14 +127,15 @@ def _plain_arguments(
 
 
 def _plain_dims(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """embed_dim, depth, mlp_ratio and patch_size of a plain ViT; empty for other weights."""
+    """embed_dim, depth, mlp_ratio and, if square, patch_size of a plain ViT; empty for other weights."""
     names = ("blocks.0.norm1", "blocks.0.mlp.fc1", "patch_embed.proj")
     norm, hidden, patches = (tensors.get(f"{name}.weight") for name in names)
     if norm is None or hidden is None or patches is None:
         return {}
     depth = sum(1 for key in tensors if re.fullmatch(r"blocks\.\d+\.norm1\.weight", key))
     found = {"embed_dim": len(norm), "depth": depth, "mlp_ratio": mlp_ratio(len(hidden), len(norm))}
-    return found | {"patch_size": patches.shape[-1]}
+    height, width = patches.shape[-2:]
+    return found | ({"patch_size": width} if height == width else {})
 
 
 def mlp_ratio(hidden: int, width: int) -> float | int:

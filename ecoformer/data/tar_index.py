@@ -16,7 +16,7 @@ from pathlib import Path
 BLOCK = 512
 STEP = 2**20  # bytes behind the end that are looked at together
 _REGULAR = (b"0", b"\0", b"7")
-_LINKS = (b"1", b"2")  # hard, symbolic
+_ELSEWHERE = (b"1", b"2", b"S")  # hard and symbolic links, and GNU's sparse files: their bytes do not follow
 _GNU_LONG_NAME, _PAX, _PAX_GLOBAL = b"L", b"x", b"g"
 
 
@@ -52,6 +52,7 @@ def _walk(data: mmap.mmap, view: memoryview) -> Iterator[tuple[TarFile, memoryvi
     position, total = 0, len(data)
     long_name: str | None = None
     long_size: int | None = None
+    sparse = False
     while True:
         header = data[position : position + BLOCK]
         if len(header) < BLOCK:
@@ -74,11 +75,14 @@ def _walk(data: mmap.mmap, view: memoryview) -> Iterator[tuple[TarFile, memoryvi
                 records = _pax_records(data[start : start + size])
                 long_name = records.get("path", long_name)
                 long_size = _count(records["size"]) if "size" in records else None
+                sparse = any(key.startswith("GNU.sparse.") for key in records)
             except (ValueError, IndexError):
                 raise DamagedTar(f"its extended header at byte {start - BLOCK} is damaged") from None
-        elif kind in _LINKS:
-            name = long_name or _name(header)
-            raise DamagedTar(f"its {name} is a link: pack the file itself (tar --dereference --hard-dereference)")
+        elif kind in _ELSEWHERE or sparse:
+            raise DamagedTar(
+                f"its {long_name or _name(header)} is a link or a sparse file: pack the file itself "
+                "(tar --dereference --hard-dereference, without --sparse)"
+            )
         elif kind != _PAX_GLOBAL:
             if kind in _REGULAR:
                 part = view[start : start + size]

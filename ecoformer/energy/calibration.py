@@ -45,6 +45,7 @@ class Calibration:
     left_out: tuple[float | None, ...]
     r2: float | None
     condition: float
+    bits: int
 
     @property
     def summary(self) -> str:
@@ -65,7 +66,7 @@ class Calibration:
         return {
             "summary": f"Calibrated: {self.summary}",
             "sources": {"measured": f"Measured joules, non-negative relative least squares: {self.summary}."},
-            "precisions": {"measured": {"bits": 32, **figures}},
+            "precisions": {"measured": {"bits": self.bits, **figures}},
             "calibration": {**fit, "samples": [dict(zip(keys, sample, strict=True)) for sample in samples]},
         }
 
@@ -111,13 +112,14 @@ class Calibration:
 LEFT_OUT = "residual: modelled less measured, of measured; left out: under the prices that all other samples give"
 
 
-def calibrate(samples: Iterable[Measured], prices: Sequence[str] = PRICES) -> Calibration:
+def calibrate(samples: Iterable[Measured], prices: Sequence[str] = PRICES, bits: int = 32) -> Calibration:
     """Fit prices to measured joules.
 
     Args:
         samples: names, audited ledgers or counts per kind, and the joules that this work took, idle power subtracted.
         prices: what is fitted: "mac", "add", "bytes" (read and written) or a kind by its name; "add" and "mac" (or
             "mul") must be among them. Memory that is not among them is not priced.
+        bits: the width of the numbers that were measured.
     Raises:
         InputError: fewer samples than prices, samples that cannot tell the prices apart, a figure that is none.
     """
@@ -128,7 +130,7 @@ def calibrate(samples: Iterable[Measured], prices: Sequence[str] = PRICES) -> Ca
         raise InputError("calibrate: samples must be a list of (name, ledger or counts, joules)") from error
     _require(names, measured)
     joules = np.array([joule for *_, joule in measured])
-    shares = _equations([_entries(work) for _, work, _ in measured], names) / joules[:, None]
+    shares = _equations([_entries(work) for _, work, _ in measured], names, bits) / joules[:, None]
     if absent := [name for name, column in zip(names, shares.T, strict=True) if not column.any()]:
         raise InputError(f"prices: no sample has any {absent[0]}: leave it out")
     condition = _condition(shares)
@@ -155,6 +157,7 @@ def calibrate(samples: Iterable[Measured], prices: Sequence[str] = PRICES) -> Ca
         left_out=tuple(left_out),
         r2=float(1 - misses @ misses / (spread @ spread)) if spread @ spread > 0 else None,
         condition=condition,
+        bits=bits,
     )
 
 
@@ -184,10 +187,10 @@ def _entries(work: Ledger | Mapping[str, int]) -> list[Entry]:
     return work.entries if isinstance(work, Ledger) else [Entry("", "", "", "", "", "", 0, 1, counts(work))]
 
 
-def _equations(samples: Sequence[list[Entry]], names: Sequence[str]) -> np.ndarray:
+def _equations(samples: Sequence[list[Entry]], names: Sequence[str], bits: int) -> np.ndarray:
     """(samples, prices): the joules of a sample if one price were a picojoule and the others nothing."""
     fitted = [kind for name in names for kind in _kinds(name)]
-    units = [load_profile({kind: float(kind in _kinds(name)) for kind in fitted}) for name in names]
+    units = [load_profile({"bits": bits, **{kind: float(kind in _kinds(name)) for kind in fitted}}) for name in names]
     return np.array([[unit.energy_pj(entries) * 1e-12 for unit in units] for entries in samples])
 
 

@@ -61,14 +61,14 @@ class Best:
             if f"{TOP}/{path.name}" not in self.top_files():
                 remove(path)
 
-    def forget_missing(self, epochs_follow: bool) -> list[str]:
+    def forget_missing(self, epochs_follow: bool, from_last: bool) -> list[str]:
         """What has no whole file any more is not kept; without best.pt, and if epochs follow, the next writes one.
 
-        Else best.pt says itself of which evaluation it is: one after the checkpoint that is resumed, where a kill came
+        Else, where last.pt is resumed, best.pt says itself of which evaluation it is: one after last.pt, if a kill came
         between the two.
         """
         found, fault = _record_in(self.run_dir / BEST)
-        if found is not None or epochs_follow:
+        if epochs_follow if found is None else from_last:
             self.record = found
         files = self.top_files()
         self.top = [entry for entry, file in zip(self.top, files, strict=True) if (self.run_dir / file).exists()]

@@ -227,7 +227,7 @@ class RunState:
         notes = make_room(self.run_dir, resume, self.best.top_files())
         if self.step > 0 and not (self.run_dir / METRICS).exists():
             notes.append(f"{self.run_dir} has no {METRICS} to go on with: it starts in epoch {self.epoch + 1}")
-        notes += self.best.forget_missing(epochs_follow=self.epoch < self.train.epochs)
+        notes += self.best.forget_missing(self.epoch < self.train.epochs, self.last_is_good)
         for logger in self.loggers:
             logger.open(self.run_dir, self.epoch if resume else None, self.config)
         return notes

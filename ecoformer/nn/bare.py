@@ -37,9 +37,10 @@ def require_weights_alone(*linears: nn.Module) -> None:
     An adapter, or a weight that a hook makes (old weight norm, pruning), would do nothing and learn nothing in silence.
     """
     for linear in linears:
-        forward = vars(linear).get("forward", getattr(type(linear), "forward", None))
-        if forward not in (nn.Linear.forward, CodedLinear.forward) or any(
-            name.startswith("weight_") for name in linear._parameters
+        # accelerate keeps the forward that it wraps to move tensors between devices.
+        own = vars(linear).get("_old_forward", vars(linear).get("forward", getattr(type(linear), "forward", None)))
+        if getattr(own, "__func__", own) not in (nn.Linear.forward, CodedLinear.forward) or any(
+            name.startswith(("weight_", "bias_")) for name in linear._parameters
         ):
             raise InputError(
                 f"a {type(linear).__name__} where weights alone are applied, to sums of tokens: merge what it adds "

@@ -178,7 +178,8 @@ def _arguments(cfg: DictConfig, name: str) -> list[str]:
     flags = [] if job.job.config_name == name else ["--config-name", str(job.job.config_name)]
     for source in job.runtime.config_sources:
         if source.provider in CONFIG_FLAGS and source.path != str(CONFIGS):
-            flags += [CONFIG_FLAGS[source.provider], source.path]
+            path = source.path if source.schema == "file" else f"{source.schema}://{source.path}"
+            flags += [CONFIG_FLAGS[source.provider], path]
     overrides = [
         text for text in job.overrides.task if not text.lstrip("+").startswith(("launch.", "output_dir=", GROUP))
     ]

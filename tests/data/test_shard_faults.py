@@ -129,7 +129,7 @@ def test_what_would_be_left_out_without_a_word_is_named(open_data, shards: Path)
     for content in (whole + more, whole + bytes(2**21) + more):  # cat a.tar b.tar; a hole in a copy
         path.write_bytes(content)
         assert re.search(r"train-0.tar: damaged shard: more lies behind its end at byte", refusal(open_data, shards))
-    for kind in (tarfile.LNKTYPE, tarfile.SYMTYPE):
+    for kind in (tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.GNUTYPE_SPARSE):
         with tarfile.open(path, "w") as archive:
             add(archive, "a.png", b"x")
             add(archive, "a.cls", b"0")
@@ -137,7 +137,14 @@ def test_what_would_be_left_out_without_a_word_is_named(open_data, shards: Path)
                 link = tarfile.TarInfo(f"b.{ending}")
                 link.type, link.linkname = kind, f"a.{ending}"
                 archive.addfile(link)
-        assert "train-0.tar: damaged shard: its b.png is a link: pack the file itself" in refusal(open_data, shards)
+        assert "train-0.tar: damaged shard: its b.png is a link or a sparse file: pack the file itself" in refusal(
+            open_data, shards
+        )
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
+        described = tarfile.TarInfo("GNUSparseFile.1/b.png")
+        described.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "b.png"}
+        archive.addfile(described)
+    assert "is a link or a sparse file" in refusal(open_data, shards)
 
 
 @pytest.mark.parametrize("label", [b"99999999999999999999", b"1" * 5000, b"[" * 100000, b"2147483648"])

@@ -210,11 +210,11 @@ def test_rows_at_several_rates_are_set_beside_the_control_at_their_own() -> None
     rows = [
         row(kind, 0, 0, top1) | {"name": name, "label": f"{kind}, {name}"}
         for kind, name, top1 in (
-            *(("msa", "lr 2e-4", 60.0), ("msa", "lr 2e-3", 50.0)),
+            *(("msa", "lr 2e-4", 60.0), ("msa", "lr 2e-3", 50.0), ("msa", "3", 10.0)),
             *(("ecoformer", "lr 2e-4", 59.0), ("ecoformer", "lr 2e-3", 48.0), ("ecoformer", "kernel lr 2e-3", 47.0)),
         )
     ]
-    assert [found["vs_msa"] for found in over_seeds(rows)] == [0.0, 0.0, -1.0, -2.0, -3.0]
+    assert [found["vs_msa"] for found in over_seeds(rows)] == [0.0, 0.0, 0.0, -1.0, -2.0, -3.0]
 
 
 def test_the_report_keeps_trained_models_apart(study: StudyConfig, trainer: list[str], tmp_path: Path) -> None:

@@ -45,14 +45,17 @@ def test_what_would_do_nothing_in_silence_is_refused(images):
     layer, before = model.blocks[0].attn, model(images)
     for name in ("codes", "to_v", "proj"):
         plain = layer.get_submodule(name)
-        adapted, pruned = Adapter(*plain.weight.shape[::-1]), copy.deepcopy(plain)
+        adapted, pruned, biased = Adapter(*plain.weight.shape[::-1]), copy.deepcopy(plain), copy.deepcopy(plain)
         prune.identity(pruned, "weight")
-        for other in (adapted, torch.nn.Sequential(plain), pruned):
+        prune.identity(biased, "bias")
+        for other in (adapted, torch.nn.Sequential(plain), pruned, biased):
             setattr(layer, name, other)
             with pytest.raises(InputError, match=f"a {type(other).__name__} where weights alone are applied"):
                 model(images)
         setattr(layer, name, parametrize.register_parametrization(plain, "weight", torch.nn.Identity()))
         assert torch.equal(model(images), before)
+    layer.proj._old_forward, layer.proj.forward = layer.proj.forward, lambda x: x  # as accelerate's hooks leave them
+    assert torch.equal(model(images), before)
 
 
 @pytest.mark.parametrize("spec", [SHIFT, TERNARY, SHIFTED, POWERS], ids=["real", "ternary", "values", "powers"])

@@ -104,6 +104,8 @@ def test_runs_that_cannot_be_compared_are_refused(run_of: Callable[[str], Path],
     for file in (both / "b").iterdir():
         file.unlink()
     summary = json.loads((both / "c" / "summary.json").read_text())
+    (both / "c" / "summary.json").write_text(json.dumps({k: v for k, v in summary.items() if k != "compress"}))
+    kinds_report(both, tmp_path)  # of a version that compressed nothing
     for key, value in (("epochs", 9), ("patch_stride", 3), ("compress", {"name": "low_rank", "rank": 4})):
         (both / "c" / "summary.json").write_text(json.dumps(summary | {key: value}))
         with pytest.raises(InputError, match=f"c has {key}=.*, a .*: compare like runs"):

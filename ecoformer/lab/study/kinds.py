@@ -18,6 +18,7 @@ from ecoformer.report.runs import find_runs
 from ecoformer.run.start import model_of_run, read_run
 
 FIRST = ("stock", "msa")  # what the others are set beside
+EARLIER = {"compress": {"name": "none"}}  # what summaries without the key were made with
 ALIKE = ("model", "dataset", "img_size", "seq_len", "patch_stride", "compress", "epochs")
 OF_A_RUN = ("model", "dataset", "img_size", "epochs", "seed", "top1", "last_top1", "best_epoch", "params")
 OF_A_LEDGER = ("energy_pj", "attention_energy_pj", "attention_muls", "attention_adds", "uncounted")
@@ -52,8 +53,8 @@ def kind_rows(folder: Path) -> list[dict[str, Any]]:
     for run, summary in finished:
         first, like = finished[0]
         for key in ALIKE:
-            if summary.get(key) != like.get(key):
-                here, there = summary.get(key), like.get(key)
+            here, there = (read.get(key, EARLIER.get(key)) for read in (summary, like))
+            if here != there:
                 raise InputError(f"{run.path.name} has {key}={here}, {first.path.name} {there}: compare like runs")
         saved = read_run(run.path / BEST)
         kind = saved.config.attention["name"]

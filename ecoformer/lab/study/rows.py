@@ -149,7 +149,8 @@ def baseline(row: Mapping[str, Any], rows: Sequence[Row], attention: str) -> Row
     ]
 
     def distance(other: Row) -> tuple[bool, int]:
-        name, shared = other["name"], row["name"].endswith(other["name"])
+        name = other["name"]
+        shared = not name or f" {row['name']}".endswith(f" {name}")
         return other.get("source") != row.get("source"), -len(name) if shared else len(name)
 
     return min(same, key=distance, default=None)
