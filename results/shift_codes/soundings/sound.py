@@ -7,6 +7,7 @@ line a layer and form: the squared relative error on 256 further training images
 attention's. Forms join words by +:
 
     base    ternary projection, 16 levels      real, powers       weights of the projection: any, signed powers of two
+    late    any weights for half of the steps, then those of the form for as many
     pos     an offset of every exponent for every place               half, exact    steps of half an exponent, none
     static  a weight for every pair of places, times a power of two of the query        near    of neighbours alone
     local=8 a power of two of the query for each of its nine neighbours, with this exponent at the start
@@ -218,17 +219,20 @@ def sound(
         codes = start(x_BND[:count], standard, layer, int(features), words)
         if "local" in words:
             codes = local(codes, *options["offset_ONN"](words), x_BND.shape[-1])
-        fit = fit_to_output(
-            codes,
-            [x_BND[:count], v_BHNC[:count]],
-            target[:count],
-            torch.Generator().manual_seed(0),
+        fit = partial(
+            fit_to_output,
+            inputs=[x_BND[:count], v_BHNC[:count]],
+            target_BHNC=target[:count],
+            generator=torch.Generator().manual_seed(0),
             lr=float(words.get("lr", 0.01)),
-            steps=int(words.get("steps", steps)),
+            steps=int(words.get("steps", steps)) // (2 if "late" in words else 1),
             batch_size=int(words.get("batch", options["batch"])),
         )
+        if "late" in words:
+            codes = replace(fit(replace(codes, rounding=None)).hashing, rounding=codes.rounding)
+        fitted = fit(codes).hashing
         with torch.no_grad():
-            found = error(fit.hashing.attend(x_BND[count:], v_BHNC[count:]), target[count:])
+            found = error(fitted.attend(x_BND[count:], v_BHNC[count:]), target[count:])
         row = {"layer": name, "features": int(features), "form": form, options["inputs"]: count, "squared_error": found}
         print(json.dumps(row | {"of_uniform": (found / uniform) ** 0.5}), flush=True)
 
