@@ -211,8 +211,12 @@ def exact(args):
             yield rows
 
 
+def encoder(model):
+    return getattr(model.model, "bert", model.model).encoder
+
+
 def blocks(model):
-    return getattr(model.model, "bert", model.model).encoder.layer
+    return encoder(model).layer
 
 
 def partly(model, other, layers):
@@ -243,7 +247,7 @@ def times(args):
         for _ in range(TURNS):
             for setting, model in models.items():
                 started = time.process_time()
-                getattr(model.model, "bert", model.model).encoder(x)
+                encoder(model)(x)
                 seconds[setting].append(time.process_time() - started)
         for row in rows:
             row[f"{tokens} tokens, ms"] = statistics.median(seconds[row["setting"]][1:]) * 1e3

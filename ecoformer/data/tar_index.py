@@ -37,7 +37,8 @@ def tar_files(path: Path) -> Iterator[tuple[TarFile, memoryview]]:
     """The regular files of an archive in order, each with a view of its bytes that is valid until the next one.
 
     Raises DamagedTar: no tar archive, a compressed one, a header whose checksum is wrong, an end that is missing
-    because the archive was cut short, or what would be left out without a word: links, and what lies behind the end.
+    because the archive was cut short, or what would be left out without a word: links, sparse files, what lies behind
+    the end.
     """
     if not stat.S_ISREG(os.stat(path).st_mode):  # to open a pipe would wait for its other end
         raise DamagedTar("it is no file")
@@ -52,7 +53,6 @@ def _walk(data: mmap.mmap, view: memoryview) -> Iterator[tuple[TarFile, memoryvi
     position, total = 0, len(data)
     long_name: str | None = None
     long_size: int | None = None
-    sparse = False
     while True:
         header = data[position : position + BLOCK]
         if len(header) < BLOCK:
@@ -75,20 +75,23 @@ def _walk(data: mmap.mmap, view: memoryview) -> Iterator[tuple[TarFile, memoryvi
                 records = _pax_records(data[start : start + size])
                 long_name = records.get("path", long_name)
                 long_size = _count(records["size"]) if "size" in records else None
-                sparse = any(key.startswith("GNU.sparse.") for key in records)
             except (ValueError, IndexError):
                 raise DamagedTar(f"its extended header at byte {start - BLOCK} is damaged") from None
-        elif kind in _ELSEWHERE or sparse:
-            raise DamagedTar(
-                f"its {long_name or _name(header)} is a link or a sparse file: pack the file itself "
-                "(tar --dereference --hard-dereference, without --sparse)"
-            )
+            if any(key.startswith("GNU.sparse.") for key in records):
+                raise _elsewhere(records.get("GNU.sparse.name") or long_name or "next file")
+        elif kind in _ELSEWHERE:
+            raise _elsewhere(long_name or _name(header))
         elif kind != _PAX_GLOBAL:
             if kind in _REGULAR:
                 part = view[start : start + size]
                 yield TarFile(long_name or _name(header), start, size), part
                 part.release()
             long_name = long_size = None
+
+
+def _elsewhere(name: str) -> DamagedTar:
+    remedy = "pack the file itself (tar --dereference --hard-dereference, without --sparse)"
+    return DamagedTar(f"its {name} is a link or a sparse file: {remedy}")
 
 
 def _checked_size(header: bytes, position: int) -> int:

@@ -193,5 +193,6 @@ def is_within(module: str, layer: str) -> bool:
 
 
 def _common(modules: list[str]) -> str:
+    """The innermost module around all of them."""
     levels = zip(*(module.split(".") for module in modules), strict=False)
     return ".".join(parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, levels))

@@ -26,9 +26,9 @@ def init_distributed(device: str = "auto") -> torch.device:
     Raises:
         InputError: a GPU is asked for that is not there, or a device name that does not exist.
     """
+    global _store
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     chosen = _device_of_rank(device, local_rank)
-    global _store
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         store, number, size = next(dist.rendezvous("env://"))
         # torchrun keeps one store over its restarts, with the addresses of processes that are gone. The count differs

@@ -10,6 +10,7 @@ from ecoformer.engine import distributed
 
 
 def seed_everything(seed: int) -> None:
+    """Seed python, numpy and torch (all devices)."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)

@@ -232,6 +232,7 @@ class Trainer:
         parallel.make_equal(self.model, None if self.state.ema is None else self.state.ema.module, parameters)
 
     def log(self, event: str, **values: Any) -> dict[str, Any]:
+        """Write one record to all loggers (rank 0 alone writes) and return it."""
         return self.state.log(event, **values)
 
     def print(self, line: str) -> None:

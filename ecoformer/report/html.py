@@ -48,6 +48,7 @@ def table(content: Table) -> str:
 
 
 def pairs(rows: Sequence[tuple[str, str]]) -> str:
+    """Names and texts, a line each."""
     return table(Table((Column("", 0, left=True), Column("", 1, left=True)), rows))
 
 

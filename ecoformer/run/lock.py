@@ -30,6 +30,7 @@ class Owner:
         return cls(socket.gethostname(), os.getpid(), started(os.getpid()))
 
     def is_gone(self) -> bool:
+        """Whether this process of this host has ended."""
         try:
             os.kill(self.process, 0)
         except ProcessLookupError:

@@ -144,7 +144,7 @@ def test_what_would_be_left_out_without_a_word_is_named(open_data, shards: Path)
         described = tarfile.TarInfo("GNUSparseFile.1/b.png")
         described.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "b.png"}
         archive.addfile(described)
-    assert "is a link or a sparse file" in refusal(open_data, shards)
+    assert "its b.png is a link or a sparse file" in refusal(open_data, shards)
 
 
 @pytest.mark.parametrize("label", [b"99999999999999999999", b"1" * 5000, b"[" * 100000, b"2147483648"])

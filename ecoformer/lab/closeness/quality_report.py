@@ -10,7 +10,6 @@ from ecoformer.files.table import Column, Table, markdown, render
 from ecoformer.report.figures import MARKERS, legend, panels, save_figure
 
 Row = dict[str, Any]
-GOAL = 0.75  # of uniform attention's error
 QUALITY = "quality.json"
 FLOORS = {"error_uniform": "uniform attention", "error_shared_qk": "softmax, queries for keys"}
 
@@ -88,7 +87,6 @@ def plot_errors(rows: Sequence[Row], out: Path, title: str, floors: Mapping[str,
     figure, (axes,) = panels(1, 1, (9.5, 4.2))
     for (key, label), line in zip(floors.items(), ("--", ":"), strict=True):
         axes.plot(places, [block[key] for block in blocks], color="black", linestyle=line, label=label)
-    axes.plot(places, [GOAL * block["error_uniform"] for block in blocks], color="grey", lw=0.8, label="goal: 75 %")
     for number, row in enumerate(rows):
         errors = [block["error"] for block in row["blocks"]]
         axes.plot(places, errors, marker=MARKERS[number % len(MARKERS)], markersize=4, lw=1.2, label=row["setting"])
@@ -110,7 +108,6 @@ def plot_energy(rows: Sequence[Row], out: Path, title: str) -> None:
             bar = [[mean - min(found)], [max(found) - mean]]
             axis.errorbar(energy, mean, bar, linestyle="", elinewidth=1, label=row["setting"], **look)
         axis.axhline(1, color="black", linestyle="--", lw=0.8, label="uniform attention")
-        axis.axhline(GOAL, color="grey", lw=0.8, label="goal: 75 %")
         axis.set(xlabel=f"{label} (µJ per image)", xlim=(0, None), ylim=(0, None))
     axes[0].set(ylabel="error / uniform attention's error\nmean over blocks, bar: best to worst block")
     figure.suptitle(f"{title}\nenergy of the converted layers, paper convention", fontsize=9)

@@ -162,6 +162,7 @@ class Measurements:
                     yield point
 
     def add(self, point: Point, found: dict[str, float] | str) -> None:
+        """Keep a result and write the file."""
         if isinstance(found, str):
             self.refused[point.key] = found
         else:

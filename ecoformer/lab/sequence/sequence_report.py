@@ -63,6 +63,7 @@ def as_text(study: Study, in_markdown: bool = False) -> str:
 
 
 def advice_text(advice: dict[str, Any], in_markdown: bool = False) -> str:
+    """The ranking, the choice, and the caveats."""
     columns = [
         Column("kind", "kind", left=True),
         Column("energy, mJ", "audited_energy_mj", FIGURE, none="", left=True),

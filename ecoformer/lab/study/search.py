@@ -50,6 +50,7 @@ class Space:
     fixed: tuple[str, ...]
 
     def draw(self, trial: optuna.Trial) -> list[str]:
+        """All overrides of one point."""
         drawn = [f"{key}={trial.suggest_categorical(key, values)}" for key, values in self.choices.items()]
         for key, (low, high, log) in self.intervals.items():
             drawn.append(f"{key}={trial.suggest_float(key, low, high, log=log)!r}")
