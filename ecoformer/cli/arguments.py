@@ -128,7 +128,8 @@ def script(run: str | Run, about: str | None, resumable: bool = False) -> Callab
             try:
                 # No shell does it behind "=".
                 home, typed = os.path.expanduser("~"), sys.argv[1:] if argv is None else argv
-                args = parser.parse_args([re.sub(r"^(--[\w-]+=)~(?=/)", lambda key: key[1] + home, a) for a in typed])
+                words = [re.sub(r"^(--[\w-]+=)~(?=/)", lambda key: key[1] + home, word) for word in typed]
+                args = parser.parse_intermixed_args(words)  # options may stand between
                 _keep_sources(args)
                 return importlib.import_module(run).run(args) if isinstance(run, str) else run(args)
             except (InputError, PermissionError) as error:

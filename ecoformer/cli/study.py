@@ -1,12 +1,14 @@
 """Run, resume or report a whole table: every row's training, conversion, evaluation, energy and speed.
 
-    python scripts/reproduce.py --table cifar10 --data DIR           runs what is missing, then reports
-    python scripts/reproduce.py --table cifar10 --report             reports what is there
-    python scripts/reproduce.py --table imagenet --data DIR --launch "torchrun --nproc-per-node 8"
-    python scripts/reproduce.py --table energy                       the published energies; needs no data
+    ecoformer study cifar10_long --data DIR           runs what is missing, then reports
+    ecoformer study cifar10_long --report             reports what is there
+    ecoformer study imagenet --data DIR --launch "torchrun --nproc-per-node 8"
+    ecoformer study my_study.yaml --data DIR          rows of your own
+    ecoformer study energy                            the published energies; needs no data
 
 The rows stand in configs/study/TABLE.yaml. Each is a train.py command that --dry-run prints; one that was interrupted
-goes on where it was. The report is table.json, .md, .csv, .tex and plots in --out. key=value goes to every run.
+goes on where it was, today or in a week. On a CPU as many runs as cores go side by side, with one thread each. The
+report is table.json, .md, .csv, .tex and plots in --out.
 """
 
 from __future__ import annotations
@@ -24,12 +26,15 @@ from ecoformer.files import require_writable
 if TYPE_CHECKING:
     from ecoformer.lab.study.plan import Job
 
-STUDIES = sorted(path.stem for path in (CONFIGS / "study").glob("*.yaml"))
+TABLES = [*sorted(path.stem for path in (CONFIGS / "study").glob("*.yaml")), "energy"]
 
 
 @script(__name__, __doc__, resumable=True)
 def main(p: Parser) -> None:
-    p.add_argument("--table", required=True, choices=[*STUDIES, "energy"])
+    p.add_argument(
+        "words", nargs="*", metavar="TABLE key=value", help=f"{', '.join(TABLES)} or a file; settings for every run"
+    )
+    p.add_argument("--table", help="the same as TABLE")
     p.add_argument("--data", metavar="DIR", help="data.root of every run")
     p.add_argument("--out", type=out_folder, help="folder of runs and report (default: outputs/study/TABLE)")
     p.add_argument("--report", action="store_true", help="run nothing")
@@ -38,41 +43,44 @@ def main(p: Parser) -> None:
         "--only", action="append", metavar="PATTERN", help="runs to start, e.g. 'vit/*' or '*/seed0'; may be repeated"
     )
     p.add_argument("--launch", default="python", metavar="COMMAND", help='e.g. "torchrun --nproc-per-node 8"')
-    p.add_argument("--jobs", type=positive, default=1, metavar="N", help="runs side by side (on a CPU with threads=1)")
+    p.add_argument(
+        "--jobs", type=positive, metavar="N", help="runs side by side (default: on a CPU one a core, else 1)"
+    )
     p.add_argument("--speed", action="store_true", help="measure images/s of all models in turns (an idle machine)")
     p.add_argument("--threads", type=positive, help="CPU threads of the speed measurement")
-    p.add_argument("overrides", nargs="*", metavar="key=value", help="settings for every run")
 
 
 def run(args: argparse.Namespace) -> int:
-    out: Path = args.out or Path("outputs/study") / args.table
+    table, overrides = _table(args)
+    out: Path = args.out or Path("outputs/study") / Path(table).stem
     if not args.dry_run:
         require_writable(out, str(out), folder=True)
-    if args.table == "energy":
+    if table == "energy":
         from ecoformer.lab.study.reports import report_energy
 
         return report_energy(out)
     # Imported late: --help should not wait for torch.
     from ecoformer.lab.study.plan import jobs, load_study
+    from ecoformer.lab.study.remaining import what_is_left
     from ecoformer.lab.study.reports import report
     from ecoformer.lab.study.runner import run_jobs
     from ecoformer.run.process import module
 
-    study = load_study(CONFIGS / "study" / f"{args.table}.yaml")
-    common = [*([f"data.root={args.data}"] if args.data else []), *args.overrides]
-    planned = jobs(study, out, common)
+    study = load_study(CONFIGS / "study" / f"{table}.yaml" if table in TABLES else Path(table))
+    parallel, how = side_by_side(args.jobs, args.launch, overrides)
+    planned = jobs(study, out, [*([f"data.root={args.data}"] if args.data else []), *how, *overrides])
     chosen = with_their_sources(planned, args.only or ["*"])
+    summary = f"{counted(len(chosen), 'run')} of {len(planned)}, {what_is_left(chosen, parallel)}; {out}"
     if args.dry_run:
-        return dry_run(chosen, args.launch)
+        code = dry_run(chosen, args.launch)
+        print(summary)
+        return code
     failed: list[Job] = []
     if not args.report:
-        waiting = sum(not job.is_finished for job in chosen)
-        print(f"{counted(len(chosen), 'run')} of {len(planned)}, {waiting} to do; {out}", flush=True)
-        failed = run_jobs(chosen, module("train"), args.launch, lambda line: print(line, flush=True), args.jobs)
+        print(summary, flush=True)
+        failed = run_jobs(chosen, module("train"), args.launch, lambda line: print(line, flush=True), parallel)
     if failed and not any(job.is_finished for job in planned if job.row is not None):
-        raise InputError(
-            f"no row of {args.table} is finished: the runs that failed are listed above, with their reasons"
-        )
+        raise InputError(f"no row of {table} is finished: the runs that failed are listed above, with their reasons")
     if args.speed:
         import torch
 
@@ -86,6 +94,27 @@ def run(args: argparse.Namespace) -> int:
     if unfinished:
         print(f"not finished: {', '.join(unfinished)}")
     return 1 if failed else 0
+
+
+def _table(args: argparse.Namespace) -> tuple[str, list[str]]:
+    """The table, a name or a file's path, and the overrides. Raises InputError where there is none of that name."""
+    table, *overrides = [*([args.table] if args.table else []), *args.words] or [""]
+    if table not in TABLES and not table.endswith((".yaml", ".yml")):
+        what = f"{table!r} is no table" if table else "no table is named"
+        raise InputError(f"{what}: give {', '.join(TABLES)}, or a .yaml file of your own")
+    return table, overrides
+
+
+def side_by_side(asked: int | None, launch: str, overrides: list[str]) -> tuple[int, list[str]]:
+    """How many runs go at a time, and the settings with which they do so on a CPU; overrides prevail."""
+    from ecoformer.engine.distributed import device_of
+    from ecoformer.run.process import available_cores
+
+    device = dict(text.split("=", 1) for text in overrides if "=" in text).get("device", "auto")
+    if launch != "python" or device_of(device).type != "cpu":
+        return asked or 1, []
+    parallel = asked or available_cores()
+    return parallel, ["threads=1", "data.num_workers=0"] if parallel > 1 else []
 
 
 def with_their_sources(planned: list[Job], patterns: list[str]) -> list[Job]:

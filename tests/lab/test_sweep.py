@@ -157,7 +157,7 @@ def test_numbers_that_were_not_finite_are_none_and_a_damaged_line_is_named(tmp_p
     [
         (["--table", "cifar10", "--report"], "holds no finished row of CIFAR-10"),
         (["--table", "cifar10", "--only", "none"], "--only 'none' matches no run"),
-        (["--table", "nonsense"], "invalid choice: 'nonsense'"),
+        (["--table", "nonsense"], "'nonsense' is no table: give cifar10, "),
         (["--table", "cifar10", "--dry-run", "--only", "vit/msa/seed0", "train.lr=1"], "train.lr"),
     ],
 )
@@ -173,7 +173,7 @@ def test_a_dry_run_predicts_the_energy_of_every_run(tmp_path: Path, capsys: pyte
     arguments = ["--table", "cifar10", "--dry-run", "--only", "vit/msa/seed*", "--out", str(tmp_path)]
     assert script("study").main(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 8, "stage 1 and three seeds, with a command each"
+    assert len(lines) == 9 and lines[-1].startswith("4 runs of "), "stage 1 and three seeds, with a command each"
     assert "µJ an image" in lines[0] and "µJ in attention" in lines[0] and "python train.py data=cifar10" in lines[1]
     arguments = ["--table", "language", "--dry-run", "--only", "listops/stage1-uniform", "--out", str(tmp_path)]
     assert script("study").main(arguments) == 0

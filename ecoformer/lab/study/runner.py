@@ -13,6 +13,7 @@ from types import FrameType
 from ecoformer.errors import InputError, Interrupted, handling
 from ecoformer.files import read_json, write_json
 from ecoformer.lab.study.plan import Job
+from ecoformer.lab.study.remaining import what_is_left
 from ecoformer.report.runs import JOB, LOG, NO_SETTING, last_line, read_summary
 from ecoformer.run import process
 from ecoformer.run.lock import owned
@@ -42,6 +43,10 @@ def run_jobs(jobs: Sequence[Job], trainer: Sequence[str], launch: str, show: Sho
     children = _Children()
     waiting = list(enumerate(jobs, start=1))
     running: dict[Future[bool], str] = {}
+
+    def tell(line: str) -> None:
+        show(f"{line}; {what_is_left(jobs, parallel)}")
+
     with ThreadPoolExecutor(parallel) as pool, handling([signal.SIGTERM], children.stop):
         while waiting or running:
             busy = set(running.values())
@@ -57,7 +62,7 @@ def run_jobs(jobs: Sequence[Job], trainer: Sequence[str], launch: str, show: Sho
                     failed.add(job.id)
                 else:
                     command = [*program, *trainer, *job.arguments]
-                    running[pool.submit(_succeeds, job, head, command, launch, show, children)] = job.id
+                    running[pool.submit(_succeeds, job, head, command, launch, show, tell, children)] = job.id
                     busy.add(job.id)
             for done in wait(running, return_when=FIRST_COMPLETED).done:
                 name = running.pop(done)
@@ -112,13 +117,16 @@ class _Children(set[subprocess.Popen[str]]):
         raise Interrupted(signum)
 
 
-def _succeeds(job: Job, head: str, command: list[str], launch: str, show: Show, children: _Children) -> bool:
+def _succeeds(
+    job: Job, head: str, command: list[str], launch: str, show: Show, tell: Show, children: _Children
+) -> bool:
+    """Run one job. `tell` is `show` for lines of progress, which say what is left of the study as well."""
     started = time.perf_counter()
     show(f"{head}: {job.command(launch)}")
     try:
         job.folder.mkdir(parents=True, exist_ok=True)
         with owned(job.folder, same_launch=False, lock=STUDY_LOCK):
-            code = _run(job, command, launch, lambda line: show(f"{head}: {line}"), children)
+            code = _run(job, command, launch, lambda line: tell(f"{head}: {line}"), children)
     except InputError as error:  # another study runs it, or it cannot be written
         show(f"{head}: not run: {error}")
         return False
@@ -127,7 +135,7 @@ def _succeeds(job: Job, head: str, command: list[str], launch: str, show: Show, 
     if code:
         show(f"{head}: failed with exit code {code}: {last_line(job.folder / LOG)}")
         return False
-    show(f"{head}: {read_summary(job.folder)['top1']:.2f} % top-1 in {time.perf_counter() - started:.0f} s")
+    tell(f"{head}: {read_summary(job.folder)['top1']:.2f} % top-1 in {time.perf_counter() - started:.0f} s")
     return True
 
 
