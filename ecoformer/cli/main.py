@@ -23,7 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "distill": ("distill", "a trained model to distilled hashes, without training"),
     "distill-study": ("distill_study", "distilled hashes over checkpoints, bits and seeds"),
     "hash-quality": ("hash_quality", "what any hash is worth beside random codes and uniform attention"),
-    "study": ("study", "run, resume and report a whole table: --table NAME --data DIR"),
+    "study": ("study", "run, resume and report a whole table: TABLE --data DIR"),
     "report": ("report", "a run or a folder of runs as one HTML file"),
     "sweep": ("sweep", "one table of any folder of runs"),
     "search": ("search", "let Optuna look for the front of accuracy against energy"),

@@ -2,7 +2,7 @@
 
     python scripts/sweep_report.py DIR [--out DIR]
 
-Runs are found at any depth: those of `train.py -m`, of scripts/reproduce.py, or put there by hand. Columns are the
+Runs are found at any depth: those of `ecoformer train -m`, of `ecoformer study`, or put there by hand. Columns are the
 settings in which they differ. Failed and unfinished runs are listed with how far they came.
 """
 
