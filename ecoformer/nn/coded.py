@@ -18,8 +18,13 @@ class CodedLinear(nn.Linear, ABC):
     """x times the codes that are nearest to `weight`, plus the bias.
 
     `weight` is what training moves. Beside it stand, in the state dict, the codes, which are what runs in evaluation
-    without gradients. They follow the weight whenever evaluation mode begins or a weight is loaded, and at `settle`.
+    without gradients. They follow the weight whenever evaluation mode begins, a weight is loaded or the layer copied,
+    and at `settle`. Where the weight has moved since (an optimizer, an average, torch.func.functional_call) codes of
+    what it is now run instead. What was written through `.data` torch does not tell, and in a compiled graph nothing:
+    call eval() then.
     """
+
+    _settled: tuple[int, int, int]  # the weight that the codes are of, its version, and a buffer of codes
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, **factory: Any) -> None:
         super().__init__(in_features, out_features, bias, **factory)
@@ -28,6 +33,20 @@ class CodedLinear(nn.Linear, ABC):
     def register_codes(self) -> None:
         for name, code in self.nearest(self.weight.detach()).items():
             self.register_buffer(name, code)
+        self._note_settled()
+
+    def _note_settled(self) -> None:
+        weight = self._trained()
+        version = 0 if weight is None or weight.is_inference() else weight._version
+        self._settled = id(weight), version, id(next(self.buffers()))
+
+    def _is_settled(self, weight: Tensor) -> bool:
+        """Whether the codes are those of the weight, as far as torch tells."""
+        if weight.is_meta or weight.is_inference() or torch.compiler.is_compiling() or torch.compiler.is_exporting():
+            return True
+        known, version, code = self._settled
+        # In a functional_call codes that come with another weight are its own.
+        return weight._version == version if id(weight) == known else id(next(self.buffers())) != code
 
     @staticmethod
     @abstractmethod
@@ -58,6 +77,7 @@ class CodedLinear(nn.Linear, ABC):
         weight = self._trained()
         for name, code in self.nearest(weight).items() if weight is not None else ():
             self.get_buffer(name).copy_(code)
+        self._note_settled()
 
     def _require_finite(self) -> None:
         """Raise InputError for NaN and infinity, of which a byte would make some number."""
@@ -82,10 +102,24 @@ class CodedLinear(nn.Linear, ABC):
             self._require_finite()
             self.settle()
 
+    def _apply(self, *args: Any, **kwargs: Any) -> Self:
+        weight = self._parameters.get("weight")
+        settled = weight is not None and self._is_settled(weight)
+        super()._apply(*args, **kwargs)
+        if settled:
+            self._note_settled()
+        return self
+
+    def __setstate__(self, state: Any) -> None:
+        super().__setstate__(state)
+        if not self.training and "weight" in self._parameters:
+            self.settle()
+
     def affine(self) -> Any:
         """What `forward` computes, for `ops`."""
         weight = self._trained()
-        if weight is not None and (self.training or (weight.requires_grad and torch.is_grad_enabled())):
+        differentiated = weight is not None and weight.requires_grad and torch.is_grad_enabled()
+        if weight is not None and (self.training or differentiated or not self._is_settled(weight)):
             return Affine(self.straight_through(weight), self.bias)
         return self.coded()
 

@@ -1,9 +1,13 @@
 """Models that share, lack or have lost parts: what is asked of them leaves them whole, or is refused by name."""
 
+import copy
+from dataclasses import replace
+
 import pytest
 import timm
 import torch
 from distilled_models import POWERS, SHIFT, pvt, vit
+from timm.utils import ModelEmaV3
 from torch import nn
 
 from ecoformer import InputError, MSASpec, convert, fit_hashes, set_patch_stride
@@ -67,12 +71,13 @@ def test_sixteen_patches_of_an_oblong_image_are_no_square(spec):
         convert(model, spec)
 
 
-def trained(spec):
+def trained(spec, lr=0.5):
     """A fitted model, some steps of training later, in training mode."""
     model = vit(spec)
-    fit_hashes(model, IMAGES, seed=0)
+    if spec.name != "msa_shift":
+        fit_hashes(model, IMAGES, seed=0)
     model.train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
     for _ in range(3):
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(IMAGES), torch.arange(4)).backward()
@@ -89,6 +94,45 @@ def test_codes_are_those_of_the_weights_wherever_they_run(projection):
     with torch.no_grad():
         assert torch.equal(model(IMAGES), with_gradients), "in training, as a reentrant checkpoint runs"
         assert torch.allclose(other(IMAGES), model.eval()(IMAGES), atol=1e-6), "loaded into a model that evaluates"
+
+
+def averaged(model, other):
+    average = ModelEmaV3(model, decay=0.5)
+    average.update(other)
+    return average.module
+
+
+def stepped(model, other):
+    model(IMAGES).square().sum().backward()
+    torch.optim.SGD(model.parameters(), lr=0.5).step()
+    return model
+
+
+def copied(model, other):
+    with torch.no_grad():
+        for mine, new in zip(model.parameters(), other.parameters(), strict=True):
+            mine.copy_(new)
+    return model
+
+
+def replaced(model, other):
+    return lambda images: torch.func.functional_call(model, dict(other.named_parameters()), images)
+
+
+@pytest.mark.parametrize("prepared", [lambda model: model, copy.deepcopy, lambda model: model.double().float()])
+@pytest.mark.parametrize("change", [averaged, stepped, copied, replaced])
+@pytest.mark.parametrize("kind", ["msa_shift", "shift", "ternary"])
+def test_weights_that_move_while_a_model_evaluates_have_their_codes(kind, change, prepared):
+    """As with gradients, where codes are made anew: what optimizers, averages and functional calls change in eval."""
+    spec = make_spec(kind) if kind == "msa_shift" else replace(POWERS, projection=kind, fit_steps=0)
+    model, other = prepared(trained(spec).eval()), trained(spec, lr=5).eval()
+    with torch.no_grad():
+        before = model(IMAGES)
+    changed = change(model, other)
+    with_gradients = changed(IMAGES).detach()
+    assert not torch.allclose(with_gradients, before, atol=1e-2)
+    with torch.no_grad():
+        torch.testing.assert_close(changed(IMAGES), with_gradients)
 
 
 def test_what_turns_keys_is_not_lost():
