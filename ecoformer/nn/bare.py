@@ -6,6 +6,7 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from ecoformer.errors import InputError
 from ecoformer.nn.coded import CodedLinear
+from ecoformer.ops.ecoformer.codes import is_transformed
 
 PLAIN = (Tensor, nn.Parameter)  # and no subclass: those answer for their own operations
 
@@ -13,15 +14,15 @@ PLAIN = (Tensor, nn.Parameter)  # and no subclass: those answer for their own op
 def only_weights_matter(x: Tensor, *linears: nn.Module) -> bool:
     """Whether `linears` on `x` are no more than x W^T + b in eager float32 or float64 arithmetic on CPU.
 
-    Not so under autocast, for a graph that is traced, compiled or exported, for modules with hooks, of their own or for
-    all modules (profilers, the energy ledger), with a forward of their own or of another class (low rank, quantised,
-    parametrised), and for tensor subclasses.
+    Not so under autocast and torch.func, for a graph that is traced, compiled or exported, for modules with hooks, of
+    their own or for all modules (profilers, the energy ledger), with a forward of their own or of another class (low
+    rank, quantised, parametrised), and for tensor subclasses.
     """
     if x.device.type != "cpu" or type(x) not in PLAIN or x.dtype not in (torch.float32, torch.float64):
         return False
     if torch.is_autocast_enabled("cpu") or torch.jit.is_tracing() or torch.compiler.is_compiling():
         return False
-    if torch.compiler.is_exporting() or _has_any_global_hook():
+    if torch.compiler.is_exporting() or is_transformed() or _has_any_global_hook():
         return False
     return all(_is_bare(linear, x.dtype) for linear in linears)
 

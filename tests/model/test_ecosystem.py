@@ -7,7 +7,9 @@ from dataclasses import replace
 import pytest
 import timm
 import torch
+from kind_cases import SPECS, TOKENS, build
 from tiny_models import FAMILIES
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ecoformer import EcoFormerSpec, convert, fit_hashes
 from ecoformer.kinds import DistilledHashSpec, EcoFormerAttention, make_spec
@@ -71,6 +73,32 @@ def test_an_exported_graph_trains_with_the_same_gradients(kind, options):
     exported = torch.export.export(attention, (x,), strict=False).module()
     for mine, eager in zip(gradients(exported, exported, x), gradients(attention, attention, x), strict=True):
         torch.testing.assert_close(mine, eager)
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_transforms_of_torch_func_give_the_same_gradients(spec):
+    """torch.func.grad, alone and per sample, and vmap; forward mode where softmax attention has it."""
+    torch.manual_seed(0)
+    attention, x = build(spec)[0].eval(), torch.randn(3, TOKENS, 12)
+    parameters = dict(attention.named_parameters())
+
+    def loss(parameters, x):
+        return (torch.func.functional_call(attention, parameters, (x,)) ** 2).sum()
+
+    out, of_x, *expected = gradients(attention, attention, x)
+    found, found_of_x = torch.func.grad(loss, argnums=(0, 1))(parameters, x)
+    per_sample = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(parameters, x.unsqueeze(1))
+    for name, value in zip(parameters, expected, strict=True):
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(per_sample[name].sum(0), value, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(found_of_x, of_x, rtol=1e-3, atol=1e-4)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.func.vmap(attention)(x.unsqueeze(1)).squeeze(1), out)
+    with sdpa_kernel(SDPBackend.MATH):
+        step, (_, along) = torch.randn_like(x), torch.func.jvp(attention, (x,), (torch.ones_like(x),))
+        leaf = x.clone().requires_grad_()
+        (back,) = torch.autograd.grad(attention(leaf), leaf, step)
+        torch.testing.assert_close((along * step).sum(), back.sum(), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.slow
@@ -144,8 +172,8 @@ def test_gradient_checkpointing_changes_no_gradient():
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("spec", [SPEC, DISTILLED], ids=lambda spec: spec.name)
 def test_copies_and_pickles_compute_the_same(family, spec):
-    build, size = FAMILIES[family]
-    model, images = build(), torch.randn(2, 3, size, size)
+    make, size = FAMILIES[family]
+    model, images = make(), torch.randn(2, 3, size, size)
     convert(model, spec, img_size=size)
     fit_hashes(model, images, seed=0)
     with torch.no_grad():

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ecoformer.ops.codes.fitted import Fitted
-from ecoformer.ops.ecoformer.codes import squared_distances, straight_through_sign
+from ecoformer.ops.ecoformer.codes import is_differentiated, squared_distances, straight_through_sign
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def straight_through_step(y: Tensor) -> Tensor:
 
     Differentiable as (sign(y) + 1) / 2 by the straight-through estimator.
     """
-    if torch.is_grad_enabled() and y.requires_grad:
+    if is_differentiated(y):
         return (straight_through_sign(y) + 1) * 0.5
     return (y >= 0).to(y.dtype)
 

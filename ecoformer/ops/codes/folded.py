@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ecoformer.ops.codes.forms import BITS, CodeForm
 from ecoformer.ops.codes.ternary import TernaryAffine
+from ecoformer.ops.ecoformer.codes import is_differentiated
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,8 @@ def distilled_attention(
     share_BNH = (torch.matmul(code_q_BNL, mass_BLH) + floor_H * count).reciprocal()
     heads_BNHK = code_q_BNL.unflatten(-1, (len(floor_H), -1))
     share_BNH1 = share_BNH.unsqueeze(-1)
-    inplace = not (torch.is_grad_enabled() and share_BNH.requires_grad)
-    scaled_BNHK = heads_BNHK.mul_(share_BNH1) if inplace else heads_BNHK * share_BNH1
+    kept = is_differentiated(share_BNH)
+    scaled_BNHK = heads_BNHK * share_BNH1 if kept else heads_BNHK.mul_(share_BNH1)
     return torch.baddbmm(uniform_B1D, scaled_BNHK.flatten(2), rows_BLD)
 
 

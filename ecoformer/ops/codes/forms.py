@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ecoformer.ops.codes.attention import soft_step, straight_through_step
+from ecoformer.ops.ecoformer.codes import is_differentiated
 
 
 class CodeForm(Protocol):
@@ -33,7 +34,7 @@ class Bits:
     def __call__(self, y: Tensor, slope: float | None = None) -> Tensor:
         if slope is not None:
             return soft_step(y, slope)
-        return straight_through_step(y) if _needs_gradient(y) else y.ge_(0)
+        return straight_through_step(y) if is_differentiated(y) else y.ge_(0)
 
 
 BITS = Bits()
@@ -59,11 +60,7 @@ class Shifts:
         return 8 + (self.high - self.low) + (num_terms - 1).bit_length()
 
     def __call__(self, y: Tensor, slope: float | None = None) -> Tensor:
-        if _needs_gradient(y):
+        if is_differentiated(y):
             held = y.clamp(self.low, self.high)
             return torch.exp2(held + (held.round() - held).detach())
         return y.round_().clamp_(self.low, self.high).exp2_()
-
-
-def _needs_gradient(y: Tensor) -> bool:
-    return torch.is_grad_enabled() and y.requires_grad

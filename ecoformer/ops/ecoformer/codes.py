@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 
 def normalize(x: Tensor) -> Tensor:
@@ -70,7 +71,7 @@ class _StraightThroughSign(torch.autograd.Function):
 
 def straight_through_sign(y: Tensor) -> Tensor:
     """Codes in {-1, +1} of y's dtype, differentiable by the straight-through estimator."""
-    if not (torch.is_grad_enabled() and y.requires_grad):
+    if not is_differentiated(y):
         return sign(y)
     if in_a_graph():
         held = y.clamp(-1, 1)
@@ -79,11 +80,22 @@ def straight_through_sign(y: Tensor) -> Tensor:
 
 
 def in_a_graph() -> bool:
-    """Whether a graph of plain operations is being recorded (torch.jit.trace, torch.export), which is to train too.
+    """Whether plain operations are asked for: a graph that is to train too (torch.jit.trace, torch.export), torch.func.
 
     `ExportedProgram.run_decompositions` drops `detach`, and with it what passes straight through a sign.
     """
-    return torch.jit.is_tracing() or torch.compiler.is_exporting()
+    return torch.jit.is_tracing() or torch.compiler.is_exporting() or is_transformed()
+
+
+def is_transformed() -> bool:
+    """Whether a transform of torch.func (grad, vmap, jvp, ...) or forward-mode differentiation runs."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def is_differentiated(*tensors: Tensor | None) -> bool:
+    """Whether a result of these tensors needs a gradient; within a transform, where they do not tell, it may."""
+    needed = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    return needed or is_transformed()
 
 
 def hash_codes(

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ecoformer.ops.ecoformer.codes import is_differentiated
 from ecoformer.ops.ecoformer.columns_backward import layer_backward
 from ecoformer.ops.ecoformer.columns_forward import ColumnLayer, Linear, State, layer_forward
 from ecoformer.ops.ecoformer.eager import gradients_with_graph, recorded, with_graph
@@ -37,7 +38,7 @@ def kernel_hash_layer(
         mask_BN: True where a token takes part: as a key, and in sigma. At least one a sample; None: all do.
     """
     tensors = (x_BND, *to_qk, *to_v, *proj)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+    if is_differentiated(*tensors):
         return _Recomputed.apply(*tensors, *state, mask_BN, numerator)
     return layer_forward(x_BND, ColumnLayer.of((to_qk, to_v, proj), state, numerator), mask_BN)
 

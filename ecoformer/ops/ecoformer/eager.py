@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ecoformer.ops.ecoformer.codes import hash_codes, in_a_graph, normalize, sigma_floor, sign
+from ecoformer.ops.ecoformer.codes import hash_codes, in_a_graph, is_differentiated, normalize, sigma_floor, sign
 from ecoformer.ops.ecoformer.linear_form import hash_attention
 from ecoformer.ops.precision import without_autocast
 
@@ -36,7 +36,7 @@ def attend(
 ) -> Tensor:
     """`kernel_hash_attention` of tokens in float32 or float64, on any device."""
     state = anchors_HMC, A_HKM, mean_HM
-    if not (torch.is_grad_enabled() and (qk_BHNC.requires_grad or v_BHNC.requires_grad)):
+    if not is_differentiated(qk_BHNC, v_BHNC):
         return _forward(qk_BHNC, v_BHNC, state, mask_BN, numerator)
     if in_a_graph():
         return recorded(qk_BHNC, v_BHNC, state, mask_BN, numerator)
