@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+import torch
 from torch import nn
 
 from ecoformer.errors import InputError, require
@@ -57,6 +58,7 @@ def _listed(names: tuple[str, ...]) -> str:
     return ", ".join(names) or "nothing"
 
 
+@torch.inference_mode(False)  # what it made there could neither be trained nor fitted
 def convert(
     model: nn.Module,
     spec: AttentionSpec,

@@ -12,7 +12,7 @@ from torch import nn
 
 from ecoformer import InputError, MSASpec, convert, fit_hashes, set_patch_stride
 from ecoformer.kinds.ecoformer import KernelHashSpec
-from ecoformer.model.low_rank import LowRankSpec, factorize
+from ecoformer.model.low_rank import LowRankSpec, expand, factorize
 from ecoformer.nn.coded import CodedLinear
 from ecoformer.nn.specs import make_spec, split_setting
 
@@ -56,6 +56,22 @@ def test_a_spec_of_no_kind_and_inference_mode_are_refused_by_name():
         convert(vit(), KernelHashSpec())
     with torch.inference_mode(), pytest.raises(InputError, match="inference mode"):
         fit_hashes(vit(SHIFT), IMAGES, seed=0)
+
+
+@pytest.mark.parametrize("kind", ["msa_shift", "linear_sra", "linformer", "performer", "ecoformer", "uniform", None])
+def test_what_is_built_in_inference_mode_is_trained_afterwards(kind):
+    model, options = vit(), {"num_bits": 4, "num_anchors": 4, "top_k": 2, "fit_steps": 2} if kind == "ecoformer" else {}
+    with torch.inference_mode():
+        if kind is not None:
+            convert(model, make_spec(kind, options), img_size=16)
+        factorize(model, LowRankSpec(ratio=0.5), img_size=16)
+        if kind is None:
+            assert expand(model)
+    if kind == "ecoformer":
+        fit_hashes(model, IMAGES, seed=0)
+    model(IMAGES).square().sum().backward()
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+    model.load_state_dict(model.state_dict())
 
 
 def test_a_small_rate_survives_being_written_and_read():

@@ -16,6 +16,7 @@ from ecoformer.nn.bare import does_more
 from ecoformer.nn.bert import of_transformers, refused_elsewhere
 
 
+@torch.inference_mode(False)  # as convert
 def factorize(
     model: nn.Module, spec: LowRankSpec, filter_fn: FilterFn | None = None, img_size: Any = None
 ) -> CompressionReport:
@@ -71,6 +72,7 @@ def factorize(
     return report
 
 
+@torch.inference_mode(False)
 def expand(model: nn.Module) -> list[str]:
     """Multiply the factors of every low-rank layer out, in place, and return the layers' names.
 
