@@ -20,11 +20,11 @@ class CodedLinear(nn.Linear, ABC):
     `weight` is what training moves. Beside it stand, in the state dict, the codes, which are what runs in evaluation
     without gradients. They follow the weight whenever evaluation mode begins, a weight is loaded or the layer copied,
     and at `settle`. Where the weight has moved since (an optimizer, an average, torch.func.functional_call) codes of
-    what it is now run instead. What was written through `.data` torch does not tell, and in a compiled graph nothing:
-    call eval() then.
+    what it is now run instead. Of what is written into `weight.data` torch does not tell, and in a compiled graph of
+    nothing: call eval() then.
     """
 
-    _settled: tuple[int, int, int]  # the weight that the codes are of, its version, and a buffer of codes
+    _settled: tuple[int, tuple[int, int], int]  # the weight that the codes are of, its state, and a buffer of codes
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, **factory: Any) -> None:
         super().__init__(in_features, out_features, bias, **factory)
@@ -37,16 +37,15 @@ class CodedLinear(nn.Linear, ABC):
 
     def _note_settled(self) -> None:
         weight = self._trained()
-        version = 0 if weight is None or weight.is_inference() else weight._version
-        self._settled = id(weight), version, id(next(self.buffers()))
+        self._settled = id(weight), _state_of(weight), id(next(self.buffers()))
 
     def _is_settled(self, weight: Tensor) -> bool:
         """Whether the codes are those of the weight, as far as torch tells."""
-        if weight.is_meta or weight.is_inference() or torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        if torch.compiler.is_compiling() or torch.compiler.is_exporting() or weight.is_meta:
             return True
-        known, version, code = self._settled
+        known, state, code = self._settled
         # In a functional_call codes that come with another weight are its own.
-        return weight._version == version if id(weight) == known else id(next(self.buffers())) != code
+        return _state_of(weight) == state if id(weight) == known else id(next(self.buffers())) != code
 
     @staticmethod
     @abstractmethod
@@ -127,3 +126,10 @@ class CodedLinear(nn.Linear, ABC):
         """(..., D) to (..., F)."""
         out: Tensor = self.affine().like(x)(x)
         return out
+
+
+def _state_of(weight: Tensor | None) -> tuple[int, int]:
+    """What changes when a weight does: how often it was written to, and where it lies. Not of what `.data` wrote."""
+    if weight is None or weight.is_inference() or type(weight) is not nn.Parameter:
+        return 0, 0
+    return weight._version, weight.data_ptr()

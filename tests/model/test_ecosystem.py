@@ -76,6 +76,14 @@ def test_an_exported_graph_trains_with_the_same_gradients(kind, options):
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_every_kind_compiles_in_one_graph_that_evaluates(spec):
+    attention, x = build(spec)[0].eval(), torch.randn(2, TOKENS, 12)
+    torch.compiler.reset()
+    with torch.no_grad():
+        torch.testing.assert_close(torch.compile(attention, fullgraph=True, backend="eager")(x), attention(x))
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
 def test_transforms_of_torch_func_give_the_same_gradients(spec):
     """torch.func.grad, alone and per sample, and vmap; forward mode where softmax attention has it."""
     torch.manual_seed(0)

@@ -131,12 +131,18 @@ def copied(model, other):
     return model
 
 
+def swapped(model, other):
+    for mine, new in zip(model.parameters(), other.parameters(), strict=True):
+        mine.data = new.data
+    return model
+
+
 def replaced(model, other):
     return lambda images: torch.func.functional_call(model, dict(other.named_parameters()), images)
 
 
 @pytest.mark.parametrize("prepared", [lambda model: model, copy.deepcopy, lambda model: model.double().float()])
-@pytest.mark.parametrize("change", [averaged, stepped, copied, replaced])
+@pytest.mark.parametrize("change", [averaged, stepped, copied, swapped, replaced])
 @pytest.mark.parametrize("kind", ["msa_shift", "shift", "ternary"])
 def test_weights_that_move_while_a_model_evaluates_have_their_codes(kind, change, prepared):
     """As with gradients, where codes are made anew: what optimizers, averages and functional calls change in eval."""
