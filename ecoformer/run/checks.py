@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from ecoformer.config.keys import keys_of
-from ecoformer.config.schema import CompressConfig, Config, OptimConfig, ScheduleConfig
+from ecoformer.config.keys import flat, keys_of
+from ecoformer.config.schema import SCHEDULES, CompressConfig, Config, OptimConfig, ScheduleConfig
 from ecoformer.energy.profile_files import load_profile
 from ecoformer.errors import InputError
 from ecoformer.files import refuse_overwriting, require_writable
@@ -15,12 +15,17 @@ from ecoformer.model.low_rank import LowRankSpec
 from ecoformer.nn.inputs import RGB, takes_sequences
 from ecoformer.nn.specs import AttentionSpec, split_setting
 
-SCHEDULE_KEYS = {  # which schedules take what
+SCHEDULE_KEYS: dict[str, tuple[str, ...]] = {  # which schedules take what
+    "warmup_epochs": SCHEDULES[:-1],
     "cooldown_epochs": ("cosine", "tanh", "poly", "wsd", "rsqrt"),
     "decay_epochs": ("step", "wsd", "rsqrt"),
     "decay_milestones": ("multistep",),
     "decay_rate": ("step", "multistep", "plateau", "poly"),
     "patience_epochs": ("plateau",),
+    "kwargs.k_decay": ("cosine", "poly"),
+    "kwargs.decay_fn": ("wsd", "rsqrt"),
+    "kwargs.stable_timescale": ("rsqrt",),
+    "kwargs.noise": SCHEDULES[:-1],
 }
 
 
@@ -168,11 +173,13 @@ def _check_optim(config: Config) -> None:
 
 def _check_schedule(config: Config) -> None:
     schedule = config.schedule
+    given = flat(asdict(schedule))
     for key, names in SCHEDULE_KEYS.items():
-        if getattr(schedule, key) not in (None, 0) and schedule.name not in names:
+        if (value := given.get(key)) not in (None, 0) and schedule.name not in names:
+            off = "set it to 0" if key == "warmup_epochs" else "leave it out"  # recipes have a warm-up
             raise InputError(
-                f"schedule.{key}={getattr(schedule, key)} has no effect under schedule.name={schedule.name}, only "
-                f"under {', '.join(names)}: leave it out"
+                f"schedule.{key}={value} has no effect under schedule.name={schedule.name}, only "
+                f"under {', '.join(names)}: {off}"
             )
     for key, value in schedule.kwargs.items():
         if key in keys_of(ScheduleConfig):

@@ -122,6 +122,11 @@ def test_the_metric_chooses_the_best_epoch(tmp_path: Path, metric: str, best: in
     [
         ({"name": "cosine", "decay_rate": 0.5}, "schedule.decay_rate=0.5 has no effect under schedule.name=cosine"),
         ({"name": "step", "cooldown_epochs": 1}, "only under cosine, tanh, poly"),
+        ({"name": "none", "warmup_epochs": 1}, "schedule.warmup_epochs=1 has no effect under schedule.name=none"),
+        ({"name": "none", "kwargs": {"noise": 0.5}}, "schedule.kwargs.noise=0.5 has no effect"),
+        ({"name": "step", "kwargs": {"k_decay": 0.5}}, "only under cosine, poly: leave it out"),
+        ({"name": "wsd", "kwargs": {"stable_timescale": 2}}, "only under rsqrt"),
+        ({"kwargs": {"decay_fn": "linear"}}, "only under wsd, rsqrt"),
         ({"kwargs": {"cycle_limit": 2}}, "a run has one cycle"),
         ({"kwargs": {"min_lr": 2}}, "write schedule.min_lr=2"),
         ({"cooldown_epochs": 2, "warmup_epochs": 2}, "leave nothing of train.epochs=4"),
