@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ecoformer.errors import InputError
 from ecoformer.model.layers import attention_layers
+from ecoformer.nn.inputs import RGB
 
 _BLOCK = re.compile(r"^(?:stages\.(\d+)\.blocks|blocks\.(\d+))\.(\d+)\.(.+)$")
 
@@ -19,6 +20,12 @@ def num_classes_of(tensors: Mapping[str, Tensor], name: str) -> int:
     parts = getattr(timm.get_pretrained_cfg(name), "classifier", None) or "head"
     head = tensors.get(f"{parts if isinstance(parts, str) else parts[0]}.weight")
     return 0 if head is None else len(head)
+
+
+def in_chans_of(tensors: Mapping[str, Tensor]) -> int:
+    """Channels of the images that weights of a timm model are for; 3 where they have no first convolution."""
+    first = tensors.get("patch_embed.proj.weight", tensors.get("patch_embeds.0.proj.weight"))
+    return RGB if first is None or first.dim() != 4 else first.shape[1]
 
 
 def vit_img_size(tensors: Mapping[str, Tensor]) -> int:

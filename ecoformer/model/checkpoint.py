@@ -101,7 +101,7 @@ def _is_ours(content: Any) -> bool:
     return newer or KEYS.get(content.get("kind", ""), {"kind"}) <= content.keys()
 
 
-_ORIGIN = "give a last.pt or best.pt that train.py wrote"
+_ORIGIN = "give a last.pt or best.pt that train.py wrote (`ecoformer import` makes one of others' weights)"
 
 
 def evaluated_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from ecoformer.model.create import create, has_fixed_size
 from ecoformer.model.layers import attention_layers
 from ecoformer.model.low_rank import CompressionReport, expand, low_rank_layers, ranks_in, take_ranks
 from ecoformer.model.resize import fit_sizes, set_in_chans, set_patch_stride
-from ecoformer.models.dims import dims_of, num_classes_of, vit_img_size
+from ecoformer.models.dims import dims_of, in_chans_of, num_classes_of, vit_img_size
 from ecoformer.models.official import ForeignWeights, read_foreign, same_family
 from ecoformer.nn.base import ReplacementAttention
 from ecoformer.nn.inputs import RGB, input_size
@@ -113,7 +113,7 @@ def foreign_run(weights: ForeignWeights, config: Config, class_names: list[str] 
         size = vit_img_size(weights.tensors) if "pos_embed" in weights.tensors else config.data.img_size
     saved = replace(
         config,
-        model=replace(config.model, in_chans=RGB, patch_stride=None, drop_path_rate=0.0),
+        model=replace(config.model, in_chans=in_chans_of(weights.tensors), patch_stride=None, drop_path_rate=0.0),
         attention=weights.attention,
         compress=CompressConfig(),
         data=replace(config.data, img_size=size),

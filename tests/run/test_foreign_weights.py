@@ -5,11 +5,14 @@ from __future__ import annotations
 import importlib
 import json
 from pathlib import Path
+from typing import Any
 
+import pytest
 import timm
 import torch
 from app_helpers import QUICK, ROOT, compose_config, make_folders
 
+from ecoformer import InputError
 from ecoformer.config.schema import AugmentConfig, DataConfig, TrainConfig
 from ecoformer.data import build_data
 from ecoformer.run.build import data_config_note
@@ -73,6 +76,29 @@ def test_a_vit_goes_on_at_another_image_size(train, tmp_path: Path):
     train(tmp_path / "run", *VIT, f"init.checkpoint={tmp_path / 'v.pth'}")
     figures = train(tmp_path / "larger", *VIT, "data.img_size=48", f"init.checkpoint={tmp_path / 'run'}")
     assert figures["img_size"] == 48
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("vit_tiny_patch16_224", {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 2}),
+        ("pvt_v2_b0", {"embed_dims": [16, 32, 40, 64], "depths": [1, 1, 1, 1]}),
+        ("twins_svt_small", {"img_size": 224}),
+    ],
+)
+def test_weights_of_grey_images_stay_as_they_are(tmp_path: Path, name: str, options: dict[str, Any]):
+    """As timm's train.py --in-chans 1 leaves them; for RGB they are refused, with the key to set."""
+    grey = timm.create_model(name, in_chans=1, num_classes=10, **options)
+    torch.save({"state_dict": grey.state_dict()}, tmp_path / "grey.pth")
+    config = compose_config("experiment=digits_stock", f"model.name={name}", "model.patch_stride=null", *QUICK)
+    config.model.kwargs = {key: value for key, value in options.items() if key != "img_size"}
+    config.data.img_size = options.get("img_size", 32)
+    config.init.checkpoint, config.model.in_chans = str(tmp_path / "grey.pth"), 1
+    built = build_model(config, 10).model.state_dict()
+    assert all(torch.equal(built[key], value) for key, value in grey.state_dict().items())
+    config.model.in_chans = 3
+    with pytest.raises(InputError, match=r"was trained with model\.in_chans=1, now it is 3: make them the same"):
+        build_model(config, 10)
 
 
 def test_a_folder_stands_for_its_checkpoint(train, command, refused, tmp_path: Path):
