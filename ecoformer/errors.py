@@ -1,11 +1,20 @@
 """What ends a run with a word instead of a traceback: the user's input is wrong, or the user asked it to stop."""
 
+import errno
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from numbers import Integral
 from typing import Any, TypeGuard
+
+# Why a place of the user's cannot be used, and what helps.
+NO_PLACE = {
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "permission denied: correct its permissions, or name another place"),
+    **dict.fromkeys((errno.EEXIST, errno.ENOTDIR), "a file stands where a folder is to be: name another place"),
+    errno.EROFS: "read-only file system: name another place",
+    errno.ENAMETOOLONG: "name too long: shorten it",
+}
 
 
 class InputError(ValueError):
@@ -55,12 +64,12 @@ def is_whole(value: object) -> TypeGuard[int]:
 
 
 def mistake(error: BaseException) -> str | None:
-    """The one line about what the user can mend, a place that her rights do not reach too; None for other errors."""
+    """The one line about what the user can mend, a place that cannot be used too; None for other errors."""
     if isinstance(error, InputError):
         return str(error)
-    if not isinstance(error, PermissionError) or not isinstance(error.filename, str):
+    if not isinstance(error, OSError) or error.errno not in NO_PLACE or not isinstance(error.filename, str):
         return None
-    return f"{error.filename}: permission denied: correct its permissions, or name another place"
+    return f"{error.filename}: {NO_PLACE[error.errno]}"
 
 
 def one_line(error: BaseException) -> str:

@@ -181,6 +181,9 @@ def _flags_first(argv: list[str], config_name: str) -> list[str]:
     rest = list(argv)
     for override in parsed.overrides:
         rest.remove(override)
+        if override.startswith("hydra.run.dir="):
+            folder = f"{'output_dir' if config_name == 'train' else 'details'}={override.partition('=')[2]}"
+            raise InputError(f"{override} is the folder of nothing here: write {folder}")
         no_text = re.fullmatch(r"([\w/]+)=(null|true|false|[\d.]+)", override)  # for a group, Hydra fails on it
         if no_text and (options := sorted(path.stem for path in (CONFIGS / no_text[1]).glob("*.yaml"))):
             raise InputError(one_of(no_text[1], no_text[2], options))

@@ -7,7 +7,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf.errors import OmegaConfBaseException
 
 from ecoformer.config.keys import one_of
-from ecoformer.config.loading import describe_omegaconf, expected_of, unknown_key
+from ecoformer.config.loading import OPEN_KEYS, describe_omegaconf, expected_of, unknown_key
 from ecoformer.config.overrides import quoted
 from ecoformer.config.schema import SCHEMAS
 from ecoformer.errors import mistake, one_line
@@ -32,6 +32,8 @@ def describe(error: BaseException, config_name: str) -> str | None:
         return describe_omegaconf(error)
     if isinstance(error, HydraException):
         return _composition(error, config_name)
+    if isinstance(error, AssertionError) and "type for root" in str(error):  # of OmegaConf.update
+        return "an override names an item of a list or mapping that is null: give all of it, as KEY=[VALUE,VALUE]"
     if type(error).__module__.startswith("submitit."):  # raised for jobs that ended without handing back a result
         return f"a job ended early: {one_line(error)}"
     return None
@@ -42,6 +44,8 @@ def _unreadable(override: str) -> str:
     head = f"cannot read the override {override}"
     if not equals or not key.strip("+~"):
         return f"{head}: write key=value"
+    if "[" in key:
+        return f"{head}: give the whole list, as {key.partition('[')[0]}=[VALUE,VALUE]"
     expected = expected_of(key.lstrip("+"))
     if expected is not None:
         return f"{head}: {key.lstrip('+')} must be {expected}"
@@ -65,8 +69,11 @@ def _composition(error: HydraException, config_name: str) -> str:
     text = str(error).strip()
     schema = SCHEMAS[config_name]
     key = re.search(r"Could not (?:override|append to config|delete from config)[^']*'([^']*)'", text)
-    if key and "An item is already at" in text:
+    key = key or re.search(r"Multiple values for ([\w/]+)", text)  # of a group
+    if key and ("An item is already at" in text or "Multiple values" in text):
         return f"{key[1]} exists already: leave out the + before it"
+    if key and key[1] in OPEN_KEYS:
+        return f"{key[1]} does not have all of these keys yet: write a + before it"
     if key:
         return unknown_key(key[1].partition("@")[0], schema)
     merging = re.search(r"Error merging override \+*([^=]*)=(.*)", text)

@@ -62,6 +62,11 @@ class Key:
         return type(None) in self.types
 
     @property
+    def is_group(self) -> bool:
+        """Whether it holds further keys."""
+        return any(dataclasses.is_dataclass(kind) or typing.get_origin(kind) is dict for kind in self.types)
+
+    @property
     def default(self) -> Any:
         """The field's default; a group's is an instance of its dataclass."""
         made = self.field.default_factory

@@ -27,6 +27,16 @@ COMMAND_LINES = [
     ("experiment=digits_msa epochs=3", ["unknown key epochs", "did you mean train.epochs?"]),
     ("experiment=digits_msa +zzz.yyy=1", ["unknown key zzz", "known: name, model"]),
     ("experiment=digits_msa +train.epochs=3", ["train.epochs exists already", "leave out the +"]),
+    ("+experiment=digits_msa", ["experiment exists already: leave out the + before it"]),
+    (
+        "experiment=digits_msa ~optim.clip_grad",
+        ["~optim.clip_grad: a setting always has", "write optim.clip_grad=null"],
+    ),
+    ("experiment=digits_msa optim.betas.0=0.8", ["an item of a list or mapping that is null: give all of it"]),
+    ("experiment=digits_msa optim.betas[0]=0.8", ["optim.betas[0]=0.8: give the whole list, as optim.betas=[VALUE"]),
+    ("experiment=digits_msa optim.kwargs={foreach:false}", ["optim.kwargs does not have", "write a + before it"]),
+    ("experiment=digits_msa hydra.run.dir=x", ["hydra.run.dir=x is the folder of nothing here: write output_dir=x"]),
+    ("experiment=digits_msa schedule.name=none", ["schedule.warmup_epochs=1 has no effect", "set it to 0"]),
     ("experiment=digits_msa train.epochs=abc", ["train.epochs=abc must be a whole number"]),
     ("experiment=digits_msa train.epochs=1.5", ["train.epochs=1.5 must be a whole number"]),
     ("experiment=digits_msa data.mean=[a,b,c]", ["data.mean[0]=a must be a number"]),
@@ -272,3 +282,18 @@ def test_a_refused_sweep_leaves_nothing(command: Callable[..., int], capsys: pyt
     assert command("train", "-m", *line) == 2
     assert "2 of the sweep's jobs failed" in capsys.readouterr().err
     assert list(Path.cwd().iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("output_dir=taken", "taken: a file stands where a folder is to be: name another place"),
+        ("output_dir=taken/x", "taken/x: a file stands where a folder is to be"),
+        (f"output_dir=sweep hydra.sweep.subdir={'n' * 300}", "n: name too long: shorten it"),
+    ],
+)
+def test_a_sweep_whose_folder_cannot_be_made_is_one_line(command, capsys, line: str, message: str) -> None:
+    Path("taken").write_text("mine")
+    assert command("train", "-m", "experiment=digits_msa", "seed=0,1", *line.split()) == 2
+    assert message in capsys.readouterr().err
+    assert Path("taken").read_text() == "mine"
