@@ -207,14 +207,17 @@ def test_a_control_trained_longer_is_no_control() -> None:
 
 
 def test_rows_at_several_rates_are_set_beside_the_control_at_their_own() -> None:
+    slow, fast, kernel = "optim.lr=2e-4", "optim.lr=2e-3", "attention.numerator=kernel"
     rows = [
-        row(kind, 0, 0, top1) | {"name": name, "label": f"{kind}, {name}"}
-        for kind, name, top1 in (
-            *(("msa", "lr 2e-4", 60.0), ("msa", "lr 2e-3", 50.0), ("msa", "3", 10.0)),
-            *(("ecoformer", "lr 2e-4", 59.0), ("ecoformer", "lr 2e-3", 48.0), ("ecoformer", "kernel lr 2e-3", 47.0)),
+        row(kind, 0, 0, top1) | {"name": name, "label": f"{kind}, {name}", "overrides": overrides}
+        for kind, name, overrides, top1 in (
+            *(("msa", "slow", [slow], 60.0), ("msa", "fast", [fast], 50.0), ("msa", "x", [], 10.0)),
+            # Named like controls at another rate, or like none.
+            *(("ecoformer", "slow", [fast], 48.0), ("ecoformer", "own", [slow], 59.0)),
+            *(("ecoformer", "kernel slow", [kernel, fast], 47.0), ("ecoformer", "kernel", [kernel], 9.0)),
         )
     ]
-    assert [found["vs_msa"] for found in over_seeds(rows)] == [0.0, 0.0, 0.0, -1.0, -2.0, -3.0]
+    assert [found["vs_msa"] for found in over_seeds(rows)] == [0.0, 0.0, 0.0, -2.0, -1.0, -3.0, -1.0]
 
 
 def test_the_report_keeps_trained_models_apart(study: StudyConfig, trainer: list[str], tmp_path: Path) -> None:

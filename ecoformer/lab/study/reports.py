@@ -59,7 +59,8 @@ def write_tables(study: StudyConfig, jobs: Sequence[Job], out: Path) -> tuple[li
     if steps.exists():
         rows = with_steps(rows, read_json(steps))
     merged = over_seeds(with_speed(of_one_model(rows), read_json(speed) if speed.exists() else {}))
-    write_json(out / "table.json", rows)
+    # The command says the overrides too.
+    write_json(out / "table.json", [{key: row[key] for key in row if key != "overrides"} for row in rows])
     printed = [write_table(study_table(merged), out / "table", study.title, NOTES)]
     if of_seeds := over_stage1_seeds(rows):
         table = stage1_seed_table(of_seeds)

@@ -20,9 +20,9 @@ def collect(study: StudyConfig, jobs: Sequence[Job]) -> list[Row]:
     """One row for each finished run that is a row of the table, JSON-ready.
 
     `init` is "scratch", or "converted" from the weights of `source`; `training_seed` that of the model that the row is
-    made of; `epochs_stage2` 0 where it is converted without training; `steps_stage2` are optimiser steps, since
-    train.max_steps may cut an epoch short; `top1` is of the last epoch; `images_per_second` of the run's own
-    evaluation, until `study.speed` measures all in turns.
+    made of; `overrides` the row's own; `epochs_stage2` 0 where it is converted without training; `steps_stage2` are
+    optimiser steps, since train.max_steps may cut an epoch short; `top1` is of the last epoch; `images_per_second` of
+    the run's own evaluation, until `study.speed` measures all in turns.
     """
     by_id = {job.id: job for job in jobs}
     rows = []
@@ -42,6 +42,7 @@ def collect(study: StudyConfig, jobs: Sequence[Job]) -> list[Row]:
                 "attention": job.row.attention,
                 "settings": summary["attention_options"],
                 "name": job.row.name,
+                "overrides": job.row.overrides,
                 "label": job.row.label,
                 "init": "scratch" if job.needs is None else "converted",
                 "source": job.row.source,
@@ -138,8 +139,8 @@ def mean_and_spread(key: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, fl
 def baseline(row: Mapping[str, Any], rows: Sequence[Row], attention: str) -> Row | None:
     """The row of `attention` on the same backbone with the same training.
 
-    Of several one that was made of the same `source`, of those the one with most of the row's name ("lr 6e-4" for
-    "kernel numerator lr 6e-4"), else that of the shortest.
+    Of several one that was made of the same `source`, of those the one whose overrides are most like the row's (the
+    same optim.lr), of those that of the shortest name.
     """
     same = [
         other
@@ -148,9 +149,8 @@ def baseline(row: Mapping[str, Any], rows: Sequence[Row], attention: str) -> Row
         and all(other[key] == row[key] for key in ("init", "epochs_stage1", "epochs_stage2", "steps_stage2"))
     ]
 
-    def distance(other: Row) -> tuple[bool, int]:
-        name = other["name"]
-        shared = not name or f" {row['name']}".endswith(f" {name}")
-        return other.get("source") != row.get("source"), -len(name) if shared else len(name)
+    def distance(other: Row) -> tuple[bool, int, int]:
+        unlike = {*row.get("overrides", ())} ^ {*other.get("overrides", ())}
+        return other.get("source") != row.get("source"), len(unlike), len(other["name"])
 
     return min(same, key=distance, default=None)
