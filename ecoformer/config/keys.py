@@ -24,11 +24,11 @@ class Limit:
 
 
 def at_least(low: float) -> Limit:
-    return Limit(lambda value: low <= value < math.inf, f"at least {low}")
+    return Limit(lambda value: low <= value, f"at least {low}")
 
 
 def above(low: float) -> Limit:
-    return Limit(lambda value: low < value < math.inf, f"above {low}")
+    return Limit(lambda value: low < value, f"above {low}")
 
 
 def between(low: float, high: float) -> Limit:
@@ -119,9 +119,12 @@ def check_limits(settings: Any, prefix: str = "") -> None:
             continue
         if known.choices and value not in known.choices:
             raise InputError(one_of(prefix + name, value, known.choices))
-        if known.limit is not None and not known.limit.holds(value):
-            null = ", or null" if known.optional and "null" not in known.limit.words else ""
-            raise InputError(f"{prefix}{name}={value} must be {known.limit.words}{null}")
+        numbers = value if isinstance(value, list) else [value]
+        finite = not any(isinstance(number, float) and not math.isfinite(number) for number in numbers)
+        if not finite or (known.limit is not None and not known.limit.holds(value)):
+            words = [*([] if finite else ["finite"]), *([] if known.limit is None else [known.limit.words])]
+            null = ", or null" if known.optional and "null" not in words[-1] else ""
+            raise InputError(f"{prefix}{name}={value} must be {' and '.join(words)}{null}")
 
 
 def flat(tree: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:

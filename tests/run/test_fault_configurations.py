@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from app_helpers import TINY_DIGITS
+
+from ecoformer.config.keys import check_limits, keys_of
+from ecoformer.config.schema import Config, EvalConfig
+from ecoformer.errors import InputError
 
 BAD = [
     ("checkpoint.every_steps=-1", "checkpoint.every_steps=-1 must be at least 0"),
@@ -21,8 +26,8 @@ BAD = [
     ("+model.kwargs.in_chans=1", "model.kwargs.in_chans=1: write model.in_chans=1, which is a key of its own"),
     ("data.root=some/folder", "data.root=some/folder: data=digits come with scikit-learn, no folder is read"),
     ("train.parallel=fsdp3", "train.parallel=fsdp3 does not exist; did you mean fsdp"),
-    ("optim.lr=nan", "optim.lr=nan must be above 0"),
-    ("optim.lr=inf", "optim.lr=inf must be above 0"),
+    ("optim.lr=nan", "optim.lr=nan must be finite and above 0"),
+    ("optim.lr=inf", "optim.lr=inf must be finite and above 0"),
     ("optim.clip_grad=0", "optim.clip_grad=0.0 must be above 0"),
     ("optim.betas=[0.9]", "optim.betas=[0.9] must be a list of two numbers"),
     ("schedule.warmup_epochs=-1", "schedule.warmup_epochs=-1 must be at least 0"),
@@ -41,3 +46,20 @@ def test_fault_bad_configuration(change: str, message: str, refused: Callable[..
     line = [*TINY_DIGITS, *change.split(), f"output_dir={run_dir}"]
     assert message in refused("train", "experiment=digits_msa", *line)
     assert not run_dir.exists()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("schema", [Config, EvalConfig])
+def test_every_number_is_finite(schema: type, bad: float) -> None:
+    tried = 0
+    for name, known in keys_of(schema).items():
+        if float in (*known.types, known.item):
+            settings = schema()
+            *groups, last = name.split(".")
+            value = bad if known.item is None else [0.9, bad, 0.9]
+            setattr(functools.reduce(getattr, groups, settings), last, value)
+            with pytest.raises(InputError) as error:
+                check_limits(settings)
+            assert str(error.value).startswith(f"{name}={value} must be finite")
+            tried += 1
+    assert tried > (30 if schema is Config else 2)

@@ -37,7 +37,7 @@ def parse_budget(text: str) -> dict[str, float]:
         except ValueError as error:
             raise InputError(f"--budget {text}: {value!r} is no number") from error
         if not 0 < limits[key] < math.inf:
-            raise InputError(f"--budget {text}: {key} must be above 0")
+            raise InputError(f"--budget {text}: {key} must be a finite number above 0")
     return limits
 
 
