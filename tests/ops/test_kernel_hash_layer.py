@@ -73,6 +73,14 @@ def test_equals_the_naive_forms(shape, numerator):
     assert_equals_the_naive_forms(random_case(shape), numerator)
 
 
+@pytest.mark.parametrize("empty", [(0, 9, 10), (2, 0, 10)])
+@pytest.mark.parametrize("numerator", NUMERATORS)
+def test_no_samples_and_no_tokens(numerator, empty):
+    case = random_case((2, 2, 9, 5, 4, 6))
+    case[0] = case[0].new_empty(empty)
+    assert_equals_the_naive_forms(case, numerator)
+
+
 @pytest.mark.parametrize("form", ["layer", "core"])
 @pytest.mark.parametrize("numerator", NUMERATORS)
 def test_gradients_are_differentiated_again(numerator, form):

@@ -108,10 +108,10 @@ def groups(x_BND: Tensor, layer: ColumnLayer) -> Iterator[tuple[slice, ColumnLay
     """Samples to work on at a time, as many a thread as GROUP_BYTES allow, and the layer for that many."""
     (samples, tokens, dim), threads = x_BND.shape, torch.get_num_threads()
     rows = 3 * dim + layer.num_heads * (2 + layer.anchors_GRC.shape[1] + layer.A_GLM.shape[1])
-    size = threads * max(1, GROUP_BYTES // (rows * tokens * x_BND.element_size()))
+    size = threads * max(1, GROUP_BYTES // (rows * max(1, tokens) * x_BND.element_size()))
     pieces = next((n for n in range(1, 1 + tokens // 100) if tokens % n == 0 and tokens // n <= PIECE_TOKENS), 1)
     repeated: dict[int, ColumnLayer] = {}
-    for start in range(0, samples, size):
+    for start in range(0, samples if tokens else 0, size):
         count = min(size, samples - start)
         if count not in repeated:
             repeated[count] = layer.repeated(count, pieces)
