@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ecoformer.errors import InputError
 from ecoformer.model.checkpoint import evaluated_weights, load_weights, save_checkpoint
 from ecoformer.nn.coded import CodedLinear
-from ecoformer.run.saved import SavedRun, read_run
+from ecoformer.run.saved import SHIPPED, SavedRun, read_run, statistics_of
 from ecoformer.run.start import model_of_run
 
 SAME = ("model", "attention", "compress")  # settings that say what the weights are
@@ -35,13 +35,14 @@ def average(runs: Sequence[SavedRun]) -> dict[str, Tensor]:
     What else a model holds, hash functions above all, is no quantity that could be averaged: it must be the same in
     all, and is taken from the last; codes of weights are those of the averaged weights.
 
-    Raises InputError: the checkpoints are of different models or classes, or hold different hash functions or the same
-    weights.
+    Raises InputError: the checkpoints are of different models or classes, saw images that were normalised differently,
+    or hold different hash functions or the same weights.
     """
     last = runs[-1]
     for other in runs:
         differ = [key for key in SAME if getattr(other.config, key) != getattr(last.config, key)]
         differ += ["classes"] if other.class_names != last.class_names else []
+        differ += ["data.mean and data.std, or data.name"] if _prepared(other) != _prepared(last) else []
         if differ:
             paths = f"{other.path} and {last.path}"
             raise InputError(f"{paths} are not of the same {differ[0]}: average checkpoints of one run")
@@ -74,6 +75,13 @@ def average(runs: Sequence[SavedRun]) -> dict[str, Tensor]:
         found[name] = value
     load_weights(model, found, last.path)  # which makes the codes of its weights
     return found | {name: value for name, value in model.state_dict().items() if name in free and _owner(name) in coded}
+
+
+def _prepared(run: SavedRun) -> object:
+    """How a run's inputs are made: mean and deviation of images, and else, or where a package chose those, its data."""
+    data = run.config.data
+    unknown = data.name not in SHIPPED and None in (data.mean, data.std)
+    return data.name if run.sequences or unknown else statistics_of(run)
 
 
 def _owner(name: str) -> str:

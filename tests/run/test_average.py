@@ -28,7 +28,7 @@ def checkpoint(path: Path, seed: int, *, fit: int = 0, ema: bool = False, **chan
     config = Config(
         model=ModelConfig(settings["name"], patch_stride=2, kwargs=PVT),
         attention=settings["attention"],
-        data=DataConfig(name="digits", img_size=32),
+        data=DataConfig(name=settings.get("data", "digits"), img_size=32, mean=settings.get("mean")),
     )
     torch.manual_seed(0)  # the same start for the fits
     net = build_model(config, settings["classes"]).model
@@ -125,6 +125,8 @@ def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "not of the same attention": checkpoint(tmp_path / "msa.pt", 2, attention={"name": "msa"}),
         "not of the same classes": checkpoint(tmp_path / "four.pt", 2, classes=4),
         "not of the same model": checkpoint(tmp_path / "li.pt", 2, name="pvt_v2_b2_li", attention={"name": "msa"}),
+        "not of the same data.mean": checkpoint(tmp_path / "mean_of_its_own.pt", 2, mean=[0.1, 0.2, 0.3]),
+        "data.std, or data.name": checkpoint(tmp_path / "cifar10.pt", 2, data="cifar10"),
     }
     for message, other in others.items():
         assert message in refused(capsys, one, other, out)
