@@ -92,7 +92,9 @@ class Ledger:
         if other.convention != self.convention:
             raise InputError(f"other= is counted by convention={other.convention}, not {self.convention}: count it so")
         prices = load_profile(profile)
-        return render(differences(self, other, prices, by), "table", f"{prices.name}; + is more in the other")
+        shapes = ["x".join(map(str, ledger.input_shape)) for ledger in (self, other)]
+        inputs = "" if shapes[0] == shapes[1] else f", of input {shapes[1]} where this one has {shapes[0]}"
+        return render(differences(self, other, prices, by), "table", f"{prices.name}; + is more in the other{inputs}")
 
     @property
     def counts(self) -> Counts:

@@ -202,7 +202,13 @@ def test_the_difference_of_two_ledgers_adds_up(pair: tuple[Ledger, Ledger]) -> N
     assert whole["layer"] == "all" and float(whole["mJ"]) > 0
     assert sum(float(line["mJ"]) for line in parts) == pytest.approx(float(whole["mJ"]), abs=1e-4 * len(parts))
     assert {line["layer"].split(".")[0] for line in parts} == {"stages"}  # the rest is the same
-    assert pair[0].diff(pair[1]).splitlines()[-1].split()[0] == "all"
+    first, *_, last = pair[0].diff(pair[1]).splitlines()
+    assert last.split()[0] == "all" and first.endswith("more in the other")
+
+
+def test_a_difference_says_that_inputs_differ() -> None:
+    small, large = (count(torch.nn.Linear(8, 4), torch.zeros(rows, 8)) for rows in (2, 6))
+    assert small.diff(large).splitlines()[0].endswith("more in the other, of input 6x8 where this one has 2x8")
 
 
 @pytest.mark.parametrize(
