@@ -1,6 +1,7 @@
 """A data set looked through before a job: counts per split and class, and everything that is wrong, image by image."""
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -80,14 +81,18 @@ def _decode_all(source: LabelledSource, workers: int) -> Iterator[tuple[list[Dat
         for start in starts:
             yield _decode_chunk(source, start)
         return
-    with ProcessPoolExecutor(workers, initializer=_take, initargs=(source,)) as pool:
+    pool = ProcessPoolExecutor(workers, initializer=_take, initargs=(source,))
+    try:
         yield from pool.map(_decode_taken, starts)
+    finally:
+        pool.shutdown(cancel_futures=True)  # after Ctrl-C not all images first
 
 
 _SOURCE: list[LabelledSource] = []  # of this worker process, sent to it once
 
 
 def _take(source: LabelledSource) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all: the first process answers for them
     _SOURCE[:] = [source]
 
 

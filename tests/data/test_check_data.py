@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import importlib
 import json
+import signal
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from archive_helpers import add, write_shards
+
+from ecoformer.data import audit
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "check_data.py"
 
@@ -54,6 +58,12 @@ def test_a_whole_folder(check, image_folder: Path):
         "val: 6 images in 2 classes, 3 (ant) to 3 (bee) a class",
         "nothing is wrong",
     ]
+
+
+def test_ctrl_c_is_answered_by_the_first_process_alone() -> None:
+    """A terminal sends it to the workers too, each of which said so."""
+    with ProcessPoolExecutor(1, initializer=audit._take, initargs=(None,)) as pool:
+        assert pool.submit(signal.getsignal, signal.SIGINT).result() == signal.SIG_IGN
 
 
 @pytest.mark.parametrize("workers", [1, 2])
