@@ -137,7 +137,7 @@ def wait_for_main() -> None:
 def decided_by_main(decide: Callable[[], T]) -> T:
     """What `decide` returns on rank 0, on every rank; an InputError that it raises there is raised on every rank.
 
-    For decisions that hang on files: another rank may see an older state of a shared file system.
+    For decisions that hang on files, of which another rank may see an older state, and for work that one rank does.
     """
     outcome: list[Any] = [None, None]
     if is_main():

@@ -102,38 +102,42 @@ class HashUpdate(Callback):
         on_joint: Callable[[JointFitReport], None] | None = None,
         say: Callable[[str], None] = lambda line: None,
     ) -> list[HashFitReport]:
-        """Fit now, as before `step`, and give every rank and the EMA model the result; only rank 0 has reports.
+        """Fit now, as before `step`, and give every rank and the EMA model the result.
 
         Args:
-            on_joint: gets the report of a joint fit.
+            on_joint: gets the report of a joint fit, on rank 0, which fits.
             say: gets lines of progress.
+        Raises:
+            InputError: what the fit refuses, on every rank.
         """
-        layers, reports = hash_layers(trainer.model).items(), []
+        layers = hash_layers(trainer.model).items()
         if parallel.holds_shares(trainer.model) and any(layer.fits_parameters for _, layer in layers):
             raise InputError("train.parallel=fsdp shares weights that this hash fit would change: use ddp")
+
+        def fitted() -> list[HashFitReport]:
+            num_images = self.config.num_images
+            left = max(0, trainer.data.num_train - num_images)
+            seed = fit_seed(trainer.seed, step)
+            images = trainer.data.calibration_images(num_images + min(self.config.held_out_images, left), seed=seed)
+            told = paced(say, "joint fit")
+
+            def on_joint_step(step: int, steps: int) -> None:
+                told(step, steps)
+                trainer.stop_if_asked()
+
+            # The first ones are those of a fit without held-out images.
+            return fit_hashes(
+                trainer.model,
+                images[:num_images],
+                seed=seed,
+                on_report=lambda report: trainer.stop_if_asked(),
+                held_out=images[num_images:],
+                on_joint=on_joint,
+                on_joint_step=on_joint_step,
+            )
+
         with parallel.whole_weights(trainer.model):
-            if distributed.is_main():
-                seed = fit_seed(trainer.seed, step)
-                num_images = self.config.num_images
-                left = max(0, trainer.data.num_train - num_images)
-                images = trainer.data.calibration_images(num_images + min(self.config.held_out_images, left), seed=seed)
-                told = paced(say, "joint fit")
-
-                def on_joint_step(step: int, steps: int) -> None:
-                    told(step, steps)
-                    trainer.stop_if_asked()
-
-                # The first ones are those of a fit without held-out images.
-                reports = fit_hashes(
-                    trainer.model,
-                    images[:num_images],
-                    seed=seed,
-                    on_report=lambda report: trainer.stop_if_asked(),
-                    held_out=images[num_images:],
-                    on_joint=on_joint,
-                    on_joint_step=on_joint_step,
-                )
-            distributed.wait_for_main()
+            reports = distributed.decided_by_main(fitted)
         changed = [layer.named_parameters(name) for name, layer in layers if layer.fits_parameters]
         trainer.sync_buffers([name for parameters in changed for name, _ in parameters])
         return reports

@@ -122,6 +122,27 @@ def test_a_sharded_run_goes_on_in_one_process(two_processes: tuple[Path, Ranks],
     )
 
 
+def refused_rank(run_dir: Path) -> None:
+    """One of two ranks, of which the first finds its fit impossible."""
+    distributed.init_distributed("cpu")
+    data = FakeData(num_train=48, batch_size=4, rank=distributed.rank(), world_size=2)
+
+    def refused(*args: Any, **kwargs: Any) -> None:
+        raise InputError("too few images for a fit")
+
+    data.calibration_images = refused
+    with pytest.raises(InputError, match="too few images for a fit"):
+        make_trainer(run_dir, data, make_model(batch_norm=False), batch_size=4).fit()
+    distributed.close_distributed()
+
+
+def test_a_fit_that_is_refused_ends_every_rank(fresh: Callable[..., Fresh], tmp_path: Path) -> None:
+    """The others waited for the one that fits."""
+    ranks = [fresh(refused_rank, tmp_path, **environment) for environment in two_ranks()]
+    for rank in ranks:
+        assert rank.wait() == 0, rank.stderr
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
