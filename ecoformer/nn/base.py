@@ -172,8 +172,19 @@ class ReplacementAttention(nn.Module):
         return self.proj(self.attention_output(x_BND, feat_size, **given(mask_BN=mask_BN)))
 
     def attention_output(self, x_BND: Tensor, feat_size: Any = None, mask_BN: Tensor | None = None) -> Tensor:
-        """The attention output before the output projection: (B, N, D), heads joined."""
-        return join_heads(self.attend(*self.heads(x_BND), **given(mask_BN=mask_BN)))
+        """The attention output before the output projection: (B, N, D), heads joined.
+
+        Raises InputError where `attend` returns another shape: some would be spread over the tokens without a word.
+        """
+        out_BHNC = self.attend(*self.heads(x_BND), **given(mask_BN=mask_BN))
+        if not torch.jit.is_tracing():  # where sizes are tensors
+            wanted = (x_BND.shape[0], self.num_heads, x_BND.shape[1], self.head_dim)
+            found = tuple(getattr(out_BHNC, "shape", ()))
+            if found != wanted:
+                raise InputError(
+                    f"{type(self).__name__}.attend returns {found or type(out_BHNC)}, not {wanted}, (B, H, N, C)"
+                )
+        return join_heads(out_BHNC)
 
     def heads(self, x_BND: Tensor) -> list[Tensor]:
         """Queries, keys and values of x, as far as the kind has them, each (B, H, N, C)."""

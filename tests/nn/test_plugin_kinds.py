@@ -69,3 +69,26 @@ def test_a_name_that_exists_is_refused(plugin, name):
 def test_the_same_module_twice_is_no_clash(plugin):
     importlib.reload(plugin("again_kinds", "again"))
     assert make_spec("again").share == 0.5
+
+
+@pytest.mark.parametrize(
+    ("wrong", "shape"),
+    [
+        ("v_BHNC.mean(dim=2, keepdim=True)", r"\(2, 3, 1, 8\)"),  # all blocks would have added it to every token
+        ("v_BHNC.transpose(1, 2)", r"\(2, 17, 3, 8\)"),
+        ("v_BHNC.transpose(1, 2).flatten(2)", r"\(2, 17, 24\)"),
+        ("(v_BHNC, None)", "<class 'tuple'>"),
+    ],
+)
+def test_a_shape_that_no_attention_returns_is_refused(plugin, monkeypatch, wrong, shape):
+    right = "self.spec.share * v_BHNC[:, :, -1:].expand_as(v_BHNC)"
+    assert right in KIND
+    monkeypatch.setitem(globals(), "KIND", KIND.replace(right, wrong))
+    name = f"wrong_{len(wrong)}"
+    plugin(f"kinds_{name}", name)
+    model = tiny_vit()
+    convert(model, make_spec(name))
+    with pytest.raises(
+        InputError, match=rf"^LastAttention.attend returns {shape}, not \(2, 3, 17, 8\), \(B, H, N, C\)$"
+    ):
+        model.blocks[0].attn(torch.randn(2, 17, 24))
