@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 BLOCK = 512
+MOST_ZEROS = 20 * BLOCK + BLOCK  # two blocks mark the end, and the last record of 20 is filled
 STEP = 2**20  # bytes behind the end that are looked at together
 _REGULAR = (b"0", b"\0", b"7")
 _ELSEWHERE = (b"1", b"2", b"S")  # hard and symbolic links, and GNU's sparse files: their bytes do not follow
@@ -37,8 +38,8 @@ def tar_files(path: Path) -> Iterator[tuple[TarFile, memoryview]]:
     """The regular files of an archive in order, each with a view of its bytes that is valid until the next one.
 
     Raises DamagedTar: no tar archive, a compressed one, a header whose checksum is wrong, an end that is missing
-    because the archive was cut short, or what would be left out without a word: links, sparse files, what lies behind
-    the end.
+    because the archive was cut short or not written, or what would be left out without a word: links, sparse files,
+    what lies behind the end.
     """
     if not stat.S_ISREG(os.stat(path).st_mode):  # to open a pipe would wait for its other end
         raise DamagedTar("it is no file")
@@ -60,6 +61,11 @@ def _walk(data: mmap.mmap, view: memoryview) -> Iterator[tuple[TarFile, memoryvi
         if not header.strip(b"\0"):
             if any(data[at : at + STEP].strip(b"\0") for at in range(position, total, STEP)):
                 raise DamagedTar(f"more lies behind its end at byte {position}: pack joined archives as one")
+            if total - position > MOST_ZEROS:  # of a download, say, that made its file as long as it was to be
+                raise DamagedTar(
+                    f"it ends with {total - position:,} zeros, tar with at most {MOST_ZEROS:,}: files are missing; get "
+                    "it again, or pack it anew"
+                )
             return
         size = _checked_size(header, position)
         kind, start = header[156:157], position + BLOCK

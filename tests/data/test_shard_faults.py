@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from archive_helpers import add
 
-from ecoformer.data.tar_index import DamagedTar, tar_files
+from ecoformer.data.tar_index import MOST_ZEROS, DamagedTar, tar_files
 from ecoformer.errors import InputError
 
 
@@ -129,6 +129,10 @@ def test_what_would_be_left_out_without_a_word_is_named(open_data, shards: Path)
     for content in (whole + more, whole + bytes(2**21) + more):  # cat a.tar b.tar; a hole in a copy
         path.write_bytes(content)
         assert re.search(r"train-0.tar: damaged shard: more lies behind its end at byte", refusal(open_data, shards))
+    path.write_bytes(whole[:1536] + bytes(len(whole) + 20480 - 1536))  # a download that was broken off
+    assert re.search(
+        r"train-0.tar: damaged shard: it ends with [0-9,]+ zeros, tar with at most", refusal(open_data, shards)
+    )
     for kind in (tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.GNUTYPE_SPARSE):
         with tarfile.open(path, "w") as archive:
             add(archive, "a.png", b"x")
@@ -194,3 +198,18 @@ def test_a_missing_package_is_named(open_data, shards: Path, monkeypatch):
         "pattern"
     )
     assert open_data(name="webdataset", root=shards, num_classes=2).num_val == 7  # names alone need no package
+
+
+def test_the_longest_end_that_tar_writes_is_no_hole(tmp_path: Path):
+    """One block too few for a second record, so that all but one of the next are zeros."""
+    path = tmp_path / "t.tar"
+    for blocks in range(16, 22):
+        with tarfile.open(path, "w") as archive:
+            add(archive, "a.png", bytes([1]) * 512 * (blocks - 1))
+        assert [file.name for file, _ in tar_files(path)] == ["a.png"]
+        zeros = path.stat().st_size - 512 * blocks
+        assert zeros <= MOST_ZEROS and (zeros == MOST_ZEROS) == (blocks == 19)
+    with open(path, "ab") as file:
+        file.write(bytes(10240))
+    with pytest.raises(DamagedTar, match="files are missing"):
+        list(tar_files(path))
