@@ -148,10 +148,10 @@ def _reading(root: Path) -> Iterator[Any]:
     try:
         yield datasets
     except Exception as error:  # the library raises many kinds of its own and of pyarrow's
-        raise InputError(
-            f"data.root={root} is no dataset that can be read ({first_line(error)}): give what save_to_disk wrote, or "
-            "a folder of parquet files"
-        ) from error
+        remedy = "give what save_to_disk wrote, or a folder of parquet files"
+        if "[" in str(root):
+            remedy = "the datasets package takes [ for a pattern: rename the folder, or give a link to it"
+        raise InputError(f"data.root={root} is no dataset that can be read ({first_line(error)}): {remedy}") from error
     finally:
         if shown:
             datasets.enable_progress_bars()

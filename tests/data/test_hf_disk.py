@@ -96,6 +96,8 @@ def test_refusals(open_data: Callable, image_folder: Path, tmp_path: Path):
     )
     (tmp_path / "empty").mkdir()
     assert refusal(root=tmp_path / "empty").startswith(f"data.root={tmp_path}/empty is no dataset that can be read (")
+    brackets = saved(tmp_path / "br[1]", {"train": table(image_folder / "train")}, "parquet")
+    assert refusal(root=brackets).endswith("takes [ for a pattern: rename the folder, or give a link to it")
 
 
 def test_labels_that_are_none_are_none(open_data: Callable, image_folder: Path, tmp_path: Path):
