@@ -36,6 +36,11 @@ def test_a_group_is_searched_by_the_names_that_match() -> None:
         (["data=digits"], "nothing to search"),
         (["a=interval(1,0)"], r"a: interval\(1,0\) must rise"),
         (["a=tag(log,interval(0,1))"], "from above 0"),
+        (
+            ["train.epochs=interval(1,5)"],
+            r"train\.epochs takes whole numbers: list them, or train\.epochs=range\(1,5\)",
+        ),
+        (["attention.num_bits=tag(log,interval(4,32))"], r"attention\.num_bits takes whole numbers"),
         (["a b c"], "a b c"),
         (["a=range(2,10,0)"], r"a=range\(2,10,0\): steps of 0 lead from 2 to no 10"),
         (["a=range(0,10,-1)"], "steps of -1 lead from 0 to no 10"),

@@ -7,7 +7,7 @@ one journal of JSON lines, so that the same command goes on where it was.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,15 +17,17 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException
 
+from ecoformer.config.keys import keys_of
 from ecoformer.config.loading import CONFIGS
 from ecoformer.config.overrides import as_typed, require_ends
 from ecoformer.config.schema import Config
-from ecoformer.errors import InputError, first_line, one_line
+from ecoformer.errors import InputError, first_line, is_whole, one_line
 from ecoformer.files import finite
 from ecoformer.files.table import energy_text
 from ecoformer.lab.study.plan import Job
 from ecoformer.lab.study.prediction import compose_run, predict_energy
 from ecoformer.lab.study.runner import run_jobs
+from ecoformer.nn.specs import SPECS
 from ecoformer.report.runs import read_summary
 
 if TYPE_CHECKING:
@@ -203,6 +205,17 @@ def _interval(override: Override, key: str) -> tuple[float, float, bool]:
     sweep = override.value()
     assert isinstance(sweep, IntervalSweep) and sweep.start is not None and sweep.end is not None
     low, high, log = float(sweep.start), float(sweep.end), "log" in sweep.tags
+    if _is_whole(key):
+        raise InputError(
+            f"{override.input_line}: {key} takes whole numbers: list them, or {key}=range({low:g},{high:g})"
+        )
     if not low < high or (log and low <= 0):
         raise InputError(f"{key}: interval({low:g},{high:g}) must rise" + (" from above 0" if log else ""))
     return low, high, log
+
+
+def _is_whole(key: str) -> bool:
+    """Whether a key, or an option of any attention kind, takes whole numbers alone."""
+    known = keys_of(Config).get(key)
+    options = [option for spec in SPECS.values() for option in fields(spec) if f"attention.{option.name}" == key]
+    return (known is not None and int in known.types) or any(is_whole(option.default) for option in options)
