@@ -27,6 +27,7 @@ from ecoformer.errors import InputError, Interrupted, mistake
 
 Task = Callable[[Any], Any]
 USER_ERROR = 2
+SWEEP = "multirun.yaml"  # what Hydra writes of a sweep before its jobs begin
 SHOW = ["--cfg", "job", "--resolve"]
 
 
@@ -54,7 +55,8 @@ def run(task: Task, config_name: str, argv: Sequence[str] | None = None) -> None
     """
     register_schemas()
     started = f"{datetime.now():%Y-%m-%d_%H-%M-%S}"  # one time for all jobs of a sweep
-    OmegaConf.register_new_resolver("sweep_dir", functools.partial(_sweep_dir, started), replace=True)
+    sweeps: set[Path] = set()
+    OmegaConf.register_new_resolver("sweep_dir", functools.partial(_sweep_dir, started, sweeps), replace=True)
     wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints errors itself and exits with 1
     failures: list[BaseException] = []
@@ -74,6 +76,12 @@ def run(task: Task, config_name: str, argv: Sequence[str] | None = None) -> None
         hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(
             _guarded(task, config_name, failures, empty, wants_traceback)
         )()
+        if sweeps and all([path.name for path in folder.glob("*")] == [SWEEP] for folder in sweeps):
+            _remove_empty(sweeps)
+            _exit(
+                USER_ERROR,
+                "error: the sweep has no job, for a glob() in it matches nothing: --help shows what there is",
+            )
     except KeyboardInterrupt:
         _exit(130, "stopped by SIGINT")
     except Exception as error:
@@ -129,8 +137,8 @@ def _remove_empty(folders: set[Path]) -> None:
     """Of what Hydra makes before a job is looked at: folders without anything of a run, the deepest first."""
     for folder in sorted(folders, reverse=True):
         with suppress(OSError):
-            if [path.name for path in folder.iterdir()] == ["multirun.yaml"]:
-                (folder / "multirun.yaml").unlink()
+            if [path.name for path in folder.iterdir()] == [SWEEP]:
+                (folder / SWEEP).unlink()
             folder.rmdir()
 
 
@@ -151,10 +159,12 @@ def _in_own_folder(cfg: DictConfig) -> DictConfig:
     return OmegaConf.merge(cfg, own)  # type: ignore[return-value]
 
 
-def _sweep_dir(started: str, *, _root_: DictConfig) -> str:
+def _sweep_dir(started: str, found: set[Path], *, _root_: DictConfig) -> str:
     given = OmegaConf.select(_root_, "output_dir")
     name = OmegaConf.select(_root_, "name") or "eval"
-    return os.path.expanduser(given or f"outputs/sweeps/{name}/{started}")
+    folder = os.path.expanduser(given or f"outputs/sweeps/{name}/{started}")
+    found.add(Path(folder))
+    return folder
 
 
 def _flags_first(argv: list[str], config_name: str) -> list[str]:

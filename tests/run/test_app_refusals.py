@@ -297,3 +297,9 @@ def test_a_sweep_whose_folder_cannot_be_made_is_one_line(command, capsys, line: 
     assert command("train", "-m", "experiment=digits_msa", "seed=0,1", *line.split()) == 2
     assert message in capsys.readouterr().err
     assert Path("taken").read_text() == "mine"
+
+
+def test_a_sweep_without_jobs_is_one_line(command: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("train", "-m", "experiment=digits_msa", "attention=glob(nothing*)", "output_dir=sweep") == 2
+    assert capsys.readouterr().err.startswith("error: the sweep has no job, for a glob() in it matches nothing")
+    assert list(Path.cwd().iterdir()) == []
