@@ -6,7 +6,7 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from ecoformer.errors import InputError
 from ecoformer.nn.coded import CodedLinear
-from ecoformer.ops.ecoformer.codes import is_transformed
+from ecoformer.ops.ecoformer.codes import in_a_graph
 
 PLAIN = (Tensor, nn.Parameter)  # and no subclass: those answer for their own operations
 
@@ -20,9 +20,7 @@ def only_weights_matter(x: Tensor, *linears: nn.Module) -> bool:
     """
     if x.device.type != "cpu" or type(x) not in PLAIN or x.dtype not in (torch.float32, torch.float64):
         return False
-    if torch.is_autocast_enabled("cpu") or torch.jit.is_tracing() or torch.compiler.is_compiling():
-        return False
-    if torch.compiler.is_exporting() or is_transformed() or _has_any_global_hook():
+    if torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling() or in_a_graph() or _has_any_global_hook():
         return False
     return all(_is_bare(linear, x.dtype) for linear in linears)
 

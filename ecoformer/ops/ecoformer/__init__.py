@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ecoformer.ops.ecoformer import eager
+from ecoformer.ops.ecoformer.codes import in_a_graph
 from ecoformer.ops.precision import full_precision
 
 _USE_TRITON = ContextVar("use_triton", default=os.environ.get("ECOFORMER_TRITON") != "0")
@@ -67,8 +68,8 @@ def kernel_hash_attention(
 
 
 def _on_triton(x: Tensor) -> bool:
-    if torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch.jit.is_tracing():
+    if torch.compiler.is_compiling() or in_a_graph() or not _USE_TRITON.get():
         return False
-    if not _USE_TRITON.get() or x.dtype not in TRITON_DTYPES or x.is_meta or x.numel() == 0:
+    if x.dtype not in TRITON_DTYPES or x.is_meta or x.numel() == 0:
         return False
     return (x.is_cuda and find_spec("triton") is not None) or (INTERPRETED and x.device.type == "cpu")
