@@ -24,7 +24,7 @@ class CodedLinear(nn.Linear, ABC):
     nothing: call eval() then.
     """
 
-    _settled: tuple[int, tuple[int, int], int]  # the weight that the codes are of, its state, and a buffer of codes
+    _settled: "_Settled"
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, **factory: Any) -> None:
         super().__init__(in_features, out_features, bias, **factory)
@@ -36,16 +36,15 @@ class CodedLinear(nn.Linear, ABC):
         self._note_settled()
 
     def _note_settled(self) -> None:
-        weight = self._trained()
-        self._settled = id(weight), _state_of(weight), id(next(self.buffers()))
+        self._settled = _Settled(self._trained(), next(self.buffers()))
 
     def _is_settled(self, weight: Tensor) -> bool:
         """Whether the codes are those of the weight, as far as torch tells."""
         if torch.compiler.is_compiling() or torch.compiler.is_exporting() or weight.is_meta:
             return True
-        known, state, code = self._settled
+        seen = self._settled
         # In a functional_call codes that come with another weight are its own.
-        return _state_of(weight) == state if id(weight) == known else id(next(self.buffers())) != code
+        return _state_of(weight) == seen.state if weight is seen.weight else next(self.buffers()) is not seen.code
 
     @staticmethod
     @abstractmethod
@@ -88,6 +87,7 @@ class CodedLinear(nn.Linear, ABC):
         """Forget the weight, for good: what is left are the codes, and cannot be trained."""
         self.settle()
         self.register_parameter("weight", None)
+        self._note_settled()
 
     def train(self, mode: bool = True) -> Self:
         if not mode:
@@ -107,10 +107,15 @@ class CodedLinear(nn.Linear, ABC):
         super()._apply(*args, **kwargs)
         if settled:
             self._note_settled()
+        else:
+            self._settle_again()
         return self
 
     def __setstate__(self, state: Any) -> None:
         super().__setstate__(state)
+        self._settle_again()
+
+    def _settle_again(self) -> None:
         if not self.training and "weight" in self._parameters:
             self.settle()
 
@@ -126,6 +131,20 @@ class CodedLinear(nn.Linear, ABC):
         """(..., D) to (..., F)."""
         out: Tensor = self.affine().like(x)(x)
         return out
+
+
+class _Settled:
+    """The weight that codes are of, its state then, and a buffer of the codes. Copies and pickles know of none.
+
+    It holds the objects and the memory: id() and address of what is gone are given to the next.
+    """
+
+    def __init__(self, weight: Tensor | None = None, code: Tensor | None = None) -> None:
+        self.weight, self.code, self.state = weight, code, _state_of(weight)
+        self._memory = None if weight is None else weight.detach()
+
+    def __reduce__(self) -> Any:
+        return _Settled, ()
 
 
 def _state_of(weight: Tensor | None) -> tuple[int, int]:

@@ -137,12 +137,20 @@ def swapped(model, other):
     return model
 
 
+def swapped_again_and_again(model, other):
+    """Memory that was given back is given to the next."""
+    for _ in range(9):
+        for mine, new in zip(model.parameters(), other.parameters(), strict=True):
+            mine.data = new.data.clone()
+    return model
+
+
 def replaced(model, other):
     return lambda images: torch.func.functional_call(model, dict(other.named_parameters()), images)
 
 
 @pytest.mark.parametrize("prepared", [lambda model: model, copy.deepcopy, lambda model: model.double().float()])
-@pytest.mark.parametrize("change", [averaged, stepped, copied, swapped, replaced])
+@pytest.mark.parametrize("change", [averaged, stepped, copied, swapped, swapped_again_and_again, replaced])
 @pytest.mark.parametrize("kind", ["msa_shift", "shift", "ternary"])
 def test_weights_that_move_while_a_model_evaluates_have_their_codes(kind, change, prepared):
     """As with gradients, where codes are made anew: what optimizers, averages and functional calls change in eval."""
