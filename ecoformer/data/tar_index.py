@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 BLOCK = 512
-MOST_ZEROS = 20 * BLOCK + BLOCK  # two blocks mark the end, and the last record of 20 is filled
+RECORDS = 20 * BLOCK, 2**20  # bytes of one by default, and at most
 STEP = 2**20  # bytes behind the end that are looked at together
 _REGULAR = (b"0", b"\0", b"7")
 _ELSEWHERE = (b"1", b"2", b"S")  # hard and symbolic links, and GNU's sparse files: their bytes do not follow
@@ -61,10 +61,10 @@ def _walk(data: mmap.mmap, view: memoryview) -> Iterator[tuple[TarFile, memoryvi
         if not header.strip(b"\0"):
             if any(data[at : at + STEP].strip(b"\0") for at in range(position, total, STEP)):
                 raise DamagedTar(f"more lies behind its end at byte {position}: pack joined archives as one")
-            if total - position > MOST_ZEROS:  # of a download, say, that made its file as long as it was to be
+            if total - position > (most := _most_zeros(total)):  # a download, say, that was to be as long
                 raise DamagedTar(
-                    f"it ends with {total - position:,} zeros, tar with at most {MOST_ZEROS:,}: files are missing; get "
-                    "it again, or pack it anew"
+                    f"it ends with {total - position:,} zeros, tar with at most {most:,}: files are missing; get it "
+                    "again, or pack it anew"
                 )
             return
         size = _checked_size(header, position)
@@ -98,6 +98,12 @@ def _walk(data: mmap.mmap, view: memoryview) -> Iterator[tuple[TarFile, memoryvi
 def _elsewhere(name: str) -> DamagedTar:
     remedy = "pack the file itself (tar --dereference --hard-dereference, without --sparse)"
     return DamagedTar(f"its {name} is a link or a sparse file: {remedy}")
+
+
+def _most_zeros(total: int) -> int:
+    """Two blocks mark the end, and the last record is filled: of 20 blocks, or of 2^n that divide all (tar -b 64)."""
+    default, largest = RECORDS
+    return max(default, min(total & -total, largest)) + BLOCK
 
 
 def _checked_size(header: bytes, position: int) -> int:

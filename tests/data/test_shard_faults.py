@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from archive_helpers import add
 
-from ecoformer.data.tar_index import MOST_ZEROS, DamagedTar, tar_files
+from ecoformer.data.tar_index import DamagedTar, tar_files
 from ecoformer.errors import InputError
 
 
@@ -200,16 +200,18 @@ def test_a_missing_package_is_named(open_data, shards: Path, monkeypatch):
     assert open_data(name="webdataset", root=shards, num_classes=2).num_val == 7  # names alone need no package
 
 
-def test_the_longest_end_that_tar_writes_is_no_hole(tmp_path: Path):
-    """One block too few for a second record, so that all but one of the next are zeros."""
+@pytest.mark.parametrize("record", [20, 64, 2048])
+def test_the_longest_end_that_tar_writes_is_no_hole(tmp_path: Path, monkeypatch, record: int):
+    """One block too few for a second record (of tar -b 64, say), so that all but one of the next are zeros."""
+    monkeypatch.setattr(tarfile, "RECORDSIZE", 512 * record)
     path = tmp_path / "t.tar"
-    for blocks in range(16, 22):
+    for blocks in range(record - 4, record + 2):
         with tarfile.open(path, "w") as archive:
             add(archive, "a.png", bytes([1]) * 512 * (blocks - 1))
         assert [file.name for file, _ in tar_files(path)] == ["a.png"]
         zeros = path.stat().st_size - 512 * blocks
-        assert zeros <= MOST_ZEROS and (zeros == MOST_ZEROS) == (blocks == 19)
+        assert (zeros == 512 * (record + 1)) == (blocks == record - 1)
     with open(path, "ab") as file:
-        file.write(bytes(10240))
+        file.write(bytes(2**20 + 512))
     with pytest.raises(DamagedTar, match="files are missing"):
         list(tar_files(path))
