@@ -132,7 +132,7 @@ def script(run: str | Run, about: str | None, resumable: bool = False) -> Callab
                 args = parser.parse_intermixed_args(words)  # options may stand between
                 _keep_sources(args)
                 return importlib.import_module(run).run(args) if isinstance(run, str) else run(args)
-            except (InputError, PermissionError) as error:
+            except (InputError, OSError) as error:
                 message = mistake(error)
                 if message is None:
                     raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import subprocess
@@ -19,14 +20,23 @@ from ecoformer.lab.study import reports as sweep_reports
 NO_OUT = ("train", "eval", "benchmark-hash", "check-data", "speed-section")
 
 
-def test_what_permissions_forbid_is_one_line_wherever_it_is_met(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (errno.EACCES, "permission denied: correct its permissions, or name another place"),
+        (errno.ENOTDIR, "a file stands where a folder is to be: name another place"),
+        (errno.EROFS, "read-only file system: name another place"),
+        (errno.ENAMETOOLONG, "name too long: shorten it"),
+    ],
+)
+def test_a_place_that_cannot_be_used_is_one_line_wherever_it_is_met(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, code: int, message: str
 ) -> None:
     def forbidden(*_: object) -> None:
-        raise PermissionError(13, "Permission denied", "/data/run/best.pt")
+        raise OSError(code, "no", "/data/run/best.pt")
 
-    message = "/data/run/best.pt: permission denied: correct its permissions, or name another place"
-    assert describe(PermissionError(13, "Permission denied", "/data/run/best.pt"), "train") == message
+    message = f"/data/run/best.pt: {message}"
+    assert describe(OSError(code, "no", "/data/run/best.pt"), "train") == message
     monkeypatch.setattr(sweep_reports, "sweep_report", forbidden)
     assert main(["sweep", str(tmp_path)]) == 2
     assert capsys.readouterr().err == f"error: {message}\n"
