@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ecoformer.errors import InputError
 from ecoformer.ops.codes.folded import Affine
+from ecoformer.ops.ecoformer.codes import is_differentiated
 
 
 class CodedLinear(nn.Linear, ABC):
@@ -122,8 +123,7 @@ class CodedLinear(nn.Linear, ABC):
     def affine(self) -> Any:
         """What `forward` computes, for `ops`."""
         weight = self._trained()
-        differentiated = weight is not None and weight.requires_grad and torch.is_grad_enabled()
-        if weight is not None and (self.training or differentiated or not self._is_settled(weight)):
+        if weight is not None and (self.training or is_differentiated(weight) or not self._is_settled(weight)):
             return Affine(self.straight_through(weight), self.bias)
         return self.coded()
 
