@@ -7,8 +7,8 @@
     ecoformer study energy                            the published energies; needs no data
 
 The rows stand in configs/study/TABLE.yaml. Each is a train.py command that --dry-run prints; one that was interrupted
-goes on where it was, today or in a week. On a CPU as many runs as cores go side by side, with one thread each. The
-report is table.json, .md, .csv, .tex and plots in --out.
+goes on where it was, today or in a week. On a CPU as many runs as cores go side by side and share them. The report is
+table.json, .md, .csv, .tex and plots in --out.
 """
 
 from __future__ import annotations
@@ -67,9 +67,10 @@ def run(args: argparse.Namespace) -> int:
     from ecoformer.run.process import module
 
     study = load_study(CONFIGS / "study" / f"{table}.yaml" if table in TABLES else Path(table))
-    parallel, how = side_by_side(args.jobs, args.launch, overrides)
+    patterns = args.only or ["*"]
+    parallel, how = side_by_side(args.jobs, args.launch, overrides, len(with_their_sources(jobs(study, out), patterns)))
     planned = jobs(study, out, [*([f"data.root={args.data}"] if args.data else []), *how, *overrides])
-    chosen = with_their_sources(planned, args.only or ["*"])
+    chosen = with_their_sources(planned, patterns)
     summary = f"{counted(len(chosen), 'run')} of {len(planned)}, {what_is_left(chosen, parallel)}; {out}"
     if args.dry_run:
         code = dry_run(chosen, args.launch)
@@ -105,16 +106,17 @@ def _table(args: argparse.Namespace) -> tuple[str, list[str]]:
     return table, overrides
 
 
-def side_by_side(asked: int | None, launch: str, overrides: list[str]) -> tuple[int, list[str]]:
-    """How many runs go at a time, and the settings with which they do so on a CPU; overrides prevail."""
+def side_by_side(asked: int | None, launch: str, overrides: list[str], runs: int) -> tuple[int, list[str]]:
+    """How many of `runs` go at a time, and the settings with which they share a CPU's cores; overrides prevail."""
     from ecoformer.engine.distributed import device_of
     from ecoformer.run.process import available_cores
 
     device = dict(text.split("=", 1) for text in overrides if "=" in text).get("device", "auto")
     if launch != "python" or device_of(device).type != "cpu":
         return asked or 1, []
-    parallel = asked or available_cores()
-    return parallel, ["threads=1", "data.num_workers=0"] if parallel > 1 else []
+    parallel = asked or min(available_cores(), runs)
+    threads = max(1, available_cores() // parallel)
+    return parallel, [f"threads={threads}", "data.num_workers=0"] if parallel > 1 else []
 
 
 def with_their_sources(planned: list[Job], patterns: list[str]) -> list[Job]:

@@ -61,7 +61,7 @@ class ProgressDisplay:
         self.steps_done += 1
         left = (time.perf_counter() - self.started) / self.steps_done * (self.total_steps - step)
         speed = f"{images_per_second:.0f} {self.samples}/s"
-        figures = f"loss {loss:.3f}  top-1 {top1:.1f} %  {speed}  {duration(left)} left"
+        figures = f"loss {loss:.3f}  top-1 {top1:.1f} %  {speed}  {_duration(left)} left"
         if self.bar is not None:
             self.bar.update(self.task, advance=1, figures=figures)
         elif time.perf_counter() - self.last_line >= PLAIN_INTERVAL_S:
@@ -103,13 +103,12 @@ def paced(say: Callable[[str], None], title: str) -> Callable[[int, int], None]:
         now = time.perf_counter()
         if now - last >= PLAIN_INTERVAL_S:
             last = now
-            say(f"{title}  step {done}/{steps}  {duration((now - started) / done * (steps - done))} left")
+            say(f"{title}  step {done}/{steps}  {_duration((now - started) / done * (steps - done))} left")
 
     return on_step
 
 
-def duration(seconds: float) -> str:
-    """ "2:05", minutes and seconds, or "5:10:00" with hours."""
+def _duration(seconds: float) -> str:
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"

@@ -20,21 +20,21 @@ def test_what_is_left_goes_by_the_epochs_on_record(study: StudyConfig, tmp_path:
     first.mkdir(parents=True)
     (first / "metrics.csv").write_text("epoch,seconds\n0,10.0\n1,20.0\n")
     # One of three epochs of the first, one of each other and one for the run without training, 15 s each.
-    assert what_is_left(planned, 1) == "7 runs to do, 7 epochs, about 1:45"
-    assert what_is_left(planned, 2) == "7 runs to do, 7 epochs, about 0:52"
-    assert what_is_left(planned[:1], 8) == "1 run to do, 1 epoch, about 0:15", "no more at a time than there are"
+    assert what_is_left(planned, 1) == "7 runs to do, 7 epochs, about 105.0 s"
+    assert what_is_left(planned, 2) == "7 runs to do, 7 epochs, about 52.5 s"
+    assert what_is_left(planned[:1], 8) == "1 run to do, 1 epoch, about 15.0 s", "no more at a time than there are"
     second.mkdir(parents=True)
     (second / "metrics.csv").write_text("epoch,seconds\n0,30.0\n")
-    assert what_is_left(planned[:2], 1) == "2 runs to do, 2 epochs, about 0:45", "each at its own pace"
+    assert what_is_left(planned[:2], 1) == "2 runs to do, 2 epochs, about 45.0 s", "each at its own pace"
     (first / "summary.json").write_text("{}")
     (second / "metrics.csv").write_bytes(b"\xff\xfe")
-    assert what_is_left(planned, 1) == "6 runs to do, 6 epochs, about 1:30", "a damaged record counts for nothing"
+    assert what_is_left(planned, 1) == "6 runs to do, 6 epochs, about 90.0 s", "a damaged record counts for nothing"
     (second / "summary.json").write_text("{}")
     assert what_is_left(planned[:2], 1) == "0 runs to do"
 
 
-def asked(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[str, int]:
-    """The last job's command and how many go side by side, for a command line on a machine of three cores."""
+def asked(monkeypatch: pytest.MonkeyPatch, *arguments: str, cores: int = 3) -> tuple[str, int]:
+    """The last job's command and how many go side by side, for a command line on a machine of so many cores."""
     found: list[Any] = []
 
     def run_jobs(planned: list[Any], trainer: Any, launch: str, show: Any, parallel: int) -> list[Any]:
@@ -42,7 +42,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> tuple[str, int]:
         return planned
 
     monkeypatch.setattr("ecoformer.lab.study.runner.run_jobs", run_jobs)
-    monkeypatch.setattr("ecoformer.run.process.available_cores", lambda: 3)
+    monkeypatch.setattr("ecoformer.run.process.available_cores", lambda: cores)
     assert command_line.main(list(arguments)) == 2, "no row is finished"
     return found[0], found[1]
 
@@ -66,6 +66,9 @@ def test_on_a_cpu_as_many_runs_as_cores_go_side_by_side(monkeypatch: pytest.Monk
     assert parallel == 3 and " threads=1 data.num_workers=0 " in command
     command, parallel = asked(monkeypatch, str(own), "device=cpu", "--jobs", "1", "--out", str(tmp_path / "out"))
     assert parallel == 1 and "threads=" not in command
+    for given, parallel, threads in (([], 7, 2), (["--jobs", "3"], 3, 5), (["--only", "net/stage1-msa"], 1, 0)):
+        command, found = asked(monkeypatch, str(own), "device=cpu", "--out", str(tmp_path / "out"), *given, cores=16)
+        assert found == parallel and (f" threads={threads} " in command or not threads), "no core is idle"
     command, parallel = asked(monkeypatch, str(own), "device=cpu", "threads=2", "--out", str(tmp_path / "out"))
     assert parallel == 3 and command.index("threads=1") < command.index("threads=2"), "the last one holds"
     launched = ["--launch", "torchrun --nproc-per-node 2", "--out", str(tmp_path / "out")]

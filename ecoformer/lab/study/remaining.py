@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from statistics import mean
 
-from ecoformer.engine.progress import duration
 from ecoformer.errors import InputError, counted
 from ecoformer.lab.study.plan import Job
 from ecoformer.report.runs import has_epochs, read_epochs
+from ecoformer.run.plan import duration
 
 
 def what_is_left(jobs: Sequence[Job], parallel: int) -> str:
-    """E.g. "7 runs to do, 132 epochs, about 5:10:00": an epoch takes as long as others of its run or backbone did.
+    """E.g. "7 runs to do, 132 epochs, about 5.2 h": an epoch takes as long as others of its run or backbone did.
 
     The time is not told before every backbone in question has an epoch on record. A run without training counts as one.
     """
