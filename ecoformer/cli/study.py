@@ -71,14 +71,14 @@ def run(args: argparse.Namespace) -> int:
     parallel, how = side_by_side(args.jobs, args.launch, overrides, len(with_their_sources(jobs(study, out), patterns)))
     planned = jobs(study, out, [*([f"data.root={args.data}"] if args.data else []), *how, *overrides])
     chosen = with_their_sources(planned, patterns)
-    summary = f"{counted(len(chosen), 'run')} of {len(planned)}, {what_is_left(chosen, parallel)}; {out}"
     if args.dry_run:
-        code = dry_run(chosen, args.launch)
-        print(summary)
-        return code
+        dry_run(chosen, args.launch)
+    if args.dry_run or not args.report:
+        print(f"{counted(len(chosen), 'run')} of {len(planned)}, {what_is_left(chosen, parallel)}; {out}", flush=True)
+    if args.dry_run:
+        return 0
     failed: list[Job] = []
     if not args.report:
-        print(summary, flush=True)
         failed = run_jobs(chosen, module("train"), args.launch, lambda line: print(line, flush=True), parallel)
     if failed and not any(job.is_finished for job in planned if job.row is not None):
         raise InputError(f"no row of {table} is finished: the runs that failed are listed above, with their reasons")
@@ -108,11 +108,13 @@ def _table(args: argparse.Namespace) -> tuple[str, list[str]]:
 
 def side_by_side(asked: int | None, launch: str, overrides: list[str], runs: int) -> tuple[int, list[str]]:
     """How many of `runs` go at a time, and the settings with which they share a CPU's cores; overrides prevail."""
-    from ecoformer.engine.distributed import device_of
+    import torch
+
     from ecoformer.run.process import available_cores
 
     device = dict(text.split("=", 1) for text in overrides if "=" in text).get("device", "auto")
-    if launch != "python" or device_of(device).type != "cpu":
+    # A GPU may be elsewhere: a table can be planned and reported without one.
+    if launch != "python" or not (device == "cpu" or (device == "auto" and not torch.cuda.is_available())):
         return asked or 1, []
     parallel = asked or min(available_cores(), runs)
     threads = max(1, available_cores() // parallel)
@@ -131,7 +133,7 @@ def with_their_sources(planned: list[Job], patterns: list[str]) -> list[Job]:
     return [job for job in planned if job.id in needed]
 
 
-def dry_run(planned: list[Job], launch: str) -> int:
+def dry_run(planned: list[Job], launch: str) -> None:
     """Every run with its state, its command and the energy that the ledger predicts for it."""
     from ecoformer.energy.summary import in_attention
     from ecoformer.files.table import energy_text
@@ -153,4 +155,3 @@ def dry_run(planned: list[Job], launch: str) -> int:
             f"{job.id}: {state}, {energy_text(figures['energy_pj'])} {one}, "
             f"{in_attention(figures['attention_energy_pj'])}\n    {job.command(launch)}"
         )
-    return 0

@@ -22,7 +22,7 @@ class CodedLinear(nn.Linear, ABC):
     without gradients. They follow the weight whenever evaluation mode begins, a weight is loaded or the layer copied,
     and at `settle`. Where the weight has moved since (an optimizer, an average, torch.func.functional_call) codes of
     what it is now run instead. Of what is written into `weight.data` torch does not tell, and in a compiled graph of
-    nothing: call eval() then.
+    nothing: set evaluation mode again then.
     """
 
     _settled: "_Settled"

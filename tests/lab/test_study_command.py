@@ -74,3 +74,11 @@ def test_on_a_cpu_as_many_runs_as_cores_go_side_by_side(monkeypatch: pytest.Monk
     launched = ["--launch", "torchrun --nproc-per-node 2", "--out", str(tmp_path / "out")]
     command, parallel = asked(monkeypatch, str(own), "device=cpu", *launched)
     assert parallel == 1 and "threads=" not in command
+
+
+def test_a_table_for_a_gpu_is_planned_where_there_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = tmp_path / "mine.yaml"
+    own.write_text(STUDY)
+    assert command_line.main([str(own), "--dry-run", "--only", "net/stage1-msa", "device=cuda"]) == 0
+    found = capsys.readouterr().out
+    assert "device=cuda" in found and "threads=" not in found and found.splitlines()[-1].startswith("1 run of 7, 1 run")
