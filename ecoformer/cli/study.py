@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ecoformer.cli.arguments import Parser, out_folder, positive, script
 from ecoformer.config.loading import CONFIGS
@@ -79,6 +79,9 @@ def run(args: argparse.Namespace) -> int:
         return 0
     failed: list[Job] = []
     if not args.report:
+        from ecoformer.lab.study.prediction import predictions, require_possible
+
+        require_possible(predictions(job for job in chosen if not job.is_finished))
         failed = run_jobs(chosen, module("train"), args.launch, lambda line: print(line, flush=True), parallel)
     if failed and not any(job.is_finished for job in planned if job.row is not None):
         raise InputError(f"no row of {table} is finished: the runs that failed are listed above, with their reasons")
@@ -137,21 +140,19 @@ def dry_run(planned: list[Job], launch: str) -> None:
     """Every run with its state, its command and the energy that the ledger predicts for it."""
     from ecoformer.energy.summary import in_attention
     from ecoformer.files.table import energy_text
-    from ecoformer.lab.study.prediction import compose_run, predict_energy
+    from ecoformer.lab.study.prediction import predictions, require_possible
     from ecoformer.lab.study.runner import other_settings
 
-    predicted: dict[tuple[str, ...], dict[str, Any]] = {}
-    for job in planned:
-        # Neither seeds nor what training starts from change the energy.
-        key = tuple(a for a in job.arguments if not a.startswith(("seed=", "output_dir=", "init.checkpoint=")))
-        if key not in predicted:
-            predicted[key] = predict_energy(compose_run(job.arguments))
-        figures = predicted[key]
-        one = "an image" if figures["seq_len"] is None else "a sample"
+    found = []
+    for job, figures in predictions(planned):
+        found.append((job, figures))
         state = "finished" if job.is_finished else "to do"
         if job.is_finished and (others := other_settings(job)):
             state += f" ({', '.join(others)})"
-        print(
-            f"{job.id}: {state}, {energy_text(figures['energy_pj'])} {one}, "
-            f"{in_attention(figures['attention_energy_pj'])}\n    {job.command(launch)}"
-        )
+        if isinstance(figures, InputError):
+            cost = f"refused: {figures}"
+        else:
+            one = "an image" if figures["seq_len"] is None else "a sample"
+            cost = f"{energy_text(figures['energy_pj'])} {one}, {in_attention(figures['attention_energy_pj'])}"
+        print(f"{job.id}: {state}, {cost}\n    {job.command(launch)}")
+    require_possible(found)

@@ -18,9 +18,9 @@ backbones:
     rows:
       - {attention: msa, seeds: [0, 1]}
       - {attention: uniform}
-      - {attention: ecoformer, name: kernel, overrides: [attention.numerator=kernel], seeds: [0, 1],
-         published: {top1: 70.44, energy_pj: 2.5e9}}
-      - {attention: ecoformer, name: kernel, finetune: false}
+      - {attention: ecoformer, name: kernel, overrides: [attention.numerator=kernel, attention.clamp=true],
+         seeds: [0, 1], published: {top1: 70.44, energy_pj: 2.5e9}}
+      - {attention: ecoformer, name: kernel, overrides: [attention.clamp=true], finetune: false}
 """
 
 PRETENDED_TRAIN = """

@@ -26,8 +26,8 @@ def test_every_run_is_one_command_with_a_folder_of_its_own_after_the_run_it_star
     ]
     assert planned[5].command("torchrun --nproc-per-node 2") == (
         "torchrun --nproc-per-node 2 train.py data=digits model=pvt_v2_b0 attention=ecoformer train.epochs=1 "
-        "attention.numerator=kernel seed=1 data.root=DIR init.checkpoint=out/runs/net/stage1-msa/best.pt "
-        "output_dir=out/runs/net/ecoformer-kernel/seed1 resume=auto"
+        "attention.numerator=kernel attention.clamp=true seed=1 data.root=DIR "
+        "init.checkpoint=out/runs/net/stage1-msa/best.pt output_dir=out/runs/net/ecoformer-kernel/seed1 resume=auto"
     )
     assert "train.epochs=0" in planned[6].arguments, "converted without training"
     assert len({job.folder for job in planned}) == len(planned)

@@ -82,3 +82,19 @@ def test_a_table_for_a_gpu_is_planned_where_there_is_none(tmp_path: Path, capsys
     assert command_line.main([str(own), "--dry-run", "--only", "net/stage1-msa", "device=cuda"]) == 0
     found = capsys.readouterr().out
     assert "device=cuda" in found and "threads=" not in found and found.splitlines()[-1].startswith("1 run of 7, 1 run")
+
+
+def test_a_run_that_will_be_refused_is_told_before_the_first_one_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own, out = tmp_path / "mine.yaml", tmp_path / "out"
+    own.write_text(STUDY.replace(", attention.clamp=true", ""))
+    arguments = [str(own), "device=cpu", "--out", str(out)]
+    assert command_line.main(arguments) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("error: 2 runs of the study cannot be done (net/ecoformer-kernel/seed0, ")
+    assert "num_anchors=25 > 16 tokens" in line and line.count("\n") == 1 and not list(out.rglob("*"))
+    assert command_line.main([*arguments, "--dry-run"]) == 2
+    told = capsys.readouterr()
+    assert told.err == line and "net/uniform/seed0: to do, " in told.out, "the others are planned as ever"
+    assert "net/ecoformer-kernel/seed0: to do, refused: stage 2" in told.out
