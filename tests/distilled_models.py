@@ -1,4 +1,4 @@
-"""Small models whose attention the distilled kinds replace, and their settings."""
+"""Small models whose attention is far from uniform, what they look at, and settings of the distilled kinds."""
 
 from dataclasses import replace
 
@@ -16,13 +16,18 @@ SHIFTED = replace(TERNARY, values="shift")
 POWERS = replace(SHIFTED, projection="shift")
 
 
-def vit(spec=None):
+def images(count=8):
+    return torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+def vit(spec=None, depth=2, sharpness=12, num_classes=4):
+    """Its attention is sharper than at initialisation, where it is almost uniform."""
     torch.manual_seed(0)
     model = timm.models.vision_transformer.VisionTransformer(
-        img_size=16, patch_size=4, embed_dim=24, num_heads=3, depth=2, num_classes=4
+        img_size=16, patch_size=4, embed_dim=24, num_heads=3, depth=depth, num_classes=num_classes
     )
-    for block in model.blocks:  # sharper than at initialisation, where attention is almost uniform
-        block.attn.qkv.weight.data.mul_(12)
+    for block in model.blocks:
+        block.attn.qkv.weight.data.mul_(sharpness)
     if spec is not None:
         convert(model, spec)
     return model.eval()

@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import distilled_models
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from distilled_models import inputs_of
 from PIL import Image
 from tiny_models import digits_run, sharp_vit
 
@@ -32,7 +34,7 @@ SMALL = DistilledHashSpec(num_bits=4, fit_steps=15, fit_batch_size=4)
 
 @pytest.fixture
 def images():
-    return torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    return distilled_models.images()
 
 
 def script(name):
@@ -48,10 +50,7 @@ def test_errors_of_the_first_block_by_hand(images):
     source = sharp_vit()
     made = distill(source, SMALL, images[:4], seed=0)
     row, second = block_errors(source, made.model, images[4:], seed=0)
-    caught = []
-    with torch.no_grad(), source.blocks[0].attn.register_forward_pre_hook(lambda module, args: caught.append(args[0])):
-        source(images[4:])
-    layer, x = source.blocks[0].attn, caught[0]
+    layer, (x,) = source.blocks[0].attn, inputs_of(source, images[4:])["blocks.0.attn"]
     q, k, v = (split_heads(part, 3) for part in layer.qkv(x).chunk(3, dim=-1))
     target = join_heads(F.scaled_dot_product_attention(q, k, v))
     uniform = join_heads(v.mean(2, keepdim=True).expand_as(v))

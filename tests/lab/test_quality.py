@@ -5,10 +5,11 @@ import json
 import math
 from pathlib import Path
 
+import distilled_models
 import pytest
-import timm
 import torch
 import torch.nn.functional as F
+from distilled_models import inputs_of, pvt, vit
 from fresh import script
 from tiny_models import digits_run
 
@@ -31,20 +32,9 @@ TUNED = EcoFormerTunedSpec(num_bits=6, num_anchors=4, fit_steps=15, fit_batch_si
 OFFICIAL = EcoFormerSpec(num_bits=6, num_anchors=4, top_k=3, numerator="kernel")
 
 
-def msa_model():
-    torch.manual_seed(0)
-    model = timm.models.vision_transformer.VisionTransformer(
-        img_size=16, patch_size=4, embed_dim=24, num_heads=3, depth=2, num_classes=4
-    )
-    for block in model.blocks:  # sharper than at initialisation, where attention is almost uniform
-        block.attn.qkv.weight.data.mul_(12)
-    convert(model, MSASpec())
-    return model.eval()
-
-
 @pytest.fixture
 def images():
-    return torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    return distilled_models.images(6)
 
 
 def converted(msa, spec, images):
@@ -55,15 +45,12 @@ def converted(msa, spec, images):
 
 
 def first_input(model, images):
-    caught = []
-    with model.blocks[0].attn.register_forward_pre_hook(lambda module, args: caught.append(args[0])):
-        model(images)
-    return caught[0]
+    return inputs_of(model, images)["blocks.0.attn"][0]
 
 
 @torch.no_grad()
 def test_first_block_by_hand(images):
-    msa = msa_model()
+    msa = vit()
     model = converted(msa, TUNED, images)
     row = quality(msa, model, images)[0]
     layer, x = msa.blocks[0].attn, first_input(msa, images)
@@ -86,7 +73,7 @@ def test_first_block_by_hand(images):
 
 
 def test_softmax_attention_follows_itself_perfectly(images):
-    msa = msa_model()
+    msa = vit()
     model = copy.deepcopy(msa)
     for block in model.blocks:  # timm's attention stays where MSA is asked for: put ours in its place
         source = read_projections(block.attn, "layer")
@@ -96,7 +83,7 @@ def test_softmax_attention_follows_itself_perfectly(images):
 
 
 def test_both_models_are_left_as_they_were(images):
-    msa = msa_model().train()
+    msa = vit().train()
     model = converted(msa, TUNED, images)
     msa.blocks[0].eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -107,7 +94,7 @@ def test_both_models_are_left_as_they_were(images):
 
 
 def test_models_that_cannot_be_compared_are_refused(images):
-    msa = msa_model()
+    msa = vit()
     with pytest.raises(InputError, match="no attention layer differs"):
         quality(msa, copy.deepcopy(msa), images)
     official = converted(msa, OFFICIAL, images)
@@ -118,7 +105,7 @@ def test_models_that_cannot_be_compared_are_refused(images):
 
 
 def test_uniform_control_takes_the_mean_of_all_values_and_leaves_the_model_alone(images):
-    msa = msa_model()
+    msa = vit()
     expected = msa(images)
     layer, x = msa.blocks[0].attn, first_input(msa, images)
     value = F.linear(x, layer.qkv.weight[48:], layer.qkv.bias[48:])
@@ -131,17 +118,11 @@ def test_uniform_control_takes_the_mean_of_all_values_and_leaves_the_model_alone
 
 @pytest.mark.parametrize("spec", [TUNED, OFFICIAL], ids=["tuned", "official"])
 def test_random_hash_keeps_the_functions_it_starts_from(spec, images):
-    for report in fit_hashes(_convert(spec), images, seed=0):
+    for report in fit_hashes(vit(spec), images, seed=0):
         assert report.objective_after <= report.objective_before
-    for report in fit_hashes(_convert(random_hash(spec)), images, seed=0):
+    for report in fit_hashes(vit(random_hash(spec)), images, seed=0):
         assert report.accepted_bits == 0 and report.flipped_bits == 0
         assert report.objective_after == report.objective_before
-
-
-def _convert(spec):
-    model = msa_model()
-    convert(model, spec)
-    return model
 
 
 def test_settings_are_read_as_written():
@@ -168,7 +149,7 @@ def test_settings_that_cannot_be_read_are_refused(text, message):
 
 
 def test_a_measured_row_is_complete_and_repeats(images, tmp_path):
-    msa = msa_model()
+    msa = vit()
     setting = "ecoformer_tuned:num_bits=6,num_anchors=4,fit_steps=15"
     options = {"calibration": images, "held_out": images[:4], "seed": 2, "profile": load_profile("45nm_fp32")}
     row, again = (measure_setting(msa, setting, accuracy=lambda model: 12.5, **options) for _ in range(2))
@@ -188,9 +169,7 @@ def test_a_measured_row_is_complete_and_repeats(images, tmp_path):
 
 def test_uniform_layers_are_those_of_a_default_conversion():
     """In a pyramid, all but those of the last stage."""
-    model = timm.models.PyramidVisionTransformerV2(
-        num_classes=3, depths=(1, 1, 1, 1), embed_dims=(8, 16, 16, 16), num_heads=(1, 2, 2, 2), mlp_ratios=(1, 1, 1, 1)
-    )
+    model = pvt()
     convert(model, MSASpec())
     converted_to = copy.deepcopy(model)
     convert(converted_to, EcoFormerTunedSpec())

@@ -1,11 +1,10 @@
 """Every kind on every family: conversion, what the report says, training and evaluation, the ledger, checkpoints."""
 
 import copy
-from functools import partial
 
 import pytest
 import torch
-from tiny_models import FAMILIES, tiny_pvt, tiny_vit
+from tiny_models import FAMILIES, few_blocks, tiny_pvt, tiny_vit
 
 from ecoformer import InputError, MSASpec, attention_layers, convert, fit_hashes
 from ecoformer.energy import count
@@ -55,15 +54,11 @@ def image_size(family):
     return 44 if family != "vit" else FAMILIES[family][1]
 
 
-FEW = {"pvt": {"depths": (1, 1, 1, 1)}, "twins": {"depths": (2, 1, 1, 1)}, "vit": {}}
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "msa"])
 def test_from_stock_and_from_msa(kind, family):
     size = image_size(family)
-    build = partial(FAMILIES[family][0], **FEW[family])
-    model, images = build(), torch.randn(2, 3, size, size)
+    model, images = few_blocks(family), torch.randn(2, 3, size, size)
     wanted = BUILDERS[type(spec_of(kind))]
     through_msa = copy.deepcopy(model)
     convert(through_msa, MSASpec())
@@ -97,7 +92,7 @@ def test_from_stock_and_from_msa(kind, family):
     assert not convert(model, spec_of(kind)).replaced
     assert torch.equal(model(images), expected)
 
-    fresh = build()
+    fresh = few_blocks(family)
     convert(fresh, spec_of(kind), img_size=size)
     fresh.load_state_dict(model.state_dict())
     assert torch.equal(fresh(images), expected)

@@ -6,6 +6,7 @@ import json
 import pytest
 import timm
 import torch
+from tiny_models import few_blocks, tiny_vit
 from torch import nn
 
 from ecoformer import EcoFormerSpec, InputError, MSASpec, convert, fit_hashes
@@ -25,28 +26,11 @@ from ecoformer.report.tables import compression_markdown
 from ecoformer.run.summary import factorize_and_count
 
 
-def tiny_pvt():
-    sizes = dict(embed_dims=(16, 32, 40, 64), num_heads=(1, 2, 5, 8), depths=(1, 1, 1, 1), mlp_ratios=(2, 2, 2, 2))
-    return timm.models.pvt_v2.PyramidVisionTransformerV2(num_classes=7, **sizes).eval()
-
-
-def tiny_twins():
-    sizes = dict(embed_dims=(16, 32, 64, 64), num_heads=(2, 2, 4, 4), depths=(2, 1, 1, 1), mlp_ratios=(2, 2, 2, 2))
-    return timm.models.twins.Twins(num_classes=7, wss=(7, 7, 7, 7), **sizes).eval()
-
-
-def tiny_vit():
-    sizes = dict(img_size=32, patch_size=8, embed_dim=24, num_heads=3, depth=2)
-    return timm.models.vision_transformer.VisionTransformer(num_classes=7, **sizes).eval()
-
-
-FAMILIES = {"pvt": (tiny_pvt, 64), "twins": (tiny_twins, 64), "vit": (tiny_vit, 32)}
-
-
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=["pvt", "twins", "vit"])
 def family(request):
-    build, img_size = FAMILIES[request.param]
-    return build(), torch.randn(2, 3, img_size, img_size)
+    model = few_blocks(request.param)
+    size = 32 if request.param == "vit" else 64
+    return model, torch.randn(2, 3, size, size)
 
 
 @pytest.mark.parametrize("rank", [1, 3, 6])

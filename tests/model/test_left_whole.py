@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import timm
 import torch
-from distilled_models import POWERS, SHIFT, pvt, vit
+from distilled_models import POWERS, SHIFT, images, pvt, vit
 from timm.utils import ModelEmaV3
 from torch import nn
 
@@ -16,7 +16,7 @@ from ecoformer.model.low_rank import LowRankSpec, expand, factorize
 from ecoformer.nn.coded import CodedLinear
 from ecoformer.nn.specs import make_spec, split_setting
 
-IMAGES = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+IMAGES = images(4)
 
 
 @pytest.mark.parametrize("part", ["mlp", "norm1", "attn"])

@@ -4,34 +4,14 @@ import copy
 from dataclasses import replace
 
 import pytest
-import timm
 import torch
+from distilled_models import images, vit
 
-from ecoformer import InputError, convert, fit_hashes
+from ecoformer import InputError, fit_hashes
 from ecoformer.kinds import DistilledHashSpec
 from ecoformer.ops.codes.distilled import END_SLOPE, START_SLOPE, annealed_slope
 
 SPEC = DistilledHashSpec(num_bits=8, fit_steps=60, fit_batch_size=4)
-
-
-def vit():
-    torch.manual_seed(0)
-    model = timm.create_model(
-        "vit_tiny_patch16_224", num_classes=7, img_size=16, patch_size=4, embed_dim=24, num_heads=3, depth=2
-    )
-    for block in model.blocks:  # sharper than at initialisation, where attention is almost uniform
-        block.attn.qkv.weight.data.mul_(12)
-    return model.eval()
-
-
-def images(count):
-    return torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(1))
-
-
-def converted(spec):
-    model = vit()
-    convert(model, spec, img_size=16)
-    return model
 
 
 def slopes_seen(monkeypatch):
@@ -50,7 +30,7 @@ def test_the_slope_rises_from_blurred_to_hard():
 
 def test_every_layer_sharpens_its_codes_and_ends_with_hard_ones(monkeypatch):
     seen, x = slopes_seen(monkeypatch), images(8)
-    model = converted(SPEC)
+    model = vit(SPEC)
     reports = fit_hashes(model, x, 0)
     assert seen == [annealed_slope(step / 60) for step in range(60)] * 2
     assert all(report.attention_error < 0.9 * report.random_error for report in reports)
@@ -64,14 +44,14 @@ def test_every_layer_sharpens_its_codes_and_ends_with_hard_ones(monkeypatch):
 
 def test_the_straight_through_estimator_can_be_had_instead(monkeypatch):
     seen = slopes_seen(monkeypatch)
-    model = converted(replace(SPEC, relaxation="straight_through", joint_steps=2))
+    model = vit(replace(SPEC, relaxation="straight_through", joint_steps=2))
     reports = fit_hashes(model, images(8), 0)
     assert not seen
     assert all(report.attention_error < 0.9 * report.random_error for report in reports)
 
 
 def test_both_start_alike():
-    start, other = (converted(replace(SPEC, fit_steps=0, relaxation=kind)) for kind in ("sigmoid", "straight_through"))
+    start, other = (vit(replace(SPEC, fit_steps=0, relaxation=kind)) for kind in ("sigmoid", "straight_through"))
     for model in (start, other):
         fit_hashes(model, images(8), 0)
     for name, value in start.state_dict().items():
@@ -79,7 +59,7 @@ def test_both_start_alike():
 
 
 def test_a_joint_fit_sharpens_all_layers_together(monkeypatch):
-    model = converted(replace(SPEC, fit_steps=0, joint_steps=5, joint_batch_size=4))
+    model = vit(replace(SPEC, fit_steps=0, joint_steps=5, joint_batch_size=4))
     seen = slopes_seen(monkeypatch)
     (joint,) = run(model, images(8))
     assert seen == [annealed_slope(step / 5) for step in range(5) for _ in range(2)]
@@ -90,7 +70,7 @@ def test_a_joint_fit_sharpens_all_layers_together(monkeypatch):
 
 
 def test_a_joint_fit_that_is_cut_short_leaves_hard_codes():
-    model = converted(replace(SPEC, fit_steps=1, joint_steps=5, joint_batch_size=4))
+    model = vit(replace(SPEC, fit_steps=1, joint_steps=5, joint_batch_size=4))
 
     def stop(step, steps):
         raise KeyboardInterrupt
@@ -104,18 +84,18 @@ def test_a_joint_fit_that_is_cut_short_leaves_hard_codes():
 
 def test_layers_take_at_most_so_many_images_and_a_joint_fit_all():
     spec = replace(SPEC, fit_steps=10, fit_images=5, joint_steps=0)
-    few, many = converted(spec), converted(spec)
+    few, many = vit(spec), vit(spec)
     fit_hashes(few, images(9)[:5], 0)
     fit_hashes(many, images(9), 0)
     for name, value in few.state_dict().items():
         assert torch.equal(value, many.state_dict()[name]), name
-    (joint,) = run(converted(replace(spec, joint_steps=2, joint_batch_size=4)), images(9))
+    (joint,) = run(vit(replace(spec, joint_steps=2, joint_batch_size=4)), images(9))
     assert joint.num_images == 9
 
 
 def test_held_out_images_stay_out_of_a_layer_s_fit():
     spec = replace(SPEC, fit_steps=10, fit_images=5)
-    few, many = converted(spec), converted(spec)
+    few, many = vit(spec), vit(spec)
     fit_hashes(few, images(9)[:5], 0)
     reports = fit_hashes(many, images(9), 0, held_out=images(12)[9:])
     assert [report.held_out_images for report in reports] == [3, 3]

@@ -3,6 +3,7 @@
 import copy
 from dataclasses import replace
 
+import distilled_models
 import pytest
 import timm
 import torch
@@ -23,7 +24,7 @@ FORMS = {"bits": SMALL, "shift": SHIFT, "ternary": TERNARY, "values": SHIFTED, "
 
 @pytest.fixture
 def images():
-    return torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    return distilled_models.images()
 
 
 @pytest.mark.parametrize("spec", FORMS.values(), ids=FORMS)

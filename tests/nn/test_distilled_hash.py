@@ -3,6 +3,7 @@
 import copy
 from dataclasses import replace
 
+import distilled_models
 import pytest
 import torch
 from distilled_models import POWERS, SHIFT, SHIFTED, SMALL, TERNARY, inputs_of, vit
@@ -19,7 +20,7 @@ from ecoformer.ops.codes.powers import straight_through_powers
 
 @pytest.fixture
 def images():
-    return torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    return distilled_models.images()
 
 
 def test_forward_is_the_quadratic_form_of_its_parts(images):

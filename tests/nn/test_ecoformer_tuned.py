@@ -3,9 +3,11 @@
 import copy
 import json
 
+import distilled_models
 import pytest
 import timm
 import torch
+from distilled_models import vit
 
 from ecoformer import EcoFormerSpec, InputError, convert, fit_hashes
 from ecoformer.energy import count, load_profile
@@ -26,21 +28,9 @@ VARIANTS = [
 IDS = ["kernel", "linear", "shared", "sign", "floor", "equal"]
 
 
-def vit(spec=None, **kwargs):
-    torch.manual_seed(0)
-    model = timm.models.vision_transformer.VisionTransformer(
-        img_size=16, patch_size=4, embed_dim=24, num_heads=3, depth=2, num_classes=4, **kwargs
-    )
-    for block in model.blocks:  # sharper than at initialisation, where attention is almost uniform
-        block.attn.qkv.weight.data.mul_(12)
-    if spec is not None:
-        convert(model, spec)
-    return model.eval()
-
-
 @pytest.fixture
 def images():
-    return torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    return distilled_models.images()
 
 
 def test_queries_keys_and_values_carry_over():

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from distilled_models import SHIFT, pvt, vit
+from distilled_models import SHIFT, images, pvt, vit
 
 from ecoformer import InputError, convert, fit_hashes
 from ecoformer.fit.teacher import Teacher
@@ -14,7 +14,7 @@ from ecoformer.model.low_rank import LowRankSpec, expand, factorize
 from ecoformer.nn.projections import read_projections
 from ecoformer.nn.specs import make_spec
 
-IMAGES = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+IMAGES = images(4)
 MAPS = torch.randn(4, 3, 64, 32, generator=torch.Generator().manual_seed(2))
 
 

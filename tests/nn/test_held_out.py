@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 from dataclasses import asdict, replace
 
+import distilled_models
 import pytest
-import timm
 import torch
+from distilled_models import pvt, vit
 
 from ecoformer import EcoFormerSpec, InputError, convert, fit_hashes
 from ecoformer.fit import hashes
@@ -21,21 +22,9 @@ OFFICIAL = EcoFormerSpec(num_bits=6, num_anchors=5, top_k=3, fit_lr=0.05, fit_st
 KNOWN = ("attention_error", "random_error", "uniform_error", "recall", "random_recall", "chance_recall", "correlation")
 
 
-def vit(spec=None, depth=2):
-    torch.manual_seed(0)
-    model = timm.models.vision_transformer.VisionTransformer(
-        img_size=16, patch_size=4, embed_dim=24, num_heads=3, depth=depth, num_classes=4
-    )
-    for block in model.blocks:
-        block.attn.qkv.weight.data.mul_(12)
-    if spec is not None:
-        convert(model, spec)
-    return model.eval()
-
-
 @pytest.fixture
 def images():
-    return torch.randn(12, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    return distilled_models.images(12)
 
 
 @pytest.mark.parametrize("spec", [TUNED, DISTILLED], ids=["tuned", "distilled"])
@@ -139,10 +128,7 @@ def test_constant_images_give_finite_figures(spec):
 
 def test_a_subsampled_source_has_errors_but_no_map(images):
     """Stock PVTv2: the target is SRA's output, whose map is not one of all tokens."""
-    torch.manual_seed(0)
-    model = timm.models.PyramidVisionTransformerV2(
-        num_classes=3, depths=(1, 1, 1, 1), embed_dims=(8, 16, 16, 16), num_heads=(1, 2, 2, 2), mlp_ratios=(1, 1, 1, 1)
-    ).eval()
+    model = pvt()
     convert(model, DISTILLED, img_size=64)
     images = torch.randn(6, 3, 64, 64, generator=torch.Generator().manual_seed(2))
     for report in fit_hashes(model, images[:4], seed=0, held_out=images[4:]):

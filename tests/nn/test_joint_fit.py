@@ -3,10 +3,12 @@
 import copy
 from dataclasses import asdict
 
+import distilled_models
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from distilled_models import images
 
 from ecoformer import InputError, convert, fit_hashes
 from ecoformer.fit.contract import JointFitReport, joint_line
@@ -17,23 +19,13 @@ SPEC = DistilledHashSpec(num_bits=4, fit_steps=20, fit_batch_size=4, joint_steps
 
 
 def vit():
-    torch.manual_seed(0)
-    model = timm.create_model(
-        "vit_tiny_patch16_224", num_classes=7, img_size=16, patch_size=4, embed_dim=24, num_heads=3, depth=3
-    )
-    for block in model.blocks:  # sharper than at initialisation, where attention is almost uniform
-        block.attn.qkv.weight.data.mul_(30)
-    return model.eval()
-
-
-def images(count=12):
-    return torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    return distilled_models.vit(depth=3, sharpness=30, num_classes=7)
 
 
 def fitted(spec=SPEC, seed=0, source=None, x=None):
     model, joint, steps = copy.deepcopy(source or vit()), [], []
     convert(model, spec, img_size=16)
-    x = images() if x is None else x
+    x = images(12) if x is None else x
     reports = fit_hashes(model, x, seed, on_joint=joint.append, on_joint_step=lambda *at: steps.append(at))
     return model, reports, joint, steps
 
@@ -51,11 +43,11 @@ def test_it_lowers_the_divergence_from_the_original_and_says_so():
     assert len(reports) == 3
     assert steps == [(number, 30) for number in range(1, 31)]
     assert joint.accepted and joint.steps == 30 and joint.num_images == 12
-    assert joint.divergence_before == pytest.approx(divergence(source, alone, images()), rel=1e-4)
-    assert joint.divergence_after == pytest.approx(divergence(source, model, images()), rel=1e-4)
+    assert joint.divergence_before == pytest.approx(divergence(source, alone, images(12)), rel=1e-4)
+    assert joint.divergence_after == pytest.approx(divergence(source, model, images(12)), rel=1e-4)
     assert joint.divergence_after < 0.8 * joint.divergence_before
     with torch.no_grad():
-        same = (source(images()).argmax(-1) == model(images()).argmax(-1)).float().mean()
+        same = (source(images(12)).argmax(-1) == model(images(12)).argmax(-1)).float().mean()
     assert joint.agreement_after == pytest.approx(float(same))
     line = joint_line(joint)
     assert "30 steps, 12 images" in line and f"{joint.divergence_after:.4f}" in line and "not kept" not in line
@@ -63,7 +55,7 @@ def test_it_lowers_the_divergence_from_the_original_and_says_so():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_a_model_of_another_precision_is_fitted_and_keeps_it(dtype):
-    model, _, (joint,), _ = fitted(source=vit().to(dtype), x=images().to(dtype))
+    model, _, (joint,), _ = fitted(source=vit().to(dtype), x=images(12).to(dtype))
     assert joint.accepted and joint.divergence_after < 0.8 * joint.divergence_before
     assert {parameter.dtype for parameter in model.parameters()} == {dtype}
 
@@ -75,7 +67,7 @@ def test_what_runs_afterwards_are_the_codes_that_were_measured(lr, values):
     source = vit()
     model, _, (joint,), _ = fitted(DistilledSpec(num_features=4, projection="ternary", values=values, **options))
     assert joint.accepted == (lr < 1)
-    assert joint.divergence_after == pytest.approx(divergence(source, model, images()), rel=1e-4)
+    assert joint.divergence_after == pytest.approx(divergence(source, model, images(12)), rel=1e-4)
     codes = {name: buffer.clone() for name, buffer in model.named_buffers()}
     assert any("to_v.exponents" in name for name in codes) == (values == "shift")
     model.eval()  # takes over what the weights have become
@@ -91,7 +83,7 @@ def test_held_out_images_are_measured_and_change_nothing():
     model, joint = copy.deepcopy(source), []
     convert(model, SPEC, img_size=16)
     others = images(20)[12:]
-    fit_hashes(model, images(), 0, held_out=others, on_joint=joint.append)
+    fit_hashes(model, images(12), 0, held_out=others, on_joint=joint.append)
     (report,) = joint
     assert report.held_out_images == 8
     assert report.held_out_divergence_after == pytest.approx(divergence(source, model, others), rel=1e-4)
@@ -119,7 +111,7 @@ def test_the_share_of_ones_is_that_of_the_codes_as_they_are_now():
     caught = []
     layer = model.blocks[2].attn
     layer.register_forward_pre_hook(lambda module, args: caught.append(args[0]))
-    model(images()[: SPEC.joint_batch_size])
+    model(images(12)[: SPEC.joint_batch_size])
     codes = layer.signed_codes(caught[0]).chunk(2)
     assert layer.ones.tolist() == pytest.approx([float((code > 0).float().mean()) for code in codes])
 
@@ -132,9 +124,9 @@ def test_the_original_is_the_model_before_its_conversion():
     original = original_of(model)
     assert original is not None and not original.training
     with torch.no_grad():
-        assert torch.equal(original(images()), source(images()))
+        assert torch.equal(original(images(12)), source(images(12)))
     before = copy.deepcopy(model.state_dict())
-    fit_hashes(model, images(), 0)
+    fit_hashes(model, images(12), 0)
     assert original_of(model) is None  # its teachers are gone
     assert before.keys() == model.state_dict().keys()
 
@@ -173,7 +165,7 @@ def test_a_model_that_is_frozen_or_training_comes_back_so():
     model = copy.deepcopy(vit())
     convert(model, SPEC, img_size=16)
     model.requires_grad_(False).train()
-    fit_hashes(model, images(), 0)
+    fit_hashes(model, images(12), 0)
     assert model.training and not any(parameter.requires_grad for parameter in model.parameters())
 
 

@@ -5,8 +5,8 @@ import itertools
 import json
 
 import pytest
-import timm
 import torch
+from tiny_models import tiny_pvt
 
 from ecoformer import EcoFormerSpec, MSASpec, convert, fit_hashes
 from ecoformer.kinds import SPECS
@@ -18,9 +18,7 @@ from ecoformer.report.training import plot_gap, plot_hash_fits, plot_training_cu
 
 @pytest.fixture
 def models():
-    msa = timm.models.pvt_v2.PyramidVisionTransformerV2(
-        embed_dims=(16, 32, 40, 64), num_heads=(1, 2, 5, 8), depths=(1, 1, 1, 1), mlp_ratios=(2, 2, 2, 2), num_classes=4
-    )
+    msa = tiny_pvt(depths=(1, 1, 1, 1))
     convert(msa, MSASpec())
     eco = copy.deepcopy(msa)
     convert(eco, EcoFormerSpec(num_bits=6, num_anchors=4, top_k=2))
