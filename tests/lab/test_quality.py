@@ -136,9 +136,6 @@ def test_settings_are_read_as_written():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("ecoformed", "attention=ecoformed does not exist"),
-        ("ecoformer:num_bits", "'num_bits' is no key=value"),
-        ("ecoformer:bits=3", r"attention\.bits is not an option"),
         ("stock", "stock attention replaces nothing"),
         ("random-msa", "attention=msa has no hash functions to leave random"),
     ],

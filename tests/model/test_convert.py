@@ -184,13 +184,6 @@ def test_filter_chooses_layers():
         convert(model, SMALL, filter_fn=lambda module, name: False)
 
 
-def test_features_only_backbones_convert():
-    model = timm.create_model("pvt_v2_b0", features_only=True).eval()
-    convert(model, SMALL)
-    fit_hashes(model, torch.randn(1, 3, 64, 64), seed=0)
-    assert [feature.shape[-1] for feature in model(torch.randn(1, 3, 64, 64))] == [16, 8, 4, 2]
-
-
 def test_settings_that_do_not_fit_are_refused_and_leave_the_model_alone():
     model = tiny_pvt()
     with pytest.raises(InputError) as error:

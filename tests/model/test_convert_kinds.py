@@ -197,24 +197,6 @@ class TestLinformerAndTheNumberOfTokens:
 
 
 @pytest.mark.parametrize(
-    ("kind", "options", "message"),
-    [
-        ("linformer", {"proj_dim": 0}, "attention.proj_dim=0 must be a whole number of at least 1"),
-        ("linformer", {"num_tokens": 1.5}, "attention.num_tokens=1.5 must be a whole number"),
-        ("linformer", {"share_kv": 1}, "attention.share_kv=1 must be true or false"),
-        ("performer", {"num_features": 0}, "attention.num_features=0 must be a whole number of at least 1, or null"),
-        ("linear_sra", {"pool_size": 0}, "attention.pool_size=0 must be a whole number of at least 1"),
-        ("random_hash", {"num_bits": 0}, "attention.num_bits=0 must be a whole number of at least 1"),
-        ("random_hash", {"fit_steps": 3}, "attention.fit_steps is not an option of attention=random_hash"),
-        ("performer", {"num_bits": 4}, "attention.num_bits is not an option of attention=performer"),
-    ],
-)
-def test_options_that_cannot_work_are_refused(kind, options, message):
-    with pytest.raises(InputError, match=message):
-        make_spec(kind, options)
-
-
-@pytest.mark.parametrize(
     ("kind", "key", "default", "other"),
     [
         ("ecoformer", "anchors", "image", "kmeans"),

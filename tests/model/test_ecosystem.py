@@ -29,7 +29,7 @@ def converted(name="pvt_v2_b0", size=64, spec=SPEC, **options):
 @pytest.fixture(scope="module", params=[SPEC, DISTILLED], ids=lambda spec: spec.name)
 def fitted(request):
     torch.manual_seed(0)
-    return converted(num_classes=7, spec=request.param, depths=(1, 1, 1, 1))
+    return converted(num_classes=7, spec=request.param, depths=(1, 0, 0, 1))
 
 
 @pytest.fixture
@@ -48,8 +48,9 @@ def gradients(layer, function, x):
     return [out.detach(), leaf.grad, *(p.grad.clone() for p in layer.parameters())]
 
 
-def test_compiles_in_one_graph_with_the_same_gradients(layer):
-    attention, x = layer
+@pytest.mark.parametrize("spec", [SPEC, DISTILLED], ids=lambda spec: spec.name)
+def test_compiles_in_one_graph_with_the_same_gradients(spec):
+    attention, x = build(spec)[0].eval(), torch.randn(2, 35, 12)
     torch.compiler.reset()
     compiled = torch.compile(attention, fullgraph=True, backend="aot_eager")
     for mine, eager in zip(gradients(attention, compiled, x), gradients(attention, attention, x), strict=True):
@@ -187,22 +188,3 @@ def test_copies_and_pickles_compute_the_same(family, spec):
     with torch.no_grad():
         for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
             assert torch.equal(other(images), model(images))
-
-
-@pytest.mark.parametrize("name", ["pvt_v2_b0", "twins_svt_small"])
-def test_feature_backbones(name):
-    model = timm.create_model(name, features_only=True) if name == "pvt_v2_b0" else timm.create_model(name)
-    report = convert(model, SPEC, img_size=64)
-    images = torch.randn(1, 3, 64, 64)
-    fit_hashes(model, images, seed=0)
-    assert report.replaced
-    with torch.no_grad():
-        features = model.eval()(images) if name == "pvt_v2_b0" else model.eval().forward_intermediates(images)[1]
-    assert [feature.shape[-1] for feature in features][:4] == [16, 8, 4, 2]
-
-
-def test_data_parallel_averages_only_what_has_gradients(layer):
-    attention, x = layer
-    attention(x).sum().backward()
-    assert {name for name, p in attention.named_parameters() if p.grad is None} == set()
-    assert not any(buffer.requires_grad for buffer in attention.buffers())

@@ -14,7 +14,7 @@ from torch import nn
 
 import ecoformer
 from ecoformer import EcoFormerSpec, InputError, MSASpec, convert
-from ecoformer.nn.specs import make_spec, split_setting
+from ecoformer.nn.specs import make_spec
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -133,18 +133,6 @@ def test_numbers_of_numpy_are_numbers() -> None:
     ecoformer.fit_hashes(model, IMAGES, np.int64(0))  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"attention\.num_features=True must be .* at least 1, or null"):
         make_spec("performer", {"num_features": True})
-
-
-@pytest.mark.parametrize("key", ["fit_lr", "fit_momentum", "clamp", "num_bits"])
-def test_a_text_for_an_option_of_another_kind_is_one_line(key: str) -> None:
-    with pytest.raises(InputError, match=f"^attention.{key}='few' must "):
-        make_spec("ecoformer", {key: "few"})
-
-
-@pytest.mark.parametrize("value", ["[1", "!!x 1", "*a"])
-def test_a_setting_that_is_no_yaml_is_one_line(value: str) -> None:
-    with pytest.raises(InputError, match=f"^setting 'ecoformer:num_bits={re.escape(value)}': '.*' is no value: "):
-        split_setting(f"ecoformer:num_bits={value}")
 
 
 @pytest.mark.parametrize("stride", [2.0, True, "2", 0])

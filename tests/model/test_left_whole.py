@@ -14,7 +14,7 @@ from ecoformer import InputError, MSASpec, convert, fit_hashes, set_patch_stride
 from ecoformer.kinds.ecoformer import KernelHashSpec
 from ecoformer.model.low_rank import LowRankSpec, expand, factorize
 from ecoformer.nn.coded import CodedLinear
-from ecoformer.nn.specs import make_spec, split_setting
+from ecoformer.nn.specs import make_spec
 
 IMAGES = images(4)
 
@@ -72,10 +72,6 @@ def test_what_is_built_in_inference_mode_is_trained_afterwards(kind):
     model(IMAGES).square().sum().backward()
     torch.optim.SGD(model.parameters(), lr=0.1).step()
     model.load_state_dict(model.state_dict())
-
-
-def test_a_small_rate_survives_being_written_and_read():
-    assert split_setting("distilled:fit_lr=1e-05,levels=16") == ("distilled", {"fit_lr": 1e-5, "levels": 16})
 
 
 @pytest.mark.parametrize("spec", [make_spec("linear_sra"), make_spec("binary_qk", {"form": "grid", "num_tokens": 17})])
@@ -185,11 +181,3 @@ def test_a_weight_that_is_no_number_has_no_codes(projection):
     state["blocks.0.attn.codes.weight"][0, 0] = float("nan")
     with pytest.raises(InputError, match=r"1 of 1152 weights of .* are NaN or infinite"):
         model.load_state_dict(state)
-
-
-def test_settings_that_cannot_be_meant():
-    for kind, key in (("distilled", "num_features"), ("ecoformer", "num_bits"), ("ecoformer_tuned", "num_anchors")):
-        with pytest.raises(InputError, match=f"{key}=5000 must be at most 4096"):
-            make_spec(kind, {key: 5000})
-    with pytest.raises(InputError, match="names projection twice"):
-        split_setting("distilled:projection=shift,projection=real")

@@ -15,6 +15,7 @@ from ecoformer.nn.specs import SPECS as KINDS
 from ecoformer.nn.specs import split_setting
 
 WEIGHTED = [spec for spec in SPECS if BUILDERS[type(spec)].shows_weights]
+FITTED = [spec for spec in SPECS if issubclass(BUILDERS[type(spec)], FittableAttention)]
 # Not by design: the published numerator, and a query whose channels are all negative.
 UNNORMALISED = [s for s in SPECS if getattr(s, "numerator", "") == "own_token" or s.name == "relu_linear"]
 
@@ -50,16 +51,30 @@ def test_every_parameter_gets_a_gradient(spec):
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
-def test_bfloat16_autocast_stays_close_to_float32(spec):
+def test_bfloat16_with_and_without_autocast_stays_close_to_float32(spec):
     module, _ = build(spec)
     x = torch.randn(2, TOKENS, 12)
+    expected = module(x)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         half = module(x)
     assert half.dtype in (torch.bfloat16, torch.float32)
     # Codes of tokens near a threshold flip, so the kinds with codes are only alike on average.
     coded = isinstance(module, FittableAttention) or spec.name == "binary_qk"
-    error = (half.float() - module(x)).norm() / module(x).norm()
-    assert error < (0.3 if coded else 0.03)
+    for found in (half, module.bfloat16()(x.bfloat16())):
+        assert (found.float() - expected).norm() < (0.3 if coded else 0.03) * expected.norm()
+    assert module(x.bfloat16()).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("spec", FITTED, ids=str)
+def test_images_with_nan_are_left_out_of_a_fit(spec):
+    module, _ = build(spec, fitted=False)
+    x, draw = torch.randn(4, TOKENS, 12), torch.Generator().manual_seed(0)
+    with pytest.raises(InputError, match="all 4 images give NaN or infinite features"):
+        module.fit_hash(torch.full_like(x, float("inf")), draw)
+    assert not module.is_fitted
+    x[0, 3] = float("nan")
+    assert module.fit_hash(x, draw).skipped_images == 1
+    assert all(value.isfinite().all() for value in module.state_dict().values())
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)

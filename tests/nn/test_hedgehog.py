@@ -134,9 +134,3 @@ def test_the_settings_of_a_fit_do_not_matter_once_it_is_made_and_msa_comes_back(
     report = convert(model, make_spec("msa"))
     assert report.replaced[0].dropped == ("feature_weight", "feature_bias")
     torch.testing.assert_close(model(images), source(images))
-
-
-def test_values_are_not_fitted():
-    for value in (True, "auto"):
-        with pytest.raises(InputError, match=f"attention.fit_values={str(value).lower()}: hedgehog keeps the values"):
-            make_spec("hedgehog", {"fit_values": value})

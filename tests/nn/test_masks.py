@@ -10,13 +10,14 @@ from kind_cases import SPECS, TOKENS, build
 from ecoformer import InputError
 from ecoformer.fit.contract import FittableAttention
 from ecoformer.fit.hashes import fit_and_measure
+from ecoformer.kinds import BUILDERS
 from ecoformer.ops.ecoformer import columns_forward
 
 MASKED = [spec for spec in SPECS if spec.name != "linear_sra"]
 # A layer with a bias for each place on a map takes no other map; test_binary_qk.py has its masks.
 MASKED = [spec for spec in MASKED if getattr(spec, "form", "") != "grid"]
 EXACT = [spec for spec in MASKED if spec.name != "linformer"]
-FITTED = [spec for spec in MASKED if issubclass(type(build(spec)[0]), FittableAttention)]
+FITTED = [spec for spec in MASKED if issubclass(BUILDERS[type(spec)], FittableAttention)]
 LENGTHS = (TOKENS, 13, 18)
 
 
