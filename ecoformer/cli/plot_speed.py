@@ -13,7 +13,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 from ecoformer.cli.arguments import Parser, out_file, script
 from ecoformer.errors import InputError, counted
 from ecoformer.lab.speed.section import read_rows
-from ecoformer.report.figures import draw_growth, name_curves, panels, save_figure
+from ecoformer.report.figures import draw_growth, legend, panels, save_figure
 
 PANELS = {
     "milliseconds_per_image": "ms per image",
@@ -56,7 +56,7 @@ def figure(rows: list[dict[str, Any]]) -> Figure:
             axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axis.yaxis.set_major_formatter(ScalarFormatter())
             axis.yaxis.set_minor_formatter(NullFormatter())
-    name_curves(drawing, axes)
+    legend(drawing, axes)
     first = rows[0]
     setting = f"{first['model']}, {first['mode']}, batch {first['batch_size']}, {first['precision']}"
     drawing.suptitle(f"{setting}, {counted(first['threads'], 'thread')}, {first['machine']}")

@@ -25,7 +25,7 @@ from ecoformer.lab.closeness.distill import distill
 from ecoformer.lab.closeness.maps import layer_weights
 from ecoformer.lab.closeness.source import Source
 from ecoformer.lab.energy.energy_tables import BASELINES, summary_table
-from ecoformer.report.figures import draw_growth, name_curves, name_points, save_figure, style
+from ecoformer.report.figures import draw_growth, legend, save_figure, style
 
 Row = dict[str, Any]
 FIT_IMAGES = 512  # of the training split, that conversions are fitted on
@@ -122,7 +122,7 @@ def draw(
     front, growth = below.subplots(1, 2)
     _draw_front(front, rows)
     _draw_growth(growth, sizes)
-    name_curves(figure, [growth])
+    legend(below, [front, growth])
     save_figure(figure, out)
 
 
@@ -157,7 +157,6 @@ def _draw_front(axis: Axes, rows: Sequence[Row]) -> None:
         fill, colour = "none" if row["how"] == CONVERTED else "full", style(row["attention"])["color"]
         look: dict[str, Any] = {"markersize": 8, "fillstyle": fill, "color": colour}
         axis.plot(row["energy_pj"] / scale, row["top1"], "o", label=row["attention"], **look)
-    name_points(axis)
     axis.axhline(100 / INKS, color="grey", linestyle=":")
     guess, of_axis = "guessing among a picture's digits", axis.get_yaxis_transform()
     axis.text(0.01, 100 / INKS + 3, guess, transform=of_axis, fontsize=8, color="grey")

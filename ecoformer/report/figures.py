@@ -1,12 +1,11 @@
-"""How figures look: panels, one colour for an attention kind everywhere, names at few curves; written whole."""
+"""How figures look: panels, one colour for an attention kind everywhere, one legend; written whole."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 
 from ecoformer.files import atomic_write
 
@@ -32,7 +31,6 @@ COLOURS = {
 }
 OTHERS = ("#aec7e8", "#ff9896", "#c49c94", "#f7b6d2", "#dbdb8d", "#9edae5")  # kinds from elsewhere, labels without one
 MARKERS = "os^Dv<>pP*Xhd"
-FEW = 6  # curves that are named where they end; more get a legend
 
 
 def style(label: str, number: int = 0) -> dict[str, Any]:
@@ -66,16 +64,7 @@ def draw_growth(axis: Axes, points: Iterable[tuple[str, int, float]], xlabel: st
     axis.minorticks_off()
 
 
-def name_curves(figure: Figure, axes: Sequence[Axes]) -> None:
-    """Say what each curve is: at its end where a panel has few, else in one legend beside the panels."""
-    if len({label for axis in axes for label in axis.get_legend_handles_labels()[1]}) > FEW:
-        legend(figure, axes)
-        return
-    for axis in axes:
-        _name_at_the_ends(axis)
-
-
-def legend(figure: Figure, axes: Sequence[Axes], order: Sequence[str] = (), **options: Any) -> None:
+def legend(figure: FigureBase, axes: Sequence[Axes], order: Sequence[str] = (), **options: Any) -> None:
     """One legend beside all panels, each label once; those of `order` alone, if given, in that order."""
     handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     labels = [label for label in order or handles if label in handles]
@@ -87,59 +76,3 @@ def save_figure(figure: Figure, out: Path) -> None:
     """Write a PNG atomically. Raises InputError like `atomic_write`."""
     with atomic_write(out) as file:
         figure.savefig(file, format="png", dpi=150)
-
-
-def _name_at_the_ends(axis: Axes) -> None:
-    """Labels right of the panel, each at its curve's last point, moved apart where they would touch."""
-    axis.get_ylim()  # settles the limits
-    ends = []
-    for line in axis.lines:
-        x, y = np.asarray(line.get_xdata(), float), np.asarray(line.get_ydata(), float)
-        if not str(line.get_label()).startswith("_") and (known := np.flatnonzero(np.isfinite(y))).size:
-            last = x[known[-1]], y[known[-1]]
-            ends.append(((axis.transData + axis.transAxes.inverted()).transform(last)[1], line))
-    ends.sort(key=lambda end: end[0])
-    for place, (_, line) in zip(_apart([height for height, _ in ends]), ends, strict=True):
-        text = f" {line.get_label()}"
-        axis.annotate(text, (1, place), xycoords="axes fraction", va="center", fontsize=8, color=line.get_color())
-
-
-def name_points(axis: Axes) -> None:
-    """Labels beside the points of each label, on the side where there is room, moved apart where they would touch."""
-    axis.margins(x=0.06, y=0.1)
-    axis.get_ylim()  # settles the limits
-    to_axes = axis.transData + axis.transAxes.inverted()
-    sides: dict[bool, list[tuple[float, float, Any]]] = {True: [], False: []}
-    for line in axis.lines:
-        x, y = to_axes.transform(np.asarray(line.get_xydata(), float).mean(axis=0))
-        sides[x > 0.5].append((y, x, line))
-    for is_right, points in sides.items():
-        points.sort(key=lambda point: point[0])
-        for place, (y, x, line) in zip(_apart([point[0] for point in points]), points, strict=True):
-            near = [other for height, other, _ in points if abs(height - y) < 0.1 and abs(other - x) < 0.1]
-            colour = line.get_color()
-            axis.annotate(
-                str(line.get_label()),
-                (x, y),
-                (min(near) - 0.03 if is_right else max(near) + 0.03, place),
-                xycoords="axes fraction",
-                ha="right" if is_right else "left",
-                va="center",
-                fontsize=8,
-                color=colour,
-                arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5, "relpos": (float(is_right), 0.5)},
-            )
-
-
-def _apart(places: Sequence[float]) -> list[float]:
-    """Heights in order, as shares of a panel, moved so far that labels at them neither touch nor leave it."""
-    moved = list(places)
-    for _ in range(100):
-        for low in range(len(moved) - 1):
-            overlap = max(0.0, 0.05 - (moved[low + 1] - moved[low])) / 2
-            moved[low], moved[low + 1] = moved[low] - overlap, moved[low + 1] + overlap
-    highest = 0.97
-    for number in reversed(range(len(moved))):
-        moved[number] = min(moved[number], highest)
-        highest = moved[number] - 0.05
-    return moved

@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-from ecoformer.report.figures import legend, name_curves, panels, save_figure, style
+from ecoformer.report.figures import legend, panels, save_figure, style
 from ecoformer.report.runs import read_epochs, read_records
 
 GAPS = (-1, 0, 0.5, 1, 2, 5, 10, 20, 50)  # ticks
@@ -45,7 +45,7 @@ def plot_training_curves(runs: Mapping[str, Path], out: Path, start: Mapping[str
     loss.set(xlabel="epochs", ylabel="training loss")
     for axis in (accuracy, loss):
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    name_curves(figure, [accuracy, loss])
+    legend(figure, [accuracy, loss])
     save_figure(figure, out)
 
 

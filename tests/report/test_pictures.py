@@ -1,7 +1,6 @@
 """Pictures are drawn from what is there, written whole, and leave the models alone."""
 
 import copy
-import itertools
 import json
 
 import pytest
@@ -12,7 +11,7 @@ from ecoformer import EcoFormerSpec, MSASpec, convert, fit_hashes
 from ecoformer.kinds import SPECS
 from ecoformer.lab.closeness.maps import layer_weights
 from ecoformer.lab.speed.throughput import forward_pass, interleaved_seconds
-from ecoformer.report.figures import name_curves, panels, style
+from ecoformer.report.figures import legend, panels, style
 from ecoformer.report.training import plot_gap, plot_hash_fits, plot_training_curves, read_fits
 
 
@@ -109,17 +108,11 @@ def test_a_kind_has_one_colour_whatever_the_label():
     assert len({style(kind)["color"] for kind in (*SPECS, "stock")}) == len(SPECS) + 1
 
 
-@pytest.mark.parametrize("number", [3, 9])
-def test_few_curves_are_named_at_their_ends_and_many_in_a_legend(number):
+def test_one_legend_names_the_curves_of_all_panels_once():
     figure, axes = panels(1, 2, (8, 3))
     for axis in axes:
-        for index in range(number):
-            axis.plot([0, 1], [0, 50 + 0.1 * index], label=f"curve {index}")
-    name_curves(figure, axes)
-    texts = [[text.get_text().strip() for text in axis.texts] for axis in axes]
-    heights = sorted(text.xy[1] for text in axes[0].texts)
-    if number == 9:
-        assert texts == [[], []] and len(figure.legends[0].texts) == 9
-    else:
-        assert texts[0] == texts[1] == ["curve 0", "curve 1", "curve 2"] and not figure.legends
-        assert all(high - low > 0.04 for low, high in itertools.pairwise(heights)), "they would touch"
+        for label in ("msa", "ecoformer"):
+            axis.plot([0, 1], [0, 1], label=label)
+    axes[1].plot([0, 1], [1, 0], label="uniform")
+    legend(figure, axes)
+    assert [text.get_text() for text in figure.legends[0].texts] == ["msa", "ecoformer", "uniform"]

@@ -48,10 +48,12 @@ def test_demo_leaves_tables_a_picture_and_reports(
     report = (tmp_path / "report.md").read_text()
     assert "36 tokens" in report and "40 validation pictures" in report
     assert report.count("- `python train.py experiment=inks_") == 2
-    views, front = drawn["demo.png"].subfigs[0].axes, drawn["demo.png"].subfigs[1].axes[0]
-    picture, *seen = (axis.images[0].get_array() for axis in views)
+    above, below = drawn["demo.png"].subfigs
+    picture, *seen = (axis.images[0].get_array() for axis in above.axes)
     assert len(seen) == 3 and all((view <= picture + 1e-6).all() and view.max() > 0 for view in seen)
-    assert len(front.texts) == len(rows) + 1  # and guessing
+    assert len(below.axes[0].lines) == len(rows) + 1  # and guessing
+    named = {text.get_text() for text in below.legends[0].texts}
+    assert named == {row["attention"] for row in (*rows, *sizes)}
     assert "vs stock" in (tmp_path / "report.html").read_text()
     assert "init.checkpoint=" in capfd.readouterr().out
 

@@ -13,7 +13,7 @@ from ecoformer.lab.closeness import quality_report
 from ecoformer.lab.study.tables import with_spread
 from ecoformer.nn.inputs import takes_sequences
 from ecoformer.nn.specs import SPECS, make_spec
-from ecoformer.report.figures import MARKERS, legend, name_points, panels, save_figure, style
+from ecoformer.report.figures import MARKERS, legend, panels, save_figure, style
 
 Figures = dict[str, Any]
 SHOWN = ("codes", "num_features", "num_bits", "levels", "projection", "values", "joint_steps")  # options, in a table
@@ -165,15 +165,15 @@ def plot_front(rows: list[Figures], beside: list[Figures], out: Path) -> None:
             joint = ", joint fit" if row["joint_steps"] else ""
             some = f", {len(row['error_per_block'])} layers" if row["layers"] else ""
             kind = {"bits": "distilled_hash: ", "shift": "distilled: "}.get(row["codes"], "")
-            # Labels stand beside their points: the default number of levels goes without saying there.
+            # The default number of levels goes without saying in a picture.
             label = f"{kind}{code_text(row).replace(' of 16 levels', '')}{some}{joint}"
             points.setdefault(label, []).append((row["energy_pj"] / 1e6, row["top1_after"]))
-    figure, (axis,) = panels(1, 1, (7.5, 4.6))
+    figure, (axis,) = panels(1, 1, (10.5, 4.6))
     for number, (label, found) in enumerate(points.items()):
         axis.plot(*zip(*found, strict=True), linestyle="", label=label, **style(label, number))
-    name_points(axis)
+    legend(figure, [axis])
     axis.set(xlabel="energy of a sample, µJ (whole model, paper convention)", ylabel="top-1, %")
-    axis.set_title(f"{first['model']} on {first['dataset']}: converted, not trained")
+    axis.set_title(f"{first['model']} on {first['dataset']}: converted, not trained", fontsize=10, loc="left")
     save_figure(figure, out)
 
 

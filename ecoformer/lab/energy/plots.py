@@ -10,7 +10,7 @@ from ecoformer.energy.profile import Profile
 from ecoformer.errors import InputError
 from ecoformer.lab.energy.cases import Case
 from ecoformer.nn.inputs import takes_sequences
-from ecoformer.report.figures import draw_growth, legend, name_curves, panels
+from ecoformer.report.figures import draw_growth, legend, panels
 
 PARTS = {
     "attention core": "#d62728",
@@ -77,7 +77,7 @@ def plot_resolution(rows: Sequence[dict[str, Any]]) -> Figure:
         points = [(label, row["img_size"], row[key] / MJ) for label, row in zip(labels, known, strict=True)]
         draw_growth(axis, points, unit, "mJ")
         axis.set_title(name, fontsize=10, loc="left")
-    name_curves(figure, axes)
+    legend(figure, axes)
     figure.suptitle(f"{rows[0]['model']}: {_caption(rows[0]['convention'], rows[0]['profile'])}", fontsize=11)
     return figure
 

@@ -10,7 +10,7 @@ from ecoformer.lab.sequence.crossover import crossovers, describe, interpolate
 from ecoformer.lab.sequence.study import BASELINE, METRICS, Study
 from ecoformer.lab.sequence.verdict import verdicts
 from ecoformer.lab.subject import CONTROLS
-from ecoformer.report.figures import draw_growth, name_curves, panels
+from ecoformer.report.figures import draw_growth, legend, panels
 
 FIGURE = "{:.4g}"
 
@@ -94,7 +94,7 @@ def plot_metric(study: Study, metric: str, title: str) -> Figure:
             assert cost is not None, f"{tokens} tokens lie outside {list(base)}"
             axis.plot([tokens], [cost], marker="o", markersize=10, fillstyle="none", color=line.get_color())
     axis.set_title(f"{title}\nrings: equal to {BASELINE}", fontsize=10, loc="left")
-    name_curves(figure, [axis])
+    legend(figure, [axis])
     return figure
 
 
