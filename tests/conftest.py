@@ -60,6 +60,20 @@ def _seed() -> None:
 
 
 @pytest.fixture
+def one_line(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """one_line(main, *arguments): what a command says that must refuse them, with exit code 2 and nothing else."""
+
+    def refused(main: Callable[[list[str]], int], *arguments: object) -> str:
+        capsys.readouterr()
+        assert main([str(argument) for argument in arguments]) == 2
+        said = capsys.readouterr()
+        assert said.out == "" and said.err.startswith("error: ") and said.err.count("\n") == 1, said
+        return said.err
+
+    return refused
+
+
+@pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, Figure]:
     """The figures that are saved while a test runs, by the name of their file."""
     from matplotlib.figure import Figure

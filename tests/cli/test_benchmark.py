@@ -1,6 +1,5 @@
 """The benchmark's contract: one row per variant with the promised keys, and one line for what it cannot do."""
 
-import importlib
 import json
 import resource
 
@@ -10,6 +9,7 @@ from fresh import command, two_ranks
 from tiny_models import hashed_run
 
 import ecoformer.kinds  # noqa: F401  registers the kinds
+from ecoformer.cli import benchmark as script
 from ecoformer.fit.hashes import hash_layers
 from ecoformer.kinds import SPECS, make_spec
 from ecoformer.lab.speed import benchmark, peak_memory
@@ -20,11 +20,6 @@ from ecoformer.run.process import flags
 KEYS = {"model", "attention", "img_size", "batch_size", "mode", "device", "precision"}
 KEYS |= {"images_per_second", "ratio_to_stock", "peak_mib", "milliseconds"}
 QUICK = ["--img-size", "96", "--batch-size", "2", "--threads", "1", "--rounds", "2", "--min-seconds", "0.01"]
-
-
-@pytest.fixture(scope="module")
-def script():
-    return importlib.import_module("ecoformer.cli.benchmark")
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +42,7 @@ def forked(fresh, monkeypatch):
 
 
 @pytest.mark.usefixtures("forked")
-def test_rows(script, capsys, tmp_path):
+def test_rows(capsys, tmp_path):
     out = tmp_path / "speed.json"
     arguments = ["--attention", "stock,msa_unfused", "--model", "pvt_v2_b0", "--format", "json", "--out", str(out)]
     assert script.main([*QUICK, *arguments]) == 0
@@ -64,7 +59,7 @@ def test_rows(script, capsys, tmp_path):
     assert rows[0]["ratio_to_stock"] == 1
 
 
-def test_beside_load_the_same_rows_come_again(script, capsys):
+def test_beside_load_the_same_rows_come_again(capsys):
     assert script.main([*QUICK, "--attention", "stock,msa", "--beside-load", "--format", "json", "--no-peak"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [(row["attention"], row.get("beside_load", False)) for row in rows] == [
@@ -76,7 +71,7 @@ def test_beside_load_the_same_rows_come_again(script, capsys):
 
 @pytest.mark.parametrize("mode", ["eval", "train"])
 @pytest.mark.parametrize("layer", [[], ["--layer", "1"]], ids=["model", "layer"])
-def test_modes(script, capsys, mode, layer):
+def test_modes(capsys, mode, layer):
     arguments = ["--attention", "ecoformer", "--no-peak", "--precision", "bf16", "--channels-last", "--mode", mode]
     assert script.main([*QUICK, *arguments, *layer, "--format", "markdown"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -95,7 +90,7 @@ def test_the_longest_operations_are_those_of_the_device(monkeypatch):
     assert len(shares) == 3 and 0 < sum(shares) <= 100.5 and "aten::" in text
 
 
-def test_a_checkpoint_beside_its_baselines_at_its_own_size(script, capsys, tmp_path):
+def test_a_checkpoint_beside_its_baselines_at_its_own_size(capsys, tmp_path):
     run = hashed_run(tmp_path / "best.pt")
     assert script.main([*TINY, "--checkpoint", str(run), "--format", "json"]) == 0
     rows = json.loads(capsys.readouterr().out)
@@ -118,7 +113,7 @@ def test_a_checkpoint_keeps_its_weights_and_hash_functions(tmp_path):
     assert next(iter(hash_layers(other).values())).spec.num_bits == 4
 
 
-def test_what_cannot_run_keeps_a_row_that_says_why(script, capsys, tmp_path):
+def test_what_cannot_run_keeps_a_row_that_says_why(capsys, tmp_path):
     out = tmp_path / "rows.json"
     arguments = [*TINY, "--img-size", "64", "--attention", "stock,ecoformer", "--out", str(out)]
     assert script.main([*arguments, "--beside-load"]) == 2
@@ -134,7 +129,7 @@ def test_what_cannot_run_keeps_a_row_that_says_why(script, capsys, tmp_path):
     assert script.main([*TINY, "--img-size", "64", "--attention", "ecoformer", "--clamp"]) == 0
 
 
-def test_too_little_memory_leaves_one_variant_out(script, capsys, monkeypatch):
+def test_too_little_memory_leaves_one_variant_out(capsys, monkeypatch):
     step = SpeedCase.step
 
     def short_of_memory(case):
@@ -147,7 +142,7 @@ def test_too_little_memory_leaves_one_variant_out(script, capsys, monkeypatch):
     assert "msa at 32 px needs more memory than there is" in capsys.readouterr().err
 
 
-def test_sizes_are_what_a_model_is_made_for(script, monkeypatch):
+def test_sizes_are_what_a_model_is_made_for(monkeypatch):
     seen = []
     monkeypatch.setattr(benchmark, "run", lambda args: seen.append(args) or 0)
     for model, size in (("vit_tiny_patch16_224", 224), ("vit_tiny_patch16_384", 384), ("lra_encoder", 512)):
@@ -156,14 +151,14 @@ def test_sizes_are_what_a_model_is_made_for(script, monkeypatch):
         assert seen[-1].img_size == [size]
 
 
-def test_headings_of_sequences(script, capsys):
+def test_headings_of_sequences(capsys):
     arguments = [*TINY, "--model", "lra_encoder", "--seq-len", "32", "--attention", "stock", "--format", "markdown"]
     assert script.main(arguments) == 0
     heading = capsys.readouterr().out.splitlines()[0]
     assert "| tokens |" in heading and "sequences_per_second" in heading and "im" not in heading.replace("time", "")
 
 
-def test_the_training_loop_beside_a_bare_one(script, capsys, tmp_path):
+def test_the_training_loop_beside_a_bare_one(capsys, tmp_path):
     out = tmp_path / "loop.json"
     arguments = [
         "--loop",
@@ -241,12 +236,10 @@ def test_suffixes_are_read_off_the_end_but_never_off_a_name(monkeypatch):
         (["--layer", "9"], "attention layers 1 to 8"),
     ],
 )
-def test_refusals(script, capsys, arguments, message):
+def test_refusals(capsys, arguments, message):
     assert script.main(["--batch-size", "1", "--attention", "stock,ecoformer", "--no-peak", *arguments]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert error.count("\n") == 1
-    assert message in error
+    assert error.startswith("error: ") and error.count("\n") == 1 and message in error
 
 
 def benchmark_of_little_memory(arguments):

@@ -1,14 +1,10 @@
 """The growth plot takes the benchmark's rows and refuses anything else."""
 
-import importlib
 import json
 
 import pytest
 
-
-@pytest.fixture(scope="module")
-def script():
-    return importlib.import_module("ecoformer.cli.plot_speed")
+from ecoformer.cli import plot_speed as script
 
 
 def row(attention, img_size, milliseconds, peak_mib=None):
@@ -16,7 +12,7 @@ def row(attention, img_size, milliseconds, peak_mib=None):
     return shared | {"attention": attention, "img_size": img_size, "milliseconds": milliseconds, "peak_mib": peak_mib}
 
 
-def test_draws_a_line_per_attention(script, tmp_path, drawn):
+def test_draws_a_line_per_attention(tmp_path, drawn):
     rows = [row(attention, size, size / 10, 5.0) for attention in ("stock", "msa") for size in (224, 384)]
     (tmp_path / "rows.json").write_text(json.dumps(rows))
     assert script.main([str(tmp_path / "rows.json"), "--out", str(tmp_path / "p.png")]) == 0
@@ -29,9 +25,8 @@ def test_draws_a_line_per_attention(script, tmp_path, drawn):
 @pytest.mark.parametrize(
     ("content", "message"), [(None, "cannot read"), ("{", "no rows"), ('[{"model": 1}]', "no rows"), ("[]", "no rows")]
 )
-def test_refusals(script, tmp_path, capsys, content, message):
+def test_refusals(tmp_path, one_line, content, message):
     path = tmp_path / "rows.json"
     if content is not None:
         path.write_text(content)
-    assert script.main([str(path), "--out", str(tmp_path / "p.png")]) == 2
-    assert message in capsys.readouterr().err
+    assert message in one_line(script.main, path, "--out", tmp_path / "p.png")

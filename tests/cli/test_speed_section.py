@@ -1,19 +1,14 @@
 """The speed section of results/speed/README.md is what the results say, and says it whole."""
 
-import importlib
 import json
 from pathlib import Path
 
 import pytest
 
+from ecoformer.cli import speed_section as script
 from ecoformer.lab.speed.section import END, START, replace_section, section
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def script():
-    return importlib.import_module("ecoformer.cli.speed_section")
 
 
 def row(attention, rate, img_size=224, **others):
@@ -42,7 +37,7 @@ def test_rows_and_growth(tmp_path):
     assert lines[-1].startswith("- msa: a token at 448 px takes 4.00 times its time at 224 px")
 
 
-def test_writes_between_the_markers_only(script, tmp_path, capsys):
+def test_writes_between_the_markers_only(tmp_path, capsys):
     (tmp_path / "a.json").write_text(json.dumps([row("stock", 20.0)]))
     document = tmp_path / "R.md"
     document.write_text(f"before\n{START}\nold\n{END}\nafter\n")
@@ -63,12 +58,9 @@ def test_writes_between_the_markers_only(script, tmp_path, capsys):
         ("good", "no markers", "the document needs one line"),
     ],
 )
-def test_refusals(script, tmp_path, capsys, results, document, message):
+def test_refusals(tmp_path, one_line, results, document, message):
     if results is not None:
         (tmp_path / "a.json").write_text(json.dumps([row("stock", 20.0)]) if results == "good" else results)
     if document is not None:
         (tmp_path / "R.md").write_text(document)
-    assert script.main(["--results", str(tmp_path), "--write", str(tmp_path / "R.md")]) == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert error.count("\n") == 1
+    assert message in one_line(script.main, "--results", tmp_path, "--write", tmp_path / "R.md")

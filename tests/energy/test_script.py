@@ -1,10 +1,9 @@
 """scripts/energy_table.py: its options, keys, exit codes and messages."""
 
 import csv
-import importlib
 import json
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -12,15 +11,11 @@ from matplotlib.figure import Figure
 from row_keys import ROW_KEYS
 from tiny_models import DIGITS_VIT, digits_run, hashed_run
 
+from ecoformer.cli import energy as script
 from ecoformer.lab.energy import published
 
 
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    return importlib.import_module("ecoformer.cli.energy")
-
-
-def test_json_rows(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_rows(capsys: pytest.CaptureFixture[str]) -> None:
     options = "--model pvt_v2_b0,twins_svt_small --attention stock,msa,ecoformer --img-size 224 --num-bits 16"
     options += " --num-anchors 25 --convention paper --profile 45nm_fp32 --format json"
     assert script.main(options.split()) == 0
@@ -38,7 +33,7 @@ def test_json_rows(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> No
     assert (rows[2]["num_bits"], rows[2]["num_anchors"], rows[2]["uncounted"]) == (16, 25, [])
 
 
-def test_a_kind_is_named_with_its_settings(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_kind_is_named_with_its_settings(capsys: pytest.CaptureFixture[str]) -> None:
     named = ["ecoformer:num_bits=8,num_anchors=5", "distilled:projection=ternary,num_features=4", "distilled"]
     options = ["--model", "test_vit", "--attention", ",".join(named), "--num-bits", "8", "--format", "json"]
     assert script.main(options) == 0
@@ -52,7 +47,7 @@ def test_a_kind_is_named_with_its_settings(script: ModuleType, capsys: pytest.Ca
     assert "did you mean attention.num_bits" in capsys.readouterr().err
 
 
-def test_published_agrees_but_for_the_misprint(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+def test_published_agrees_but_for_the_misprint(capsys: pytest.CaptureFixture[str]) -> None:
     assert script.main(["--published"]) == 0
     text = capsys.readouterr().out
     assert text.count(" yes ") == 17 and text.count("misprint") == 2
@@ -60,14 +55,14 @@ def test_published_agrees_but_for_the_misprint(script: ModuleType, capsys: pytes
 
 
 def test_published_fails_on_any_other_difference(
-    script: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(published, "PUBLISHED", {"pvt_v2_b0": ("0.54", "0.56", "2.6")})
     assert script.main(["--published"]) == 1
     assert "DIFFERS: pvt_v2_b0 energy_pj: printed 2.6, ours 2.5" in capsys.readouterr().out
 
 
-def test_audited_md_and_latex(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+def test_audited_md_and_latex(capsys: pytest.CaptureFixture[str]) -> None:
     for format, sign in (("md", "|---"), ("latex", "\\toprule"), ("csv", "model,attention,")):
         options = f"--model resnet18 --attention stock --img-size 64 --convention audited --format {format}"
         assert script.main(options.split()) == 0
@@ -75,13 +70,13 @@ def test_audited_md_and_latex(script: ModuleType, capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.parametrize("option", ["--by=stage", "--by=kind", "--explain", "--show-profile"])
-def test_details(script: ModuleType, capsys: pytest.CaptureFixture[str], option: str) -> None:
+def test_details(capsys: pytest.CaptureFixture[str], option: str) -> None:
     assert script.main(["--attention", "ecoformer", "--img-size", "96", "--convention", "audited", option]) == 0
     expected = {"--by=stage": "stages.2", "--by=kind": "fma", "--explain": "kernel: linalg_vector_norm"}
     assert expected.get(option, "Horowitz") in capsys.readouterr().out
 
 
-def test_plots(script: ModuleType, tmp_path: Path, drawn: dict[str, Figure]) -> None:
+def test_plots(tmp_path: Path, drawn: dict[str, Figure]) -> None:
     options = f"--attention stock,ecoformer --img-size 96,128 --num-bits 4,16 --plots {tmp_path}"
     assert script.main(options.split()) == 0
     assert {path.name for path in tmp_path.iterdir()} == {"layers.png", "resolution.png", "bits_anchors.png"}
@@ -92,7 +87,7 @@ def test_plots(script: ModuleType, tmp_path: Path, drawn: dict[str, Figure]) -> 
 
 
 def test_measured_column_says_unavailable_without_a_counter(
-    script: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("ecoformer.energy.measure.RaplMeter.__init__.__defaults__", (tmp_path,))
     options = "--model resnet18 --attention stock --img-size 32 --measure cpu --format json"
@@ -125,26 +120,17 @@ BAD = {
 
 
 @pytest.mark.parametrize(("options", "message"), BAD.items(), ids=BAD)
-def test_bad_input_gives_one_line_and_exit_code_2(
-    script: ModuleType, capsys: pytest.CaptureFixture[str], options: str, message: str
-) -> None:
-    assert script.main(options.split()) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.count("\n") == 1
-    assert captured.err.startswith("error: ") and message in captured.err
+def test_bad_input_gives_one_line_and_exit_code_2(one_line: Callable[..., str], options: str, message: str) -> None:
+    assert message in one_line(script.main, *options.split())
 
 
-def test_malformed_profile_file(script: ModuleType, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_malformed_profile_file(one_line: Callable[..., str], tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("summary: nothing else\n")
-    assert script.main(["--profile", str(path)]) == 2
-    assert capsys.readouterr().err == f"error: profile {path}: key 'precisions' is missing\n"
+    assert one_line(script.main, "--profile", path) == f"error: profile {path}: key 'precisions' is missing\n"
 
 
-def test_a_model_of_one_size_is_made_for_the_size_that_is_asked_for(
-    script: ModuleType, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_model_of_one_size_is_made_for_the_size_that_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     options = "--model vit_tiny_patch16_224 --attention stock --img-size 224,256 --format json"
     assert script.main(options.split()) == 0
     small, large = json.loads(capsys.readouterr().out)
@@ -152,9 +138,7 @@ def test_a_model_of_one_size_is_made_for_the_size_that_is_asked_for(
     assert large["muls"] > small["muls"]
 
 
-def test_what_cannot_be_counted_is_named_and_does_not_end_the_table(
-    script: ModuleType, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_cannot_be_counted_is_named_and_does_not_end_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert script.main(["--img-size", "64", "--attention", "stock,ecoformer,msa", "--format", "json"]) == 2
     captured = capsys.readouterr()
     assert [row["attention"] for row in json.loads(captured.out)] == ["stock", "msa"]
@@ -167,9 +151,7 @@ def test_what_cannot_be_counted_is_named_and_does_not_end_the_table(
     assert captured.out.startswith("pvt_v2_b0 stock 64 px") and "ecoformer 64 px is left out" in captured.err
 
 
-def test_a_checkpoint_beside_its_baselines(
-    script: ModuleType, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_a_checkpoint_beside_its_baselines(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     run = str(hashed_run(tmp_path / "best.pt"))
     assert script.main(["--checkpoint", run, "--convention", "audited", "--format", "json"]) == 0
     own, stock, msa = json.loads(capsys.readouterr().out)
@@ -189,7 +171,7 @@ def test_a_checkpoint_beside_its_baselines(
 
 
 def test_savings_are_against_the_same_architecture(
-    script: ModuleType, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two runs of one model's name, the second of twice the depth: neither saves against the other's baselines."""
     runs = [str(digits_run(tmp_path / "shallow.pt"))]
@@ -207,14 +189,14 @@ def test_savings_are_against_the_same_architecture(
     assert of_the_second[:2] == [msa, stock] and 0 < float(of_the_second[2].removesuffix("%")) < 50
 
 
-def test_pictures_of_kinds_without_anchors(script: ModuleType, tmp_path: Path) -> None:
+def test_pictures_of_kinds_without_anchors(tmp_path: Path) -> None:
     """There is no map of bits and anchors to draw."""
     arguments = ["--model", "vit_tiny_patch16_224", "--attention", "distilled_hash", "--num-bits", "8,16"]
     assert script.main([*arguments, "--plots", str(tmp_path)]) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["layers.png"]
 
 
-def test_sizes_are_what_each_model_is_made_for(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sizes_are_what_each_model_is_made_for(capsys: pytest.CaptureFixture[str]) -> None:
     models = "vit_tiny_patch16_224,vit_tiny_patch16_384,lra_encoder"
     assert script.main(["--model", models, "--attention", "stock", "--format", "json"]) == 0
     assert [row["img_size"] for row in json.loads(capsys.readouterr().out)] == [224, 384, 512]
@@ -223,14 +205,14 @@ def test_sizes_are_what_each_model_is_made_for(script: ModuleType, capsys: pytes
     assert "384 px" in text and "512 tokens" in text
 
 
-def test_a_model_without_attention_says_so(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_model_without_attention_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert script.main(["--model", "resnet18", "--attention", "stock"]) == 0
     assert "No attention recognised in resnet18" in " ".join(capsys.readouterr().out.split())
     assert script.main(["--model", "resnet18", "--attention", "stock", "--format", "json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["attention_energy_pj"] is None
 
 
-def test_joules_without_a_gpu_are_unavailable(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+def test_joules_without_a_gpu_are_unavailable(capsys: pytest.CaptureFixture[str]) -> None:
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     assert script.main(["--attention", "stock", "--measure", "cuda", "--format", "json"]) == 0

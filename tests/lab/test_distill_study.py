@@ -1,6 +1,5 @@
 """Studies of many distillations: what is resumed, told apart, refused and drawn."""
 
-import importlib
 import json
 import statistics
 
@@ -9,13 +8,10 @@ import torch
 from tiny_models import digits_run
 
 from ecoformer import InputError
+from ecoformer.cli import distill_study as study
 from ecoformer.lab.closeness import distill_report, distill_study
 from ecoformer.lab.closeness.distill import spec_of
 from ecoformer.run.start import model_of_run, read_run
-
-
-def script(name):
-    return importlib.import_module(f"ecoformer.cli.{name}")
 
 
 @pytest.fixture
@@ -26,7 +22,6 @@ def run(tmp_path):
 def test_the_study_goes_on_where_it_was(run, tmp_path, capsys):
     arguments = ["--checkpoints", str(run), "--num-images", "8", "--steps", "2", "--held-out", "4", "--max-val", "20"]
     arguments += ["--out", str(tmp_path / "study"), "--num-bits", "4"]
-    study = script("distill_study")
     assert study.main([*arguments, "--controls"]) == 0
     (first,) = json.loads((tmp_path / "study" / "table.json").read_text())
     assert study.main([*arguments, "--seeds", "0", "1"]) == 0
@@ -49,7 +44,7 @@ def test_the_study_takes_features_beside_codes(run, tmp_path):
     out = tmp_path / "study"
     arguments = ["--checkpoints", str(run), "--num-images", "8", "--steps", "2", "--held-out", "4", "--max-val", "20"]
     arguments += ["--attention", "hedgehog", "distilled:num_features=4", "--out", str(out), "--keep", str(tmp_path)]
-    assert script("distill_study").main(arguments) == 0
+    assert study.main(arguments) == 0
     row, other = json.loads((out / "table.json").read_text())
     assert (row["codes"], row["features"], row["relaxation"]) == ("hedgehog", None, None) and other["codes"] == "shift"
     assert row["energy_pj"] > other["energy_pj"] > 0
@@ -98,7 +93,6 @@ def test_the_study_tells_relaxations_and_layers_apart(run, tmp_path, capsys):
     out = tmp_path / "study"
     arguments = ["--checkpoints", str(run), "--num-images", "8", "--num-bits", "4", "--steps", "2"]
     arguments += ["--held-out", "4", "--max-val", "20"]
-    study = script("distill_study")
     for _ in range(2):  # the second time nothing is left to do
         assert study.main([*arguments, "--out", str(out)]) == 0
         assert study.main([*arguments, "--out", str(out), "--relaxation", "straight_through"]) == 0
@@ -125,7 +119,7 @@ def test_the_study_tells_relaxations_and_layers_apart(run, tmp_path, capsys):
 
 
 def test_rows_that_another_command_added_meanwhile_stay(run, tmp_path, monkeypatch):
-    study, out = script("distill_study"), tmp_path / "study"
+    out = tmp_path / "study"
     arguments = ["--checkpoints", str(run), "--num-images", "8", "--steps", "2", "--held-out", "4", "--max-val", "20"]
     arguments += ["--out", str(out)]
     measure = distill_study.measure_distilled
@@ -144,7 +138,7 @@ def test_rows_that_another_command_added_meanwhile_stay(run, tmp_path, monkeypat
 
 def test_two_models_in_folders_of_one_name_are_refused(run, tmp_path, capsys):
     other = digits_run(tmp_path / "elsewhere" / run.parent.name / "best.pt", seed=1)
-    study, out = script("distill_study"), tmp_path / "study"
+    out = tmp_path / "study"
     arguments = ["--num-images", "8", "--steps", "2", "--held-out", "4", "--max-val", "20", "--out", str(out)]
     assert study.main(["--checkpoints", str(run), str(other), *arguments]) == 2 and not out.exists()
     assert study.main(["--checkpoints", str(run), *arguments]) == 0
@@ -158,7 +152,7 @@ def test_two_models_in_folders_of_one_name_are_refused(run, tmp_path, capsys):
 
 
 def test_the_study_writes_no_kept_model_over(run, tmp_path, capsys):
-    study, kept = script("distill_study"), tmp_path / "kept"
+    kept = tmp_path / "kept"
     arguments = ["--checkpoints", str(run), "--out", str(tmp_path / "study"), "--keep", str(kept)]
     assert study.main([*arguments, "--attention", "distilled:levels=4", "distilled:levels=8"]) == 2
     name = f"{run.parent.name}_16shift_seed0.pt"

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from functools import partial
 from pathlib import Path
 
 import distilled_models
@@ -205,21 +206,14 @@ def test_the_command_writes_what_the_committed_results_hold(tmp_path, capsys):
     assert {path.name for path in (tmp_path / "out").glob("*.png")} == {"errors.png", "energy.png"}
 
 
-def test_a_sweep_is_refused_before_anything_is_fitted_or_written_over(tmp_path, capsys):
+def test_a_sweep_is_refused_before_anything_is_fitted_or_written_over(tmp_path, one_line):
     command = ["--checkpoint", str(digits_run(tmp_path / "best.pt")), "--fit-images", "8", "--images", "4"]
-
-    def refused(*arguments):
-        assert hash_quality.main([*command, *arguments]) == 2
-        printed = capsys.readouterr()
-        assert printed.out == "" and printed.err.startswith("error: ") and printed.err.count("\n") == 1
-        return printed.err
-
+    refused = partial(one_line, hash_quality.main, *command)
     assert "blocks.0.attn has 17 tokens: num_anchors=25 > 17" in refused("--settings", "uniform", "ecoformer")
     assert "measured by this attention; name one of binary_qk, distilled, " in refused("--settings", "uniform", "msa")
     assert "prices memory, which convention=paper does not" in refused("--profile", "45nm_fp32_dram")
     out = ["--out", str(tmp_path / "out")]
     assert hash_quality.main([*command, *out, "--settings", "uniform", "none"]) == 0
-    capsys.readouterr()
     before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     assert "quality.json of an earlier sweep: name another folder, or remove it" in refused(*out, "--settings=uniform")
     assert before == {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
@@ -233,9 +227,9 @@ def test_pictures_of_more_settings_than_there_are_markers(tmp_path):
         plot(rows, tmp_path / "many.png", "sixty code lengths")
 
 
-def test_a_run_without_softmax_attention_is_refused(tmp_path, capsys):
-    assert hash_quality.main(["--checkpoint", str(digits_run(tmp_path / "best.pt", "stock"))]) == 2
-    assert "has stock attention: give one of an attention=msa run" in capsys.readouterr().err
+def test_a_run_without_softmax_attention_is_refused(tmp_path, one_line):
+    refused = one_line(hash_quality.main, "--checkpoint", digits_run(tmp_path / "best.pt", "stock"))
+    assert "has stock attention: give one of an attention=msa run" in refused
 
 
 def test_the_script_refuses_in_one_line(fresh, tmp_path):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from test_sweep import script
 
+from ecoformer.cli import search as search_command
 from ecoformer.errors import InputError
 from ecoformer.lab.study import search as module
 from ecoformer.lab.study.search import Search, front, parse_space
@@ -143,16 +144,12 @@ def test_a_preview_counts_real_models_and_trains_nothing(tmp_path: Path) -> None
     assert all("num_anchors=4096: cannot be built" in line for line in by_anchors[4096])
 
 
-def test_without_optuna_it_names_the_remedy(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_optuna_it_names_the_remedy(monkeypatch: pytest.MonkeyPatch, one_line: Callable[..., str]) -> None:
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "optuna" else real(name))
-    assert script("search").main(["--out", "x", "seed=0,1"]) == 2
-    error = capsys.readouterr().err
-    assert "ecoformer[sweep]" in error and error.count("\n") == 1
+    assert "ecoformer[sweep]" in one_line(search_command.main, "--out", "x", "seed=0,1")
 
 
-def test_impossible_arguments(capsys: pytest.CaptureFixture[str]) -> None:
-    assert script("search").main(["--out", "x", "--trials", "0", "seed=0,1"]) == 2
-    assert "--trials: '0' must be a whole number of at least 1" in capsys.readouterr().err
+def test_impossible_arguments(one_line: Callable[..., str]) -> None:
+    refused = one_line(search_command.main, "--out", "x", "--trials", 0, "seed=0,1")
+    assert "--trials: '0' must be a whole number of at least 1" in refused

@@ -1,14 +1,15 @@
 """The sequence study: costs that can be derived by hand, crossovers, resumable measurements, verdicts, advice."""
 
-import importlib
 import json
 import os
 from dataclasses import asdict, replace
+from functools import partial
 
 import pytest
 import torch
 
 from ecoformer import InputError
+from ecoformer.cli import sequence as script
 from ecoformer.lab.sequence.crossover import crossovers, describe, interpolate
 from ecoformer.lab.sequence.encoder import SHAPES, Kind, Shape, all_kinds, token_list
 from ecoformer.lab.sequence.measurement import Measurements, Point, measure_apart, medians
@@ -20,20 +21,9 @@ NARROW = Shape("custom", 32, 2, 64, 3)
 SMALL = ["--shape", "custom", "--width", "32", "--heads", "2", "--depth", "3", "--threads", "1"]
 
 
-@pytest.fixture(scope="module")
-def script():
-    return importlib.import_module("ecoformer.cli.sequence")
-
-
 @pytest.fixture
-def refused(script, capsys):
-    def run(*arguments):
-        assert script.main([*map(str, arguments)]) == 2
-        error = capsys.readouterr().err
-        assert error.startswith("error: ") and error.count("\n") == 1, error
-        return error
-
-    return run
+def refused(one_line):
+    return partial(one_line, script.main)
 
 
 def test_softmax_attention_and_low_rank_by_hand():
@@ -153,7 +143,7 @@ def test_an_interrupted_measurement_goes_on(tmp_path):
     assert scaled["forward_mib"] == pytest.approx(2.0 + 2 * params * 4 / 2**20)
 
 
-def test_the_contract_writes_json_plots_and_verdicts(script, capsys, tmp_path, drawn):
+def test_the_contract_writes_json_plots_and_verdicts(capsys, tmp_path, drawn):
     arguments = [*SMALL, "--tokens", "32,...,128", "--kinds", "msa,low_rank_4,linformer_8", "--out", str(tmp_path)]
     assert script.main([*arguments, "--rounds", "1", "--max-seconds", "0.001", "--format", "json"]) == 0
     shown = json.loads(capsys.readouterr().out)
@@ -169,7 +159,7 @@ def test_the_contract_writes_json_plots_and_verdicts(script, capsys, tmp_path, d
     assert "costs less than msa" in capsys.readouterr().out
 
 
-def test_advice(script, capsys):
+def test_advice(capsys):
     kinds = "msa,ecoformer,none,low_rank_4"
     arguments = ["--advise", "--at-tokens", "64", "--width", "32", "--heads", "2", "--kinds", kinds]
     assert script.main([*arguments, "--format", "json"]) == 0
@@ -220,7 +210,7 @@ def test_two_studies_in_one_folder(refused, tmp_path):
     assert f"{tmp_path} is in use by process {other.process}: wait for its end" in refused(*SMALL, *line)
 
 
-def test_ctrl_c_says_that_the_same_command_goes_on(script, monkeypatch, capsys, tmp_path):
+def test_ctrl_c_says_that_the_same_command_goes_on(monkeypatch, capsys, tmp_path):
     def interrupted(point):
         raise KeyboardInterrupt
 
@@ -254,7 +244,7 @@ def test_damaged_measurements_are_one_line(refused, tmp_path, change):
     assert "measured.json holds no measurements" in refused("--width", 32, "--heads", 2, *line)
 
 
-def test_what_could_not_be_measured_is_said(script, capsys, tmp_path):
+def test_what_could_not_be_measured_is_said(capsys, tmp_path):
     content = {"settings": SETTINGS, "points": {"msa 32": [FIGURES]}, "refused": {"msa 16": "needs more memory"}}
     (tmp_path / "measured.json").write_text(json.dumps(content))
     line = ["--width", "32", "--heads", "2", "--kinds", "msa", "--tokens", "16,32", "--rounds", "0"]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from study_helpers import write_run
 
+from ecoformer.cli import study as study_command
+from ecoformer.cli import sweep
 from ecoformer.files.table import energy_unit
 from ecoformer.lab.study.plan import StudyConfig, jobs
 from ecoformer.lab.study.plots import front, plot_hash_quality
@@ -19,10 +20,6 @@ from ecoformer.lab.study.runner import run_jobs
 from ecoformer.report.runs import find_runs, read_epochs, read_records
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def script(name: str) -> ModuleType:
-    return importlib.import_module(f"ecoformer.cli.{name}")
 
 
 def test_a_sweep_is_gathered_with_the_settings_that_differ_and_its_unfinished_runs(tmp_path: Path) -> None:
@@ -87,13 +84,12 @@ def test_a_sweep_without_a_finished_run_says_so(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("make", "message"), [(False, "is no folder"), (True, "holds no run")])
 def test_a_folder_without_runs_is_one_line_and_exit_code_2(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], make: bool, message: str
+    tmp_path: Path, one_line: Callable[..., str], make: bool, message: str
 ) -> None:
     folder = tmp_path / "runs"
     if make:
         folder.mkdir()
-    assert script("sweep").main([str(folder)]) == 2
-    assert message in (line := capsys.readouterr().err) and line.count("\n") == 1
+    assert message in one_line(sweep.main, folder)
 
 
 def test_the_front_holds_what_no_other_point_beats() -> None:
@@ -164,19 +160,19 @@ def test_numbers_that_were_not_finite_are_none_and_a_damaged_line_is_named(tmp_p
 def test_reproduce_refuses_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
-    assert script("study").main([*arguments, "--out", str(tmp_path / "out")]) == 2
+    assert study_command.main([*arguments, "--out", str(tmp_path / "out")]) == 2
     assert message in (line := capsys.readouterr().err) and line.count("\n") == 1
     assert not (tmp_path / "out").exists(), "nothing is written"
 
 
 def test_a_dry_run_predicts_the_energy_of_every_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--table", "cifar10", "--dry-run", "--only", "vit/msa/seed*", "--out", str(tmp_path)]
-    assert script("study").main(arguments) == 0
+    assert study_command.main(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 9 and lines[-1].startswith("4 runs of "), "stage 1 and three seeds, with a command each"
     assert "µJ an image" in lines[0] and "µJ in attention" in lines[0] and "python train.py data=cifar10" in lines[1]
     arguments = ["--table", "language", "--dry-run", "--only", "listops/stage1-uniform", "--out", str(tmp_path)]
-    assert script("study").main(arguments) == 0
+    assert study_command.main(arguments) == 0
     assert "µJ a sample, " in capsys.readouterr().out
 
 
@@ -184,5 +180,5 @@ def test_where_every_run_fails_the_reason_is_not_a_missing_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("ecoformer.lab.study.runner.run_jobs", lambda jobs, *rest: list(jobs))
-    assert script("study").main(["--table", "cifar10", "--only", "vit/msa/seed0", "--out", str(tmp_path)]) == 2
+    assert study_command.main(["--table", "cifar10", "--only", "vit/msa/seed0", "--out", str(tmp_path)]) == 2
     assert "no row of cifar10 is finished: the runs that failed are listed above" in capsys.readouterr().err

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from weights_helpers import load_command
+
+from ecoformer.cli import import_weights
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -27,20 +27,7 @@ def golden() -> Callable[[str], tuple[Path, dict[str, torch.Tensor], torch.Tenso
     return read
 
 
-@pytest.fixture(scope="session")
-def importer() -> Any:
-    return load_command("import_weights")
-
-
 @pytest.fixture
-def refused(importer: Any, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+def refused(one_line: Callable[..., str]) -> Callable[..., str]:
     """refused(*arguments): the one line of an import that must end with exit code 2."""
-
-    def run(*arguments: object) -> str:
-        capsys.readouterr()
-        assert importer.main([str(argument) for argument in arguments]) == 2
-        error = capsys.readouterr().err
-        assert error.count("\n") == 1 and error.startswith("error: "), error
-        return error.removeprefix("error: ").strip()
-
-    return run
+    return lambda *arguments: one_line(import_weights.main, *arguments).removeprefix("error: ").strip()

@@ -15,10 +15,10 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file
-from weights_helpers import load_command
 
 import ecoformer.models
 from ecoformer import fit_hashes
+from ecoformer.cli import hub as script
 from ecoformer.config.schema import CompressConfig, Config, DataConfig, ModelConfig
 from ecoformer.model.checkpoint import save_checkpoint
 from ecoformer.run.hub import _figures, model_card
@@ -45,11 +45,6 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module")
-def script() -> Any:
-    return load_command("hub")
-
-
 def checkpoint(folder: Path, case: str) -> Path:
     model, attention, size = CASES[case]
     config = Config(name=case, model=model, attention=attention, data=DataConfig(name="digits", img_size=size))
@@ -70,7 +65,7 @@ def checkpoint(folder: Path, case: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def written(script: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Path, str]]:
+def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Path, str]]:
     """written(case): a checkpoint, the folder made of it and what the command printed, once for all tests."""
 
     @cache
@@ -154,7 +149,7 @@ def test_the_card_of_a_run_stopped_within_an_epoch_states_no_accuracy(written: C
     assert "- Accuracy: not recorded in the checkpoint" in card
 
 
-def test_a_push_without_a_connection_is_one_line(script: Any, tmp_path: Path, capsys, monkeypatch):
+def test_a_push_without_a_connection_is_one_line(tmp_path: Path, capsys, monkeypatch):
     import huggingface_hub
 
     def offline(*args: object, **kwargs: object) -> None:
@@ -181,13 +176,11 @@ def test_a_push_without_a_connection_is_one_line(script: Any, tmp_path: Path, ca
     assert (uploads[1]["repo_id"], uploads[1]["folder_path"]) == ("me/tiny", str(tmp_path / "two"))
 
 
-def test_refusals(script: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_refusals(tmp_path: Path, one_line: Callable[..., str]):
     source = checkpoint(tmp_path, "pvt_stock")
 
     def refusal(*arguments: object) -> str:
-        capsys.readouterr()
-        assert script.main([str(argument) for argument in arguments]) == 2
-        return capsys.readouterr().err.removeprefix("error: ").strip()
+        return one_line(script.main, *arguments).removeprefix("error: ").strip()
 
     assert refusal(source, "--out", tmp_path) == (
         f"--out {tmp_path} already exists and is not an empty folder: choose another one"

@@ -12,6 +12,7 @@ import timm
 import torch
 
 from ecoformer import EcoFormerSpec, convert, fit_hashes
+from ecoformer.cli import import_weights as importer
 from ecoformer.kinds import hash_layers
 from ecoformer.models.dims import mlp_ratio
 from ecoformer.run.start import model_of_run, read_run
@@ -26,7 +27,7 @@ def tiny_pvt(**options):
 
 @pytest.mark.parametrize("family", BACKBONES)
 @pytest.mark.parametrize("kind", ["ecoformer", "msa"])
-def test_logits_equal_the_published_code(importer, golden, capsys, tmp_path, family, kind):
+def test_logits_equal_the_published_code(golden, capsys, tmp_path, family, kind):
     path, state, images, logits = golden(f"{family}_tiny_{kind}")
     out = tmp_path / "imported.pt"
     assert importer.main([str(path), f"--model={BACKBONES[family]}_{kind}", f"--out={out}", "--format=json"]) == 0
@@ -46,7 +47,7 @@ def test_logits_equal_the_published_code(importer, golden, capsys, tmp_path, fam
         assert (layer.spec.num_bits, layer.spec.num_anchors, layer.spec.numerator) == (8, 8, "own_token")
 
 
-def test_the_report_lists_every_key(importer, golden, capsys):
+def test_the_report_lists_every_key(golden, capsys):
     path, state, *_ = golden("pvt_tiny_ecoformer")
     assert importer.main([str(path), "--model=pvt_v2_b0_ecoformer"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -72,7 +73,7 @@ WRAPPED = {
 
 @pytest.mark.parametrize("wrapping", WRAPPED)
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
-def test_torch_files_in_every_wrapping(importer, golden, tmp_path, wrapping, zipped):
+def test_torch_files_in_every_wrapping(golden, tmp_path, wrapping, zipped):
     _, state, images, logits = golden("pvt_tiny_ecoformer")
     # Heads of the last stage, image size and top_k are in no shape; here they are the named model's and the default.
     path, out = tmp_path / "official.pth", tmp_path / "imported.pt"
@@ -86,7 +87,7 @@ def test_torch_files_in_every_wrapping(importer, golden, tmp_path, wrapping, zip
 
 
 @pytest.mark.parametrize("extra", [[], ["--plain"]], ids=["averaged", "plain"])
-def test_of_both_kinds_of_weights_an_option_chooses(importer, golden, capsys, tmp_path, extra):
+def test_of_both_kinds_of_weights_an_option_chooses(golden, capsys, tmp_path, extra):
     _, state, *_ = golden("pvt_tiny_msa")
     averages = {key: value + 1 for key, value in state.items()}
     path, out = tmp_path / "both.pth", tmp_path / "out.pt"
@@ -123,7 +124,7 @@ def test_a_file_that_would_run_code_is_refused(refused, golden, tmp_path, where)
         torch.load(tmp_path / "namespace.pt", weights_only=True)
 
 
-def test_missing_and_unknown_keys_exit_with_1_and_write_nothing(importer, golden, capsys, tmp_path):
+def test_missing_and_unknown_keys_exit_with_1_and_write_nothing(golden, capsys, tmp_path):
     _, state, *_ = golden("twins_tiny_msa")
     path, out = tmp_path / "cut.pth", tmp_path / "out.pt"
     torch.save({key: value for key, value in state.items() if key != "blocks.1.0.attn.proj.bias"}, path)
@@ -138,7 +139,7 @@ def test_missing_and_unknown_keys_exit_with_1_and_write_nothing(importer, golden
     assert not out.exists()
 
 
-def test_a_plain_vits_dimensions_follow_from_its_weights_and_heads_from_the_option(importer, refused, tmp_path, capsys):
+def test_a_plain_vits_dimensions_follow_from_its_weights_and_heads_from_the_option(refused, tmp_path, capsys):
     path, out = tmp_path / "vit.pth", tmp_path / "vit.pt"
     kwargs = {"embed_dim": 24, "depth": 2, "mlp_ratio": 2, "patch_size": 8}
     model = timm.create_model("vit_tiny_patch16_224", num_heads=4, img_size=32, num_classes=5, **kwargs)
@@ -168,7 +169,7 @@ def test_weights_of_another_family_are_told_before_anything_else(refused, golden
         )
 
 
-def test_what_files_say_wrongly_is_one_line(refused, importer, golden, capsys, tmp_path):
+def test_what_files_say_wrongly_is_one_line(refused, golden, capsys, tmp_path):
     source, *_ = golden("pvt_tiny_msa")
     arrays, path = dict(np.load(source)), tmp_path / "told.npz"
     for meta, message in (
@@ -186,7 +187,7 @@ def test_what_files_say_wrongly_is_one_line(refused, importer, golden, capsys, t
     assert "missing  stages.0.blocks.0.mlp.fc1.weight" in capsys.readouterr().out
 
 
-def test_weights_without_a_classifier_say_so(importer, capsys, tmp_path):
+def test_weights_without_a_classifier_say_so(capsys, tmp_path):
     path = tmp_path / "b0.pth"
     torch.save(timm.create_model("pvt_v2_b0", num_classes=0).state_dict(), path)
     assert importer.main([str(path), "--model=pvt_v2_b0"]) == 0
@@ -248,7 +249,7 @@ def official_pvt_keys(state):
     return out
 
 
-def test_official_pvt_weights_with_subsampled_attention(importer, tmp_path):
+def test_official_pvt_weights_with_subsampled_attention(tmp_path):
     stock = tiny_pvt(sr_ratios=[8, 4, 4, 1]).eval()
     state = official_pvt_keys(stock.state_dict())
     assert "block3.0.attn.sr.weight" in state and "block1.0.mlp.dwconv.dwconv.bias" in state
@@ -263,7 +264,7 @@ def test_official_pvt_weights_with_subsampled_attention(importer, tmp_path):
         assert torch.equal(model_of_run(run).eval()(images), stock(images))
 
 
-def test_our_own_layout_from_safetensors(importer, tmp_path):
+def test_our_own_layout_from_safetensors(tmp_path):
     import safetensors.torch
 
     model = tiny_pvt()
@@ -277,7 +278,7 @@ def test_our_own_layout_from_safetensors(importer, tmp_path):
         assert torch.equal(model_of_run(read_run(out)).eval()(images), model.eval()(images))
 
 
-def test_thousand_classes_are_imagenets(importer, tmp_path):
+def test_thousand_classes_are_imagenets(tmp_path):
     path, out = tmp_path / "b0.bin", tmp_path / "imported.pt"
     torch.save(timm.create_model("pvt_v2_b0").state_dict(), path)
     assert importer.main([str(path), "--model=pvt_v2_b0", "--out", str(out)]) == 0

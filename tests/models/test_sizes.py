@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ecoformer.cli import import_weights as importer
 from ecoformer.config.schema import Config, DataConfig, InitConfig, ModelConfig
 from ecoformer.model.create import create
 from ecoformer.run.start import build_model, read_run
@@ -56,7 +57,7 @@ def test_another_patch_is_resized_with_the_positions(tmp_path):
     assert torch.equal(built.model.head.weight, state["head.weight"])
 
 
-def test_timms_file_brings_timms_settings_of_the_data(importer, tmp_path):
+def test_timms_file_brings_timms_settings_of_the_data(tmp_path):
     name = "vit_tiny_patch16_224"  # trained with mean = std = 0.5, crop 0.9
     torch.save(create(name, num_classes=3).state_dict(), tmp_path / "w.pth")
     assert build_model(configured((name, {}), 224, str(tmp_path / "w.pth")), 3).from_timm

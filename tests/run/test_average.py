@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -51,14 +52,6 @@ def checkpoint(path: Path, seed: int, *, fit: int = 0, ema: bool = False, **chan
         content |= {"kind": "run", "ema": dict(net.state_dict()), "training": {}}
     save_checkpoint(path, content)
     return path
-
-
-def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    capsys.readouterr()
-    assert main([str(argument) for argument in arguments]) == 2
-    errors = capsys.readouterr().err
-    assert errors.count("\n") == 1
-    return errors
 
 
 def test_parameters_are_averaged_and_hash_functions_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -118,7 +111,7 @@ def test_batch_norm_is_averaged_and_its_count_taken_from_the_last(tmp_path: Path
     assert mean[key.replace("running_var", "num_batches_tracked")] == 2
 
 
-def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_refusals(tmp_path: Path, one_line: Callable[..., str]) -> None:
     one, out = checkpoint(tmp_path / "1.pt", 1), f"--out={tmp_path / 'mean.pt'}"
     others = {
         "hold different stages.0.blocks.0.attn": checkpoint(tmp_path / "fit.pt", 2, fit=1),
@@ -129,35 +122,30 @@ def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "data.std, or data.name": checkpoint(tmp_path / "cifar10.pt", 2, data="cifar10"),
     }
     for message, other in others.items():
-        assert message in refused(capsys, one, other, out)
-    assert "hash functions and what else was fitted cannot be averaged" in refused(
-        capsys, one, tmp_path / "fit.pt", out
-    )
-    assert "a checkpoint is a .pt file" in refused(capsys, one, out.replace(".pt", ".safetensors"))
-    assert "give at least two" in refused(capsys, one, out)
-    assert "give at least two" in refused(capsys, one, one, out)
+        assert message in one_line(main, one, other, out)
+    assert "hash functions and what else was fitted cannot be averaged" in one_line(main, one, tmp_path / "fit.pt", out)
+    assert "a checkpoint is a .pt file" in one_line(main, one, out.replace(".pt", ".safetensors"))
+    assert "give at least two" in one_line(main, one, out)
+    assert "give at least two" in one_line(main, one, one, out)
     copy = tmp_path / "copy.pt"
     copy.write_bytes(one.read_bytes())
-    assert f"{one} and {copy} hold the same weights" in refused(capsys, one, copy, out)
-    assert "does not exist" in refused(capsys, one, tmp_path / "no.pt", out)
+    assert f"{one} and {copy} hold the same weights" in one_line(main, one, copy, out)
+    assert "does not exist" in one_line(main, one, tmp_path / "no.pt", out)
     assert not (tmp_path / "mean.pt").exists()
 
 
-def test_no_command_writes_over_what_it_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_command_writes_over_what_it_reads(tmp_path: Path, one_line: Callable[..., str]) -> None:
     one, two = (checkpoint(tmp_path / f"{seed}.pt", seed) for seed in (1, 2))
     before = one.read_bytes()
-    assert "would write over" in refused(capsys, one, two, f"--out={tmp_path / '..' / tmp_path.name / '1.pt'}")
-    capsys.readouterr()
-    assert export([str(one), "--format=torch_export", f"--out={one}"]) == 2
-    assert capsys.readouterr().err.endswith("which is read: name another file\n") and one.read_bytes() == before
+    assert "would write over" in one_line(main, one, two, f"--out={tmp_path / '..' / tmp_path.name / '1.pt'}")
+    refused = one_line(export, one, "--format=torch_export", f"--out={one}")
+    assert refused.endswith("which is read: name another file\n") and one.read_bytes() == before
     (tmp_path / "run").mkdir()
     best = one.rename(tmp_path / "run" / "best.pt")  # for which its folder stands
-    capsys.readouterr()
-    assert export([str(best.parent), "--format=torch_export", f"--out={best}"]) == 2
-    assert f"would write over {best}, a file of the run" in capsys.readouterr().err and best.read_bytes() == before
-    (best.parent / "config.yaml").touch()
-    assert export([str(two), "--format=torch_export", f"--out={best}"]) == 2  # nor over another run's
-    assert f"would write over {best}, a file of the run" in capsys.readouterr().err and best.read_bytes() == before
+    for source in (best.parent, two):  # nor over another run's
+        refused = one_line(export, source, "--format=torch_export", f"--out={best}")
+        assert f"would write over {best}, a file of the run" in refused and best.read_bytes() == before
+        (best.parent / "config.yaml").touch()
     one = best.rename(one)
     assert main([str(one), str(two), f"--out={tmp_path / 'mean.pt'}"]) == 0
     assert main([str(one), str(two), f"--out={tmp_path / 'mean.pt'}"]) == 0  # what it wrote itself may be written anew
