@@ -71,10 +71,11 @@ def _device_of_rank(name: str, local_rank: int) -> torch.device:
     return chosen
 
 
-def wait_for(device: torch.device) -> None:
-    """Until the device has done what it was given."""
+def clock(device: torch.device) -> float:
+    """The seconds of a clock, read once the device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def close_distributed() -> None:

@@ -34,9 +34,9 @@ def short_name(checkpoint: str | None) -> str | None:
     return None if checkpoint is None else "/".join(Path(checkpoint).parts[-2:])
 
 
-def own_attention(checkpoint: str | None) -> str | None:
-    """The kind that a checkpoint was trained with; None without one."""
-    return None if checkpoint is None else str(run_of(checkpoint).config.attention["name"])
+def own_attention(checkpoint: str) -> str:
+    """The kind that a checkpoint was trained with."""
+    return str(run_of(checkpoint).config.attention["name"])
 
 
 def default_size(model: str, checkpoint: str | None = None) -> int:
@@ -49,9 +49,7 @@ def default_size(model: str, checkpoint: str | None = None) -> int:
 
 def attentions_of(checkpoint: str, wanted: Sequence[str] | None) -> list[str]:
     """The checkpoint's own kind first, then what else is asked for."""
-    own = own_attention(checkpoint)
-    assert own is not None
-    return list(dict.fromkeys([own, *(BASELINES if wanted is None else wanted)]))
+    return list(dict.fromkeys([own_attention(checkpoint), *(BASELINES if wanted is None else wanted)]))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """Seconds per pass of several models in turn, so that a slow moment of the machine hits all of them alike."""
 
-import time
 from collections.abc import Callable, Mapping
 
 import torch
@@ -8,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ecoformer.engine.autocast import autocast
-from ecoformer.engine.distributed import wait_for
+from ecoformer.engine.distributed import clock
 
 Pass = Callable[[], object]
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -26,11 +25,9 @@ def interleaved_seconds(
     seconds: dict[str, list[float]] = {name: [] for name in passes}
     for _ in range(rounds):
         for name, run in passes.items():
-            wait_for(device)
-            started, count = time.perf_counter(), 0
-            while (elapsed := time.perf_counter() - started) < min_seconds or not count:
+            started, count = clock(device), 0
+            while (elapsed := clock(device) - started) < min_seconds or not count:
                 run()
-                wait_for(device)
                 count += 1
             seconds[name].append(elapsed / count)
     return seconds
