@@ -54,7 +54,7 @@ def converted_backbone(
     """
     cfg = resolve_pretrained_cfg(ARCHITECTURE, pretrained_cfg or {"architecture": ARCHITECTURE}, pretrained_cfg_overlay)
     kwargs.setdefault("num_classes", cfg.num_classes)
-    model = create(backbone, key="backbone", img_size=img_size, patch_stride=patch_stride, **kwargs)
+    model = create(backbone, key="backbone", img_size=img_size, patch_stride=patch_stride, options=kwargs)
     options = dict(attention or {"name": "stock"})
     spec = make_spec(options.pop("name"), options)
     if spec is not None:

@@ -1,7 +1,9 @@
 """create(name, ...): the one way from a timm name to a model. What timm refuses becomes one line."""
 
 import logging
+from collections.abc import Mapping
 from contextlib import nullcontext
+from types import MappingProxyType
 from typing import Any
 
 import timm
@@ -12,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ecoformer.config.keys import one_of
 from ecoformer.errors import InputError, first_line
 from ecoformer.model.resize import set_patch_stride
-from ecoformer.nn.inputs import takes_sequences
+from ecoformer.nn.inputs import known_of, takes_sequences
 
 
 def create(
@@ -24,7 +26,7 @@ def create(
     pretrained: bool = False,
     pretrained_key: str = "init.pretrained=true",
     device: str | None = None,
-    **options: Any,
+    options: Mapping[str, Any] = MappingProxyType({}),
 ) -> nn.Module:
     """A timm model with its stock attention.
 
@@ -40,12 +42,10 @@ def create(
     Raises:
         InputError: an unknown name, an argument that the model refuses, weights that cannot be had.
     """
-    if ":" not in name and not timm.is_model(name):
+    if ":" not in name and not (known_of(name) if "." in name else timm.is_model(name)):
         raise InputError(one_of(key, name, _families(name)))
-    if img_size is not None and takes_sequences(name):
-        options.setdefault("seq_len", img_size)
-    elif img_size is not None and has_fixed_size(name):
-        options.setdefault("img_size", img_size)
+    if img_size is not None and (takes_sequences(name) or has_fixed_size(name)):
+        options = {"seq_len" if takes_sequences(name) else "img_size": img_size, **options}
     hub_log = logging.getLogger("huggingface_hub")  # it reports every retry of a failed download
     level = hub_log.level
     hub_log.setLevel(logging.ERROR)
@@ -59,6 +59,9 @@ def create(
         raise InputError(
             f"{pretrained_key}: timm's weights of {name} are not in the local cache and cannot be downloaded: connect "
             "once, or give a checkpoint instead (in training init.checkpoint=RUN/best.pt)"
+            if pretrained
+            else f"{key}={name}: config.json, which says what the model is, cannot be read: connect once, or give a "
+            "folder that `ecoformer hub` or timm wrote, as local-dir:FOLDER, or a name of timm's"
         ) from error
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         raise InputError(f"{key}={name} cannot be built with the arguments given: {first_line(error)}") from error
@@ -71,14 +74,15 @@ def create(
 
 def has_fixed_size(name: str) -> bool:
     """Whether timm makes the model for one image size."""
-    defaults = timm.get_pretrained_cfg(name) if ":" not in name else None
-    return defaults is not None and bool(defaults.fixed_input_size)
+    known = known_of(name)
+    return known is not None and bool(known.fixed_input_size)
 
 
 def _families(name: str) -> list[str]:
-    """The names that a message lists: those of the same family, else those that can be converted."""
-    family = timm.list_models(f"{name.partition('_')[0]}*")
-    return family or timm.list_models(["pvt_v2*", "twins*", "deit*"])
+    """The names that a message lists: those with other tags, of the same family, or that can be converted."""
+    name = name.rpartition("/")[2]
+    tagged = timm.list_pretrained(f"{name.partition('.')[0]}.*")
+    return tagged or timm.list_models(f"{name.partition('_')[0]}*") or timm.list_models(["pvt_v2*", "twins*", "deit*"])
 
 
 class _SkipInitialisation(TorchDispatchMode):

@@ -24,17 +24,23 @@ def takes_sequences(model: nn.Module | str) -> bool:
     """Whether a model, or timm's model of a name, takes sequences of ids, not images."""
     if isinstance(model, nn.Module):
         return isinstance(getattr(model, "vocab_size", None), int)
+    known = known_of(model)
+    return known is not None and len(known.input_size) == 1
+
+
+def known_of(name: str) -> Any:
+    """timm's description of a model, by its name; None where it has none: models of files and hubs, wrong names."""
     import timm  # not for those who only count: it loads whatever it can log to
 
-    known = timm.get_pretrained_cfg(model) if ":" not in model else None
-    return known is not None and len(known.input_size) == 1
+    try:
+        return timm.get_pretrained_cfg(name) if ":" not in name else None
+    except RuntimeError:  # a tag that the model does not have
+        return None
 
 
 def size_of(name: str) -> int:
     """The size that timm's model of that name is made for, in pixels or tokens; 224 where timm does not say."""
-    import timm
-
-    known = timm.get_pretrained_cfg(name) if ":" not in name else None
+    known = known_of(name)
     return 224 if known is None else int(known.input_size[-1])
 
 

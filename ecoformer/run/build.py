@@ -214,7 +214,7 @@ def _timm_evaluation(config: EvalConfig, name: str, device: torch.device) -> Eva
     """A timm model with timm's weights, on images as timm's validate.py shows them, unless `config.data` says else."""
     size = config.data.img_size
     asked = given(in_chans=config.model.in_chans)
-    model = create(name, key="model", img_size=size, pretrained=True, pretrained_key="pretrained=true", **asked)
+    model = create(name, key="model", img_size=size, pretrained=True, pretrained_key="pretrained=true", options=asked)
     theirs = timm.data.resolve_model_data_config(model, use_test_size=not has_fixed_size(name))
     defaults = DataConfig(
         name="folder",

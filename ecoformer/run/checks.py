@@ -27,6 +27,14 @@ SCHEDULE_KEYS: dict[str, tuple[str, ...]] = {  # which schedules take what
     "kwargs.stable_timescale": ("rsqrt",),
     "kwargs.noise": SCHEDULES[:-1],
 }
+# Arguments of timm.create_model that model.kwargs does not take, and what to write.
+ELSEWHERE = {
+    "in_chans": "write model.in_chans={}, which is a key of its own",
+    "pretrained": "write init.pretrained={}, which is a key of its own",
+    "checkpoint_path": "write init.checkpoint={}, which is a key of its own",
+    "num_classes": "the data have their own: leave it out",
+    "features_only": "a run trains a classifier: leave it out",
+}
 
 
 def check_config(config: Config) -> list[str]:
@@ -81,9 +89,9 @@ def check_model(config: Config, sequences: Mapping[str, int]) -> None:
     for key, value in sequences.items():
         if (given := model.kwargs.get(key, value)) != value:
             raise InputError(f"model.kwargs.{key}={given}: {data} has {value}: leave it out")
-    if "in_chans" in model.kwargs:
-        given = f"in_chans={model.kwargs['in_chans']}"
-        raise InputError(f"model.kwargs.{given}: write model.{given}, which is a key of its own")
+    for key, value in model.kwargs.items():
+        if key in ELSEWHERE:
+            raise InputError(f"model.kwargs.{key}={value}: {ELSEWHERE[key].format(value)}")
     if sequences and model.in_chans != RGB:
         raise InputError(f"model.in_chans={model.in_chans} is for images, {data} are sequences: leave it out")
 

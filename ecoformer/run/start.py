@@ -224,15 +224,13 @@ def _create(
 ) -> nn.Module:
     check_model(config, sequences)
     model = config.model
-    # Theirs goes before the data's image size.
-    options: dict[str, Any] = {"img_size": None if sequences else config.data.img_size, **model.kwargs, **sequences}
+    options: dict[str, Any] = {**model.kwargs, **sequences, "num_classes": num_classes}
     if model.in_chans != RGB:
         options["in_chans"] = model.in_chans
     if model.drop_path_rate > 0:
         options["drop_path_rate"] = model.drop_path_rate
-    return create(
-        model.name, patch_stride=model.patch_stride, pretrained=pretrained, num_classes=num_classes, **options
-    )
+    size = None if sequences else config.data.img_size  # a model's own argument of that name goes before it
+    return create(model.name, img_size=size, patch_stride=model.patch_stride, pretrained=pretrained, options=options)
 
 
 def _convert(model: nn.Module, config: Config) -> list[str]:

@@ -60,7 +60,7 @@ def timm_teacher(name: str, data: DataModule, where: str) -> nn.Module:
     key = "distill.model"
     channels: dict[str, Any] = {} if (in_chans := len(data.mean)) == 3 else {"in_chans": in_chans}
     weights = f"{key}={name}"
-    model = create(name, key=key, img_size=data.img_size, pretrained=True, pretrained_key=weights, **channels)
+    model = create(name, key=key, img_size=data.img_size, pretrained=True, pretrained_key=weights, options=channels)
     theirs = resolve_model_data_config(model)
     chosen = timm_on_classes(model, name, data, where)
     seen = (per_channel(theirs["mean"], in_chans), per_channel(theirs["std"], in_chans))

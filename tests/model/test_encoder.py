@@ -19,7 +19,7 @@ SIZES = {"vocab_size": 20, "seq_len": 12, "num_classes": 3, "embed_dim": 16, "nu
 
 def encoder(**options):
     torch.manual_seed(0)
-    return create("lra_encoder", **(SIZES | options)).eval()
+    return create("lra_encoder", options=SIZES | options).eval()
 
 
 def padded(ids_BN, lengths):

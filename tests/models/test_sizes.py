@@ -36,11 +36,11 @@ def configured(model, size, path=None, **kwargs):
 def test_other_image_sizes_are_resized_as_timm_does(tmp_path, model, then, now, said):
     name, kwargs = model
     old = {"window_size": 4} if model is SWIN else {}
-    state = create(name, img_size=then, num_classes=3, **kwargs, **old).state_dict()
+    state = create(name, img_size=then, options={"num_classes": 3, **kwargs, **old}).state_dict()
     torch.save(state, tmp_path / "w.pth")
     built = build_model(configured(model, now, str(tmp_path / "w.pth")), 3)
     assert any(said in note for note in built.notes), built.notes
-    expected = create(name, img_size=now, num_classes=3, **kwargs)
+    expected = create(name, img_size=now, options={"num_classes": 3, **kwargs})
     filter_fn = vars(__import__(type(expected).__module__, fromlist=["_"]))["checkpoint_filter_fn"]
     expected.load_state_dict(filter_fn(dict(state), expected))
     for key, value in expected.state_dict().items():
@@ -49,7 +49,7 @@ def test_other_image_sizes_are_resized_as_timm_does(tmp_path, model, then, now, 
 
 def test_another_patch_is_resized_with_the_positions(tmp_path):
     name, kwargs = VIT
-    state = create(name, img_size=32, num_classes=3, patch_size=8, **kwargs).state_dict()
+    state = create(name, img_size=32, options={"num_classes": 3, "patch_size": 8, **kwargs}).state_dict()
     torch.save(state, tmp_path / "w.pth")
     built = build_model(configured(VIT, 32, str(tmp_path / "w.pth")), 3)
     assert any("2 position or patch embeddings resized as timm does (pos_embed" in note for note in built.notes)
@@ -59,7 +59,7 @@ def test_another_patch_is_resized_with_the_positions(tmp_path):
 
 def test_timms_file_brings_timms_settings_of_the_data(tmp_path):
     name = "vit_tiny_patch16_224"  # trained with mean = std = 0.5, crop 0.9
-    torch.save(create(name, num_classes=3).state_dict(), tmp_path / "w.pth")
+    torch.save(create(name, options={"num_classes": 3}).state_dict(), tmp_path / "w.pth")
     assert build_model(configured((name, {}), 224, str(tmp_path / "w.pth")), 3).from_timm
     assert importer.main([str(tmp_path / "w.pth"), f"--model={name}", f"--out={tmp_path / 'out.pt'}"]) == 0
     data = read_run(tmp_path / "out.pt").config.data
