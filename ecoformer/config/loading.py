@@ -100,6 +100,8 @@ def unknown_key(key: str, schema: type) -> str:
         near = _near(key, known)
     if key in known:
         parent = key.rpartition(".")[0]
+        if not parent:
+            return f"{key}: the file that --config-name names has no such group: leave out --config-name, or the group"
         return f"{key} is not an option of this {parent} group: choose another {parent}=OPTION, or leave it out"
     if near:
         return f"unknown key {key}; did you mean {' or '.join(near)}?"
