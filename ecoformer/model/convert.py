@@ -8,7 +8,14 @@ from torch import nn
 
 from ecoformer.errors import InputError, require
 from ecoformer.kinds import BUILDERS
-from ecoformer.model.layers import FilterFn, LayerInfo, attention_layers, replace_modules, token_counts
+from ecoformer.model.layers import (
+    FilterFn,
+    LayerInfo,
+    attention_layers,
+    refuse_wrapped,
+    replace_modules,
+    token_counts,
+)
 from ecoformer.nn.bert import unreadable
 from ecoformer.nn.inputs import Input, Size
 from ecoformer.nn.layout import is_oblong
@@ -16,9 +23,6 @@ from ecoformer.nn.msa import MSASpec
 from ecoformer.nn.no_reader import no_reader
 from ecoformer.nn.projections import SeatMaker, read_projections, require_plain
 from ecoformer.nn.specs import AttentionSpec
-
-# By name: the modules of some take a second to load.
-WRAPPERS = {"DataParallel", "DistributedDataParallel", "FSDPModule", "FullyShardedDataParallel", "OptimizedModule"}
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,7 @@ def convert(
     require(rest, AttentionSpec | None, "AttentionSpec: give one, as MSASpec()", "convert: rest=")
     if rest is not None and filter_fn is None:
         raise InputError("convert: rest is of the layers that filter_fn leaves out: give filter_fn too")
-    refuse_wrapped(model)
+    refuse_wrapped(model, "convert")
     layers = attention_layers(model)
     if not layers:
         raise InputError(
@@ -139,18 +143,6 @@ def convert(
     # Nothing is refused from here on. A seat takes parts out of the layer whose place it takes.
     replace_modules(model, {old: module if seat is None else seat(module) for old, (module, seat) in swaps.items()})
     return report
-
-
-def refuse_wrapped(model: nn.Module) -> None:
-    """Raise InputError for a model with DistributedDataParallel and the like, or torch.compile, around it or a part.
-
-    The wrapper knows the parameters that it was given: it would not average, shard or trace those that are new.
-    """
-    for name, module in model.named_modules():
-        if wrapper := next((base.__name__ for base in type(module).__mro__ if base.__name__ in WRAPPERS), None):
-            raise InputError(
-                f"{wrapper} wraps {name or 'the model'}: convert the model that it was made from, and wrap the result"
-            )
 
 
 def _plan(

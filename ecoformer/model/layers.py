@@ -18,6 +18,8 @@ from ecoformer.nn.meta import RememberedMeta, evaluated_unchanged
 from ecoformer.nn.projections import READERS, call_of, learn_classes
 
 FilterFn = Callable[[nn.Module, str], bool]  # of a module and its name
+# By name: the modules of some take a second to load.
+WRAPPERS = {"DataParallel", "DistributedDataParallel", "FSDPModule", "FullyShardedDataParallel", "OptimizedModule"}
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,19 @@ def token_counts(model: nn.Module, input: Input) -> dict[str, int]:
     with _counting(attention_layers(model), counts), with_key_masks(model):
         require_input(model, input)
     return counts
+
+
+def refuse_wrapped(model: nn.Module, verb: str) -> None:
+    """Raise InputError for a model with DistributedDataParallel and the like, or torch.compile, around it or a part.
+
+    The wrapper knows the parameters that it was given: it would not average, shard or trace those that are new. `verb`
+    is what was to be done to the model.
+    """
+    for name, module in model.named_modules():
+        if wrapper := next((base.__name__ for base in type(module).__mro__ if base.__name__ in WRAPPERS), None):
+            raise InputError(
+                f"{wrapper} wraps {name or 'the model'}: {verb} the model that it was made from, and wrap the result"
+            )
 
 
 def replace_modules(model: nn.Module, made: Mapping[nn.Module, nn.Module]) -> None:

@@ -276,3 +276,13 @@ def test_a_layer_with_a_hook_or_a_forward_of_its_own_is_left_alone():
     report = factorize(model, LowRankSpec(rank=2))
     assert [layer.name for layer in report.layers] == ["2"]
     assert set(report.skipped.values()) == {"has hooks or a forward of its own, which its factors would not have"}
+
+
+@pytest.mark.parametrize("change", [lambda model: factorize(model, LowRankSpec(rank=2)), expand])
+def test_wrapped_models_are_refused(change):
+    inside = few_blocks("vit")
+    inside.blocks[0].mlp.fc1 = torch.compile(inside.blocks[0].mlp.fc1)  # it would go on with the weight that it had
+    for wrapped in (nn.DataParallel(few_blocks("vit")), torch.compile(few_blocks("vit")), inside):
+        with pytest.raises(InputError, match=r" wraps .*: (compress|expand) the model that it was made from, and wrap"):
+            change(wrapped)
+        assert not low_rank_layers(wrapped)

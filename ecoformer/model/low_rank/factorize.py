@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ecoformer.errors import InputError
-from ecoformer.model.layers import FilterFn, called_modules, replace_modules
+from ecoformer.model.layers import FilterFn, called_modules, refuse_wrapped, replace_modules
 from ecoformer.model.low_rank.compression_report import CompressionReport, LayerCompression
 from ecoformer.model.low_rank.layers import LowRank, LowRankConv2d, LowRankLinear
 from ecoformer.model.low_rank.spec import LowRankSpec, saves
@@ -36,9 +36,10 @@ def factorize(
         img_size: of the pass that shows which layers are called, or an example input, as in `ecoformer.energy.count`;
             None: the size that the model is made for. Where no pass can be tried, all are taken for called.
     Raises:
-        InputError: a model that is compressed already, nothing to compress, a weight with NaN or infinity. The model
-            is then unchanged.
+        InputError: a model that is wrapped (`refuse_wrapped`) or compressed already, nothing to compress, a weight with
+            NaN or infinity. The model is then unchanged.
     """
+    refuse_wrapped(model, "compress")
     held = low_rank_layers(model)
     if held:
         raise InputError(
@@ -76,8 +77,9 @@ def factorize(
 def expand(model: nn.Module) -> list[str]:
     """Multiply the factors of every low-rank layer out, in place, and return the layers' names.
 
-    The model computes the same as before and no longer knows its ranks.
+    The model computes the same as before and no longer knows its ranks. Raises InputError as `refuse_wrapped`.
     """
+    refuse_wrapped(model, "expand")
     layers = low_rank_layers(model)
     replace_modules(model, {layer: layer.dense() for layer in layers.values()})
     return list(layers)
