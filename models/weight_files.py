@@ -49,7 +49,6 @@ HARMLESS: list[Any] = [
 class WeightFile:
     """A state dict as it was found, what the file says of the model (`meta`, from .npz only), and what was done."""
 
-    path: Path
     tensors: dict[str, Tensor]
     meta: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -104,7 +103,7 @@ def read_weights(path: Path, use_ema: bool = True) -> WeightFile:
     tensors = {str(key): value for key, value in found.items() if isinstance(value, Tensor)}
     if not tensors:
         raise InputError(f"{path} holds no state dict: give a file whose tensors lie at the top or under 'model'")
-    return WeightFile(path, _backbone(tensors, path, use_ema, notes), meta, notes)
+    return WeightFile(_backbone(tensors, path, use_ema, notes), meta, notes)
 
 
 def _torch_load(path: Path) -> Any:

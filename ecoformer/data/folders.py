@@ -90,11 +90,6 @@ def scan_folder(split: Path, class_names: list[str] | None = None) -> FolderScan
     return scan
 
 
-def class_names_of(split: Path) -> list[str]:
-    """The class folders of a split, sorted."""
-    return list(class_folders(split))
-
-
 def class_folders(split: Path) -> dict[str, str]:
     """Class -> its folder, sorted: the same letters as its system spells them. Raises InputError for two of a class."""
     return _class_folders(split)[0]
@@ -113,7 +108,7 @@ def read_folders(root: Path, *, with_train: bool) -> Splits:
     val_dir = next((root / name for name in VAL_NAMES if (root / name).is_dir()), None)
     where = None if val_dir is not None else _where_splits_are(root)
     alone = val_dir is None and where is None and not train_dir.is_dir()
-    if alone and not with_train and len(class_names_of(root)) > 1:
+    if alone and not with_train and len(class_folders(root)) > 1:
         val_dir = root
     if val_dir is None:
         raise InputError(
@@ -138,7 +133,7 @@ def too_few_classes(split: Path, class_names: list[str]) -> str | None:
     if len(class_names) > 1:
         return None
     only = split / class_names[0]
-    inner = class_names_of(only)
+    inner = list(class_folders(only))
     if len(inner) > 1:
         return (
             f"holds the folder {only.name} alone, and in it {shorten(inner)}: the classes lie one level too deep, "
@@ -148,7 +143,7 @@ def too_few_classes(split: Path, class_names: list[str]) -> str | None:
 
 
 def _checked_names(split: Path) -> list[str]:
-    names = class_names_of(split)
+    names = list(class_folders(split))
     if (fault := too_few_classes(split, names)) is not None:
         raise InputError(f"{split} {fault}")
     return names
@@ -185,7 +180,7 @@ def _where_splits_are(root: Path) -> str | None:
     """The remedy where a root is one level too high or too low."""
     if root.name in ("train", *VAL_NAMES) and any((root.parent / name).is_dir() for name in VAL_NAMES):
         return f"set data.root={root.parent}, which does"
-    found = (root / name for name in class_names_of(root) if any((root / name / split).is_dir() for split in VAL_NAMES))
+    found = (root / name for name in class_folders(root) if any((root / name / split).is_dir() for split in VAL_NAMES))
     return next((f"set data.root={folder}, which does" for folder in found), None)
 
 

@@ -4,8 +4,8 @@ Classes and labels are those that timm has, in the order of the 1000 outputs.
 """
 
 import functools
+import importlib.resources
 import json
-import pkgutil
 import re
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from timm.data import ImageNetInfo
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from ecoformer.config.schema import IMAGENET_TESTS, DataConfig
-from ecoformer.data.folders import VAL_NAMES, FolderSource, checked_scan, class_names_of, scan_folder
+from ecoformer.data.folders import VAL_NAMES, FolderSource, checked_scan, class_folders, scan_folder
 from ecoformer.data.identity import KnownClasses
 from ecoformer.data.sources import data_source
 from ecoformer.data.splits import Source, Splits
@@ -37,7 +37,7 @@ def load_imagenet_test(data: DataConfig, *, with_train: bool, **_: Any) -> Split
         raise InputError(f"data.name={data.name} needs data.root: set it to the folder that holds its class folders")
     split = next((root / name for name in VAL_NAMES if (root / name).is_dir()), root)
     names = _timms(PART[data.name]).splitlines() if data.name in PART else synsets()
-    present = class_names_of(split)
+    present = list(class_folders(split))
     classes = [names.index(name) for name in (_synset(folder) for folder in present) if name in names]
     if len(classes) < len(present) or not present:
         odd = next((split / folder for folder in present if _synset(folder) not in names), split)
@@ -91,6 +91,4 @@ def _synset(folder: str) -> str:
 
 
 def _timms(name: str) -> str:
-    content = pkgutil.get_data("timm.data", f"_info/{name}")
-    assert content is not None, "timm has it"
-    return content.decode()
+    return importlib.resources.files("timm.data").joinpath("_info", name).read_text(encoding="utf-8")

@@ -13,7 +13,7 @@ import numpy as np
 from ecoformer.config.keys import check_limits
 from ecoformer.config.schema import DataConfig
 from ecoformer.data.archives import class_names, label_faults
-from ecoformer.data.folders import VAL_NAMES, FolderSource, class_names_of, scan_folder, shorten, too_few_classes, twins
+from ecoformer.data.folders import VAL_NAMES, FolderSource, class_folders, scan_folder, shorten, too_few_classes, twins
 from ecoformer.data.hf_disk import read_split, split_names
 from ecoformer.data.sequences import SequenceSource
 from ecoformer.data.shards import IMAGE_KEYS, LABEL_KEY, TRAIN_NAMES, ShardSource, find_shards, index_shards
@@ -103,7 +103,7 @@ def look_at_folders(data: DataConfig, root: Path, found: Audit, with_train: bool
         found.faults.append(DataFault("missing split", str(root / "train"), "training needs it, evaluation does not"))
     if val is None:
         found.faults.append(DataFault("missing split", str(root / "val"), "or test; training and evaluation need it"))
-    classes = {split: set(class_names_of(root / split)) for split in splits}
+    classes = {split: set(class_folders(root / split)) for split in splits}
     if len(splits) == 2:
         for split, other in (splits, splits[::-1]):
             for name in sorted(classes[split] - classes[other]):

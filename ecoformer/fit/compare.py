@@ -126,7 +126,7 @@ def _compare_maps(
     layer: ReplacementAttention, target: AttentionTarget, x_BND: Tensor, mask_BN: Tensor | None
 ) -> tuple[float | None, float | None]:
     """Recall and correlation, one image and head at a time, of its real tokens; None where the target has no map."""
-    if target.weights(0, 0) is None:
+    if target.softmax is None:
         return None, None
     recalls, correlations = [], []
     for image in range(len(x_BND)):
@@ -135,9 +135,7 @@ def _compare_maps(
         keys = strongest_keys(x_1ND.shape[1])
         weights_1HNN = layer.attention_weights(x_1ND)
         for head in range(layer.num_heads):
-            expected_11NN = target.weights(image, head)
-            assert expected_11NN is not None
-            pair = weights_1HNN[:, head : head + 1], expected_11NN
+            pair = weights_1HNN[:, head : head + 1], target.softmax.weights(image, head)
             recalls.append(strongest_key_recall(*pair, keys))
             correlations.append(row_correlation(*pair))
     return sum(recalls) / len(recalls), sum(correlations) / len(correlations)

@@ -203,10 +203,8 @@ def _with_random_hash(
         return None
     shared = {} if layer.fits_parameters else {id(parameter): parameter for parameter in layer.parameters()}
     twin = copy.deepcopy(layer, shared)
-    same = torch.Generator()
-    same.set_state(generator.get_state())
     try:
-        twin.draw_random_hash(fit_BND, same, **given(mask_BN=mask_BN))
+        twin.draw_random_hash(fit_BND, generator.clone_state(), **given(mask_BN=mask_BN))
     except NoFiniteImages:  # the fit will say so
         return None
     return twin

@@ -27,10 +27,6 @@ class AttentionTarget:
     uniform: Tensor
     softmax: SoftmaxTarget | None = None
 
-    def weights(self, image: int, head: int) -> Tensor | None:
-        """The attention map of one head on one image, (1, 1, N, N); None where it is no map of all tokens."""
-        return None if self.softmax is None else self.softmax.weights(image, head)
-
     def split_heads(self, num_heads: int) -> AttentionTarget:
         """The outputs alone, as (B, H, N, C)."""
         return AttentionTarget(split_heads(self.output, num_heads), split_heads(self.uniform, num_heads))

@@ -100,12 +100,11 @@ class KernelHash(FittedState):
     def _draw_anchors(self, x_BHNC: Tensor, generator: torch.Generator, mask_BN: Tensor | None) -> Tensor:
         """Tokens of one image, the same positions for every head, as the published code draws them: (H, M, C).
 
-        The image is the first with enough of them.
+        The image is the first with enough of them, the first of all where none has.
         """
         num_anchors, first = self.anchors.shape[1], x_BHNC[:1]
         if mask_BN is not None:
-            counts_B = mask_BN.sum(dim=1)
-            place = int((counts_B >= num_anchors).int().argmax()) if bool((counts_B >= num_anchors).any()) else 0
+            place = int((mask_BN.sum(dim=1) >= num_anchors).int().argmax())
             first = real_tokens(x_BHNC[place : place + 1], mask_BN[place : place + 1])
         num_tokens = first.shape[2]
         if num_tokens < num_anchors:

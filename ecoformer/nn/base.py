@@ -215,9 +215,9 @@ class ReplacementAttention(nn.Module):
         """What the layer leaves behind when it is replaced itself. Raises InputError if it keeps no queries."""
         if "query" not in self.parts:
             raise too_little(self, where)
-        linears: dict[str, nn.Linear] = {}
+        linears: dict[str, Any] = {"key": None}
         for part, roles in self._roles_of_parts().items():
-            linear: Any = without_powers(getattr(self, part, None))
+            linear = without_powers(getattr(self, part, None))
             for number, role in enumerate(roles):
                 start = number * self.dim
                 linears[role] = linear if len(roles) == 1 else linear_rows(linear, start, start + self.dim)
@@ -225,13 +225,10 @@ class ReplacementAttention(nn.Module):
             where=where,
             dim=self.dim,
             num_heads=self.num_heads,
-            query=linears["query"],
-            key=linears.get("key"),
-            value=linears["value"],
-            proj=linears["proj"],
             proj_drop=self.proj_drop.p,
             parts={role: self.parts[role] for role in ROLES if role in self.parts},
             dropped=(*self.also_carried, *self.new_parts),
+            **linears,
         )
 
     def extra_repr(self) -> str:
