@@ -13,6 +13,7 @@ from ecoformer.data.shards import TRAIN_NAMES, VAL_NAMES, find_shards, shard_sou
 from ecoformer.data.sources import data_source
 from ecoformer.data.splits import LabelledSource, Splits
 from ecoformer.errors import InputError
+from ecoformer.files import user_path
 
 CLASSES_FILE = "classes.txt"
 
@@ -26,7 +27,7 @@ def load_archives(data: DataConfig, *, with_train: bool, num_classes: int | None
     if data.root is None:
         holds = "the shards" if data.name == "webdataset" else "the dataset"
         raise InputError(f"data={data.name} needs data.root: set it to the folder that holds {holds}")
-    root = Path(data.root).expanduser()
+    root = user_path(data.root)
     read = _read_shards if data.name == "webdataset" else read_split
     val, known = read(data, root, training=False)
     train, train_known = read(data, root, training=True) if with_train else (None, known)

@@ -15,6 +15,7 @@ from ecoformer.data.hf_disk import is_saved
 from ecoformer.data.layouts import Audit, DataFault, look_at_folders, look_at_rows, look_at_sequences, look_at_shards
 from ecoformer.data.splits import LabelledSource
 from ecoformer.errors import InputError
+from ecoformer.files import user_path
 
 Progress = Callable[[int, int], None]  # images done, of how many
 CHUNK = 64
@@ -34,7 +35,7 @@ def audit(data: DataConfig, *, with_train: bool = True, workers: int = 1, progre
         found = Audit(data.root or "generated", data.name)
         look_at_sequences(data, found)
         return found
-    root = Path(data.root or "").expanduser()
+    root = user_path(data.root or "")
     if not data.root or not root.is_dir():
         raise InputError(
             f"{data.root or 'an empty name'} is not a folder: give the folder that holds train/ and val/, shards, or a "

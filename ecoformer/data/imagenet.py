@@ -7,7 +7,6 @@ import functools
 import importlib.resources
 import json
 import re
-from pathlib import Path
 from typing import Any
 
 from timm.data import ImageNetInfo
@@ -19,6 +18,7 @@ from ecoformer.data.identity import KnownClasses
 from ecoformer.data.sources import data_source
 from ecoformer.data.splits import Source, Splits
 from ecoformer.errors import InputError
+from ecoformer.files import user_path
 
 PART = {"imagenet_a": "imagenet_a_synsets.txt", "imagenet_r": "imagenet_r_synsets.txt"}  # which have 200 of the classes
 REAL = "imagenet_real"
@@ -32,7 +32,7 @@ def load_imagenet_test(data: DataConfig, *, with_train: bool, **_: Any) -> Split
     """
     if with_train:
         raise InputError(f"data.name={data.name} is a test set: train on data=imagenet, evaluate on this one")
-    root = Path(data.root).expanduser() if data.root is not None else None
+    root = user_path(data.root) if data.root is not None else None
     if root is None or not root.is_dir():
         raise InputError(f"data.name={data.name} needs data.root: set it to the folder that holds its class folders")
     split = next((root / name for name in VAL_NAMES if (root / name).is_dir()), root)

@@ -22,6 +22,7 @@ from ecoformer.data.sources import data_source
 from ecoformer.data.splits import Splits, held_out
 from ecoformer.data.tables import rows, split_files
 from ecoformer.errors import InputError
+from ecoformer.files import user_path
 
 OPERATORS = ("[MIN", "[MAX", "[MED", "[SM")
 VOCABULARY = (*"0123456789", *OPERATORS, "]")  # symbol s is id s + 1
@@ -41,7 +42,7 @@ def load_listops(data: DataConfig, *, with_train: bool, **_: Any) -> Splits:
     if data.root is None:
         sources, where = generated(data, with_train=with_train), "data=listops"
     else:
-        root = Path(data.root).expanduser()
+        root = user_path(data.root)
         if (imported := load_ids(data, root, vocab_size, digits)) is not None:
             return imported
         sources = {split: read_file(path) for split, path in split_files(root, "basic_{}.tsv").items()}

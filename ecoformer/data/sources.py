@@ -1,7 +1,6 @@
 """Where samples come from: scikit-learn's digits, CIFAR in either layout, and image folders."""
 
 import logging
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from ecoformer.data.folders import VAL_NAMES, read_folders
 from ecoformer.data.splits import LabelledSource as LabelledSource  # plugins import both from here
 from ecoformer.data.splits import Splits as Splits
 from ecoformer.errors import InputError, one_line
+from ecoformer.files import user_path
 
 log = logging.getLogger(__name__)
 IMAGENET_CLASSES = 1000
@@ -116,7 +116,7 @@ def load_cifar(data: DataConfig, *, world_size: int, with_train: bool, **_: Any)
             f"data={name} needs data.root: set it to a folder with {facts.archive}/ or train/CLASS and test/CLASS, "
             "or to an empty folder with data.download=true"
         )
-    path = Path(root).expanduser()
+    path = user_path(root)
     unpacked = (path / facts.archive).is_dir()
     if not unpacked and any((path / split).is_dir() for split in ("train", *VAL_NAMES)):
         found = read_folders(path, with_train=with_train)
@@ -167,7 +167,7 @@ def load_folder(data: DataConfig, *, with_train: bool, **_: Any) -> Splits:
     """Any image folder, ImageNet among them: ROOT/train/CLASS and ROOT/val/CLASS (or ROOT/test/CLASS)."""
     if data.root is None:
         raise InputError(f"data={data.name} needs data.root: set it to the folder that holds train/ and val/")
-    found = read_folders(Path(os.path.expanduser(data.root)), with_train=with_train)
+    found = read_folders(user_path(data.root), with_train=with_train)
     number = len(found.class_names)
     if data.name == "imagenet" and number != IMAGENET_CLASSES:
         held = f"{number} of ImageNet's {IMAGENET_CLASSES} classes"

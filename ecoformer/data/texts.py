@@ -13,6 +13,7 @@ from ecoformer.data.sources import data_source
 from ecoformer.data.splits import Splits, held_out
 from ecoformer.data.tables import SPLITS, TABLES, lines, rows, split_files
 from ecoformer.errors import InputError
+from ecoformer.files import user_path
 
 TEXT_KEY = "text"
 UNLABELLED = "unsup"  # reviews of the IMDb release that belong to no class
@@ -42,7 +43,7 @@ def load_texts(data: DataConfig, **_: Any) -> Splits:
     """Texts of data.root; docs/data.md has the layouts. Raises InputError for whatever is wrong with it."""
     if data.root is None:
         raise InputError("data=text_bytes needs data.root: set it to a folder of texts, a table, or a saved dataset")
-    root = Path(data.root).expanduser()
+    root = user_path(data.root)
     if not root.exists():
         raise InputError(f"data.root={root} does not exist: set data.root to a folder of texts, a table, or a dataset")
     if (imported := load_ids(data, root, BYTES + 1)) is not None:

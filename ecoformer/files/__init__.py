@@ -19,6 +19,14 @@ log = logging.getLogger(__name__)
 ATTEMPTS = 5  # to open a file that others rename
 
 
+def user_path(text: Path | str) -> Path:
+    """A path as a user writes it, ~ for a home. Raises InputError for the home of somebody who is not there."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"{text} lies in nobody's home: write the path in full") from error
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """What fails to be written while this lasts is an InputError, which says why `path` was not and what to do."""
@@ -167,7 +175,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 def refuse_overwriting(sources: Iterable[Any], out: Path | str | None, named: str) -> None:
     """Raise InputError where writing `out`, unless None, would destroy one of `sources` or a file of a run."""
-    out = Path(out or "").expanduser().resolve()
+    out = user_path(out or "").resolve()
     if not out.is_file():
         return
     there = [each for each in sources if isinstance(each, str | Path) and os.path.exists(each)]
@@ -187,7 +195,7 @@ def require_writable(out: Path | str | None, named: str, *, folder: bool = False
     """Raise InputError where `out`, a file or a folder to be, could not be written when the work is done; None can."""
     if out is None:
         return
-    path = Path(out).expanduser()
+    path = user_path(out)
     with writing(path):
         if _is_stream(path):
             return

@@ -119,3 +119,13 @@ def test_a_split_without_labels_is_named(open_data, image_folder: Path, tmp_path
     splits.save_to_disk(str(tmp_path / "hf"))
     message = refusal(lambda: open_data(name="hfds", root=tmp_path / "hf"))
     assert "split test has no labels (label is -1 in every row): set data.val_split to a split that has" in message
+
+
+@pytest.mark.parametrize(
+    "name", ["folder", "imagenet", "imagenet_v2", "cifar10", "webdataset", "hfds", "listops", "text_bytes"]
+)
+def test_a_root_in_nobodys_home_is_refused(open_data, name: str) -> None:
+    root, of = "~nobody.of.this.name/data", {"seq_len": 64} if name in ("listops", "text_bytes") else {}
+    message = f"{root} lies in nobody's home: write the path in full"
+    with_train = name != "imagenet_v2"
+    assert refusal(lambda: open_data(name=name, root=root, with_train=with_train, **of)) == message

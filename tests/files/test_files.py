@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 
 from ecoformer.errors import InputError, counted
-from ecoformer.files import atomic_write, json_text, read_json, write_json, write_text
+from ecoformer.files import (
+    atomic_write,
+    json_text,
+    read_json,
+    require_writable,
+    user_path,
+    write_json,
+    write_text,
+)
 
 FIGURES = {"loss": math.nan, "top1": 50.0, "rates": [math.inf, -math.inf, 1.0], "nested": {"best": math.nan}}
 WRITTEN = {"loss": None, "top1": 50.0, "rates": [None, None, 1.0], "nested": {"best": None}}
@@ -52,3 +60,10 @@ def test_of_two_writers_of_one_file_the_second_is_refused(tmp_path: Path) -> Non
 def test_one_is_no_plural() -> None:
     words = [counted(number, noun) for noun in ("epoch", "class") for number in (0, 1, 2)]
     assert words == ["0 epochs", "1 epoch", "2 epochs", "0 classes", "1 class", "2 classes"]
+
+
+def test_home_is_read_and_nobodys_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert user_path("~/x/~y") == tmp_path / "x" / "~y"
+    with pytest.raises(InputError, match=r"^~nobody.of.this.name/x lies in nobody's home: write the path in full"):
+        require_writable("~nobody.of.this.name/x", "--out")
