@@ -104,8 +104,8 @@ def train_transform(data: DataConfig, augment: AugmentConfig, mean: Sequence[flo
             data.img_size,
             is_training=True,
             use_prefetcher=True,  # leaves normalisation to the batch
-            scale=_pair(augment.scale),
-            ratio=_pair(augment.ratio),
+            scale=augment.scale,  # type: ignore[arg-type]  # timm makes tuples of lists
+            ratio=augment.ratio,  # type: ignore[arg-type]
             hflip=augment.hflip,
             vflip=augment.vflip,
             color_jitter=augment.color_jitter or None,  # type: ignore[arg-type]  # None: no such step
@@ -135,10 +135,6 @@ def train_transform(data: DataConfig, augment: AugmentConfig, mean: Sequence[flo
     if splits:
         return SplitTransform(Compose(place), Compose(to_tensor), Compose([*policy, *to_tensor]), splits)
     return Compose([*place, *policy, *to_tensor])
-
-
-def _pair(bounds: list[float] | None) -> tuple[float, float] | None:
-    return (bounds[0], bounds[1]) if bounds is not None else None
 
 
 @dataclass(eq=False)
