@@ -3,7 +3,7 @@
 Id 0 is padding, symbol s is id s + 1. Shapes: B samples, N tokens of a row, S side of an image in pixels.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -58,9 +58,8 @@ class SequenceSource:
         """The symbols of one sample, all of them."""
         return self.symbols[self.starts[index] : self.starts[index] + self.lengths[index]]
 
-    def ids(self, indices: Iterable[int], seq_len: int, vocab_size: int) -> torch.Tensor:
+    def ids(self, indices: Sequence[int] | np.ndarray, seq_len: int, vocab_size: int) -> torch.Tensor:
         """Ids (B, N), cut or padded to N = `seq_len`, in the smallest integers that hold them."""
-        indices = list(indices)
         rows = np.zeros((len(indices), seq_len), id_type(vocab_size))
         for row, index in zip(rows, indices, strict=True):
             symbols = self.sample(index)[:seq_len]

@@ -10,7 +10,7 @@ import io
 import json
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from glob import glob
@@ -64,7 +64,7 @@ class ShardSource:
             return Image.open(io.BytesIO(os.pread(file.fileno(), size, offset)))
 
 
-def find_shards(root: Path, split: str | None, names: Iterable[str], key: str) -> list[Path]:
+def find_shards(root: Path, split: str | None, names: Sequence[str], key: str) -> list[Path]:
     """The shards of a split, which must all exist.
 
     Args:
@@ -76,7 +76,6 @@ def find_shards(root: Path, split: str | None, names: Iterable[str], key: str) -
     """
     if not root.is_dir():
         raise InputError(f"data.root={root} is not a folder: set data.root to the folder that holds the shards")
-    names = list(names)
     if split is None:
         listed = _listed_splits(root)
         split = next((name for name in names if name in listed), None)
