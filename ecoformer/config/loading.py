@@ -14,6 +14,7 @@ from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
 from ecoformer.config.keys import check_limits, flat, keys_of
 from ecoformer.config.schema import ARCHIVES, SCHEMAS, EvalConfig
 from ecoformer.errors import InputError, first_line
+from ecoformer.files import user_path
 from ecoformer.nn.plugins import load_installed, load_modules
 
 T = TypeVar("T")
@@ -61,13 +62,13 @@ def require_present(config: Any) -> None:
     if given.get("resume", "off").endswith(".pt"):
         names.append(given["resume"])
     for path in filter(None, names):
-        if not Path(path).expanduser().exists():
+        if not user_path(path).exists():
             raise InputError(f"checkpoint {path} does not exist: give the path of a run's last.pt or best.pt")
     root, name = given["data.root"], given["data.name"]
     if root is None or (name is not None and name not in ("imagenet", "folder", *ARCHIVES)):
         return
     # Without a name the data are those of the checkpoint, and may be one file: a table of texts.
-    if not (Path(root).expanduser().is_dir() or (name is None and Path(root).expanduser().is_file())):
+    if not (user_path(root).is_dir() or (name is None and user_path(root).is_file())):
         raise InputError(f"data.root={root} is not a folder: set data.root to the folder of the data")
 
 

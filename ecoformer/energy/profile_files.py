@@ -15,6 +15,7 @@ import yaml
 from ecoformer.energy.profile import Profile
 from ecoformer.energy.profile_reader import BESIDE, PRICED, ProfileReader
 from ecoformer.errors import InputError, first_line
+from ecoformer.files import user_path
 
 PROFILE_FOLDER = Path(__file__).parent / "profiles"
 FOLDER_VARIABLE = "ECOFORMER_PROFILES"
@@ -74,7 +75,7 @@ def _in_full(data: Any, base: Any = None) -> Any:
 
 def _path_of(text: str, beside: Path | None = None) -> Path:
     if text.endswith((".yaml", ".yml", ".json")) or os.sep in text:
-        path = Path(text).expanduser() if beside is None else beside.parent / text
+        path = user_path(text) if beside is None else beside.parent / text
         if not path.is_file():
             raise InputError(f"profile file {path} {'is a folder' if path.is_dir() else 'does not exist'}")
         return path

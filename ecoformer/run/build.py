@@ -4,7 +4,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -36,6 +35,7 @@ from ecoformer.engine.tensorboard_logger import TensorBoardLogger
 from ecoformer.engine.trainer import Trainer
 from ecoformer.engine.wandb_logger import WandbLogger
 from ecoformer.errors import InputError
+from ecoformer.files import user_path
 from ecoformer.model.create import create, has_fixed_size
 from ecoformer.model.layers import require_input
 from ecoformer.nn.base import given
@@ -162,7 +162,7 @@ def known_classes(config: Config, folder: RunDir) -> KnownClasses | None:
     """The classes of the checkpoint that a run goes on or starts from and keeps the classifier of; None without one."""
     path = folder.resume
     if path is None and config.init.checkpoint is not None and not config.init.reset_head:
-        path = checkpoint_in(Path(config.init.checkpoint).expanduser())
+        path = checkpoint_in(user_path(config.init.checkpoint))
         if not is_own(path):
             return None
     if path is None:

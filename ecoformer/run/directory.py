@@ -21,7 +21,7 @@ from ecoformer.data.folders import VAL_NAMES
 from ecoformer.engine import distributed
 from ecoformer.engine.run_files import can_resume, read_intact, results_in, set_earlier_run_aside
 from ecoformer.errors import InputError
-from ecoformer.files import require_writable, write_json, write_text, writing
+from ecoformer.files import require_writable, user_path, write_json, write_text, writing
 from ecoformer.files.run_names import CONFIG, LAST, LAUNCH
 from ecoformer.run.checks import all_settings
 from ecoformer.run.lock import owned, refuse_if_owned, started
@@ -67,7 +67,7 @@ def choose_run_dir(config: Config) -> RunDir:
 def _choose(config: Config, marks: list[str]) -> RunDir:
     if config.resume.lower() in ("false", "no", "none", "0"):
         raise InputError(f"resume={config.resume}: did you mean resume=off, which is the default?")
-    given = None if config.resume in ("off", "auto") else Path(config.resume).expanduser()
+    given = None if config.resume in ("off", "auto") else user_path(config.resume)
     if given is not None and given.is_dir():
         given = given / LAST
     if given is not None and config.resume.lower() in ("true", "yes", "on", "1") and not given.exists():
@@ -98,7 +98,7 @@ def _choose(config: Config, marks: list[str]) -> RunDir:
 
 def keep_out_of_splits(path: Path, root: str | None, named: str) -> None:
     """Raise InputError for what is to be written among the class folders of the data: the next run would read it."""
-    place = os.path.relpath(path.resolve(), Path(root or os.devnull).expanduser().resolve())
+    place = os.path.relpath(path.resolve(), user_path(root or os.devnull).resolve())
     if place.split(os.sep)[0] in ("train", *VAL_NAMES):
         raise InputError(
             f"{named} lies in a split of data.root={root}, where every folder is a class: choose another one"
@@ -172,7 +172,7 @@ def _opened_by(path: Path, marks: list[str]) -> bool:
 
 def _folder(config: Config, default: Path | None) -> Path:
     if config.output_dir is not None:
-        return Path(config.output_dir).expanduser()
+        return user_path(config.output_dir)
     return default or Path("outputs") / config.name / f"{datetime.now():%Y-%m-%d_%H-%M-%S}"
 
 

@@ -1,7 +1,6 @@
 """What train and eval do, from a typed config to what is written and printed."""
 
 from dataclasses import asdict, replace
-from pathlib import Path
 
 from torch import Tensor
 
@@ -12,7 +11,7 @@ from ecoformer.engine import distributed
 from ecoformer.engine.evaluation import evaluate
 from ecoformer.engine.predictions import Predictions, RealLabels
 from ecoformer.errors import InputError
-from ecoformer.files import refuse_overwriting, require_writable, write_json
+from ecoformer.files import refuse_overwriting, require_writable, user_path, write_json
 from ecoformer.files.run_names import SUMMARY
 from ecoformer.report.tables import figure_rows
 from ecoformer.run import summary
@@ -78,7 +77,7 @@ def evaluate_checkpoint(config: EvalConfig) -> float:
         summary.show(figure_rows(figures), title=f"{described.name}: {title}")
         # Afterwards, for a disk may be full.
         if config.out is not None and distributed.is_main():
-            write_json(Path(config.out).expanduser(), figures)
+            write_json(user_path(config.out), figures)
         if predictions is not None and config.details is not None:
-            predictions.write(Path(config.details).expanduser(), data.class_names, data.val_source.name)
+            predictions.write(user_path(config.details), data.class_names, data.val_source.name)
         return result.top1

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import zlib
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from types import FrameType
 
 from hydra import compose, initialize_config_dir
@@ -25,6 +24,7 @@ from ecoformer.config.loading import CONFIGS, load_config
 from ecoformer.config.overrides import quoted
 from ecoformer.config.schema import Config, LaunchConfig
 from ecoformer.errors import InputError, Interrupted, handling
+from ecoformer.files import user_path
 from ecoformer.files.run_names import SUMMARY
 from ecoformer.report.runs import read_summary
 from ecoformer.run import process
@@ -98,7 +98,7 @@ def run_torchrun(cfg: DictConfig, name: str = "train", full_errors: bool = False
     environment.setdefault("OMP_NUM_THREADS", str(max(1, process.available_cores() // nproc)))
     code, signum = supervise(command, environment)
     if code == 0:
-        done = None if folder is None else Path(folder).expanduser()
+        done = None if folder is None else user_path(folder)
         return read_summary(done)["top1"] if done is not None and (done / SUMMARY).exists() else None
     if signum is None:
         job = f"job {HydraConfig.get().job.num}: " if _in_job() else ""

@@ -2,7 +2,6 @@
 
 import statistics
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from ecoformer.engine import distributed
 from ecoformer.engine.hash_update import fit_steps, schedule_line
 from ecoformer.engine.optim import scaled_lr
 from ecoformer.errors import counted
-from ecoformer.files import write_json
+from ecoformer.files import user_path, write_json
 from ecoformer.files.table import energy_text
 from ecoformer.fit.hashes import hash_layers
 from ecoformer.model.layers import attention_layers, token_counts
@@ -31,7 +30,7 @@ def dry_run(run: Run, notes: list[str]) -> None:
     figures = plan_figures(run, probe_run(run) if config.dry_run_probe else None)
     summary.show(launch_plan(run, figures), notes=notes)
     if config.dry_run_out is not None and distributed.is_main():
-        write_json(Path(config.dry_run_out).expanduser(), figures)
+        write_json(user_path(config.dry_run_out), figures)
 
 
 def plan_figures(run: Run, probe: Probe | None = None) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from ecoformer.data.listops import require_apart
 from ecoformer.data.loader import per_channel
 from ecoformer.data.sources import CIFAR, SOURCES
 from ecoformer.errors import InputError
+from ecoformer.files import user_path
 from ecoformer.files.run_names import BEST, LAST
 from ecoformer.model.checkpoint import FORMAT, load_checkpoint, save_checkpoint
 from ecoformer.models.weight_files import format_of
@@ -38,7 +39,7 @@ def read_run(path: Path | str) -> SavedRun:
 
     Raises InputError if it is none, is damaged, or has an unknown config.
     """
-    path = checkpoint_in(Path(path).expanduser())
+    path = checkpoint_in(user_path(path))
     content = load_checkpoint(path)
     saved = content.get("config") or {}
     if not {"settings", "class_names"} <= saved.keys():

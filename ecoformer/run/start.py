@@ -13,6 +13,7 @@ from torch import nn
 
 from ecoformer.config.schema import CompressConfig, Config
 from ecoformer.errors import InputError, counted
+from ecoformer.files import user_path
 from ecoformer.model.checkpoint import evaluated_weights, load_checkpoint, load_weights
 from ecoformer.model.chosen import compress_filter, layer_filter
 from ecoformer.model.convert import convert
@@ -63,7 +64,7 @@ def build_model(
     """
     with_weights = with_weights and resume is None
     if with_weights and config.init.checkpoint is not None:
-        path = checkpoint_in(Path(config.init.checkpoint).expanduser())
+        path = checkpoint_in(user_path(config.init.checkpoint))
         if is_own(path):
             return _from_run(config, read_run(path), num_classes, sequences)
         weights = read_foreign(path, config.init.use_ema)

@@ -15,6 +15,7 @@ from ecoformer.data import DataModule, build_data
 from ecoformer.engine.distributed import device_of
 from ecoformer.engine.evaluation import evaluate
 from ecoformer.errors import InputError
+from ecoformer.files import user_path
 from ecoformer.model.chosen import layer_filter
 from ecoformer.model.convert import FilterFn
 from ecoformer.nn.base import given
@@ -140,7 +141,7 @@ def load_source(
     if pretrained == (checkpoint is not None):
         raise InputError("name the weights to start from: either --checkpoint FILE or --pretrained")
     run = None
-    if checkpoint is not None and (only_msa or is_own(Path(checkpoint).expanduser())):
+    if checkpoint is not None and (only_msa or is_own(user_path(checkpoint))):
         run = read_run(checkpoint)
     config = Config() if run is None else run.config
     if run is not None:

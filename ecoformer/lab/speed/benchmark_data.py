@@ -19,7 +19,7 @@ from ecoformer.config.schema import AugmentConfig, DataConfig, TrainConfig
 from ecoformer.data import DataModule, build_data
 from ecoformer.data.files import Sample, collate, kept_generators, seed_globals
 from ecoformer.errors import InputError
-from ecoformer.files import json_text, write_json
+from ecoformer.files import json_text, user_path, write_json
 from ecoformer.files.table import Column, Table, render
 from ecoformer.lab.speed.throughput import interleaved_seconds
 from ecoformer.run.process import processor
@@ -86,7 +86,7 @@ def timm_loader(args: argparse.Namespace, augment: AugmentConfig, num_classes: i
     options: dict[str, Any] = {key: getattr(augment, key) for key in ("scale", "ratio", "hflip", "auto_augment")}
     options["color_jitter"] = None  # timm's default is not none
     return create_loader(
-        ImageDataset(str(Path(args.root).expanduser() / "train")),
+        ImageDataset(str(user_path(args.root) / "train")),
         input_size=(3, args.img_size, args.img_size),
         batch_size=args.batch_size,
         is_training=True,
