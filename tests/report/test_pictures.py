@@ -11,6 +11,7 @@ from ecoformer import EcoFormerSpec, MSASpec, convert, fit_hashes
 from ecoformer.kinds import SPECS
 from ecoformer.lab.closeness.maps import layer_weights
 from ecoformer.lab.speed.throughput import forward_pass, interleaved_seconds
+from ecoformer.lab.study.plots import plot_front
 from ecoformer.report.figures import legend, panels, style
 from ecoformer.report.training import plot_gap, plot_hash_fits, plot_training_curves, read_fits
 
@@ -116,3 +117,11 @@ def test_one_legend_names_the_curves_of_all_panels_once():
     axes[1].plot([0, 1], [1, 0], label="uniform")
     legend(figure, axes)
     assert [text.get_text() for text in figure.legends[0].texts] == ["msa", "ecoformer", "uniform"]
+
+
+def test_a_long_title_leaves_the_panels_their_width(tmp_path, drawn):
+    row = {"label": "msa", "top1": 70.0, "energy_pj": 2e6, "attention_energy_pj": 1e6}
+    for name, title in (("short", "a study"), ("long", "a study of many words, " * 12)):
+        plot_front([row], tmp_path / f"{name}.png", title)
+    widths = [[axis.get_position().width for axis in drawn[f"{name}.png"].axes] for name in ("short", "long")]
+    assert widths[1] == pytest.approx(widths[0], rel=0.05)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill as wrap
 from typing import Any
 
 from matplotlib.lines import Line2D
@@ -58,7 +59,7 @@ def plot_front(rows: Sequence[Mapping[str, Any]], out: Path, title: str) -> None
         if min(energy for energy, _ in points) > 0 and max(points)[0] > 20 * min(points)[0]:
             axis.set_xscale("log")
         axis.set(xlabel=f"modelled energy, {name}, {unit}", ylabel="top-1 (%)")
-    axes[0].set_title(title, fontsize=9, loc="left")
+    axes[0].set_title(wrap(title, 100), fontsize=9, loc="left")
     fills = {_kind_and_fill(row["label"])[1] for row in rows}
     for how, fill in (("trained on", "full"), *FILLS.items()):
         if fill in fills and len(fills) > 1:
