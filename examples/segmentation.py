@@ -65,7 +65,7 @@ class Segmenter(nn.Module):
 def backbone_of(init):
     """PVTv2-B0 with timm's attention, giving its four maps, with the weights of a run or new ones."""
     if init is None:
-        return create("pvt_v2_b0", features_only=True)
+        return create("pvt_v2_b0", options={"features_only": True})
     run = read_run(init)
     name, kind = run.config.model.name, run.config.attention.get("name", "stock")
     if (name, kind) != ("pvt_v2_b0", "stock"):
