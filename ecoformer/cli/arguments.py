@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from ecoformer.errors import InputError, Interrupted, mistake
-from ecoformer.files import refuse_overwriting, require_writable
+from ecoformer.files import refuse_overwriting, require_writable, user_path
 
 
 class Parser(argparse.ArgumentParser):
@@ -86,18 +86,27 @@ def in_order(words: str, many: int | None = None) -> Callable[[str], list[int]]:
     return parsed
 
 
-def out_file(text: str, folder: bool = False) -> Path:
-    """A type: the path of a file to be written. Raises ArgumentTypeError where it could not be, before any work."""
+def given_path(text: str) -> Path:
+    """A type: the path of what is read, as `user_path`; ArgumentTypeError for its InputError."""
     try:
-        require_writable(text, text, folder=folder)
+        return user_path(text)
     except InputError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
-    return Path(text)
+
+
+def out_file(text: str, folder: bool = False) -> Path:
+    """A type: the path of a file to be written. Raises ArgumentTypeError where it could not be, before any work."""
+    path = given_path(text)
+    try:
+        require_writable(path, text, folder=folder)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return path
 
 
 def out_checkpoint(text: str) -> Path:
     """A type: the path of a checkpoint to be written, as `out_file`; not one that says it is of another format."""
-    if Path(text).suffix.lower() in (".safetensors", ".onnx", ".pt2"):
+    if Path(text).suffix.lower() in (".safetensors", ".npz", ".onnx", ".pt2"):
         raise argparse.ArgumentTypeError(f"{text}: a checkpoint is a .pt file; ecoformer hub and export write others")
     return out_file(text)
 
@@ -176,7 +185,7 @@ def folder_report(about: str | None, metavar: str, out: str, report: str) -> Cal
 
     @script(run, about)
     def main(p: Parser) -> None:
-        p.add_argument("folder", type=Path, metavar=metavar)
+        p.add_argument("folder", type=given_path, metavar=metavar)
         p.add_argument("--out", type=out_folder, help=f"where {out} (default: {metavar})")
 
     return main

@@ -8,12 +8,10 @@ model, attention and classes; of runs with train.ema_decay their averaged weight
 must be the same in all. The result is a checkpoint like best.pt, without figures: it was not evaluated.
 """
 
-from pathlib import Path
-
-from ecoformer.cli.arguments import Parser, out_checkpoint, script
+from ecoformer.cli.arguments import Parser, given_path, out_checkpoint, script
 
 
 @script("ecoformer.run.average", __doc__)
 def main(p: Parser) -> None:
-    p.add_argument("checkpoints", type=Path, nargs="+", metavar="CHECKPOINT")
+    p.add_argument("checkpoints", type=given_path, nargs="+", metavar="CHECKPOINT")
     p.add_argument("--out", type=out_checkpoint, required=True, metavar="FILE.pt")

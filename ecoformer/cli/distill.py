@@ -10,16 +10,17 @@ controls without any attention whose values are fitted alike: where these lose n
 """
 
 import argparse
-from pathlib import Path
 
-from ecoformer.cli.arguments import Parser, out_checkpoint, positive, script, seed, stage_or_pattern
+from ecoformer.cli.arguments import Parser, given_path, out_checkpoint, positive, script, seed, stage_or_pattern
 from ecoformer.errors import InputError
 
 
 @script(__name__, __doc__)
 def main(p: Parser) -> None:
     p.add_argument("--model", help="timm's name; not needed with one of our checkpoints")
-    p.add_argument("--checkpoint", type=Path, metavar="FILE", help="a stock or MSA run's best.pt, or published weights")
+    p.add_argument(
+        "--checkpoint", type=given_path, metavar="FILE", help="a stock or MSA run's best.pt, or published weights"
+    )
     p.add_argument("--pretrained", action="store_true", help="timm's weights")
     p.add_argument("--data", metavar="ROOT", help="data.root; a folder with train/ and val/ by default")
     p.add_argument("--data-name", help="data.name, if it is not an image folder")

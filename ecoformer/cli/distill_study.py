@@ -10,15 +10,13 @@ relative L2 of the attention output, on held-out images; energies picojoules of 
 the end.
 """
 
-from pathlib import Path
-
-from ecoformer.cli.arguments import Parser, out_folder, positive, script, seed
+from ecoformer.cli.arguments import Parser, given_path, out_folder, positive, script, seed
 from ecoformer.cli.distill import add_fit_options
 
 
 @script("ecoformer.lab.closeness.distill_study", __doc__, resumable=True)
 def main(p: Parser) -> None:
-    p.add_argument("--checkpoints", nargs="+", type=Path, required=True, metavar="FILE", help="stock or MSA runs")
+    p.add_argument("--checkpoints", nargs="+", type=given_path, required=True, metavar="FILE", help="stock or MSA runs")
     p.add_argument("--data", metavar="ROOT", help="data.root, if it is not where the runs had it")
     p.add_argument("--attention", nargs="+", default=[], metavar="KIND:key=value,...", help="default: distilled")
     p.add_argument("--num-bits", nargs="+", type=int, default=[], help="short for distilled_hash:num_bits=N")
@@ -28,7 +26,7 @@ def main(p: Parser) -> None:
     p.add_argument("--num-images", nargs="+", type=positive, default=[512], help="training images of the fit")
     add_fit_options(p)
     p.add_argument("--controls", action="store_true", help="measure the controls too, for the first seed of each model")
-    p.add_argument("--beside", type=Path, metavar="FILE", help="table.json of a training study, for front.png")
+    p.add_argument("--beside", type=given_path, metavar="FILE", help="table.json of a training study, for front.png")
     p.add_argument("--keep", type=out_folder, metavar="FOLDER", help="write the distilled models there")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     p.add_argument("--threads", type=positive, default=1, help="CPU threads")

@@ -1,8 +1,6 @@
 """Count, price and compare models. Lists are comma-separated; all combinations are rows. See docs/energy.md."""
 
-from pathlib import Path
-
-from ecoformer.cli.arguments import Parser, names, out_file, out_folder, positives, script, settings
+from ecoformer.cli.arguments import Parser, given_path, names, out_file, out_folder, positives, script, settings
 from ecoformer.config.schema import CONVENTIONS
 from ecoformer.files.table import FORMATS
 
@@ -37,7 +35,7 @@ def main(p: Parser) -> None:
     what.add_argument("--explain", action="store_true", help="from the paper's figure to the audited one, line by line")
     what.add_argument("--show-profile", action="store_true", help="every price and where it comes from")
     what.add_argument(
-        "--calibrate", type=Path, metavar="JSON", help="fit prices to measured joules; see docs/energy.md"
+        "--calibrate", type=given_path, metavar="JSON", help="fit prices to measured joules; see docs/energy.md"
     )
     p.add_argument("--prices", type=names, help="what --calibrate fits: mac, add, bytes or a kind (mac,add,bytes)")
     p.add_argument("--out", type=out_file, metavar="YAML", help="the profile that --calibrate writes")

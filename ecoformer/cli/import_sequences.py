@@ -10,15 +10,14 @@ arrays, lists and dictionaries is unpickled. data=listops reads such files too, 
 """
 
 import argparse
-from pathlib import Path
 
-from ecoformer.cli.arguments import Parser, out_file, script
+from ecoformer.cli.arguments import Parser, given_path, out_file, script
 from ecoformer.errors import InputError
 
 
 @script(__name__, __doc__)
 def main(p: Parser) -> None:
-    p.add_argument("file", type=Path, metavar="FILE")
+    p.add_argument("file", type=given_path, metavar="FILE")
     p.add_argument("--out", type=out_file, metavar="FILE.npz", required=True, help="train.npz, val.npz or test.npz")
 
 

@@ -14,10 +14,9 @@ from __future__ import annotations
 import argparse
 import sys
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ecoformer.cli.arguments import Parser, in_order, out_checkpoint, script
+from ecoformer.cli.arguments import Parser, given_path, in_order, out_checkpoint, script
 from ecoformer.errors import InputError
 from ecoformer.files import json_text
 
@@ -31,7 +30,7 @@ KINDS = ("msa", "ecoformer", "stock")
 
 @script(__name__, __doc__)
 def main(p: Parser) -> None:
-    p.add_argument("file", type=Path, metavar="FILE")
+    p.add_argument("file", type=given_path, metavar="FILE")
     p.add_argument("--model", required=True, help="a timm name, with _msa or _ecoformer where the weights are such")
     p.add_argument(
         "--out", type=out_checkpoint, metavar="FILE.pt", help="checkpoint to write; without it, only the report"
@@ -42,7 +41,9 @@ def main(p: Parser) -> None:
         metavar="N,N,N,N",
         help="per stage (a plain ViT: one number), if the weights do not show them",
     )
-    p.add_argument("--classes", type=Path, metavar="TXT", help="class names, one a line; 1000 classes: ImageNet's")
+    p.add_argument(
+        "--classes", type=given_path, metavar="TXT", help="class names, one a line; 1000 classes: ImageNet's"
+    )
     p.add_argument("--plain", action="store_true", help="as init.use_ema=false: of averaged and plain weights, these")
     p.add_argument("--format", choices=("table", "json"), default="table")
 

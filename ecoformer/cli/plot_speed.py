@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
-from ecoformer.cli.arguments import Parser, out_file, script
+from ecoformer.cli.arguments import Parser, given_path, out_file, script
 from ecoformer.errors import InputError, counted
 from ecoformer.lab.speed.section import read_rows
 from ecoformer.report.figures import draw_growth, legend, panels, save_figure
@@ -24,7 +24,7 @@ PANELS = {
 
 @script(__name__, __doc__)
 def main(p: Parser) -> None:
-    p.add_argument("rows", type=Path, nargs="+", help="JSON rows of benchmark.py")
+    p.add_argument("rows", type=given_path, nargs="+", help="JSON rows of benchmark.py")
     p.add_argument("--out", type=out_file, required=True, metavar="FILE.png")
 
 

@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from ecoformer.cli.arguments import Parser, out_file, script
+from ecoformer.cli.arguments import Parser, given_path, out_file, script
 from ecoformer.errors import InputError
 
 NAME = "report.html"
@@ -18,7 +18,7 @@ NAME = "report.html"
 
 @script(__name__, __doc__)
 def main(p: Parser) -> None:
-    p.add_argument("folder", type=Path, metavar="DIR")
+    p.add_argument("folder", type=given_path, metavar="DIR")
     p.add_argument("--out", type=out_file, metavar="FILE.html", help=f"where it goes (default: DIR/{NAME})")
 
 

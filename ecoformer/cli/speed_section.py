@@ -7,15 +7,15 @@ python scripts/speed_section.py --write results/speed/README.md   # puts it ther
 import argparse
 from pathlib import Path
 
-from ecoformer.cli.arguments import Parser, script
+from ecoformer.cli.arguments import Parser, given_path, script
 from ecoformer.files import read_text, write_text
 from ecoformer.lab.speed.section import replace_section, section
 
 
 @script(__name__, __doc__)
 def main(p: Parser) -> None:
-    p.add_argument("--results", type=Path, default=Path("results/speed"), metavar="FOLDER")
-    p.add_argument("--write", type=Path, metavar="FILE.md", help="replace the section of this document")
+    p.add_argument("--results", type=given_path, default=Path("results/speed"), metavar="FOLDER")
+    p.add_argument("--write", type=given_path, metavar="FILE.md", help="replace the section of this document")
 
 
 def run(args: argparse.Namespace) -> int:

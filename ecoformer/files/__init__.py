@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -20,7 +21,9 @@ ATTEMPTS = 5  # to open a file that others rename
 
 
 def user_path(text: Path | str) -> Path:
-    """A path as a user writes it, ~ for a home. Raises InputError for the home of somebody who is not there."""
+    """A path as a user writes it, ~ for a home. Raises InputError for an address and for a home of nobody's."""
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", str(text)):
+        raise InputError(f"{text} is an address: give a path on this machine, and fetch first what lies elsewhere")
     try:
         return Path(text).expanduser()
     except RuntimeError as error:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from ecoformer.cli.arguments import out_folder
 from ecoformer.cli.main import COMMANDS, main
 from ecoformer.config.faults import describe
 from ecoformer.errors import InputError
@@ -70,6 +71,17 @@ def test_looking_leaves_nothing(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"cannot write .*: File name too long; free space"):
             require_writable(tmp_path / ("a" * 300), "out", folder=folder)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_home_of_an_option_with_an_equals_sign_which_no_shell_expands(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert out_folder("~/new/runs") == tmp_path / "new" / "runs"
+    assert main(["sweep", "~/runs"]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'runs'} is no folder")
+    assert main(["sweep", "s3://bucket/runs"]) == 2
+    assert "s3://bucket/runs is an address" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -67,3 +67,9 @@ def test_home_is_read_and_nobodys_is_refused(monkeypatch: pytest.MonkeyPatch, tm
     assert user_path("~/x/~y") == tmp_path / "x" / "~y"
     with pytest.raises(InputError, match=r"^~nobody.of.this.name/x lies in nobody's home: write the path in full"):
         require_writable("~nobody.of.this.name/x", "--out")
+
+
+@pytest.mark.parametrize("text", ["https://a.org/b.pt", "s3://bucket/run", "file:///tmp/x"])
+def test_an_address_is_no_path(text: str) -> None:
+    with pytest.raises(InputError, match=rf"^{text} is an address: give a path on this machine, and fetch first"):
+        user_path(text)
