@@ -3,7 +3,6 @@
 import argparse
 import importlib
 import math
-import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -135,10 +134,7 @@ def script(run: str | Run, about: str | None, resumable: bool = False) -> Callab
             parser = Parser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
             add_arguments(parser)
             try:
-                # No shell does it behind "=".
-                home, typed = os.path.expanduser("~"), sys.argv[1:] if argv is None else argv
-                words = [re.sub(r"^(--[\w-]+=)~(?=/)", lambda key: key[1] + home, word) for word in typed]
-                args = parser.parse_intermixed_args(words)  # options may stand between
+                args = parser.parse_intermixed_args(argv)  # options may stand between
                 _keep_sources(args)
                 return importlib.import_module(run).run(args) if isinstance(run, str) else run(args)
             except (InputError, OSError) as error:

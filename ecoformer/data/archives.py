@@ -64,7 +64,7 @@ def class_names(data: DataConfig, root: Path, known: list[str] | None, num_class
 
     Raises InputError if nothing says how many classes there are, or two sources disagree.
     """
-    path = root / (data.class_names or CLASSES_FILE)
+    path = root / user_path(data.class_names or CLASSES_FILE)
     if known is not None and data.class_names is None:
         names = known
     elif data.class_names is not None or path.is_file():

@@ -47,9 +47,14 @@ class Column:
     left: bool = False
     wide: bool = False
 
-    def text(self, row: Any) -> str:
+    def value(self, row: Any) -> Any:
+        """The figure in the heading's unit, not rounded; None where the row has none."""
         value = self.of(row) if callable(self.of) else row[self.of]
-        return self.none if value is None else self.form.format(value if self.scale == 1 else value / self.scale)
+        return value if value is None or self.scale == 1 else value / self.scale
+
+    def text(self, row: Any) -> str:
+        value = self.value(row)
+        return self.none if value is None else self.form.format(value)
 
 
 def share(heading: str, of: Any, **options: Any) -> Column:
@@ -106,11 +111,14 @@ class Table:
 
 
 def render(table: Table, format: str, title: str = "", notes: Sequence[str] = ()) -> str:
-    """A table in one of FORMATS, InputError for another; titles and notes are left out of data formats."""
+    """A table in one of FORMATS, InputError for another; titles and notes are left out of data formats.
+
+    JSON holds the figures themselves, CSV their texts.
+    """
     if format not in FORMATS:
         raise InputError(f"format={format!r} does not exist: choose one of {', '.join(FORMATS)}")
     if format == "json":
-        return json_text(table.texts, indent=2)
+        return json_text([{each.heading: each.value(row) for each in table.columns} for row in table.rows], indent=2)
     if format == "csv":
         return to_csv(table.texts)
     return {"table": _terminal, "md": _markdown, "latex": _latex}[format](table, title, notes)

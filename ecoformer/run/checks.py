@@ -33,6 +33,7 @@ ELSEWHERE = {
     "pretrained": "write init.pretrained={}, which is a key of its own",
     "checkpoint_path": "write init.checkpoint={}, which is a key of its own",
     "num_classes": "the data have their own: leave it out",
+    "device": "write device={}, which is a key of its own",
     "features_only": "a run trains a classifier: leave it out",
 }
 

@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from ecoformer.files.table import Column, Table, render, saving, share
 
 COLUMNS = [
@@ -19,8 +21,8 @@ ROWS = [
 def test_every_format_says_the_same():
     table = Table(COLUMNS, ROWS)
     assert json.loads(render(table, "json")) == [
-        {"model": "a_b", "mJ": "2.50", "saved": "73.4 %", "note": "x|y"},
-        {"model": "c", "mJ": "1.00", "saved": "-", "note": ""},
+        {"model": "a_b", "mJ": 2.5, "saved": pytest.approx(73.4), "note": "x|y"},
+        {"model": "c", "mJ": 1.0, "saved": None, "note": None},
     ]
     assert render(table, "csv").splitlines() == ["model,mJ,saved,note", "a_b,2.50,73.4 %,x|y", "c,1.00,-,"]
     assert render(table, "md", "T", ["N"]).splitlines() == [

@@ -26,6 +26,7 @@ BAD = [
     ("+model.kwargs.in_chans=1", "model.kwargs.in_chans=1: write model.in_chans=1, which is a key of its own"),
     ("+model.kwargs.pretrained=true", "write init.pretrained=True, which is a key of its own"),
     ("+model.kwargs.checkpoint_path=a.pth", "write init.checkpoint=a.pth, which is a key of its own"),
+    ("+model.kwargs.device=meta", "write device=meta, which is a key of its own"),
     ("+model.kwargs.num_classes=0", "model.kwargs.num_classes=0: the data have their own: leave it out"),
     ("+model.kwargs.features_only=true", "model.kwargs.features_only=True: a run trains a classifier: leave it out"),
     ("+model.kwargs.name=x", "model.name=pvt_v2_b0 cannot be built with the arguments given"),
