@@ -105,6 +105,9 @@ def _guarded(task: Task, name: str, failures: list[BaseException], empty: set[Pa
         if in_sweep:
             cfg = _in_own_folder(cfg)
         try:
+            for override in () if in_sweep else HydraConfig.get().overrides.hydra:
+                if override.startswith("hydra.sweep."):
+                    raise InputError(f"{override} is for sweeps: add -m, or write output_dir=DIR for one run")
             config: Any = load_config(SCHEMAS[name], cfg)
             require_present(config)
             from ecoformer.run import launch  # loads torch, for which a refused config need not wait
@@ -192,15 +195,12 @@ def _flags_first(argv: list[str], config_name: str) -> list[str]:
         raise InputError(f"--config-path={parsed.config_path}: the package has its own: --config-dir DIR adds yours")
     if parsed.resolve and parsed.cfg is None:
         raise InputError("--resolve goes with --cfg: write --show for the settings as they are used")
-    sweeps = parsed.multirun or any(given.startswith(("hydra/launcher=", "hydra.mode=")) for given in parsed.overrides)
     rest = list(argv)
     for override in parsed.overrides:
         rest.remove(override)
         if override.startswith("hydra.run.dir="):
             folder = f"{'output_dir' if config_name == 'train' else 'details'}={override.partition('=')[2]}"
             raise InputError(f"{override} is the folder of nothing here: write {folder}")
-        if override.startswith(("hydra.sweep.dir=", "hydra.sweep.subdir=")) and not sweeps:
-            raise InputError(f"{override} is for sweeps: add -m, or write output_dir=DIR for one run")
         no_text = re.fullmatch(r"([\w/]+)=(null|true|false|[\d.]+)", override)  # for a group, Hydra fails on it
         if no_text and (options := sorted(path.stem for path in (CONFIGS / no_text[1]).glob("*.yaml"))):
             raise InputError(one_of(no_text[1], no_text[2], options))
