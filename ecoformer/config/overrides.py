@@ -29,8 +29,9 @@ def as_typed(arguments: Iterable[str], schema: type, sweeps: bool = False) -> li
     def kept(argument: str) -> str:
         name, equals, value = argument.partition("=")
         key = keys.get(name.lstrip("+~"))
-        if name.startswith("~") and key is not None and ("." in name or not key.is_group):
-            value = ".KEY=VALUE" if key.is_group else "=null" if key.optional else "=VALUE"
+        if name.startswith("~") and key is not None:  # without its option, a group has the defaults of the schema
+            of_group = ".KEY=VALUE" if "." in name else "=OPTION"
+            value = of_group if key.is_group else "=null" if key.optional else "=VALUE"
             raise InputError(f"{name}: a setting always has a value: write {name[1:]}{value}")
         if equals and not name.strip("+~"):
             raise InputError(f"cannot read the override {argument}: write key=value")

@@ -46,6 +46,7 @@ COMMAND_LINES = [
     ("experiment=digits_msa --config-name eval", ["experiment: the file that --config-name names has no such group"]),
     ("experiment=digits_msa ~model.kwargs", ["~model.kwargs: a setting always has a", "write model.kwargs.KEY=VALUE"]),
     ("experiment=digits_msa ~logger.wandb", ["write logger.wandb.KEY=VALUE"]),
+    ("experiment=digits_msa ~augment", ["~augment: a setting always has a value: write augment=OPTION"]),
     ("experiment=digits_msa schedule.name=none", ["schedule.warmup_epochs=1 has no effect", "set it to 0"]),
     ("experiment=digits_msa train.epochs=abc", ["train.epochs=abc must be a whole number"]),
     ("experiment=digits_msa train.epochs=1.5", ["train.epochs=1.5 must be a whole number"]),

@@ -51,7 +51,7 @@ def test_a_text_is_kept_as_typed_also_when_a_child_reads_it_again(key: str, text
     [
         "name=plain", "name='1e3'", 'name="1e3"', "name=null", "name=", "name=${seed}", "output_dir=runs/${name}",
         "name=range(3)", "attention=glob(*)", "train.epochs=1_0", "train.epochs==3", "+model.kwargs.x=1e3",
-        "data=digits", "~compress", "train.freeze=[head.*,'1e3']", "unknown=1e3",
+        "data=digits", "~experiment", "train.freeze=[head.*,'1e3']", "unknown=1e3",
     ],
 )  # fmt: skip
 def test_what_is_left_alone(argument: str) -> None:
