@@ -6,10 +6,11 @@ Shapes: B batch, H heads, N tokens, C head channels, D model channels.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from typing import Any, ClassVar, Self, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ecoformer.errors import InputError
 from ecoformer.nn.heads import as_attn_mask, join_heads, split_heads
@@ -19,6 +20,7 @@ from ecoformer.nn.specs import SPECS, AttentionSpec, announce
 from ecoformer.ops.precision import as_linears_take
 
 BUILDERS: dict[type[AttentionSpec], type[ReplacementAttention]] = {}
+ForwardT = TypeVar("ForwardT", bound=Callable[..., Any])
 KindT = TypeVar("KindT", bound="type[ReplacementAttention]")
 
 
@@ -41,6 +43,23 @@ def attention_kind(spec: type[AttentionSpec]) -> Callable[[KindT], KindT]:
         return cls
 
     return decorate
+
+
+def one_node(forward: ForwardT) -> ForwardT:
+    """A forward that is one node of a graph of torch.fx, as those of torch's own layers are.
+
+    What runs depends on precision, mode and weights, so it has no graph of its own. The feature extractors of timm and
+    torchvision trace.
+    """
+
+    @wraps(forward)
+    def forward_or_node(self: nn.Module, x: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(x, fx.Proxy):
+            tracer: Any = x.tracer
+            return tracer.create_proxy("call_module", tracer.path_of_module(self), (x, *args), kwargs)
+        return forward(self, x, *args, **kwargs)
+
+    return forward_or_node  # type: ignore[return-value]
 
 
 class ReplacementAttention(nn.Module):
@@ -138,6 +157,7 @@ class ReplacementAttention(nn.Module):
         """What is taken over from the layer that is replaced: projections, then other submodules, by name."""
         return *(role for role in ROLES if role in self.parts), *self.also_carried
 
+    @one_node
     def forward(
         self, x_BND: Tensor, feat_size: Any = None, attn_mask: Tensor | None = None, is_causal: bool = False
     ) -> Tensor:

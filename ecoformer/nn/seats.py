@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ecoformer.errors import InputError
+from ecoformer.nn.base import one_node
 from ecoformer.nn.msa import MSASpec, MultiHeadSelfAttention
 from ecoformer.nn.projections import Projections
 from ecoformer.nn.turned import Rotation
@@ -81,6 +82,7 @@ class Rotary(Seat):
         super().__init__(attn)
         self.rotation = rotation
 
+    @one_node  # a rotation is told where tokens stand, which is no edge of a graph
     def forward(self, x_BND: Tensor, rope: Tensor | None = None, **masks: Any) -> Tensor:
         self.rotation.embedding = rope
         return self.attn(x_BND, **masks)

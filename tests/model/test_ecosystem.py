@@ -8,8 +8,10 @@ import pytest
 import timm
 import torch
 from kind_cases import SPECS, TOKENS, build
+from timm.models._features_fx import create_feature_extractor as extractor_of_timm
 from tiny_models import FAMILIES
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from ecoformer import EcoFormerSpec, convert, fit_hashes
 from ecoformer.kinds import DistilledHashSpec, EcoFormerAttention, make_spec
@@ -160,6 +162,21 @@ def test_sums_of_codes_are_exact_under_autocast(dtype):
         attention.proj.weight.copy_(torch.eye(8))
         attention.proj.bias.zero_()
         assert torch.equal(attention(x).float(), torch.arange(8.0).expand(1, 5001, 8))
+
+
+@pytest.mark.parametrize("extractor", [create_feature_extractor, extractor_of_timm], ids=["torchvision", "timm"])
+@pytest.mark.parametrize("spec", [SPEC, DISTILLED], ids=lambda spec: spec.name)
+@pytest.mark.parametrize("family", ["VisionTransformer", "Eva"])  # rotary positions go beside the tokens
+def test_feature_extractors_trace(family, spec, extractor):
+    model = getattr(timm.models, family)(img_size=32, patch_size=8, embed_dim=24, depth=2, num_heads=3, num_classes=2)
+    images = torch.randn(2, 3, 32, 32)
+    convert(model.eval(), spec)
+    fit_hashes(model, images, seed=0)
+    caught = []
+    model.blocks[0].register_forward_hook(lambda module, args, out: caught.append(out))
+    with torch.no_grad():
+        model(images)
+        torch.testing.assert_close(extractor(model, {"blocks.0": "first"})(images)["first"], caught[0])
 
 
 def test_channels_last(fitted):
