@@ -12,7 +12,7 @@ from ecoformer.energy.values import Endless, is_one_bit, is_power_of_two, names
 
 free(
     names("""
-    view _unsafe_view reshape _reshape_alias view_as t transpose permute expand select slice split split_with_sizes
+    view _unsafe_view _reshape_alias view_as t transpose permute expand select slice split split_with_sizes
     unsafe_split unsafe_split_with_sizes unbind unsqueeze squeeze alias detach as_strided unfold diagonal narrow
     lift_fresh view_as_real view_as_complex empty empty_like empty_strided new_empty new_empty_strided resize
     is_same_size size stride sym_size sym_stride sym_numel sym_storage_offset _local_scalar_dense _assert_async

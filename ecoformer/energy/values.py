@@ -115,7 +115,7 @@ def names(text: str) -> frozenset[str]:
 
 
 KEEPING = names("""
-    view _unsafe_view reshape _reshape_alias t transpose permute expand select slice split split_with_sizes chunk
+    view _unsafe_view _reshape_alias t transpose permute expand select slice split split_with_sizes chunk
     unbind unsqueeze squeeze alias detach unfold diagonal narrow movedim swapaxes lift_fresh clone
     contiguous roll flip repeat index _unsafe_index index_select gather tile flatten unflatten view_as expand_as
     broadcast_to repeat_interleave

@@ -20,7 +20,6 @@ from ecoformer.nn.specs import SPECS, AttentionSpec, announce
 from ecoformer.ops.precision import as_linears_take
 
 BUILDERS: dict[type[AttentionSpec], type[ReplacementAttention]] = {}
-ForwardT = TypeVar("ForwardT", bound=Callable[..., Any])
 KindT = TypeVar("KindT", bound="type[ReplacementAttention]")
 
 
@@ -45,7 +44,7 @@ def attention_kind(spec: type[AttentionSpec]) -> Callable[[KindT], KindT]:
     return decorate
 
 
-def one_node(forward: ForwardT) -> ForwardT:
+def one_node(forward: Callable[..., Any]) -> Any:
     """A forward that is one node of a graph of torch.fx, as those of torch's own layers are.
 
     What runs depends on precision, mode and weights, so it has no graph of its own. The feature extractors of timm and
@@ -59,7 +58,7 @@ def one_node(forward: ForwardT) -> ForwardT:
             return tracer.create_proxy("call_module", tracer.path_of_module(self), (x, *args), kwargs)
         return forward(self, x, *args, **kwargs)
 
-    return forward_or_node  # type: ignore[return-value]
+    return forward_or_node
 
 
 class ReplacementAttention(nn.Module):
