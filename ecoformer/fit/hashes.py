@@ -70,7 +70,7 @@ def fit_hashes(
     Where the layers ask for it (`joint_steps`), all of them are then fitted together (`fit.joint`).
 
     Args:
-        model: its mode is restored; the pass runs in eval mode and without autocast.
+        model: its mode is restored; the pass runs in eval mode, without autocast and not compiled.
         images: (B, 3, S, S), normalised, or token ids (B, N), on the model's device. A joint fit takes them all, layers
             at most their `most_images`. Tokens that the model masks take no part.
         seed: of the anchor draw.
@@ -109,7 +109,7 @@ def fit_hashes(
         if any(report.block == name for report in reports):
             raise InputError(
                 f"{name} runs twice in one forward pass, and can be fitted to one place alone: give every block a "
-                "layer of its own before you convert the model"
+                "layer of its own before you convert the model, or fit a part that runs once (siamese: its backbone)"
             )
         busy = True
         x_BND, others = called_with(args, kwargs)
@@ -119,7 +119,8 @@ def fit_hashes(
         if on_report is not None:
             on_report(reports[-1])
 
-    with eval_mode(model), without_autocast(images), ExitStack() as hooks:
+    eager = torch.compiler.set_stance  # a graph holds no fit, which is within the forward pass
+    with eval_mode(model), without_autocast(images), eager("force_eager"), ExitStack() as hooks:
         for name, module in layers.items():
             hooks.enter_context(module.register_forward_pre_hook(partial(fit_before_forward, name), with_kwargs=True))
         try:
@@ -134,7 +135,7 @@ def fit_hashes(
     if missed := layers.keys() - {report.block for report in reports}:
         raise InputError(f"{min(missed)} did not run in a forward pass: convert the model without it")
     if original is not None:
-        with eval_mode(model), without_autocast(images):
+        with eval_mode(model), without_autocast(images), eager("force_eager"):
             joint = fit_jointly(model, original, images, generator, held_out, on_joint_step)
         if on_joint is not None:
             on_joint(joint)

@@ -3,13 +3,16 @@
 import copy
 import pickle
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import timm
 import torch
 from kind_cases import SPECS, TOKENS, build
+from timm.models import VisionTransformer
 from timm.models._features_fx import create_feature_extractor as extractor_of_timm
 from tiny_models import FAMILIES
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torchvision.models.feature_extraction import create_feature_extractor
 
@@ -118,6 +121,21 @@ def test_compiles_to_machine_code(fitted):
     torch.compiler.reset()
     with torch.no_grad():
         torch.testing.assert_close(torch.compile(model, fullgraph=True)(images), model(images), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "spec", [SPEC, DISTILLED, replace(DISTILLED, joint_steps=2)], ids=["eco", "distilled", "joint"]
+)
+def test_a_compiled_model_is_fitted_as_it_is_without(spec):
+    outs, images = [], torch.randn(2, 3, 32, 32)
+    for wrap in (nn.Sequential, partial(torch.compile, backend="eager")):
+        torch.manual_seed(0)
+        model = VisionTransformer(img_size=32, patch_size=8, embed_dim=24, depth=2, num_heads=3, num_classes=2)
+        convert(model, spec)
+        wrapped = wrap(model)
+        fit_hashes(wrapped, images, seed=0)
+        outs.append(wrapped.eval()(images))
+    torch.testing.assert_close(*outs)
 
 
 def test_whole_model_is_one_graph(fitted):
