@@ -108,7 +108,10 @@ def convert(
         raise InputError(f"{type(model).__name__} is an attention layer: give the model that holds it")
     planned = _plan(layers, spec, filter_fn, rest)
     if not any(wanted is spec for _, wanted in planned):
-        raise InputError(f"the layer filter matches none of {len(layers)} attention layers: {layers[0].name}, ...")
+        remedy = "choose them by filter_fn, as lambda module, name: True (in a config by attention.layers)"
+        default = f"all {len(layers)} are in the last stage, which gets softmax attention by default: {remedy}"
+        none = f"the layer filter matches none of {len(layers)} attention layers: {layers[0].name}, ..."
+        raise InputError(f"convert: no attention layer gets {spec.setting()}: {default}" if filter_fn is None else none)
     for layer, wanted in planned:
         if not wanted.is_met_by(layer.module):
             require_plain(layer.module, layer.where)
@@ -151,7 +154,8 @@ def _plan(
     if filter_fn is not None:
         planned = [(layer, spec if filter_fn(layer.module, layer.name) else rest) for layer in layers]
         return [(layer, wanted) for layer, wanted in planned if wanted is not None]
-    return [(layer, MSASpec() if layer.stage == layer.num_stages > 1 else spec) for layer in layers]
+    last = spec if spec == MSASpec() else MSASpec()
+    return [(layer, last if layer.stage == layer.num_stages > 1 else spec) for layer in layers]
 
 
 def _apart_from_now_on(layers: list[LayerInfo]) -> list[str]:

@@ -184,6 +184,13 @@ def test_filter_chooses_layers():
         convert(model, SMALL, filter_fn=lambda module, name: False)
 
 
+def test_attention_that_is_in_the_last_stage_alone_is_chosen_by_name():
+    model = timm.create_model("fastvit_sa12")
+    with pytest.raises(InputError, match=r"no attention layer gets ecoformer:.*: all 2 are in the last .* filter_fn"):
+        convert(model, SMALL)
+    assert len(convert(model, MSASpec()).replaced) == 2
+
+
 def test_settings_that_do_not_fit_are_refused_and_leave_the_model_alone():
     model = tiny_pvt()
     with pytest.raises(InputError) as error:
