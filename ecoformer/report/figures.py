@@ -1,7 +1,8 @@
 """How figures look: panels, one colour for an attention kind everywhere, one legend; written whole."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -65,11 +66,23 @@ def draw_growth(axis: Axes, points: Iterable[tuple[str, int, float]], xlabel: st
 
 
 def legend(figure: FigureBase, axes: Sequence[Axes], order: Sequence[str] = (), **options: Any) -> None:
-    """One legend beside all panels, each label once; those of `order` alone, if given, in that order."""
+    """One legend beside all panels, each label once; those of `order` alone, if given, in that order.
+
+    `options` are those of `draw_legend`.
+    """
     handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    labels = [label for label in order or handles if label in handles]
+    draw_legend(figure, {label: handles[label] for label in order or handles if label in handles}, **options)
+
+
+def draw_legend(figure: FigureBase, handles: Mapping[str, Any], **options: Any) -> None:
+    """A legend of these artists by their labels; `options` are matplotlib's, for another place or size."""
     placed: dict[str, Any] = {"loc": "outside right upper", "fontsize": 7} | options
-    figure.legend([handles[label] for label in labels], labels, **placed)
+    figure.legend(list(handles.values()), [legend_text(label) for label in handles], **placed)
+
+
+def legend_text(label: str) -> str:
+    """A label as a legend shows it: in lines that leave the panels their width, and no more than three."""
+    return fill(label, 48, max_lines=3, placeholder=" ...", break_on_hyphens=False)
 
 
 def save_figure(figure: Figure, out: Path) -> None:

@@ -77,6 +77,23 @@ def test_defaults_of_different_kinds_are_no_settings_of_a_sweep(tmp_path: Path) 
     assert rows[2]["label"] == "name=distilled_hash, num_bits=8"
 
 
+def test_a_run_is_labelled_by_its_settings_where_these_are_few_and_else_by_its_folder(tmp_path: Path) -> None:
+    for number, compress in enumerate(["none", "low_rank"]):
+        settings = {"attention": {"name": "msa"}, "compress": {"name": compress}, "optim": {"name": f"sgd{number}"}}
+        write_run(tmp_path / "few" / f"{number}", settings, 50.0)
+        write_run(tmp_path / "many" / f"{number}", {f"key_{key}": number for key in range(20)}, 50.0)
+    labels = {}
+    for folder in ("few", "many"):
+        sweep_report(tmp_path / folder, tmp_path / folder)
+        rows = json.loads((tmp_path / folder / "sweep.json").read_text())["rows"]
+        labels[folder] = [row["label"] for row in rows]
+    assert labels["few"] == [
+        "compress.name=none, optim.name=sgd0",
+        "compress.name=low_rank, optim.name=sgd1",
+    ]
+    assert labels["many"] == ["0", "1"]
+
+
 def test_a_sweep_without_a_finished_run_says_so(tmp_path: Path) -> None:
     write_run(tmp_path / "run", {"seed": 0})
     assert "1 run, none finished" in sweep_report(tmp_path, tmp_path)

@@ -9,7 +9,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from ecoformer.files.table import energy_unit
-from ecoformer.report.figures import legend, panels, save_figure, style
+from ecoformer.report.figures import draw_legend, legend, legend_text, panels, save_figure, style
 
 PANELS = (("energy_pj", "whole model"), ("attention_energy_pj", "attention cores alone"))
 FILLS = {"no training": "none", "from scratch": "left"}  # of markers, by how a row's label ends
@@ -40,7 +40,8 @@ def plot_front(rows: Sequence[Mapping[str, Any]], out: Path, title: str) -> None
     were trained share colour and marker.
     """
     kinds = list(dict.fromkeys(_kind_and_fill(row["label"])[0] for row in rows))
-    figure, axes = panels(1, 2, (11, 4.6 + 0.16 * max(0, len(kinds) - 12)))
+    lines = sum(legend_text(kind).count("\n") + 1 for kind in kinds)
+    figure, axes = panels(1, 2, (11, 4.6 + 0.16 * max(0, lines - 12)))
     handles: dict[str, Any] = {}
     for axis, (key, name) in zip(axes, PANELS, strict=True):
         rows = [row for row in rows if row[key] is not None]  # None: no attention recognised
@@ -64,7 +65,7 @@ def plot_front(rows: Sequence[Mapping[str, Any]], out: Path, title: str) -> None
     for how, fill in (("trained on", "full"), *FILLS.items()):
         if fill in fills and len(fills) > 1:
             handles[how] = Line2D([], [], color="grey", marker="o", linestyle="none", fillstyle=fill)  # type: ignore[arg-type]
-    figure.legend(list(handles.values()), list(handles), loc="outside right upper", fontsize=7)
+    draw_legend(figure, handles)
     save_figure(figure, out)
 
 

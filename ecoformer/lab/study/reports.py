@@ -25,6 +25,7 @@ from ecoformer.report.training import plot_gap, plot_training_curves
 
 SWEEP_NOTE = "top-1 of each run's best epoch; energy: modelled, a sample, attention: the cores between the projections"
 ENOUGH_EPOCHS = 5  # for a curve
+LONGEST_LABEL = 96  # characters of the settings of a run in a legend; beyond, its folder tells it from others
 # Top-1 on ImageNet-1K that others measured: EcoFormer as published, stock as timm reports for its weights.
 TOP1 = {
     ("pvt_v2_b0", "ecoformer"): 70.44,
@@ -120,16 +121,15 @@ def sweep_report(folder: Path, out: Path) -> str:
 
 def _sweep_row(run: RunRecord, folder: Path, keys: list[str]) -> dict[str, object]:
     assert run.summary is not None
-    settings = {key: run.settings.get(key) for key in keys}
+    settings, name = {key: run.settings.get(key) for key in keys}, str(run.path.relative_to(folder))
+    last = [key.rpartition(".")[2] for key in keys]
     swept = ", ".join(
-        f"{key.rpartition('.')[2]}={value}" for key, value in settings.items() if key != "seed" and value is not None
+        f"{short if last.count(short) == 1 else key}={settings[key]}"
+        for key, short in zip(keys, last, strict=True)
+        if key != "seed" and settings[key] is not None
     )
-    return {
-        **run.summary,
-        "run": str(run.path.relative_to(folder)),
-        "settings": settings,
-        "label": swept or run.path.name,
-    }
+    label = swept if 0 < len(swept) <= LONGEST_LABEL else name
+    return {**run.summary, "run": name, "settings": settings, "label": label}
 
 
 def report_energy(out: Path) -> int:
