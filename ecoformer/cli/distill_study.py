@@ -1,6 +1,6 @@
 """Many distillations, one row each, kept in OUT/table.json and resumed from it: results/distilled_hash, shift_codes.
 
-    ecoformer distill-study --checkpoints RUN/best.pt ... --data ROOT --seeds 0 1 2 --out OUT \
+    ecoformer distill-study --checkpoints RUN/best.pt ... --data ROOT --seeds 0 1 2 --out OUT \\
         --attention distilled distilled:num_features=32,projection=ternary distilled_hash hedgehog
 
 A row that table.json already holds is not made again. Rows have dataset, model, source (msa or stock), codes, features,

@@ -58,7 +58,7 @@ def _line(name: str, key: Key) -> str:
     elif key.limit is not None:
         words.append(key.limit.words.partition(";")[0])
     head = f"  {name}={_written(key.default)}"
-    return textwrap.fill("; ".join(words), WIDTH, initial_indent=f"{head:<38}  ", subsequent_indent=" " * 40)
+    return textwrap.fill("; ".join(words), WIDTH, initial_indent=f"{head:<38}  ", subsequent_indent=" " * 40) or head
 
 
 def _written(default: Any) -> str:

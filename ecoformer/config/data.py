@@ -88,7 +88,7 @@ class EvalDataConfig:
     name: str | None = key(
         None, "another layout of the same classes, or imagenet_v2, _a, _r, _real", choices=DATA_NAMES
     )
-    root: str | None = key(None, "null, here and below: as in training")
+    root: str | None = key(None, "null, here and below: as in training, or as timm evaluates")
     img_size: int | None = key(None, limit=at_least(1))
     crop_pct: float | None = key(None, limit=FRACTION)
     interpolation: str | None = key(None, choices=INTERPOLATIONS)

@@ -110,7 +110,7 @@ class HashUpdateConfig:
     every: int = key(0, "also every n epochs; 0: never", limit=at_least(0))
     every_steps: int = key(0, "also every n steps; 0: never", limit=at_least(0))
     warmup_steps: int = key(0, "also every `warmup_every` steps while fewer than this many are done", limit=at_least(0))
-    warmup_every: int = key(0, limit=at_least(0))
+    warmup_every: int = key(0, "steps between these", limit=at_least(0))
     freeze_epoch: int | None = key(None, "no fit from this epoch on", limit=FREEZE)
     freeze_step: int | None = key(None, "no fit from this step on", limit=FREEZE)
     num_images: int = key(32, "training images to fit on", limit=at_least(1))

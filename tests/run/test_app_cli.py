@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import is_dataclass
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ from app_helpers import ROOT, compose_config
 from omegaconf import DictConfig, OmegaConf
 
 from ecoformer.cli import app as cli
+from ecoformer.config.keys import keys_of
 from ecoformer.config.loading import unknown_key
-from ecoformer.config.schema import Config
+from ecoformer.config.schema import SCHEMAS, Config
 from ecoformer.errors import Interrupted
 from ecoformer.run.checks import check_config
 
@@ -23,7 +25,9 @@ def test_help(script: str, command: Callable[..., int], capsys: pytest.CaptureFi
     assert command(script, "--help") == 0
     text = capsys.readouterr().out
     assert f"ecoformer {script}" in text and max(map(len, text.splitlines())) <= 100
-    assert "data.img_size=" in text
+    named = {line.split("=")[0].strip() for line in text.splitlines()}
+    keys = keys_of(SCHEMAS[script])
+    assert {name for name, key in keys.items() if not is_dataclass(key.default)} <= named
     if script == "train":
         assert "digits_ecoformer" in text and "schedule.warmup_epochs=0" in text and "at least 1" in text
 
