@@ -9,6 +9,7 @@ _CHANNELS = "it mixes channels, not tokens"
 _LINEAR = "it is linear in the tokens already"
 _POOLED = "its queries are pooled or strided, so it has fewer outputs than inputs"
 _CLASS = "only the class token, or a query of its own, attends"
+_DIFFERENCE = "it is the difference of two softmax attentions"
 _CONVOLVED = "queries, keys or values come out of convolutions or other blocks, not of one Linear each"
 
 _REASONS = {
@@ -35,11 +36,14 @@ _REASONS = {
         "efficientvit_msra.CascadedGroupAttention lowformer.ConvAttention nextvit.EfficientAttention"
     ),
     "its weights come from the token itself, without keys": "volo.OutlookAttention",
+    _DIFFERENCE: "vision_transformer.DiffParallelScalingBlock",
+    "its queries, keys, values and MLP come out of one Linear": "vision_transformer.ParallelScalingBlock",
     "two sets of tokens attend in one block, and what a fit learns from is one": "tnt.Attention",
     "its positions turn queries and keys in a way of its own": "gemma4_vit.Gemma4Attention",
     "it has no attention: focal modulation is a gated convolution": "focalnet.FocalModulation",
 }
 NO_READER = {f"timm.models.{name}": reason for reason, names in _REASONS.items() for name in names.split()}
+NO_READER["timm.layers.diff_attention.DiffAttention"] = _DIFFERENCE
 NO_READER |= {
     f"torchvision.models.swin_transformer.{name}": _BIAS
     for name in ("ShiftedWindowAttention", "ShiftedWindowAttentionV2")

@@ -123,3 +123,17 @@ def test_ecoformer_does_not_turn_back_into_msa():
     convert(model, SMALL)
     with pytest.raises(InputError, match="holds no keys to build MSA from"):
         convert(model, MSASpec())
+
+
+@pytest.mark.parametrize(
+    ("block", "reason"),
+    [
+        ("ParallelScalingBlock", "ParallelScalingBlock: its queries, keys, values and MLP come out of one Linear; "),
+        ("DiffParallelScalingBlock", "DiffParallelScalingBlock: it is the difference of two softmax attentions; "),
+        (None, "DiffAttention: it is the difference of two softmax attentions; "),
+    ],
+)
+def test_a_vit_of_other_blocks_is_told_what_it_lacks(block, reason):
+    how = {"attn_layer": "diff"} if block is None else {"block_fn": getattr(timm.models.vision_transformer, block)}
+    with pytest.raises(InputError, match=f"VisionTransformer has no attention that can be converted: {reason}choose"):
+        convert(tiny_vit(**how), MSASpec())
