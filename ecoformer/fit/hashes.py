@@ -66,6 +66,8 @@ def fit_hashes(
 ) -> list[HashFitReport]:
     """Fit the hash layers (`layers_to_fit`) in one forward pass, each on the features that those before it now produce.
 
+    Fit before a copy is made for an average of weights (ModelEmaV3, AveragedModel): of hash functions there is none.
+
     A layer that has fitted functions keeps them where no image gives finite features, and reports all bits as failed.
     Where the layers ask for it (`joint_steps`), all of them are then fitted together (`fit.joint`).
 
@@ -85,6 +87,8 @@ def fit_hashes(
     """
     require(model, nn.Module, "Module: give a converted model", "fit_hashes: ")
     _require_batches(images, held_out)
+    if name := next((name for name, x in model.named_parameters() if x.is_meta), None):
+        raise InputError(f"fit_hashes: {name} is on meta, without values: load weights first, and convert then")
     layers = layers_to_fit(model)
     if not layers:
         return []

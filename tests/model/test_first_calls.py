@@ -91,6 +91,7 @@ IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
         ({"held_out": IMAGES.numpy()}, r"^fit_hashes: held_out=array"),
         ({"seed": 1.5}, r"^fit_hashes: seed=1\.5 is no whole number"),
         ({"model": "vit_tiny"}, r"^fit_hashes: 'vit_tiny' is no Module"),
+        ({"model": nn.Linear(2, 2, device="meta")}, r"^fit_hashes: weight is on meta, without values: load weights f"),
     ],
     ids=[
         "numpy",
@@ -105,6 +106,7 @@ IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
         "held-out-numpy",
         "seed",
         "name",
+        "model-on-meta",
     ],
 )
 def test_what_a_fit_cannot_take_is_one_line(settings: dict[str, Any], message: str) -> None:
