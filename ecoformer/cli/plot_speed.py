@@ -13,7 +13,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 from ecoformer.cli.arguments import Parser, given_path, out_file, script
 from ecoformer.errors import InputError, counted
 from ecoformer.lab.speed.section import read_rows
-from ecoformer.report.figures import draw_growth, legend, panels, save_figure
+from ecoformer.report.figures import draw_growth, from_zero, legend, panels, save_figure
 
 PANELS = {
     "milliseconds_per_image": "ms per image",
@@ -51,7 +51,8 @@ def figure(rows: list[dict[str, Any]]) -> Figure:
         points = [(row["attention"], row["img_size"], row[key]) for row in rows if row[key]]
         draw_growth(axis, points, "image size, px", label)
         if key == "microseconds_per_token":
-            axis.set(yscale="linear", ylim=(0, None))
+            axis.set_yscale("linear")
+            from_zero(axis, "y")
         else:
             axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axis.yaxis.set_major_formatter(ScalarFormatter())

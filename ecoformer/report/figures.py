@@ -65,6 +65,20 @@ def draw_growth(axis: Axes, points: Iterable[tuple[str, int, float]], xlabel: st
     axis.minorticks_off()
 
 
+def headline(axis: Axes, title: str) -> None:
+    """A title above the first panel of a picture, in lines that end before a legend beside the panels."""
+    axis.set_title("\n".join(fill(line, 72) for line in title.splitlines()), fontsize=9, loc="left")
+
+
+def from_zero(axis: Axes, *directions: str) -> None:
+    """Begin "x" or "y" at 0, or below what is negative, and leave room above; points near each other leave none."""
+    for direction in directions:
+        low, high = getattr(axis.dataLim, f"interval{direction}")
+        if low <= high:  # something is drawn
+            room = 0.06 * (max(high, 0) - min(low, 0) or 1)
+            getattr(axis, f"set_{direction}lim")(low - room if low < 0 else 0, high + room)
+
+
 def legend(figure: FigureBase, axes: Sequence[Axes], order: Sequence[str] = (), **options: Any) -> None:
     """One legend beside all panels, each label once; those of `order` alone, if given, in that order.
 
@@ -82,7 +96,7 @@ def draw_legend(figure: FigureBase, handles: Mapping[str, Any], **options: Any) 
 
 def legend_text(label: str) -> str:
     """A label as a legend shows it: in lines that leave the panels their width, and no more than three."""
-    return fill(label, 48, max_lines=3, placeholder=" ...", break_on_hyphens=False)
+    return fill(label, 64, max_lines=3, placeholder=" ...", break_on_hyphens=False)
 
 
 def save_figure(figure: Figure, out: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, MaxNLocator
 
-from ecoformer.report.figures import legend, panels, save_figure, style
+from ecoformer.report.figures import from_zero, legend, panels, save_figure, style
 from ecoformer.report.runs import read_epochs, read_records
 
 GAPS = (-1, 0, 0.5, 1, 2, 5, 10, 20, 50)  # ticks
@@ -103,9 +103,8 @@ def plot_hash_fits(run_dir: Path, out: Path) -> bool:
         axis.remove()
     held_out = max(fit.get("held_out_images") or 0 for block in fits.values() for fit in block)
     images = f"{held_out} held-out training images" if held_out else "the images of the fit"
-    figure.suptitle(
-        f"Hash functions at every fit, on {images}; dashed: uniform attention, dotted: random hash", fontsize=9
-    )
+    beside = "; dashed: uniform attention, dotted: random hash" if any(floors for *_, floors in known) else ""
+    figure.suptitle(f"Hash functions at every fit, on {images}{beside}", fontsize=9)
     legend(figure, axes[:1])
     save_figure(figure, out)
     return True
@@ -120,8 +119,7 @@ def _panel(axes: Axes, fits: Fits, key: str, floors: dict[str, str]) -> None:
         axes.plot(steps, _values(records, key), color=colour, marker="o", markersize=4, lw=1.4, label=block)
     axes.set_xlabel("optimiser step", fontsize=8)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.margins(y=0.1)
-    axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
+    from_zero(axes, "y")
 
 
 def _values(records: list[dict[str, Any]], key: str) -> list[float]:

@@ -5,14 +5,16 @@ import json
 
 import pytest
 import torch
+from matplotlib.text import Text
 from tiny_models import tiny_pvt
 
 from ecoformer import EcoFormerSpec, MSASpec, convert, fit_hashes
 from ecoformer.kinds import SPECS
 from ecoformer.lab.closeness.maps import layer_weights
+from ecoformer.lab.closeness.quality_report import plot_energy, plot_errors
 from ecoformer.lab.speed.throughput import forward_pass, interleaved_seconds
 from ecoformer.lab.study.plots import plot_front
-from ecoformer.report.figures import legend, panels, style
+from ecoformer.report.figures import from_zero, legend, panels, style
 from ecoformer.report.training import plot_gap, plot_hash_fits, plot_training_curves, read_fits
 
 
@@ -122,8 +124,8 @@ def test_one_legend_names_the_curves_of_all_panels_once():
 def test_long_titles_and_labels_leave_the_panels_their_width(tmp_path, drawn):
     label = ", ".join(f"key_{number}=value" for number in range(20))
     cases = {
-        "short": ("x" * 48, "a study"),
-        "title": ("x" * 48, "a study of many words, " * 12),
+        "short": ("x" * 64, "a study"),
+        "title": ("x" * 64, "a study of many words, " * 12),
         "label": (label, "a study"),
         "labels": (label, "a study"),
     }
@@ -131,8 +133,39 @@ def test_long_titles_and_labels_leave_the_panels_their_width(tmp_path, drawn):
         labels = [f"{number} {words}" for number in range(14)] if name == "labels" else [words]
         figures = {"top1": 70.0, "energy_pj": 2e6, "attention_energy_pj": 1e6}
         plot_front([{"label": label, **figures} for label in labels], tmp_path / f"{name}.png", title)
+        drawn[f"{name}.png"].draw_without_rendering()
         (_, low, _, high) = drawn[f"{name}.png"].legends[0].get_window_extent().extents
         assert low >= 0 and high <= drawn[f"{name}.png"].bbox.height
     widths = {name: [axis.get_position().width for axis in drawn[f"{name}.png"].axes] for name in cases}
     for found in widths.values():
         assert found == pytest.approx(widths["short"], rel=0.1)
+
+
+def test_titles_of_what_codes_are_worth_end_before_the_legend(tmp_path, drawn):
+    blocks = [{"block": f"blocks.{number}.attn", "error": 0.9, "error_uniform": 0.9} for number in range(6)]
+    blocks = [block | {"error_shared_qk": 1.0} for block in blocks]
+    row = {"setting": "ecoformer:" + "key=value," * 12, "blocks": blocks}
+    rows = [row | {"energy": {"paper": {"core_pj": 4e6 + number, "layer_pj": 3e7 + number}}} for number in range(3)]
+    for name, plot in (("errors", plot_errors), ("energy", plot_energy)):
+        plot(rows, tmp_path / f"{name}.png", "vit_tiny_patch16_224 (a model of many words) on cifar10, 32 px " * 2)
+        figure = drawn[f"{name}.png"]
+        figure.draw_without_rendering()  # at the figure's own resolution, not that of the file
+        (box,) = figure.legends
+        right = max(text.get_window_extent().x1 for text in figure.findobj(Text) if "many words" in text.get_text())
+        assert right <= box.get_window_extent().x0
+
+
+@pytest.mark.parametrize("values", [[0.94], [0.94, 0.95], [-0.2, 0.5], [0.0], [5.0, 5.0 + 1e-9]])
+def test_an_axis_from_zero_leaves_room_for_markers(values):
+    _, (axis,) = panels(1, 1, (4, 3))
+    axis.plot(values, values, "o")
+    from_zero(axis, "x", "y")
+    for low, high in (axis.get_xlim(), axis.get_ylim()):
+        assert low == (0 if min(values) >= 0 else pytest.approx(min(values) - 0.042))
+        assert high - max(values) >= 0.05 * (high - low)
+
+
+def test_an_empty_axis_from_zero_stays() -> None:
+    _, (axis,) = panels(1, 1, (4, 3))
+    from_zero(axis, "y")
+    assert axis.get_ylim() == (0, 1)

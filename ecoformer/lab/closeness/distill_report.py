@@ -13,7 +13,7 @@ from ecoformer.lab.closeness import quality_report
 from ecoformer.lab.study.tables import with_spread
 from ecoformer.nn.inputs import takes_sequences
 from ecoformer.nn.specs import SPECS, make_spec
-from ecoformer.report.figures import MARKERS, legend, panels, save_figure, style
+from ecoformer.report.figures import MARKERS, from_zero, headline, legend, panels, save_figure, style
 
 Figures = dict[str, Any]
 SHOWN = ("codes", "num_features", "num_bits", "levels", "projection", "values", "joint_steps")  # options, in a table
@@ -136,7 +136,7 @@ def plot_study(rows: list[Figures], out: Path) -> None:
     lost.axhline(0.33, color="grey", lw=0.8)
     lost.set(ylabel="top-1 lost without training (points); grey: 0.33")
     worst.set(ylabel="worst layer: error / uniform's")
-    worst.set_ylim(bottom=0)
+    from_zero(worst, "y")
     for axis in (lost, worst):
         axis.axvline(1, color="grey", lw=0.8)
         axis.set_xlabel("energy of a sample / EcoFormer's (paper convention)")
@@ -173,7 +173,7 @@ def plot_front(rows: list[Figures], beside: list[Figures], out: Path) -> None:
         axis.plot(*zip(*found, strict=True), linestyle="", label=label, **style(label, number))
     legend(figure, [axis])
     axis.set(xlabel="energy of a sample, µJ (whole model, paper convention)", ylabel="top-1, %")
-    axis.set_title(f"{first['model']} on {first['dataset']}: converted, not trained", fontsize=10, loc="left")
+    headline(axis, f"{first['model']} on {first['dataset']}: converted, not trained")
     save_figure(figure, out)
 
 

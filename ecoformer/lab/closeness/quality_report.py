@@ -7,7 +7,7 @@ from typing import Any
 
 from ecoformer.files import write_json, write_text
 from ecoformer.files.table import Column, Table, markdown, render
-from ecoformer.report.figures import MARKERS, legend, panels, save_figure
+from ecoformer.report.figures import MARKERS, from_zero, headline, legend, panels, save_figure
 
 Row = dict[str, Any]
 QUALITY = "quality.json"
@@ -91,8 +91,9 @@ def plot_errors(rows: Sequence[Row], out: Path, title: str, floors: Mapping[str,
         errors = [block["error"] for block in row["blocks"]]
         axes.plot(places, errors, marker=MARKERS[number % len(MARKERS)], markersize=4, lw=1.2, label=row["setting"])
     axes.set_xticks(list(places), [short_name(block["block"]) for block in blocks], fontsize=8)
-    axes.set(ylabel="error of the attention output\n(relative L2, held-out images)", xlabel="block", title=title)
-    axes.set_ylim(bottom=0)
+    axes.set(ylabel="error of the attention output\n(relative L2, held-out images)", xlabel="block")
+    from_zero(axes, "y")
+    headline(axes, title)
     legend(figure, [axes])
     save_figure(figure, out)
 
@@ -108,9 +109,10 @@ def plot_energy(rows: Sequence[Row], out: Path, title: str) -> None:
             bar = [[mean - min(found)], [max(found) - mean]]
             axis.errorbar(energy, mean, bar, linestyle="", elinewidth=1, label=row["setting"], **look)
         axis.axhline(1, color="black", linestyle="--", lw=0.8, label="uniform attention")
-        axis.set(xlabel=f"{label} (µJ per image)", xlim=(0, None), ylim=(0, None))
+        axis.set(xlabel=f"{label} (µJ per image)")
+        from_zero(axis, "x", "y")
     axes[0].set(ylabel="error / uniform attention's error\nmean over blocks, bar: best to worst block")
-    figure.suptitle(f"{title}\nenergy of the converted layers, paper convention", fontsize=9)
+    headline(axes[0], f"{title}\nenergy of the converted layers, paper convention")
     legend(figure, axes)
     save_figure(figure, out)
 

@@ -2,14 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from textwrap import fill as wrap
 from typing import Any
 
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from ecoformer.files.table import energy_unit
-from ecoformer.report.figures import draw_legend, legend, legend_text, panels, save_figure, style
+from ecoformer.report.figures import draw_legend, from_zero, headline, legend, legend_text, panels, save_figure, style
 
 PANELS = (("energy_pj", "whole model"), ("attention_energy_pj", "attention cores alone"))
 FILLS = {"no training": "none", "from scratch": "left"}  # of markers, by how a row's label ends
@@ -60,7 +59,7 @@ def plot_front(rows: Sequence[Mapping[str, Any]], out: Path, title: str) -> None
         if min(energy for energy, _ in points) > 0 and max(points)[0] > 20 * min(points)[0]:
             axis.set_xscale("log")
         axis.set(xlabel=f"modelled energy, {name}, {unit}", ylabel="top-1 (%)")
-    axes[0].set_title(wrap(title, 100), fontsize=9, loc="left")
+    headline(axes[0], title)
     fills = {_kind_and_fill(row["label"])[1] for row in rows}
     for how, fill in (("trained on", "full"), *FILLS.items()):
         if fill in fills and len(fills) > 1:
@@ -100,7 +99,7 @@ def plot_hash_quality(fits: Mapping[str, Sequence[Mapping[str, Any]]], out: Path
     axis.set(
         xlabel="epochs before the fit" if refitted else "block", ylabel="relative L2 error of the attention output"
     )
-    axis.set_ylim(0, None)
+    from_zero(axis, "y")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     legend(figure, [axis])
     save_figure(figure, out)
