@@ -20,6 +20,19 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message}; see --help")
 
 
+class Help(argparse.RawDescriptionHelpFormatter):
+    """Help that says every option's default, where its own words do not."""
+
+    def add_argument(self, action: argparse.Action) -> None:
+        said = "" if action.help is None else action.help
+        defaults = action.default if isinstance(action.default, list | tuple) else [action.default]
+        known = [default for default in defaults if default not in (None, argparse.SUPPRESS) and default is not False]
+        if action.option_strings and known and "default" not in said:
+            default = (" " if action.nargs else ",").join(map(str, known))
+            action.help = f"{said} (default: {default})".strip().replace("%", "%%")
+        super().add_argument(action)
+
+
 AddArguments = Callable[[Parser], None]
 Run = Callable[[argparse.Namespace], int]
 
@@ -131,7 +144,7 @@ def script(run: str | Run, about: str | None, resumable: bool = False) -> Callab
 
     def decorate(add_arguments: AddArguments) -> Callable[..., int]:
         def main(argv: Sequence[str] | None = None) -> int:
-            parser = Parser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+            parser = Parser(description=about, formatter_class=Help)
             add_arguments(parser)
             try:
                 args = parser.parse_intermixed_args(argv)  # options may stand between

@@ -18,16 +18,18 @@ from ecoformer.cli.arguments import Parser, not_negative, out_file, positive, po
 
 @script("ecoformer.lab.speed.benchmark", __doc__)
 def main(p: Parser) -> None:
-    p.add_argument("--model", help="a timm model name (pvt_v2_b0)")
+    p.add_argument("--model", help="a timm model name; default: pvt_v2_b0")
     p.add_argument("--checkpoint", metavar="RUN", help="a run or its best.pt, beside the same with --attention")
     p.add_argument(
-        "--attention", type=settings, help="KIND[:key=value,...] (stock,msa,ecoformer; beside a checkpoint stock,msa)"
+        "--attention",
+        type=settings,
+        help="KIND[:key=value,...]; default: stock,msa,ecoformer, beside a checkpoint stock,msa",
     )
     p.add_argument(
         "--img-size",
         "--seq-len",
         type=positives,
-        help="pixels or tokens (what the model is made for); several to see the growth",
+        help="pixels or tokens, several to see the growth; default: what the model is made for",
     )
     p.add_argument("--clamp", action="store_true", help="lower anchors to the token count instead of refusing")
     p.add_argument("--batch-size", type=positive, default=32)
@@ -36,7 +38,7 @@ def main(p: Parser) -> None:
     p.add_argument("--device", default="cpu", help="auto, cpu, cuda or cuda:N")
     p.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="the last two by autocast")
     p.add_argument("--channels-last", action="store_true", help="channels-last convolutions and images")
-    p.add_argument("--layer", type=positive, default=0, metavar="N", help="only the N-th attention layer")
+    p.add_argument("--layer", type=positive, default=0, metavar="N", help="only the N-th attention layer; default: all")
     p.add_argument("--rounds", type=positive, default=5)
     p.add_argument("--min-seconds", type=not_negative, default=0.5, help="of a variant's turn in a round")
     p.add_argument("--seed", type=seed, default=0)

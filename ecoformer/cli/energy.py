@@ -7,15 +7,20 @@ from ecoformer.files.table import FORMATS
 
 @script("ecoformer.lab.energy.command", __doc__)
 def main(p: Parser) -> None:
-    p.add_argument("--model", type=names, help="timm model names (pvt_v2_b0)")
+    p.add_argument("--model", type=names, help="timm model names; default: pvt_v2_b0")
     p.add_argument(
         "--checkpoint", type=names, metavar="RUN", help="runs or their best.pt, beside the same with --attention"
     )
     p.add_argument(
-        "--attention", type=settings, help="KIND[:key=value,...] (stock,msa,ecoformer; beside a checkpoint stock,msa)"
+        "--attention",
+        type=settings,
+        help="KIND[:key=value,...]; default: stock,msa,ecoformer, beside a checkpoint stock,msa",
     )
     p.add_argument(
-        "--img-size", "--seq-len", type=positives, help="pixels, or tokens of sequences (what each model is made for)"
+        "--img-size",
+        "--seq-len",
+        type=positives,
+        help="pixels, or tokens of sequences; default: what each model is made for",
     )
     p.add_argument("--num-bits", type=positives, default=[16])
     p.add_argument("--num-anchors", type=positives, default=[25])

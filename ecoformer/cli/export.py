@@ -19,5 +19,5 @@ def main(p: Parser) -> None:
     p.add_argument("--img-size", "--seq-len", type=positive, help="pixels or tokens; default: the model's own")
     p.add_argument("--dynamic-size", action="store_true", help="leave height and width free, by 32 pixels; or tokens")
     p.add_argument("--pretrained", action="store_true", help="timm's weights, with a model name")
-    p.add_argument("--tolerance", type=not_negative, default=1e-3, help="largest difference to eager (1e-3)")
+    p.add_argument("--tolerance", type=not_negative, default=1e-3, help="largest difference to eager")
     p.add_argument("--seed", type=seed, default=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import importlib
 import os
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ecoformer.cli.arguments import out_folder
+from ecoformer.cli.arguments import Help, out_folder
 from ecoformer.cli.main import COMMANDS, main
 from ecoformer.config.faults import describe
 from ecoformer.errors import InputError
@@ -61,6 +62,19 @@ def test_what_cannot_be_written_is_refused_before_the_work(
     kinds += [f"{tmp_path / 'file'} is a file: name a folder" in refused(tmp_path / "file")]
     assert kinds.count(True) == 1
     assert (tmp_path / "file").read_text() == "kept" and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in ("train", "eval")])
+def test_help_says_every_default(command: str, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    defaults: list[object] = []
+    add = Help.add_argument
+    monkeypatch.setattr(Help, "add_argument", lambda self, action: defaults.append(action.default) or add(self, action))
+    with pytest.raises(SystemExit, match="0"):
+        main([command, "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    for default in defaults:
+        if isinstance(default, int | float | str) and not isinstance(default, bool) and default != argparse.SUPPRESS:
+            assert f"default: {default}" in said
 
 
 def test_looking_leaves_nothing(tmp_path: Path) -> None:
