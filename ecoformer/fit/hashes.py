@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import set_stance
 
 from ecoformer.errors import InputError, require
 from ecoformer.fit.compare import compare, eval_mode
@@ -123,8 +124,8 @@ def fit_hashes(
         if on_report is not None:
             on_report(reports[-1])
 
-    eager = torch.compiler.set_stance  # a graph holds no fit, which is within the forward pass
-    with eval_mode(model), without_autocast(images), eager("force_eager"), ExitStack() as hooks:
+    # Eagerly: a graph holds no fit, which is within the forward pass.
+    with eval_mode(model), without_autocast(images), set_stance("force_eager"), ExitStack() as hooks:
         for name, module in layers.items():
             hooks.enter_context(module.register_forward_pre_hook(partial(fit_before_forward, name), with_kwargs=True))
         try:
@@ -139,7 +140,7 @@ def fit_hashes(
     if missed := layers.keys() - {report.block for report in reports}:
         raise InputError(f"{min(missed)} did not run in a forward pass: convert the model without it")
     if original is not None:
-        with eval_mode(model), without_autocast(images), eager("force_eager"):
+        with eval_mode(model), without_autocast(images), set_stance("force_eager"):
             joint = fit_jointly(model, original, images, generator, held_out, on_joint_step)
         if on_joint is not None:
             on_joint(joint)

@@ -107,7 +107,7 @@ def convert(
     if not layers[0].name:
         raise InputError(f"{type(model).__name__} is an attention layer: give the model that holds it")
     planned = _plan(layers, spec, filter_fn, rest)
-    if not any(wanted is spec for _, wanted in planned):
+    if not any(wanted == spec for _, wanted in planned):
         remedy = "choose them by filter_fn, as lambda module, name: True (in a config by attention.layers)"
         default = f"all {len(layers)} are in the last stage, which gets softmax attention by default: {remedy}"
         none = f"the layer filter matches none of {len(layers)} attention layers: {layers[0].name}, ..."
@@ -154,8 +154,7 @@ def _plan(
     if filter_fn is not None:
         planned = [(layer, spec if filter_fn(layer.module, layer.name) else rest) for layer in layers]
         return [(layer, wanted) for layer, wanted in planned if wanted is not None]
-    last = spec if spec == MSASpec() else MSASpec()
-    return [(layer, last if layer.stage == layer.num_stages > 1 else spec) for layer in layers]
+    return [(layer, MSASpec() if layer.stage == layer.num_stages > 1 else spec) for layer in layers]
 
 
 def _apart_from_now_on(layers: list[LayerInfo]) -> list[str]:

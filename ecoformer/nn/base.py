@@ -52,11 +52,11 @@ def one_node(forward: Callable[..., Any]) -> Any:
     """
 
     @wraps(forward)
-    def forward_or_node(self: nn.Module, x: Any, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(x, fx.Proxy):
-            tracer: Any = x.tracer
-            return tracer.create_proxy("call_module", tracer.path_of_module(self), (x, *args), kwargs)
-        return forward(self, x, *args, **kwargs)
+    def forward_or_node(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if args and isinstance(args[0], fx.Proxy):
+            tracer: Any = args[0].tracer
+            return tracer.create_proxy("call_module", tracer.path_of_module(self), args, kwargs)
+        return forward(self, *args, **kwargs)
 
     return forward_or_node
 

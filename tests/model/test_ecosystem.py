@@ -220,6 +220,6 @@ def test_copies_and_pickles_compute_the_same(family, spec):
     model, images = make(), torch.randn(2, 3, size, size)
     convert(model, spec, img_size=size)
     fit_hashes(model, images, seed=0)
-    with torch.no_grad():
+    with torch.no_grad():  # a pickle of what was made here, as spawned processes get it; none is read from a file
         for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
             assert torch.equal(other(images), model(images))
